@@ -1,0 +1,109 @@
+"""Names from outside, made safe to use in paths: sample ids, layer names, image names."""
+from __future__ import annotations
+
+import re
+from urllib.parse import quote, unquote
+
+from storage.errors import InputError
+
+MAX_FILE_NAME = 200
+"""Longest encoded name in bytes: file systems allow 255, and suffixes are added."""
+
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+
+
+def _unprintable(text: str) -> bool:
+    return any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in text)
+
+
+def _percent(character: str) -> str:
+    return f"%{ord(character):02X}"
+
+
+def sample_file(sample: str) -> str:
+    """Encode a sample id as a file name, one to one.
+
+    Letters, digits, ``_ . - ~`` stay; every other UTF-8 byte becomes ``%XX``, and so do a leading dot, a trailing
+    dot and the first letter of names that some systems reserve (``CON``).
+
+    Parameters
+    ----------
+    sample : str
+        Any non-empty text without control characters.
+
+    Returns
+    -------
+    str
+        At most `MAX_FILE_NAME` characters, all ASCII, never ``.`` or ``..``.
+
+    Raises
+    ------
+    InputError
+        If the id is empty, has control characters, or is too long.
+    """
+    if not isinstance(sample, str) or not sample:
+        raise InputError("sample id", expected="a non-empty text", got=repr(sample))
+    if _unprintable(sample):
+        raise InputError("sample id", expected="text without control characters", got=repr(sample))
+    name = quote(sample, safe="")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if name.endswith("."):
+        name = name[:-1] + "%2E"
+    if _RESERVED.fullmatch(name):
+        name = _percent(name[0]) + name[1:]
+    if len(name) > MAX_FILE_NAME:
+        raise InputError(
+            "sample id", expected=f"at most {MAX_FILE_NAME} bytes once encoded", got=f"{len(name)} ({sample[:40]!r}...)",
+            remedy="use a shorter id and keep the long name in annotations",
+        )
+    return name
+
+
+def sample_of_file(name: str) -> str:
+    """Decode what `sample_file` made.
+
+    Parameters
+    ----------
+    name : str
+        File name without suffix.
+
+    Returns
+    -------
+    str
+        The sample id.
+    """
+    return unquote(name)
+
+
+def check_segment(kind: str, name: str) -> str:
+    """Check that a layer or image name can stand as one segment of a Zarr path.
+
+    Parameters
+    ----------
+    kind : str
+        ``"layer"`` or ``"image"``, for the message.
+    name : str
+        The name.
+
+    Returns
+    -------
+    str
+        The name, unchanged.
+
+    Raises
+    ------
+    InputError
+        If the name is empty, has a slash, a backslash or control characters, starts with a dot or ``__``, or is longer
+        than `MAX_FILE_NAME` bytes.
+    """
+    bad = (
+        not isinstance(name, str) or not name or _unprintable(name) or "/" in name or "\\" in name
+        or name.startswith((".", "__")) or len(name.encode()) > MAX_FILE_NAME
+    )
+    if bad:
+        raise InputError(
+            f"{kind} name", got=repr(name)[:80],
+            expected=f"one path segment: no slash, control character, leading dot or '__', at most {MAX_FILE_NAME} bytes",
+        )
+    return name
