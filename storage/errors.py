@@ -36,7 +36,10 @@ from typing import Any, ClassVar
 
 def _restore(cls: type[I2AMError], message: str, state: dict[str, Any]) -> I2AMError:
     """Rebuild a pickled error without running its constructor (the signatures differ between classes)."""
-    error = cls.__new__(cls)
+    solid: type = cls
+    while solid.__module__ != "builtins":  # the built-in whose memory layout the class has: ValueError or OSError
+        solid = solid.__base__ or BaseException
+    error: I2AMError = solid.__new__(cls)
     error.args = (message,)
     error.__dict__.update(state)
     return error

@@ -20,7 +20,7 @@ def _percent(character: str) -> str:
     return f"%{ord(character):02X}"
 
 
-def sample_file(sample: str) -> str:
+def sample_file(sample: object) -> str:
     """Encode a sample id as a file name, one to one.
 
     Letters, digits, ``_ . - ~`` stay; every other UTF-8 byte becomes ``%XX``, and so do a leading dot, a trailing
@@ -76,7 +76,7 @@ def sample_of_file(name: str) -> str:
     return unquote(name)
 
 
-def check_segment(kind: str, name: str) -> str:
+def check_segment(kind: str, name: object) -> str:
     """Check that a layer or image name can stand as one segment of a Zarr path.
 
     Parameters
@@ -97,11 +97,10 @@ def check_segment(kind: str, name: str) -> str:
         If the name is empty, has a slash, a backslash or control characters, starts with a dot or ``__``, or is longer
         than `MAX_FILE_NAME` bytes.
     """
-    bad = (
+    if (
         not isinstance(name, str) or not name or _unprintable(name) or "/" in name or "\\" in name
         or name.startswith((".", "__")) or len(name.encode()) > MAX_FILE_NAME
-    )
-    if bad:
+    ):
         raise InputError(
             f"{kind} name", got=repr(name)[:80],
             expected=f"one path segment: no slash, control character, leading dot or '__', at most {MAX_FILE_NAME} bytes",
