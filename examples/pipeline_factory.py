@@ -1,0 +1,14 @@
+"""A factory such as a research repository would have: it returns a pipeline that is ready to be called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def build(device: str, dtype: str, timestep_spacing: str = "leading") -> Any:
+    """Load the embedded pipeline and space its timesteps another way."""
+    from pipeline.embedded import load_pipeline
+
+    pipe = load_pipeline(device=device, dtype=dtype)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing=timestep_spacing)
+    return pipe

@@ -1,0 +1,87 @@
+"""The Prefect flow behind ``i2am capture``: parameters, progress and results where Prefect shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+
+from flows.capture_job import run_capture
+from flows.config import CaptureConfig
+from flows.progress import Progress, heard_by
+from flows.terminal import human_bytes
+
+
+@task(name="capture samples", cache_policy=NO_CACHE, persist_result=False)
+def capture_samples(config: CaptureConfig) -> dict[str, Any]:
+    """Run or resume the capture, and keep a progress artifact up to date.
+
+    Parameters
+    ----------
+    config
+        The capture.
+
+    Returns
+    -------
+    dict
+        The summary of :func:`flows.capture_job.run_capture`.
+    """
+    logger = get_run_logger()
+    artifact = create_progress_artifact(progress=0.0, key="i2am-capture-progress", description=config.out)
+
+    def listen(event: Progress) -> None:
+        if event.what:
+            logger.info("%s %d/%d: %s", event.stage, event.done, event.total, event.what)
+            update_progress_artifact(artifact_id=artifact, progress=100.0 * event.done / max(event.total, 1))
+
+    with heard_by(listen):
+        summary = run_capture(config)
+    update_progress_artifact(artifact_id=artifact, progress=100.0)
+    return summary
+
+
+@task(name="publish capture", cache_policy=NO_CACHE, persist_result=False)
+def publish_capture(summary: dict[str, Any]) -> None:
+    """Write the result as artifacts: a table of the samples and a summary.
+
+    Parameters
+    ----------
+    summary
+        Of :func:`flows.capture_job.run_capture`.
+    """
+    create_table_artifact(table=summary["samples"], key="i2am-capture-samples", description=summary["run"])
+    create_markdown_artifact(
+        markdown=(
+            f"# {summary['run']}\n\n"
+            f"{summary['captured']} samples captured in {summary['seconds']:.1f} s; "
+            f"{summary['committed']} of {summary['declared']} committed; "
+            f"{human_bytes(summary['bytes'])} in {summary['files']} files."
+        ),
+        key="i2am-capture-summary",
+    )
+
+
+@flow(name="i2am-capture", flow_run_name="capture {config.out}", persist_result=False)
+def capture_flow(config: CaptureConfig) -> dict[str, Any]:
+    """Run or resume a capture.
+
+    Parameters
+    ----------
+    config
+        The capture; paths as seen by the worker.
+
+    Returns
+    -------
+    dict
+        The summary of :func:`flows.capture_job.run_capture`.
+    """
+    summary = capture_samples(config)
+    publish_capture(summary)
+    return summary

@@ -1,0 +1,126 @@
+"""The command line ``i2am``.
+
+Exit status: 0 done; 1 the data is damaged or a check failed; 2 the input is wrong; 130 interrupted. Errors are
+one line on standard error: what, expected, got, remedy. Only a defect of the program itself shows a traceback
+(status 70).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from flows.commands import analyze, capture, demo, imacs, inspect, maps, plan, verify
+from flows.terminal import note, say
+from storage.errors import I2AMError
+
+DEFECT = 70
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+app = typer.Typer(
+    name="i2am",
+    help="Capture the reference attention of a diffusion pipeline once; ask the store forever.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        say(f"i2am {version('i2am')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Capture the reference attention of a diffusion pipeline once; ask the store forever."""
+
+
+for _command in (
+    demo.demo,
+    plan.plan,
+    capture.capture,
+    inspect.inspect,
+    verify.verify,
+    analyze.analyze,
+    maps.maps,
+    imacs.imacs,
+):
+    app.command()(_command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv
+        Arguments without the program's name; None: those of the process.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' deprecations are for developers: python -W shows them
+    try:
+        status = app(args=None if argv is None else list(argv), prog_name="i2am", standalone_mode=False)
+        sys.stdout.flush()
+        return int(status or 0)
+    except I2AMError as error:
+        note(f"i2am: {error}")
+        return error.exit_status
+    except TyperException as error:
+        if message := error.format_message():  # empty after the help of a bare `i2am`
+            note(f"i2am: {message}; see i2am --help")
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        note("i2am: interrupted")
+        return INTERRUPTED
+    except OSError as error:
+        return _operating_system(error)
+    except Exception:  # noqa: BLE001 - the boundary of the program: a defect is shown whole, with a status of its own
+        traceback.print_exc()
+        return DEFECT
+
+
+def _operating_system(error: OSError) -> int:
+    """Put a refusal of the operating system into one line."""
+    if error.errno == errno.EPIPE:
+        # The reader of a pipe left, as `i2am inspect RUN | head` does; stay quiet at interpreter exit too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    where = f"{error.filename}: " if error.filename else ""
+    reasons = {
+        errno.ENOSPC: "no space left on the disk; free some or choose another --out",
+        errno.EDQUOT: "the disk quota is used up; free some or choose another --out",
+        errno.EACCES: "permission denied; change the permissions or choose another path",
+        errno.EPERM: "operation not permitted; change the permissions or choose another path",
+        errno.EROFS: "the file system is read-only; choose another path",
+    }
+    reason = reasons.get(error.errno or 0)
+    if reason is None and isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        reason = f"{os.strerror(error.errno or errno.ENOENT).lower()}; correct the path"
+    if reason is None:
+        traceback.print_exc()
+        return DEFECT
+    note(f"i2am: {where}{reason}")
+    return 2

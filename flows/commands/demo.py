@@ -1,0 +1,107 @@
+"""``i2am demo``: embedded model, capture, analysis, report, each in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.children import run, termination_interrupts
+from flows.server import temporary_server
+from flows.terminal import human_bytes, note, say
+from storage.errors import AlreadyExists
+
+_HEADER = "# Written by i2am demo; i2am capture reads it too."
+_MADE = ("capture.yaml", "run.zarr", "run.zarr.marginals.zarr", "maps.zarr", "tables", "figures", "report")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run, the tables and the report.")] = Path("out/demo"),
+    samples: Annotated[int, typer.Option(min=1, help="Scenes to paint.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Denoiser steps.")] = 20,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what --out holds already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier demo first.")] = False,
+    direct: Annotated[bool, typer.Option("--direct", help="Run without Prefect.")] = False,
+) -> None:
+    """Paint objects from reference images, capture the attention, draw maps, score them, write the report."""
+    started = time.monotonic()
+    config = _prepare(out, samples, steps, resume, overwrite)
+    with termination_interrupts(), _orchestration(direct) as env:
+        captured = _step("capture", [str(config), "--json"], env)
+        clock = time.monotonic()
+        analysed = _step("analyze", [str(out / "run.zarr"), "--out", str(out), "--overwrite", "--json"], env)
+    say(
+        f"captured {captured['captured']} samples in {captured['seconds']:.0f} s "
+        f"({human_bytes(captured['bytes'])}, {captured['files']} files), "
+        f"analysed {analysed['samples']} in {time.monotonic() - clock:.0f} s; "
+        f"{time.monotonic() - started:.0f} s in all"
+    )
+    say(f"report: {out / 'report' / 'index.html'}")
+
+
+def _prepare(out: Path, samples: int, steps: int, resume: bool, overwrite: bool) -> Path:
+    """Make the folder and write the capture's configuration into it."""
+    config = out / "capture.yaml"
+    existing = [name for name in _MADE if (out / name).exists()]
+    if existing and overwrite and _is_ours(config):
+        for name in existing:
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif existing and not (resume and _is_ours(config)):
+        ours = _is_ours(config)
+        raise AlreadyExists(
+            f"{out} holds {', '.join(existing)} already",
+            remedy="go on with --resume, start again with --overwrite, or choose another --out"
+            if ours
+            else "no demo wrote these; choose another --out",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    # JSON is YAML; held-out scenes begin at a million, training stays below.
+    settings = {
+        "out": "run.zarr",
+        "pipeline": "embedded",
+        "samples": {"scenes": {"count": samples, "first_seed": 1_000_000}},
+        "call": {"num_inference_steps": steps},
+        "batch_size": min(samples, 4),
+    }
+    lines = [_HEADER, *(f"{key}: {json.dumps(value)}" for key, value in settings.items()), ""]
+    config.write_text("\n".join(lines), encoding="utf-8")
+    return config
+
+
+def _is_ours(config: Path) -> bool:
+    return config.is_file() and config.read_text(encoding="utf-8", errors="replace").startswith(_HEADER)
+
+
+@contextmanager
+def _orchestration(direct: bool) -> Iterator[Mapping[str, str]]:
+    """Give the environment of the steps: with Prefect's temporary server where Prefect is installed."""
+    if direct or importlib.util.find_spec("prefect") is None:
+        yield os.environ
+        return
+    note("starting Prefect's temporary server")
+    with tempfile.TemporaryDirectory(prefix="i2am-prefect-") as home, temporary_server(Path(home)) as env:
+        yield env
+
+
+def _step(command: str, arguments: list[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Run one command in a process of its own and read its JSON; its errors are already on standard error."""
+    direct = [] if "PREFECT_API_URL" in env else ["--direct"]
+    status, output = run([sys.executable, "-m", "flows", command, *arguments, *direct], env=env)
+    if status < 0:
+        note(f"i2am: {command} was ended by signal {-status}; i2am demo --resume goes on from what is committed")
+        raise typer.Exit(128 - status)
+    if status:
+        raise typer.Exit(status)
+    document: dict[str, Any] = json.loads(output)
+    return document

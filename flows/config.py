@@ -1,0 +1,122 @@
+"""What a capture and an analysis are told: the configuration files' shape, checked before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from flows.selection import Selection
+
+
+class Strict(BaseModel):
+    """Base of every configuration model: no unknown key, no change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class EmbeddedSource(Strict):
+    """The trained pipeline that comes with the project."""
+
+    kind: Literal["embedded"] = "embedded"
+
+
+class PretrainedSource(Strict):
+    """A diffusers pipeline from a local folder or a hub id; weights are read from safetensors alone."""
+
+    kind: Literal["pretrained"]
+    location: Annotated[str, Field(min_length=1, description="folder or hub id")]
+    class_name: Annotated[str, Field(alias="class", min_length=1, description="pipeline class of diffusers")]
+    revision: str | None = None
+    variant: str | None = None
+    trust_remote_code: bool = False
+
+
+class FactorySource(Strict):
+    """A pipeline made by the user's own function ``module:function(device=..., dtype=..., **arguments)``."""
+
+    kind: Literal["factory"]
+    function: Annotated[
+        str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:function")
+    ]
+    arguments: dict[str, Any] = {}
+    folder: Annotated[Path | None, Field(description="where the module is looked for first")] = None
+
+
+def _shorthand(value: Any) -> Any:
+    """``pipeline: embedded`` stands for ``pipeline: {kind: embedded}``."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+PipelineSource: TypeAlias = Annotated[
+    EmbeddedSource | PretrainedSource | FactorySource, Field(discriminator="kind"), BeforeValidator(_shorthand)
+]
+
+
+class Scenes(Strict):
+    """Procedural scenes of the embedded model, one for each seed."""
+
+    count: Annotated[int, Field(ge=1)]
+    first_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Samples(Strict):
+    """Where the samples come from: exactly one of ``scenes`` and ``manifest``."""
+
+    scenes: Scenes | None = None
+    manifest: Path | None = None
+    limit: Annotated[int | None, Field(ge=1, description="first N rows of the manifest")] = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Samples:
+        if (self.scenes is None) == (self.manifest is None):
+            raise ValueError("exactly one of scenes and manifest")
+        if self.limit is not None and self.manifest is None:
+            raise ValueError("limit together with manifest only")
+        return self
+
+
+class CaptureConfig(Strict):
+    """One capture: which pipeline, which samples, what to keep, where to write it.
+
+    Relative paths are read from the folder of the configuration file.
+    """
+
+    out: Annotated[str, Field(min_length=1, description="the run: a folder NAME.zarr or a URL")]
+    pipeline: PipelineSource
+    samples: Samples
+    call: Annotated[dict[str, Any], Field(description="arguments of the pipeline's call")] = {}
+    inputs: Annotated[
+        dict[str, Literal["source", "reference", "mask"]] | None,
+        Field(description="call argument -> image of the sample; None: known from the pipeline's class"),
+    ] = None
+    seed: Annotated[int, Field(ge=0, description="of samples that name none of their own: seed + position")] = 0
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    adapter: str | None = None
+    roles: Annotated[list[Literal["cond", "uncond"]], Field(min_length=1)] = ["cond"]
+    layers: Annotated[list[str] | None, Field(min_length=1, description="names or patterns")] = None
+    steps: Selection | None = None
+    heads: Selection | None = None
+    representation: Literal["auto", "factors", "scores"] = "auto"
+    device: str = "cpu"
+    dtype: Literal["float16", "bfloat16", "float32"] = "float32"
+    storage_options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _scenes_need_the_embedded_pipeline(self) -> CaptureConfig:
+        if self.samples.scenes is not None and self.pipeline.kind == "pretrained":
+            raise ValueError("samples.manifest for a pretrained pipeline; scenes are the embedded model's")
+        return self
+
+
+class AnalysisConfig(Strict):
+    """One analysis: what to draw from a run and how."""
+
+    layers: Annotated[list[str] | None, Field(min_length=1)] = None
+    samples: Annotated[list[str] | None, Field(min_length=1)] = None
+    steps: Selection | None = None
+    heads: Selection | None = None
+    time_groups: Annotated[int, Field(ge=1)] = 5
+    penalty: Annotated[float, Field(ge=0, description="weight of attention outside the mask in IMACS")] = 3.0
+    workers: Annotated[int | None, Field(ge=1, description="threads; None: one for each core")] = None

@@ -1,0 +1,52 @@
+"""The facts of a run as plain data, for people and for programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from storage import Run
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Collect what a run holds without reading any of its arrays.
+
+    Parameters
+    ----------
+    run
+        An open run.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``path``, ``run_id``, ``samples`` (declared, committed, missing), ``steps``, ``timesteps``,
+        ``images``, ``layers``, ``bytes`` and ``files`` of the committed samples, ``provenance`` (short texts).
+    """
+    committed = set(run.samples)
+    files = [entry for sample in run.samples for entry in run.record(sample)["files"].values()]
+    return {
+        "path": str(run.path),
+        "run_id": run.attrs.get("run_id"),
+        "samples": {
+            "declared": len(run.declared),
+            "committed": len(run.samples),
+            "missing": [sample for sample in run.declared if sample not in committed],
+        },
+        "steps": len(run.timesteps),
+        "timesteps": list(run.timesteps),
+        "images": list(run.images),
+        "layers": [layer.to_json() for layer in run.layers.values()],
+        "files": len(files),
+        "bytes": sum(entry["bytes"] for entry in files),
+        "provenance": _provenance(run.attrs),
+    }
+
+
+def _provenance(attrs: dict[str, Any]) -> dict[str, str]:
+    """Short facts about where the run comes from: single values, without what is shown elsewhere."""
+    elsewhere = {"digest", "metadata", "layers", "samples", "timesteps"}
+    return {
+        key: str(value)
+        for key, value in attrs.items()
+        if key not in elsewhere and isinstance(value, (str, int, float, bool)) and len(str(value)) <= 200
+    }

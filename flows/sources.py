@@ -1,0 +1,152 @@
+"""Build the pipeline that a configuration names: embedded, pretrained, or made by the user's own function."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from flows.config import CaptureConfig, FactorySource, PretrainedSource
+from storage.errors import CaptureError, ConfigError, MissingDependency, NotFound, UnknownName
+
+_INPUTS = {
+    "ReferencePainter": {"image": "source", "mask_image": "mask", "reference_image": "reference"},
+    "PaintByExamplePipeline": {"image": "source", "mask_image": "mask", "example_image": "reference"},
+    "StableDiffusionImageVariationPipeline": {"image": "reference"},
+}
+"""Pipeline class to its call's image arguments, and the image of a sample that each takes."""
+
+
+def load_pipeline(config: CaptureConfig) -> Any:
+    """Load the pipeline, on its device, with its own progress bar off.
+
+    Parameters
+    ----------
+    config
+        The capture.
+
+    Returns
+    -------
+    diffusers.DiffusionPipeline or any callable
+        Ready to be called.
+
+    Raises
+    ------
+    MissingDependency
+        If the ``capture`` extra is not installed.
+    ConfigError, NotFound, UnknownName, CaptureError
+        If the source cannot be loaded as described.
+    """
+    for package in ("torch", "diffusers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(f"capture needs {package}", remedy="pip install 'i2am[capture]'")
+    _check_device(config.device)
+    source = config.pipeline
+    if isinstance(source, PretrainedSource):
+        pipe = _pretrained(source, config.device, config.dtype)
+    elif isinstance(source, FactorySource):
+        pipe = _factory(source, config.device, config.dtype)
+    else:
+        from pipeline.embedded import load_pipeline as embedded
+
+        pipe = embedded(device=config.device, dtype=config.dtype)
+    if hasattr(pipe, "set_progress_bar_config"):
+        pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str]:
+    """Find which argument of the pipeline's call takes which image of a sample.
+
+    Returns
+    -------
+    dict of str to str
+        Argument name to ``source``, ``reference`` or ``mask``.
+
+    Raises
+    ------
+    ConfigError
+        If the class is not known and the configuration does not say.
+    """
+    if config.inputs is not None:
+        return dict(config.inputs)
+    for cls in type(pipe).__mro__:
+        if cls.__name__ in _INPUTS:
+            return dict(_INPUTS[cls.__name__])
+    raise ConfigError(
+        f"inputs of {type(pipe).__name__}",
+        expected="which call argument takes which image, such as {image: source, mask_image: mask}",
+        got="nothing",
+        remedy="add 'inputs' to the configuration",
+    )
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ConfigError("device", expected="cpu, cuda, cuda:1, mps, ...", got=repr(device)) from None
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            "device", expected=f"one of {torch.cuda.device_count()} CUDA devices", got=device, remedy="use device: cpu"
+        )
+
+
+def _pretrained(source: PretrainedSource, device: str, dtype: str) -> Any:
+    import diffusers
+    import torch
+
+    cls = getattr(diffusers, source.class_name, None)
+    if cls is None and not source.trust_remote_code:
+        known = [name for name in dir(diffusers) if name.endswith("Pipeline")]
+        raise UnknownName("pipeline class of diffusers", source.class_name, known)
+    options: dict[str, Any] = {"revision": source.revision, "variant": source.variant}
+    if source.trust_remote_code:
+        options |= {"trust_remote_code": True, "custom_pipeline": source.location}
+        cls = cls or diffusers.DiffusionPipeline
+    folder = Path(source.location)
+    if (folder.is_absolute() or source.location.startswith(".")) and not folder.is_dir():
+        raise NotFound(f"pipeline folder {folder} does not exist", remedy="correct pipeline.location")
+    try:
+        pipe = cls.from_pretrained(
+            source.location, torch_dtype=getattr(torch, dtype), use_safetensors=True, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"pipeline.location {source.location!r}",
+            expected=f"a {source.class_name} with safetensors weights",
+            got=" ".join(str(error).split())[:200],
+        ) from error
+    return pipe.to(device)
+
+
+def _factory(source: FactorySource, device: str, dtype: str) -> Any:
+    module_name, _, name = source.function.partition(":")
+    if source.folder is not None:
+        sys.path.insert(0, str(source.folder))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise ConfigError(
+            f"pipeline.function {source.function!r}",
+            expected="a module on the Python path or beside the configuration",
+            got=f"no module named {error.name!r}",
+        ) from None
+    finally:
+        if source.folder is not None:
+            sys.path.remove(str(source.folder))
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UnknownName(f"function in {module_name}", name, [n for n in vars(module) if not n.startswith("_")])
+    pipe = function(device=device, dtype=dtype, **source.arguments)
+    if not callable(pipe):
+        raise CaptureError(
+            f"pipeline.function {source.function!r}", expected="a callable pipeline", got=type(pipe).__name__
+        )
+    return pipe

@@ -1,0 +1,73 @@
+"""I²AM: capture the reference attention of an image-to-image diffusion pipeline once, ask the store forever.
+
+The front door: the public names of the four packages, loaded when they are used. Without the ``capture`` extra
+everything but ``capture`` works.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from storage.lazy import attach
+
+if TYPE_CHECKING:
+    from analysis import attribution_maps, imacs
+    from pipeline import capture
+    from storage import (
+        AlreadyExists,
+        CaptureError,
+        ConfigError,
+        DamagedRun,
+        DamagedSample,
+        DamageError,
+        EmptyRun,
+        I2AMError,
+        InputError,
+        LayerSpec,
+        MissingDependency,
+        NewerFormat,
+        NoAnswer,
+        NoPermission,
+        NotARun,
+        NotFound,
+        Plan,
+        Run,
+        RunWriter,
+        SampleBusy,
+        ShapeMismatch,
+        Sink,
+        StorageFull,
+        UnknownName,
+        VerifyReport,
+        create_run,
+        open_run,
+        plan,
+        resume_run,
+        verify,
+    )
+
+_STORAGE = (
+    "AlreadyExists", "CaptureError", "ConfigError", "DamageError", "DamagedRun", "DamagedSample", "EmptyRun",
+    "I2AMError", "InputError", "LayerSpec", "MissingDependency", "NewerFormat", "NoAnswer", "NoPermission",
+    "NotARun", "NotFound", "Plan", "Run", "RunWriter", "SampleBusy", "ShapeMismatch", "Sink", "StorageFull",
+    "UnknownName", "VerifyReport", "create_run", "open_run", "plan", "resume_run", "verify",
+)  # fmt: skip
+
+_lazy, __dir__, __all__ = attach(
+    __name__,
+    {
+        **dict.fromkeys(_STORAGE, "storage"),
+        "attribution_maps": "analysis",
+        "imacs": "analysis",
+        "capture": "pipeline",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its package, or the version from the installed metadata."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("i2am")
+    return _lazy(name)
