@@ -1,4 +1,5 @@
 """The store: format, writer, reader, commit, plan and verification. Knows no model and no map."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -6,39 +7,67 @@ from typing import TYPE_CHECKING
 from storage.lazy import attach
 
 if TYPE_CHECKING:
-    from storage.errors import (
-        AlreadyExists,
-        CaptureError,
-        ConfigError,
-        DamagedRun,
-        DamagedSample,
-        DamageError,
-        EmptyRun,
-        I2AMError,
-        InputError,
-        MissingDependency,
-        NewerFormat,
-        NoAnswer,
-        NoPermission,
-        NotARun,
-        NotFound,
-        SampleBusy,
-        ShapeMismatch,
-        StorageFull,
-        UnknownName,
-    )
-    from storage.spec import LayerSpec
+    from storage.create import create_run as create_run
+    from storage.create import resume_run as resume_run
+    from storage.errors import AlreadyExists as AlreadyExists
+    from storage.errors import CaptureError as CaptureError
+    from storage.errors import ConfigError as ConfigError
+    from storage.errors import DamagedRun as DamagedRun
+    from storage.errors import DamagedSample as DamagedSample
+    from storage.errors import DamageError as DamageError
+    from storage.errors import EmptyRun as EmptyRun
+    from storage.errors import I2AMError as I2AMError
+    from storage.errors import InputError as InputError
+    from storage.errors import MissingDependency as MissingDependency
+    from storage.errors import NewerFormat as NewerFormat
+    from storage.errors import NoAnswer as NoAnswer
+    from storage.errors import NoPermission as NoPermission
+    from storage.errors import NotARun as NotARun
+    from storage.errors import NotFound as NotFound
+    from storage.errors import SampleBusy as SampleBusy
+    from storage.errors import ShapeMismatch as ShapeMismatch
+    from storage.errors import StorageFull as StorageFull
+    from storage.errors import UnknownName as UnknownName
+    from storage.read import Block as Block
+    from storage.run import Run as Run
+    from storage.run import open_run as open_run
+    from storage.run_writer import RunWriter as RunWriter
+    from storage.sink import Sink as Sink
+    from storage.spec import LayerSpec as LayerSpec
 
 _ERRORS = (
-    "AlreadyExists", "CaptureError", "ConfigError", "DamageError", "DamagedRun", "DamagedSample", "EmptyRun",
-    "I2AMError", "InputError", "MissingDependency", "NewerFormat", "NoAnswer", "NoPermission", "NotARun", "NotFound",
-    "SampleBusy", "ShapeMismatch", "StorageFull", "UnknownName",
+    "AlreadyExists",
+    "CaptureError",
+    "ConfigError",
+    "DamageError",
+    "DamagedRun",
+    "DamagedSample",
+    "EmptyRun",
+    "I2AMError",
+    "InputError",
+    "MissingDependency",
+    "NewerFormat",
+    "NoAnswer",
+    "NoPermission",
+    "NotARun",
+    "NotFound",
+    "SampleBusy",
+    "ShapeMismatch",
+    "StorageFull",
+    "UnknownName",
 )
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         **dict.fromkeys(_ERRORS, "storage.errors"),
+        "Block": "storage.read",
         "LayerSpec": "storage.spec",
+        "Run": "storage.run",
+        "RunWriter": "storage.run_writer",
+        "Sink": "storage.sink",
+        "create_run": "storage.create",
+        "open_run": "storage.run",
+        "resume_run": "storage.create",
     },
 )

@@ -26,20 +26,23 @@ Grouped by what a handler would do: correct the input, or distrust the data.
 
 Each message is one line: what is wrong; what was expected; what came; what to do about it.
 """
+
 from __future__ import annotations
 
 import difflib
 import errno as _errno
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 
 def _restore(cls: type[I2AMError], message: str, state: dict[str, Any]) -> I2AMError:
     """Rebuild a pickled error without running its constructor (the signatures differ between classes)."""
     solid: type = cls
-    while solid.__module__ != "builtins":  # the built-in whose memory layout the class has: ValueError or OSError
+    while (
+        solid.__module__ != "builtins"
+    ):  # the built-in whose memory layout the class has: ValueError or OSError
         solid = solid.__base__ or BaseException
-    error: I2AMError = solid.__new__(cls)
+    error = cast(I2AMError, cast(Any, solid).__new__(cls))
     error.args = (message,)
     error.__dict__.update(state)
     return error
@@ -133,14 +136,17 @@ class UnknownName(InputError, KeyError):
 
     def __init__(self, kind: str, got: object, known: Iterable[str], *, remedy: str | None = None) -> None:
         names = list(known)
-        shown = ", ".join(repr(name) for name in names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+        shown = ", ".join(repr(name) for name in names[:8]) + (
+            f", ... ({len(names)} in all)" if len(names) > 8 else ""
+        )
         near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.5)
         if remedy is None and near:
             remedy = f"did you mean {near[0]!r}?"
         self.kind = kind
         self.name = str(got)
         super().__init__(
-            f"unknown {kind} {got!r}", expected=f"one of {shown}" if names else f"no {kind} at all: there is none",
+            f"unknown {kind} {got!r}",
+            expected=f"one of {shown}" if names else f"no {kind} at all: there is none",
             remedy=remedy,
         )
 
@@ -236,7 +242,9 @@ class DamagedSample(DamageError):
 
     code = "damaged-sample"
 
-    def __init__(self, sample: str, layer: str | None, what: str = "its data is not what was written") -> None:
+    def __init__(
+        self, sample: str, layer: str | None, what: str = "its data is not what was written"
+    ) -> None:
         self.sample = sample
         self.layer = layer
         self.what = what

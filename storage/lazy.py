@@ -1,4 +1,5 @@
 """Lazy re-exports (PEP 562): a package offers its public names and loads a module only when one is used."""
+
 from __future__ import annotations
 
 import importlib

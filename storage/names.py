@@ -1,4 +1,5 @@
 """Names from outside, made safe to use in paths: sample ids, layer names, image names."""
+
 from __future__ import annotations
 
 import re
@@ -23,8 +24,8 @@ def _percent(character: str) -> str:
 def sample_file(sample: object) -> str:
     """Encode a sample id as a file name, one to one.
 
-    Letters, digits, ``_ . - ~`` stay; every other UTF-8 byte becomes ``%XX``, and so do a leading dot, a trailing
-    dot and the first letter of names that some systems reserve (``CON``).
+    Letters, digits, ``_ . - ~`` stay; every other UTF-8 byte becomes ``%XX``, and so do a leading dot, a
+    trailing dot and the first letter of names that some systems reserve (``CON``).
 
     Parameters
     ----------
@@ -54,7 +55,9 @@ def sample_file(sample: object) -> str:
         name = _percent(name[0]) + name[1:]
     if len(name) > MAX_FILE_NAME:
         raise InputError(
-            "sample id", expected=f"at most {MAX_FILE_NAME} bytes once encoded", got=f"{len(name)} ({sample[:40]!r}...)",
+            "sample id",
+            expected=f"at most {MAX_FILE_NAME} bytes once encoded",
+            got=f"{len(name)} ({sample[:40]!r}...)",
             remedy="use a shorter id and keep the long name in annotations",
         )
     return name
@@ -94,15 +97,22 @@ def check_segment(kind: str, name: object) -> str:
     Raises
     ------
     InputError
-        If the name is empty, has a slash, a backslash or control characters, starts with a dot or ``__``, or is longer
-        than `MAX_FILE_NAME` bytes.
+        If the name is empty, has a slash, a backslash or control characters, starts with a dot or ``__``, or
+        is longer than `MAX_FILE_NAME` bytes.
     """
     if (
-        not isinstance(name, str) or not name or _unprintable(name) or "/" in name or "\\" in name
-        or name.startswith((".", "__")) or len(name.encode()) > MAX_FILE_NAME
+        not isinstance(name, str)
+        or not name
+        or _unprintable(name)
+        or "/" in name
+        or "\\" in name
+        or name.startswith((".", "__"))
+        or len(name.encode()) > MAX_FILE_NAME
     ):
         raise InputError(
-            f"{kind} name", got=repr(name)[:80],
-            expected=f"one path segment: no slash, control character, leading dot or '__', at most {MAX_FILE_NAME} bytes",
+            f"{kind} name",
+            got=repr(name)[:80],
+            expected="one path segment: no slash, no control character, no leading dot or '__', "
+            f"at most {MAX_FILE_NAME} bytes",
         )
     return name

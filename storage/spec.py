@@ -1,4 +1,5 @@
 """`LayerSpec`: what one attention site looks like, as declared when a run is created."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -81,7 +82,9 @@ class LayerSpec:
                 raise self._wrong(field, "(rows, columns)", grid)
             object.__setattr__(self, field, tuple(self._count(field, n, least) for n in grid))
         if (self.ref_grid[0] == 0) != (self.ref_grid[1] == 0) or self.ref < 1:
-            raise self._wrong("ref_grid", "at least one reference token, in the grid or as prefix", self.ref_grid)
+            raise self._wrong(
+                "ref_grid", "at least one reference token, in the grid or as prefix", self.ref_grid
+            )
         for field, choices in (("representation", get_args(Representation)), ("dtype", get_args(DType))):
             if getattr(self, field) not in choices:
                 raise self._wrong(field, "one of " + ", ".join(map(repr, choices)), getattr(self, field))
@@ -166,8 +169,8 @@ class LayerSpec:
         Returns
         -------
         LayerSpec
-            The same layer with `representation` "factors" or "scores" (the cheaper; factors where they are equal,
-            because factors are exact) and a number for `scale`.
+            The same layer with `representation` "factors" or "scores" (the cheaper; factors where they are
+            equal, because factors are exact) and a number for `scale`.
         """
         kind = self.representation
         if kind == "auto":
@@ -207,4 +210,6 @@ class LayerSpec:
         try:
             return cls(**cast(dict[str, Any], {k: v for k, v in data.items() if k in known}))
         except TypeError as error:
-            raise InputError("layer description", expected="the fields of a LayerSpec", got=str(error)) from error
+            raise InputError(
+                "layer description", expected="the fields of a LayerSpec", got=str(error)
+            ) from error

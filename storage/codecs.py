@@ -1,0 +1,151 @@
+"""The codecs that an inner chunk may pass through: their names, their Zarr metadata, and how to run them."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numcodecs import blosc, zstd
+
+from storage.errors import UnknownName
+
+_SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One compression, as a step between ``bytes`` and ``crc32c`` of the inner codec chain.
+
+    Parameters
+    ----------
+    name : str
+        Name in the run's metadata and in `create_run`.
+    kind : {"none", "zstd", "blosc"}
+        What runs.
+    cname : str
+        Blosc's inner compressor.
+    level : int
+        Compression level.
+    shuffle : {"noshuffle", "shuffle", "bitshuffle"}
+        Blosc's filter.
+    """
+
+    name: str
+    kind: Literal["none", "zstd", "blosc"]
+    cname: str = ""
+    level: int = 0
+    shuffle: str = "noshuffle"
+
+    def encode(self, array: np.ndarray[Any, Any]) -> bytes | np.ndarray[Any, Any]:
+        """Compress one inner chunk.
+
+        Parameters
+        ----------
+        array : ndarray
+            C-contiguous, little-endian.
+
+        Returns
+        -------
+        bytes-like
+            Without checksum. The array itself where nothing is compressed.
+        """
+        if self.kind == "blosc":
+            return bytes(blosc.compress(array, self.cname.encode(), self.level, _SHUFFLES[self.shuffle]))
+        if self.kind == "zstd":
+            return bytes(zstd.compress(array, self.level))
+        return array
+
+    def decode(self, data: bytes | memoryview, nbytes: int) -> memoryview:
+        """Decompress one inner chunk.
+
+        Parameters
+        ----------
+        data : bytes-like
+            Without checksum.
+        nbytes : int
+            Bytes that must come out; checked before memory is taken.
+
+        Returns
+        -------
+        memoryview
+            `nbytes` bytes.
+
+        Raises
+        ------
+        ValueError
+            If the data are not what `encode` made, or of another size.
+        """
+        if self.kind == "none":
+            out = memoryview(data)
+        else:
+            if self.kind == "blosc" and bytes(data[4:8]) != struct.pack("<I", nbytes):  # Blosc's own header
+                raise ValueError(f"compressed chunk does not hold {nbytes} bytes")
+            module = blosc if self.kind == "blosc" else zstd
+            try:
+                out = memoryview(module.decompress(data, np.empty(nbytes, np.uint8)))
+            except RuntimeError as error:
+                raise ValueError(str(error)) from error
+        if len(out) != nbytes:
+            raise ValueError(f"chunk holds {len(out)} bytes instead of {nbytes}")
+        return out
+
+
+CODECS: dict[str, Codec] = {
+    codec.name: codec
+    for codec in (
+        Codec("none", "none"),
+        Codec("zstd", "zstd", level=1),
+        Codec("blosc-lz4-shuffle", "blosc", "lz4", 5, "shuffle"),
+        Codec("blosc-lz4-bitshuffle", "blosc", "lz4", 5, "bitshuffle"),
+        Codec("blosc-zstd-shuffle", "blosc", "zstd", 1, "shuffle"),
+        Codec("blosc-zstd-bitshuffle", "blosc", "zstd", 1, "bitshuffle"),
+    )
+}
+"""Every codec that format 1 knows, by name."""
+
+DEFAULT_CODEC = "none"
+"""Chosen by benchmarks/codecs.py; FORMAT.md gives the reason."""
+
+_SHUFFLED = {"none": "blosc-lz4-shuffle", "zstd": "blosc-zstd-shuffle"}
+
+
+def get_codec(name: str) -> Codec:
+    """Return a codec by name.
+
+    Parameters
+    ----------
+    name : str
+        A key of `CODECS`.
+
+    Returns
+    -------
+    Codec
+        The codec.
+
+    Raises
+    ------
+    UnknownName
+        If there is none of that name.
+    """
+    if name not in CODECS:
+        raise UnknownName("codec", name, CODECS)
+    return CODECS[name]
+
+
+def shuffled(name: str) -> str:
+    """Return the codec for bfloat16 values kept in float32, whose two low bytes are zero.
+
+    Parameters
+    ----------
+    name : str
+        The run's codec.
+
+    Returns
+    -------
+    str
+        The same codec if it shuffles bytes or bits, else its nearest relative that does, so that the zero
+        bytes cost next to nothing.
+    """
+    return _SHUFFLED.get(name, name)

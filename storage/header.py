@@ -1,0 +1,269 @@
+"""The root document of a run: everything a reader needs, in one file, checked when it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from storage.codecs import get_codec
+from storage.document import DocumentError, check_digest, parse
+from storage.errors import DamagedRun, I2AMError, InputError, NewerFormat, NotARun, NotFound
+from storage.layout import DEFAULT_SHARD, ArrayLayout, image_layout, layer_layouts, restore_layout
+from storage.location import Location
+from storage.names import check_segment, sample_file
+from storage.spec import LayerSpec
+
+FORMAT = 1
+"""The format that this version writes, and the newest it reads."""
+
+ROOT = "zarr.json"
+"""The root document."""
+
+OWN_KEYS = frozenset(
+    {
+        "format",
+        "run_id",
+        "created",
+        "samples",
+        "timesteps",
+        "layers",
+        "arrays",
+        "codec",
+        "images",
+        "metadata",
+        "digest",
+    }
+)
+"""Entries of ``attributes["i2am"]`` that the store writes; all others are the caller's."""
+
+Timestep = float | int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the root document says.
+
+    Parameters
+    ----------
+    attributes : dict
+        ``attributes["i2am"]`` as stored.
+    layers : dict
+        Layer name to LayerSpec, in declared order, representation decided.
+    layouts : dict
+        Layer name to array name to layout.
+    samples : tuple of str
+        Declared ids.
+    timesteps : tuple of number
+        The scheduler's value for each step.
+    images : dict
+        Image name to (y, x, channel), those declared at creation.
+    """
+
+    attributes: dict[str, Any]
+    layers: dict[str, LayerSpec]
+    layouts: dict[str, dict[str, ArrayLayout]]
+    samples: tuple[str, ...]
+    timesteps: tuple[Timestep, ...]
+    images: dict[str, tuple[int, int, int]]
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return str(self.attributes["run_id"])
+
+    @property
+    def codec(self) -> str:
+        """The run's codec."""
+        return str(self.attributes["codec"])
+
+    def image(self, name: str, shape: Sequence[int]) -> ArrayLayout:
+        """Return the layout of an image array.
+
+        Parameters
+        ----------
+        name : str
+            Image name.
+        shape : sequence of int
+            (y, x, channel).
+
+        Returns
+        -------
+        ArrayLayout
+            One image per shard.
+        """
+        return image_layout(name, image_shape(name, shape), len(self.samples), self.codec)
+
+
+def image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
+    """Check an image shape.
+
+    Parameters
+    ----------
+    name : str
+        Image name.
+    shape : sequence of int
+        Should be (y, x, channel), all at least 1.
+
+    Returns
+    -------
+    tuple of int
+        The shape.
+
+    Raises
+    ------
+    InputError
+        If name or shape are impossible.
+    """
+    check_segment("image", name)
+    numbers = tuple(int(n) for n in shape) if all(hasattr(n, "__index__") for n in shape) else ()
+    if len(numbers) != 3 or min(numbers) < 1:
+        raise InputError(
+            f"image {name!r}: shape", expected="(y, x, channel), each at least 1", got=str(tuple(shape))
+        )
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _missing(location: Location) -> I2AMError:
+    remedy = "check the path, or create a run with create_run"
+    if location.names("commits"):
+        return DamagedRun(
+            f"{location.url}: its root document {ROOT} is missing", remedy="restore it from a copy of the run"
+        )
+    if location.names(""):
+        return NotARun(
+            f"{location.url} is not a run", expected=f"a directory with {ROOT}", got="none", remedy=remedy
+        )
+    return NotFound(f"no run at {location.url}", remedy=remedy)
+
+
+def read_root(location: Location) -> dict[str, Any]:
+    """Read the root document and return ``attributes["i2am"]``, checked byte for byte.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+
+    Returns
+    -------
+    dict
+        The entries.
+
+    Raises
+    ------
+    NotFound, NotARun, NewerFormat, DamagedRun, NoPermission
+        Nothing there; something else there; a later format; damaged; unreadable.
+    """
+    try:
+        raw = location.read(ROOT)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise _missing(location) from None
+    damaged = f"{location.url}: its root document {ROOT} is damaged"
+    try:
+        document = parse(raw)
+    except DocumentError as error:
+        document = None
+        reason = str(error)
+    if document is None:
+        if b'"i2am"' in raw or b'"run_id"' in raw or location.names("commits"):
+            raise DamagedRun(f"{damaged}: {reason}", remedy="restore it from a copy of the run")
+        raise NotARun(
+            f"{location.url} is not a run", expected='attributes["i2am"]', got="another Zarr hierarchy"
+        )
+    attributes = document.get("attributes")
+    own = attributes.get("i2am") if isinstance(attributes, dict) else None
+    if not isinstance(own, dict):
+        if b'"run_id"' in raw or location.names("commits"):
+            raise DamagedRun(
+                f'{damaged}: attributes["i2am"] is missing', remedy="restore it from a copy of the run"
+            )
+        raise NotARun(
+            f"{location.url} is not a run", expected='attributes["i2am"]', got="another Zarr hierarchy"
+        )
+    try:
+        check_digest(own)
+    except DocumentError as error:
+        raise DamagedRun(f"{damaged}: {error}", remedy="restore it from a copy of the run") from error
+    if own.get("format") != FORMAT:
+        if not isinstance(own.get("format"), int) or own["format"] < FORMAT:
+            raise DamagedRun(
+                f"{damaged}: format {own.get('format')!r}", remedy="restore it from a copy of the run"
+            )
+        raise NewerFormat(
+            f"{location.url}: format",
+            expected=f"at most {FORMAT}",
+            got=str(own["format"]),
+            remedy="install a newer i2am",
+        )
+    rest = {k: v for k, v in document.items() if k != "attributes"}
+    if rest != {"zarr_format": 3, "node_type": "group"} or set(attributes or {}) != {"i2am"}:
+        raise DamagedRun(f"{damaged}: unknown entries", remedy="restore it from a copy of the run")
+    return own
+
+
+def interpret(attributes: Mapping[str, Any]) -> Header:
+    """Turn the root's entries into checked objects.
+
+    Parameters
+    ----------
+    attributes : mapping
+        As `read_root` returns them.
+
+    Returns
+    -------
+    Header
+        Layers, layouts, samples, timesteps and images.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If the entries contradict each other.
+    """
+    samples = tuple(attributes["samples"])
+    for sample in samples:
+        sample_file(sample)
+    timesteps = tuple(attributes["timesteps"])
+    get_codec(attributes["codec"])
+    layers: dict[str, LayerSpec] = {}
+    layouts: dict[str, dict[str, ArrayLayout]] = {}
+    for entry in attributes["layers"]:
+        spec = LayerSpec.from_json(entry)
+        stored = attributes["arrays"][spec.name]
+        bases = layer_layouts(spec, len(samples), len(timesteps), attributes["codec"], DEFAULT_SHARD)
+        if spec.representation == "auto" or set(stored) != set(bases) or spec.name in layers:
+            raise ValueError(f"layer {spec.name!r}: arrays {sorted(stored)} do not fit")
+        layers[spec.name] = spec
+        layouts[spec.name] = {kind: restore_layout(base, stored[kind]) for kind, base in bases.items()}
+        for layout in layouts[spec.name].values():
+            get_codec(layout.codec)
+    images = {name: image_shape(name, shape) for name, shape in attributes["images"].items()}
+    return Header(dict(attributes), layers, layouts, samples, timesteps, images)
+
+
+def load_header(location: Location) -> Header:
+    """Read and interpret the root document.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+
+    Returns
+    -------
+    Header
+        What it says.
+
+    Raises
+    ------
+    NotFound, NotARun, NewerFormat, DamagedRun, NoPermission
+        As `read_root`; `DamagedRun` too if the entries contradict each other.
+    """
+    attributes = read_root(location)
+    try:
+        return interpret(attributes)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedRun(
+            f"{location.url}: its root document {ROOT} contradicts itself: {error}",
+            remedy="restore it from a copy of the run",
+        ) from error

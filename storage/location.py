@@ -1,0 +1,275 @@
+"""Where a run lives: a local directory, or a prefix of anything that fsspec or obstore can address.
+
+Local directories take the direct way (rename, fsync, locks); everything else is whole-object puts and gets.
+Missing files are `FileNotFoundError` everywhere; lack of space and of permission become the project's own
+errors.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from storage.errors import NoPermission, StorageFull
+from storage.shard import write_all
+
+STAGING = ".staging"
+"""Directory below a local run for what is not finished; nothing in it belongs to the run."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextmanager
+def system_errors(place: str) -> Iterator[None]:
+    """Turn the system's "full" and "not allowed" into `StorageFull` and `NoPermission`.
+
+    Parameters
+    ----------
+    place : str
+        What was being read or written.
+
+    Raises
+    ------
+    StorageFull, NoPermission
+        In place of the `OSError`; every other error passes.
+    """
+    try:
+        yield
+    except (StorageFull, NoPermission):
+        raise
+    except OSError as error:
+        raise translate(error, place) from error
+
+
+def translate(error: OSError, place: str) -> OSError:
+    """Return the project's error for a system error, or the error itself.
+
+    Parameters
+    ----------
+    error : OSError
+        What the system raised.
+    place : str
+        What was being read or written.
+
+    Returns
+    -------
+    OSError
+        `StorageFull`, `NoPermission`, or `error`.
+    """
+    if error.errno in _FULL:
+        return StorageFull(
+            f"no space left for {place}",
+            got=os.strerror(error.errno or errno.ENOSPC),
+            remedy="free some space and run again: committed samples are kept",
+        )
+    if error.errno in _DENIED or isinstance(error, PermissionError):
+        return NoPermission(
+            f"no permission for {place}",
+            got=str(error.strerror or error),
+            remedy="check owner, mode and mount of the path",
+        )
+    return error
+
+
+class Location(Protocol):
+    """What the store needs from the place where a run lives. Paths are relative, with ``/``."""
+
+    url: str
+    root: Path | None
+
+    def read(self, path: str) -> bytes:
+        """Return a whole file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it does not exist.
+        """
+        ...
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
+        """Return byte ranges (start, stop) of a file that must have `size` bytes.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it does not exist.
+        ValueError
+            If it has another size.
+        """
+        ...
+
+    def size(self, path: str) -> int | None:
+        """Return the size of a file in bytes, or None if there is none."""
+        ...
+
+    def names(self, path: str) -> list[str]:
+        """Return the names directly below a directory, sorted; none if it does not exist."""
+        ...
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Yield every file below the run as (path, bytes)."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a whole file so that readers see all of it or nothing."""
+        ...
+
+    def write_new(self, path: str, data: bytes) -> bool:
+        """Write a file that must not exist yet; return False if it does."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file; nothing happens if there is none."""
+        ...
+
+
+def sync_directory(path: Path) -> None:
+    """See a directory's entries safely onto the medium.
+
+    Parameters
+    ----------
+    path : Path
+        A local directory.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class LocalLocation:
+    """A directory of this machine.
+
+    Parameters
+    ----------
+    root : Path
+        The run's directory.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root: Path | None = root
+        self._root = root
+        self.url = str(root)
+
+    def __repr__(self) -> str:
+        return f"LocalLocation({self.url!r})"
+
+    def read(self, path: str) -> bytes:
+        """Return a whole file; see `Location`."""
+        with system_errors(f"{self.url}/{path}"):
+            return (self._root / path).read_bytes()
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
+        """Return byte ranges; see `Location`."""
+        with system_errors(f"{self.url}/{path}"):
+            fd = os.open(self._root / path, os.O_RDONLY)
+            try:
+                if (found := os.fstat(fd).st_size) != size:
+                    raise ValueError(f"it has {found} bytes instead of {size}")
+                return [os.pread(fd, stop - start, start) for start, stop in ranges]
+            finally:
+                os.close(fd)
+
+    def size(self, path: str) -> int | None:
+        """Return the size in bytes or None; see `Location`."""
+        with system_errors(f"{self.url}/{path}"):
+            try:
+                return (self._root / path).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def names(self, path: str) -> list[str]:
+        """Return the names below a directory; see `Location`."""
+        with system_errors(f"{self.url}/{path}"):
+            try:
+                return sorted(os.listdir(self._root / path))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Yield every file; see `Location`."""
+        for directory, _, names in os.walk(self._root):
+            for name in names:
+                full = Path(directory, name)
+                yield full.relative_to(self._root).as_posix(), full.lstat().st_size
+
+    def _write_beside(self, path: str, data: bytes) -> tuple[Path, Path]:
+        import fcntl  # where there is none, reading works all the same
+
+        target = self._root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._root / STAGING / f"{os.getpid()}.{os.urandom(8).hex()}.tmp"
+        beside.parent.mkdir(exist_ok=True)
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # in use: see storage.staging.sweep
+            write_all(fd, [data])
+            os.fsync(fd)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+        return beside, target
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a whole file atomically and durably; see `Location`."""
+        with system_errors(f"{self.url}/{path}"):
+            beside, target = self._write_beside(path, data)
+            os.replace(beside, target)
+            sync_directory(target.parent)
+
+    def write_new(self, path: str, data: bytes) -> bool:
+        """Write a file that must not exist yet; see `Location`."""
+        with system_errors(f"{self.url}/{path}"):
+            beside, target = self._write_beside(path, data)
+            try:
+                os.link(beside, target)
+            except FileExistsError:
+                return False
+            finally:
+                beside.unlink()
+            sync_directory(target.parent)
+            return True
+
+    def remove(self, path: str) -> None:
+        """Remove a file; see `Location`."""
+        with system_errors(f"{self.url}/{path}"):
+            (self._root / path).unlink(missing_ok=True)
+
+
+def locate(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Location:
+    """Return the location of a run.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A local path, ``file://`` or any URL that fsspec or obstore knows.
+    storage_options : mapping, optional
+        Options of the file system, for URLs.
+
+    Returns
+    -------
+    Location
+        Local or remote.
+
+    Raises
+    ------
+    MissingDependency
+        If the package that speaks the URL's protocol is absent.
+    """
+    text = os.fspath(path)
+    if text.startswith(("file://", "local://")):
+        text = text.split("://", 1)[1]
+    if "://" not in text:
+        return LocalLocation(Path(os.path.abspath(os.path.expanduser(text))))
+    from storage.remote import open_remote  # fsspec only where it is needed
+
+    return open_remote(text, storage_options)

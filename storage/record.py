@@ -1,0 +1,172 @@
+"""The commit record of a sample, ``commits/<sample>.json``: written last, it makes the sample exist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.document import DocumentError, canonical, check_digest, parse, signed
+from storage.errors import DamagedSample
+from storage.header import Header
+from storage.location import Location
+from storage.names import sample_file, sample_of_file
+from storage.shard import FileRecord
+
+FOLDER = "commits"
+"""Directory of the records."""
+
+
+def record_path(sample: str) -> str:
+    """Return the path of a sample's record below the run.
+
+    Parameters
+    ----------
+    sample : str
+        Sample id.
+
+    Returns
+    -------
+    str
+        ``commits/<encoded id>.json``.
+    """
+    return f"{FOLDER}/{sample_file(sample)}.json"
+
+
+def committed_names(location: Location) -> set[str]:
+    """Return the ids that have a record.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+
+    Returns
+    -------
+    set of str
+        Decoded ids; whether they are declared is for the caller to see.
+    """
+    return {sample_of_file(name[:-5]) for name in location.names(FOLDER) if name.endswith(".json")}
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """What a sample consists of.
+
+    Parameters
+    ----------
+    run_id, sample, index
+        Which sample of which run.
+    committed : str
+        UTC time, ISO 8601.
+    files : dict
+        Path below the run to size and checksum.
+    images : dict
+        Image name to {"shape": [y, x, channel], "sha256": of its zarr.json}.
+    nonfinite : dict
+        Array path to the number of NaN and infinite values, where there are any.
+    annotations : dict
+        What the writer had to say: seed, seconds, ...
+    """
+
+    run_id: str
+    sample: str
+    index: int
+    committed: str
+    files: dict[str, FileRecord]
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    annotations: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the signed document.
+
+        Returns
+        -------
+        dict
+            With ``digest``.
+        """
+        files = {path: {"bytes": f.bytes, "crc32c": f"{f.crc32c:08x}"} for path, f in self.files.items()}
+        return signed(
+            {
+                "format": 1,
+                "run_id": self.run_id,
+                "sample": self.sample,
+                "index": self.index,
+                "committed": self.committed,
+                "files": files,
+                "images": self.images,
+                "nonfinite": self.nonfinite,
+                "annotations": self.annotations,
+            }
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content.
+
+        Returns
+        -------
+        bytes
+            Canonical form.
+        """
+        return canonical(self.to_json())
+
+
+def _build(document: Mapping[str, Any], header: Header, sample: str) -> CommitRecord:
+    check_digest(document)
+    if document["run_id"] != header.run_id:
+        raise DocumentError("it belongs to another run")
+    index = header.samples.index(sample)
+    if document["sample"] != sample or document["index"] != index:
+        raise DocumentError(f"it belongs to sample {document['sample']!r}")
+    files = {path: FileRecord(int(f["bytes"]), int(f["crc32c"], 16)) for path, f in document["files"].items()}
+    images = dict(document["images"])
+    wanted = {
+        key
+        for layouts in header.layouts.values()
+        for layout in layouts.values()
+        for key in layout.keys(index)
+    } | {key for name, image in images.items() for key in header.image(name, image["shape"]).keys(index)}
+    if set(files) != wanted:
+        raise DocumentError("its list of files does not fit the run's layout")
+    return CommitRecord(
+        header.run_id,
+        sample,
+        index,
+        str(document["committed"]),
+        files,
+        images,
+        dict(document["nonfinite"]),
+        dict(document["annotations"]),
+    )
+
+
+def read_record(location: Location, header: Header, sample: str) -> CommitRecord:
+    """Read a record and check it against its own digest and the run.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+    header : Header
+        The run's header.
+    sample : str
+        A declared sample.
+
+    Returns
+    -------
+    CommitRecord
+        What the sample consists of.
+
+    Raises
+    ------
+    DamagedSample
+        If the record is missing, damaged, or another's.
+    """
+    path = record_path(sample)
+    try:
+        return _build(parse(location.read(path)), header, sample)
+    except FileNotFoundError as error:
+        raise DamagedSample(sample, None, f"its commit record {path} is missing") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedSample(sample, None, f"commit record {path}: {error}") from error

@@ -1,0 +1,450 @@
+"""`Run`: a run opened for reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from storage.document import sha256
+from storage.errors import DamagedRun, DamagedSample, InputError, NoAnswer, UnknownName
+from storage.header import Header, Timestep, load_header
+from storage.layout import ArrayLayout
+from storage.location import Location, locate
+from storage.read import Block, read_array
+from storage.record import CommitRecord, committed_names, read_record
+from storage.shard import ShardError
+from storage.spec import LayerSpec
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+Array = np.ndarray[Any, Any]
+Selection = slice | Sequence[int] | None
+
+
+class Run:
+    """The committed samples of a run, read only. Cheap to make, to copy and to send to another process.
+
+    Whatever is read is checked: damaged bytes raise `DamagedSample`, and never come out as numbers.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+    header : Header
+        What its root document says.
+    samples : tuple of str
+        The committed samples that this object shows.
+    """
+
+    def __init__(self, location: Location, header: Header, samples: tuple[str, ...]) -> None:
+        self._location = location
+        self._header = header
+        self._samples = samples
+        self._records: dict[str, CommitRecord] = {}
+        self._sound = False
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {len(self.samples)} of {len(self.declared)} samples>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the cached records behind."""
+        return {**self.__dict__, "_records": {}, "_sound": False}
+
+    @property
+    def path(self) -> str:
+        """Path or URL of the run."""
+        return self._location.url
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return self._header.run_id
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """Ids of the samples that were committed when the run was opened, in declared order."""
+        return self._samples
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """Ids of all samples that the run shall have."""
+        return self._header.samples
+
+    @property
+    def layers(self) -> Mapping[str, LayerSpec]:
+        """Layer name to specification, representation decided, in the order of the model."""
+        return MappingProxyType(self._header.layers)
+
+    @property
+    def timesteps(self) -> tuple[Timestep, ...]:
+        """The scheduler's value for each step."""
+        return self._header.timesteps
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """``attributes["i2am"]`` of the root document."""
+        return self._header.attributes
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Names of the images that the run has: those declared at creation, then those added later."""
+        added = [name for name in self._location.names("images") if name != "zarr.json"]
+        return tuple(dict.fromkeys([*self._header.images, *added]))
+
+    def scores(self, layer: str | LayerSpec) -> da.Array:
+        """Return the scaled logits of all committed samples, lazily.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+
+        Returns
+        -------
+        dask.array.Array
+            (sample, step, head, gen, ref) float32, the same from either representation. Reads nothing until
+            computed.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such layer.
+        """
+        from storage.view import lazy_scores
+
+        return lazy_scores(self, self.spec(layer))
+
+    def lse(self, layer: str | LayerSpec) -> da.Array:
+        """Return the log-sum-exp of each row over all keys of a joint softmax, lazily.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+
+        Returns
+        -------
+        dask.array.Array
+            (sample, step, head, gen) float32.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such layer.
+        NoAnswer
+            If the layer was captured without it.
+        """
+        from storage.view import lazy_lse
+
+        spec = self.spec(layer)
+        if not spec.lse:
+            raise NoAnswer(
+                f"layer {spec.name!r} has no lse",
+                expected="a layer of a joint softmax, captured with lse=True",
+            )
+        return lazy_lse(self, spec)
+
+    def read(
+        self, layer: str | LayerSpec, sample: str, steps: Selection = None, heads: Selection = None
+    ) -> Block:
+        """Read some steps and heads of one sample now.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+        sample : str
+            A committed sample.
+        steps, heads : slice or sequence of int, optional
+            Which ones, all by default; negative numbers count from the end.
+
+        Returns
+        -------
+        Block
+            Raw values in the stored dtype.
+
+        Raises
+        ------
+        UnknownName
+            If layer or sample do not exist.
+        InputError
+            If an index is out of range.
+        DamagedSample
+            If the bytes are not what was written.
+        """
+        spec = self.spec(layer)
+        at = _indices("step", steps, len(self.timesteps))
+        rows = _indices("head", heads, spec.heads)
+        if spec.representation == "scores":
+            return Block(None, None, self.read_kind(spec, "scores", sample, at, rows), spec.logit_scale)
+        query = self.read_kind(spec, "query", sample, at, rows)
+        key = self.read_kind(spec, "key", sample, [0] if spec.static_key else at, rows)
+        return Block(query, key, None, spec.logit_scale)
+
+    def read_kind(
+        self, spec: LayerSpec, kind: str, sample: str, steps: Sequence[int], heads: Sequence[int]
+    ) -> Array:
+        """Read one stored array.
+
+        Parameters
+        ----------
+        spec : LayerSpec
+            A layer of this run.
+        kind : str
+            "query", "key", "scores" or "lse".
+        sample : str
+            A committed sample.
+        steps, heads : sequence of int
+            Indices, checked by the caller.
+
+        Returns
+        -------
+        ndarray
+            (step, head, ...) in the stored dtype.
+
+        Raises
+        ------
+        UnknownName, DamagedSample
+            As `read`.
+        """
+        return self._read_layout(self._header.layouts[spec.name][kind], spec.name, sample, steps, heads)
+
+    def _read_layout(
+        self, layout: ArrayLayout, layer: str, sample: str, steps: Sequence[int], heads: Sequence[int]
+    ) -> Array:
+        record = self._record(sample)
+        with _damage(sample, layer):
+            return read_array(self._location, layout, self.run_id, record.index, record.files, steps, heads)
+
+    def image(self, name: str, sample: str) -> Array:
+        """Return one image of a sample.
+
+        Parameters
+        ----------
+        name : str
+            Image name.
+        sample : str
+            A committed sample.
+
+        Returns
+        -------
+        ndarray
+            (y, x, channel) uint8.
+
+        Raises
+        ------
+        UnknownName
+            If sample or image do not exist, or the sample has no such image.
+        DamagedSample
+            If the bytes are not what was written.
+        """
+        record = self._record(sample)
+        if name not in record.images:
+            raise UnknownName("image", name, record.images)
+        layout = self._header.image(name, record.images[name]["shape"])
+        rows, columns = range(layout.shape[1]), range(layout.shape[2])
+        return self._read_layout(layout, f"images/{name}", sample, rows, columns)
+
+    def record(self, sample: str) -> dict[str, Any]:
+        """Return the commit record of a sample.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+
+        Returns
+        -------
+        dict
+            sample, index, committed (UTC), files, images, nonfinite, annotations, digest, ...
+
+        Raises
+        ------
+        UnknownName, DamagedSample
+            If the sample does not exist, or its record is damaged.
+        """
+        return self._record(sample).to_json()
+
+    def fingerprint(self, sample: str) -> str:
+        """Return a digest that changes whenever the sample's data would.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+
+        Returns
+        -------
+        str
+            64 hexadecimal digits: the digest of the commit record, which covers the checksums of all files.
+
+        Raises
+        ------
+        UnknownName, DamagedSample
+            If the sample does not exist, or its record is damaged.
+        """
+        return str(self.record(sample)["digest"])
+
+    def check(self, sample: str) -> None:
+        """Check cheaply that a sample can be trusted: its files are there, sizes and metadata agree.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+
+        Raises
+        ------
+        UnknownName
+            If the sample does not exist.
+        DamagedSample
+            Naming sample and layer.
+        DamagedRun
+            If a metadata document of the run is not the one written at creation.
+        """
+        record = self._record(sample)
+        if not self._sound:
+            for path, digest in self.attrs["metadata"].items():
+                if not self._same(path, digest):
+                    raise DamagedRun(
+                        f"{self.path}: {path} is damaged", remedy="restore it from a copy of the run"
+                    )
+            self._sound = True
+        for name, image in record.images.items():
+            if not self._same(path := f"images/{name}/zarr.json", image["sha256"]):
+                raise DamagedSample(sample, f"images/{name}", f"{path} is not what was written")
+        for path, file in record.files.items():
+            found = self._location.size(path)
+            if found != file.bytes:
+                what = "is missing" if found is None else f"has {found} bytes instead of {file.bytes}"
+                raise DamagedSample(sample, layer_of(path), f"{path} {what}")
+
+    def _same(self, path: str, digest: str) -> bool:
+        try:
+            return sha256(self._location.read(path)) == digest
+        except FileNotFoundError:
+            return False
+
+    def spec(self, layer: str | LayerSpec) -> LayerSpec:
+        """Return the layer of a name.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+
+        Returns
+        -------
+        LayerSpec
+            Representation decided.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such layer.
+        """
+        name = layer.name if isinstance(layer, LayerSpec) else layer
+        if name not in self._header.layers:
+            raise UnknownName("layer", name, self._header.layers)
+        return self._header.layers[name]
+
+    def step_group(self, layer: str | LayerSpec) -> int:
+        """Return how many steps share a stored chunk: a good unit to read by.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+
+        Returns
+        -------
+        int
+            At least 1.
+        """
+        spec = self.spec(layer)
+        kind = "scores" if spec.representation == "scores" else "query"
+        return self._header.layouts[spec.name][kind].chunk[1]
+
+    def _record(self, sample: str) -> CommitRecord:
+        record = self._records.get(sample)
+        if record is None:
+            if sample not in self._samples:
+                remedy = "it is declared, but not committed yet" if sample in self.declared else None
+                raise UnknownName("sample", sample, self._samples, remedy=remedy)
+            record = self._records[sample] = read_record(self._location, self._header, sample)
+        return record
+
+
+def layer_of(path: str) -> str | None:
+    """Return what a file of the store belongs to.
+
+    Parameters
+    ----------
+    path : str
+        Below the run.
+
+    Returns
+    -------
+    str or None
+        The layer's name, ``images/<name>``, or None.
+    """
+    parts = path.split("/")
+    if len(parts) < 3:
+        return None
+    return parts[1] if parts[0] == "attention" else f"images/{parts[1]}" if parts[0] == "images" else None
+
+
+@contextmanager
+def _damage(sample: str, layer: str) -> Iterator[None]:
+    try:
+        yield
+    except ShardError as error:
+        raise DamagedSample(sample, layer, str(error)) from error
+
+
+def _indices(axis: str, selection: Selection, size: int) -> list[int]:
+    if selection is None:
+        return list(range(size))
+    if isinstance(selection, slice):
+        return list(range(size))[selection]
+    chosen = []
+    for value in selection:
+        number = value.__index__() if hasattr(value, "__index__") else size
+        if not -size <= number < size:
+            raise InputError(axis, expected=f"an index from 0 to {size - 1}", got=repr(value))
+        chosen.append(number % size)
+    return chosen
+
+
+def open_run(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Run:
+    """Open a run for reading.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A directory or a URL.
+    storage_options : mapping, optional
+        Options of the file system, for URLs.
+
+    Returns
+    -------
+    Run
+        With the samples that are committed now.
+
+    Raises
+    ------
+    NotFound, NotARun, NewerFormat, DamagedRun, NoPermission
+        Nothing there; something else there; a later format; damaged metadata; unreadable.
+    MissingDependency
+        If the package that speaks a URL's protocol is absent.
+    """
+    location = locate(path, storage_options)
+    header = load_header(location)
+    there = committed_names(location)
+    return Run(location, header, tuple(sample for sample in header.samples if sample in there))

@@ -1,0 +1,404 @@
+"""`Sink`: where one sample's attention goes while it is being generated."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.array_writer import ArrayWriter
+from storage.document import plain
+from storage.dtypes import check_float, exact
+from storage.errors import InputError, ShapeMismatch, UnknownName
+from storage.header import Header
+from storage.layout import ArrayLayout
+from storage.logits import scaled_logits
+from storage.record import CommitRecord, record_path
+from storage.shard import FileRecord
+from storage.spec import LayerSpec
+from storage.staging import Staging
+from storage.workers import Batch, Workers
+
+Array = np.ndarray[Any, Any]
+
+_AXES = {
+    "query": "[head, gen, dim]",
+    "key": "[head, ref, dim]",
+    "scores": "[head, gen, ref]",
+    "lse": "[head, gen]",
+}
+
+
+class Sink:
+    """Takes the arrays of one sample; made by `RunWriter.sample`, which commits or discards it.
+
+    Arrays belong to the sink once they are given: nobody may change them afterwards. Methods return at once
+    unless the queue is full; an error of a background thread comes out at the next call. Safe to use from
+    several threads.
+
+    Parameters
+    ----------
+    header : Header
+        The run's header.
+    sample : str
+        Sample id.
+    staging : Staging
+        Where the files wait.
+    workers : Workers
+        Who encodes and writes.
+    images : callable
+        Image name to (layout, SHA-256 of its zarr.json); raises `UnknownName`.
+    """
+
+    def __init__(
+        self,
+        header: Header,
+        sample: str,
+        staging: Staging,
+        workers: Workers,
+        images: Callable[[str], tuple[ArrayLayout, str]],
+    ) -> None:
+        self.sample = sample
+        self._header = header
+        self._index = header.samples.index(sample)
+        self._staging = staging
+        self._workers = workers
+        self._find_image = images
+        self._batch = Batch()
+        self._lock = threading.Lock()
+        self._arrays: dict[tuple[str, str], tuple[int, ArrayWriter]] = {}
+        self._got: dict[tuple[str, str], set[int]] = {}
+        self._keys: dict[str, Array] = {}
+        self._images: dict[str, dict[str, Any]] = {}
+        self._notes: dict[str, Any] = {}
+        self._open = True
+
+    def put(
+        self,
+        layer: str,
+        step: int,
+        *,
+        query: Array | None = None,
+        key: Array | None = None,
+        scores: Array | None = None,
+        lse: Array | None = None,
+    ) -> None:
+        """Store what one layer computed at one step.
+
+        Parameters
+        ----------
+        layer : str
+            Name of a declared layer.
+        step : int
+            Index of the denoiser call, 0-based.
+        query : ndarray
+            (head, gen, dim), in the layer's dtype (or a wider one that holds the same values).
+        key : ndarray
+            (head, ref, dim). A static key may be left out once it was given.
+        scores : ndarray
+            (head, gen, ref) scaled logits, for a layer stored as scores; or give `query` and `key`.
+        lse : ndarray
+            (head, gen) float32: log-sum-exp of each row over all keys of a joint softmax.
+
+        Raises
+        ------
+        UnknownName
+            If the layer is not declared.
+        ShapeMismatch
+            If a shape or dtype does not fit. Values that the stored dtype cannot hold are found by the
+            background thread, and reported by a later call.
+        InputError
+            If the step is out of range or given twice, the arrays do not suit the representation, or a static
+            key changes.
+        StorageFull, NoPermission, OSError
+            From the background thread.
+        """
+        spec = self._header.layers.get(layer)
+        if spec is None:
+            raise UnknownName("layer", layer, self._header.layers)
+        steps = len(self._header.timesteps)
+        if isinstance(step, bool) or not hasattr(step, "__index__") or not 0 <= step < steps:
+            raise InputError(
+                f"layer {layer!r}: step", expected=f"an integer from 0 to {steps - 1}", got=repr(step)
+            )
+        given = {
+            kind: self._checked(spec, kind, np.asarray(array))
+            for kind, array in (("query", query), ("key", key), ("scores", scores), ("lse", lse))
+            if array is not None
+        }
+        with self._lock:
+            self._check_open()
+            self._check_choice(spec, given)
+            jobs = self._plan_jobs(spec, int(step), given)
+        for lane, job, nbytes in jobs:
+            self._workers.submit(lane, job, nbytes, self._batch)
+
+    def put_image(self, name: str, image: Array) -> None:
+        """Store one image of the sample.
+
+        Parameters
+        ----------
+        name : str
+            Declared in `create_run` or by `RunWriter.add_image`.
+        image : ndarray
+            (y, x, channel) uint8, of the declared shape.
+
+        Raises
+        ------
+        UnknownName
+            If the image is not declared.
+        ShapeMismatch
+            If shape or dtype do not fit.
+        InputError
+            If the image was given before.
+        """
+        layout, digest = self._find_image(name)
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or array.shape != layout.shape[1:]:
+            raise ShapeMismatch(
+                f"image {name!r}",
+                expected=f"uint8 {layout.shape[1:]} [y, x, channel]",
+                got=f"{array.dtype} {array.shape}",
+            )
+        with self._lock:
+            self._check_open()
+            if name in self._images:
+                raise InputError(f"image {name!r} of sample {self.sample!r} was given before")
+            self._images[name] = {"shape": list(layout.shape[1:]), "sha256": digest}
+            lane, writer = self._writer("images", name, layout)
+        self._workers.submit(lane, partial(writer.put_whole, array), array.nbytes, self._batch)
+
+    def annotate(self, **notes: Any) -> None:
+        """Add entries to the sample's commit record.
+
+        Parameters
+        ----------
+        **notes : JSON
+            Seed, seconds, prompt, ...; later values replace earlier ones.
+
+        Raises
+        ------
+        InputError
+            If JSON cannot hold a value.
+        """
+        checked = plain(notes)
+        with self._lock:
+            self._check_open()
+            self._notes.update(checked)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise InputError(f"sample {self.sample!r} is closed", remedy="put arrays inside its with block")
+
+    def _checked(self, spec: LayerSpec, kind: str, array: Array) -> Array:
+        what = f"layer {spec.name!r}: {kind}"
+        sizes = {
+            "query": (spec.gen, spec.head_dim),
+            "key": (spec.ref, spec.head_dim),
+            "scores": (spec.gen, spec.ref),
+        }
+        shape = (spec.heads, *sizes.get(kind, (spec.gen,)))
+        if array.shape != shape:
+            raise ShapeMismatch(what, expected=f"{shape} {_AXES[kind]}", got=str(array.shape))
+        check_float(what, array)
+        return array
+
+    def _check_choice(self, spec: LayerSpec, given: dict[str, Array]) -> None:
+        what = f"layer {spec.name!r}"
+        if not given:
+            raise InputError(f"{what}: no array", expected="query and key, or scores")
+        if "lse" in given and not spec.lse:
+            raise InputError(
+                f"{what}: lse",
+                expected="none: the layer is declared with lse=False",
+                remedy="declare it with lse=True",
+            )
+        if "scores" not in given:
+            return
+        if spec.representation == "factors":
+            raise InputError(
+                f"{what}: scores",
+                expected="query and key: the layer is stored as factors",
+                remedy='declare it with representation="scores"',
+            )
+        if "query" in given or "key" in given:
+            raise InputError(f"{what}: both scores and factors", expected="either scores, or query and key")
+
+    def _plan_jobs(
+        self, spec: LayerSpec, step: int, given: dict[str, Array]
+    ) -> list[tuple[int, Callable[[], None], int]]:
+        key, changed = self._static_key(spec, given.get("key"))
+        jobs: list[tuple[int, Callable[[], None], int]] = []
+
+        def add(kind: str, at: int, rows: Callable[[slice], Array], nbytes: int) -> None:
+            got = self._got.setdefault((spec.name, kind), set())
+            if at in got:
+                raise InputError(f"layer {spec.name!r}: {kind} of step {step} was given before")
+            got.add(at)
+            lane, writer = self._writer(spec.name, kind, self._header.layouts[spec.name][kind])
+            jobs.append((lane, partial(writer.put, at, rows), nbytes))
+
+        if "lse" in given:
+            add("lse", step, self._converted(spec.name, "lse", given["lse"], "float32"), given["lse"].nbytes)
+        if "scores" in given:
+            dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
+            add(
+                "scores",
+                step,
+                self._converted(spec.name, "scores", given["scores"], dtype),
+                given["scores"].nbytes,
+            )
+        if spec.representation == "factors":
+            if "query" in given:
+                add(
+                    "query",
+                    step,
+                    self._converted(spec.name, "query", given["query"], spec.dtype),
+                    given["query"].nbytes,
+                )
+            if "key" in given and changed:
+                at = 0 if spec.static_key else step
+                add(
+                    "key",
+                    at,
+                    self._converted(spec.name, "key", given["key"], spec.dtype),
+                    given["key"].nbytes,
+                )
+        elif "query" in given or ("key" in given and not spec.static_key):
+            if key is None or "query" not in given:
+                lacking = "key" if key is None else "query"
+                raise InputError(
+                    f"layer {spec.name!r}: {lacking} of step {step} is missing",
+                    expected="query and key together: the layer is stored as scores",
+                )
+            add(
+                "scores",
+                step,
+                self._multiplied(spec, given["query"], key),
+                given["query"].nbytes + key.nbytes,
+            )
+        return jobs
+
+    def _static_key(self, spec: LayerSpec, key: Array | None) -> tuple[Array | None, bool]:
+        """Return the key to use, and whether it is new; refuse a static key that changes."""
+        if not spec.static_key:
+            return key, True
+        first = self._keys.get(spec.name)
+        if key is None or first is None:
+            if key is not None:
+                self._keys[spec.name] = key
+            return (first if key is None else key), first is None
+        same = first is key or (first.dtype == key.dtype and np.array_equal(_bits(first), _bits(key)))
+        if not same:
+            raise InputError(
+                f"layer {spec.name!r}: the key changes over time",
+                expected="the bits of the first key: it is declared static",
+                remedy="declare the layer with static_key=False",
+            )
+        return first, False
+
+    def _converted(self, layer: str, kind: str, array: Array, dtype: str) -> Callable[[slice], Array]:
+        return lambda heads: exact(f"layer {layer!r}: {kind}", array[heads], dtype)
+
+    def _multiplied(self, spec: LayerSpec, query: Array, key: Array) -> Callable[[slice], Array]:
+        def rows(heads: slice) -> Array:
+            factors = [
+                exact(f"layer {spec.name!r}: {kind}", array[heads], spec.dtype)
+                for kind, array in (("query", query), ("key", key))
+            ]
+            scores = scaled_logits(factors[0], factors[1], spec.logit_scale)
+            with np.errstate(over="ignore"):
+                return scores.astype(self._header.layouts[spec.name]["scores"].dtype, copy=False)
+
+        return rows
+
+    def _writer(self, group: str, name: str, layout: ArrayLayout) -> tuple[int, ArrayWriter]:
+        if (group, name) not in self._arrays:
+            number = len(self._arrays)
+            writer = ArrayWriter(
+                layout, self._index, self._header.run_id, Path(self._staging.folder, str(number))
+            )
+            self._arrays[group, name] = number, writer
+        return self._arrays[group, name]
+
+    def _check_complete(self) -> None:
+        missing = []
+        for layer, layouts in self._header.layouts.items():
+            for kind, layout in layouts.items():
+                lacking = sorted(set(range(layout.shape[1])) - self._got.get((layer, kind), set()))
+                if lacking:
+                    steps = ", ".join(map(str, lacking[:5])) + (
+                        f", ... ({len(lacking)})" if len(lacking) > 5 else ""
+                    )
+                    missing.append(f"{layer} {kind}" + (f" step {steps}" if layout.shape[1] > 1 else ""))
+        if missing:
+            shown = " | ".join(missing[:6]) + (f" | ... ({len(missing)} arrays)" if len(missing) > 6 else "")
+            raise InputError(
+                f"sample {self.sample!r} is not complete",
+                expected="every layer at every step",
+                got=f"nothing for {shown}",
+                remedy="the sample was not committed",
+            )
+
+    def commit(self) -> CommitRecord:
+        """Wait for the writers, move the files into place and write the commit record.
+
+        Returns
+        -------
+        CommitRecord
+            What was committed.
+
+        Raises
+        ------
+        InputError
+            If a step, layer or key is missing.
+        StorageFull, NoPermission, OSError
+            If writing failed; nothing of the sample remains then.
+        """
+        with self._lock:
+            self._check_open()
+            self._open = False
+        self._workers.wait(self._batch)
+        self._check_complete()
+        done: dict[str, tuple[Path, FileRecord]] = {}
+        for lane, writer in self._arrays.values():
+            self._workers.submit(lane, partial(self._finish, writer, done), 0, self._batch)
+        self._workers.wait(self._batch)
+        counts = {
+            "/".join(name): writer.nonfinite for name, (_, writer) in self._arrays.items() if writer.nonfinite
+        }
+        record = CommitRecord(
+            self._header.run_id,
+            self.sample,
+            self._index,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            {path: file for path, (_, file) in sorted(done.items())},
+            self._images,
+            counts,
+            self._notes,
+        )
+        self._staging.publish(
+            {path: local for path, (local, _) in done.items()}, record_path(self.sample), record.to_bytes()
+        )
+        self._staging.discard()
+        return record
+
+    @staticmethod
+    def _finish(writer: ArrayWriter, done: dict[str, tuple[Path, FileRecord]]) -> None:
+        done.update(writer.finish())
+
+    def discard(self) -> None:
+        """Stop, and leave nothing of the sample behind."""
+        with self._lock:
+            self._open = False
+        self._workers.cancel(self._batch)
+        self._staging.discard()
+
+
+def _bits(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

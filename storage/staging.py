@@ -1,0 +1,240 @@
+"""Where the files of a sample wait until they are complete, and the step that makes them exist.
+
+On a local disk that is ``.staging/<sample>/`` inside the run, held by a lock on the file ``lock`` in it,
+which the system releases when the process ends, however it ends. Elsewhere it is a temporary directory of
+this machine, and there is no lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from storage.errors import SampleBusy
+from storage.location import STAGING, LocalLocation, Location, sync_directory, system_errors
+from storage.names import sample_file
+from storage.remote import RemoteLocation
+
+_LOCK = "lock"
+
+
+class Staging(Protocol):
+    """A private place for one sample's files."""
+
+    folder: Path
+
+    def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
+        """Move the files to their places, then write the commit record; after an error none remains."""
+        ...
+
+    def discard(self) -> None:
+        """Remove what is left here and release the sample."""
+        ...
+
+
+class LocalStaging:
+    """Staging on the run's own file system.
+
+    Parameters
+    ----------
+    root : Path
+        The run's directory.
+    sample : str
+        Sample id.
+
+    Raises
+    ------
+    SampleBusy
+        If another writer holds the sample.
+    """
+
+    def __init__(self, root: Path, sample: str) -> None:
+        self._root = root
+        self.folder = root / STAGING / sample_file(sample)
+        with system_errors(str(self.folder)):
+            lock = _take(self.folder)
+            if lock is None:
+                raise SampleBusy(
+                    f"sample {sample!r} is being written by another process",
+                    remedy="wait for it, or give each process its own samples",
+                )
+            self._lock: int | None = lock
+            _clear(self.folder)
+
+    def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
+        """Rename the files into place, then the commit record; see `Staging`."""
+        placed: list[Path] = []
+        with system_errors(str(self._root)):
+            try:
+                for path, source in files.items():
+                    os.replace(source, self._root / path)
+                    placed.append(self._root / path)
+                for directory in {path.parent for path in placed}:
+                    sync_directory(directory)
+                target = self._root / record
+                source = self.folder / "record"
+                with source.open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                placed.append(target)
+                os.replace(source, target)
+                sync_directory(target.parent)
+            except BaseException:
+                for place in reversed(placed):
+                    place.unlink(missing_ok=True)
+                raise
+
+    def discard(self) -> None:
+        """Remove the directory, then release the lock; see `Staging`."""
+        if self._lock is None:
+            return
+        try:
+            with system_errors(str(self.folder)):
+                _clear(self.folder)
+                (self.folder / _LOCK).unlink(missing_ok=True)
+                _remove_if_empty(self.folder)
+        finally:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _take(folder: Path) -> int | None:
+    """Lock a staging directory, made where needed; None if somebody else holds it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the last holder has just removed the directory
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_ino == (folder / _LOCK).stat().st_ino:
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except FileNotFoundError:
+            pass
+        os.close(fd)  # the file that was locked is no longer the one that others would lock
+
+
+def _clear(folder: Path) -> None:
+    for entry in os.scandir(folder):
+        if entry.name != _LOCK:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        if folder.is_dir() and not os.listdir(folder):
+            raise
+
+
+def sweep(root: Path) -> None:
+    """Remove what crashed writers left below ``.staging``, and the directory itself if it is empty then.
+
+    Parameters
+    ----------
+    root : Path
+        The run's directory. What living writers hold is left alone.
+    """
+    staging = root / STAGING
+    with system_errors(str(staging)):
+        if not staging.is_dir():
+            return
+        for entry in list(os.scandir(staging)):
+            path = Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                lock = _take(path)
+                if lock is not None:
+                    _clear(path)
+                    (path / _LOCK).unlink(missing_ok=True)
+                    _remove_if_empty(path)
+                    os.close(lock)
+            elif entry.name.endswith(".tmp"):
+                _sweep_file(path)
+        _remove_if_empty(staging)
+
+
+def _sweep_file(path: Path) -> None:
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(fd)
+
+
+class RemoteStaging:
+    """Staging in a temporary directory, uploaded object by object.
+
+    Parameters
+    ----------
+    location : RemoteLocation
+        Where the run lives.
+    """
+
+    def __init__(self, location: RemoteLocation) -> None:
+        self._location = location
+        self.folder = Path(tempfile.mkdtemp(prefix="i2am-"))
+
+    def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
+        """Upload the files, then the commit record; see `Staging`."""
+        placed: list[str] = []
+        try:
+            for path, source in files.items():
+                placed.append(path)
+                self._location.upload(path, source)
+            placed.append(record)
+            self._location.write(record, content)
+        except BaseException:
+            for path in reversed(placed):
+                self._location.remove(path)
+            raise
+
+    def discard(self) -> None:
+        """Remove the temporary directory; see `Staging`."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def stage(location: Location, sample: str) -> Staging:
+    """Open the staging place of a sample.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+    sample : str
+        Sample id.
+
+    Returns
+    -------
+    Staging
+        Empty.
+
+    Raises
+    ------
+    SampleBusy
+        On a local disk, if another writer holds the sample.
+    """
+    if isinstance(location, LocalLocation):
+        return LocalStaging(Path(location.url), sample)
+    if isinstance(location, RemoteLocation):
+        return RemoteStaging(location)
+    raise TypeError(f"no staging for {location!r}")
