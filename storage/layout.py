@@ -49,6 +49,9 @@ DIMS = {
 }
 """Names of the axes of each array of a layer."""
 
+ONCE = "once"
+"""Name of the second axis, of length 1, where a key does not change over time."""
+
 IMAGE_DIMS = ("sample", "y", "x", "channel")
 """Names of the axes of an image array."""
 
@@ -262,7 +265,7 @@ def shard_target(total: int, arrays: int) -> int:
 
 
 def _cut(
-    path: str, kind: str, shape: tuple[int, ...], dtype: str, codec: str, shard_bytes: int
+    path: str, kind: str, shape: tuple[int, ...], dtype: str, codec: str, shard_bytes: int, *, once: bool
 ) -> ArrayLayout:
     itemsize = np.dtype(dtype).itemsize
     head_bytes = prod(shape[3:]) * itemsize
@@ -277,9 +280,10 @@ def _cut(
     steps = group_steps(shape[1], shape[2] * head_bytes) if heads == shape[2] else 1
     groups = ceil(shape[1] / steps)
     parts = min(groups, ceil(groups * steps * shape[2] * head_bytes / shard_bytes))
+    dims = (DIMS[kind][0], ONCE, *DIMS[kind][2:]) if once else DIMS[kind]
     return ArrayLayout(
         path,
-        DIMS[kind],
+        dims,
         shape,
         (1, steps, heads, *shape[3:]),
         (1, ceil(groups / parts) * steps, *shape[2:]),
@@ -345,8 +349,10 @@ def layer_layouts(
     layouts = {}
     for kind, (shape, dtype) in layer_shapes(spec, samples, steps).items():
         wide = spec.dtype == "bfloat16" and kind in ("query", "key")
-        path = f"attention/{spec.name}/{kind}"
-        layouts[kind] = _cut(path, kind, shape, dtype, shuffled(codec) if wide else codec, shard_bytes)
+        path, once = f"attention/{spec.name}/{kind}", kind == "key" and spec.static_key
+        layouts[kind] = _cut(
+            path, kind, shape, dtype, shuffled(codec) if wide else codec, shard_bytes, once=once
+        )
     return layouts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -50,6 +51,14 @@ def _documents(store: MemoryStore) -> dict[str, bytes]:
     return {path: bytes(data.to_bytes()) for path, data in store._store_dict.items()}
 
 
+def _consolidated(group: bytes, arrays: Mapping[str, bytes]) -> bytes:
+    """Repeat the arrays' metadata in their group's document, as zarr-python and xarray like to find it."""
+    document = json.loads(group)
+    metadata = {name: json.loads(data) for name, data in arrays.items()}
+    document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
+    return json.dumps(document, indent=2).encode()
+
+
 def hierarchy_documents(
     layers: Iterable[tuple[LayerSpec, Mapping[str, ArrayLayout]]], images: Iterable[ArrayLayout]
 ) -> dict[str, bytes]:
@@ -71,7 +80,8 @@ def hierarchy_documents(
     root = zarr.create_group(store, zarr_format=3)
     root.create_group("attention")
     root.create_group("images")
-    for order, (spec, layouts) in enumerate(layers):
+    described = list(layers)
+    for order, (spec, layouts) in enumerate(described):
         root.create_group(f"attention/{spec.name}", attributes={**spec.to_json(), "order": order})
         for layout in layouts.values():
             _create(root, layout)
@@ -79,6 +89,10 @@ def hierarchy_documents(
         _create(root, layout)
     documents = _documents(store)
     del documents["zarr.json"]
+    for spec, layouts in described:
+        path = f"attention/{spec.name}"
+        arrays = {kind: documents[f"{path}/{kind}/zarr.json"] for kind in layouts}
+        documents[f"{path}/zarr.json"] = _consolidated(documents[f"{path}/zarr.json"], arrays)
     return documents
 
 
