@@ -1,0 +1,27 @@
+"""Capture: taps and adapters, the capture context, jobs and the embedded model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.lazy import attach
+
+if TYPE_CHECKING:
+    from pipeline.adapters.contract import Adapter, Site, TokenLayout
+    from pipeline.capture import Capture, capture
+    from pipeline.embedded.encoder import ReferenceEncoder
+    from pipeline.probe import Geometry, probe
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "Adapter": "pipeline.adapters.contract",
+        "Capture": "pipeline.capture",
+        "Geometry": "pipeline.probe",
+        "ReferenceEncoder": "pipeline.embedded.encoder",  # where from_pretrained looks for it
+        "Site": "pipeline.adapters.contract",
+        "TokenLayout": "pipeline.adapters.contract",
+        "capture": "pipeline.capture",
+        "probe": "pipeline.probe",
+    },
+)

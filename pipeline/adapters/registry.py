@@ -1,0 +1,70 @@
+"""Find the adapter of a pipeline: built in, or from the entry-point group ``i2am.adapters``."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from pipeline.adapters.contract import Adapter
+from pipeline.adapters.diffusers_unet import DiffusersUNet
+from storage.errors import CaptureError, UnknownName
+
+GROUP = "i2am.adapters"
+"""Entry-point group: a name, and a class or factory that takes no argument and returns an adapter."""
+
+
+@cache
+def adapters() -> dict[str, Adapter]:
+    """Every adapter at hand, by name; an installed one may replace a built-in one of the same name.
+
+    Returns
+    -------
+    dict
+        Name to adapter.
+    """
+    found: dict[str, Adapter] = {adapter.name: adapter for adapter in (DiffusersUNet(),)}
+    for entry in entry_points(group=GROUP):
+        adapter: Adapter = entry.load()()
+        found[adapter.name] = adapter
+    return found
+
+
+def find_adapter(pipe: Any, adapter: str | Adapter | None = None) -> Adapter:
+    """The adapter to use for ``pipe``.
+
+    Parameters
+    ----------
+    pipe
+        The pipeline to capture.
+    adapter
+        An adapter, the name of one, or None to find the one that matches.
+
+    Returns
+    -------
+    Adapter
+        The adapter.
+
+    Raises
+    ------
+    UnknownName
+        If no adapter has the given name.
+    CaptureError
+        If none, or more than one, matches the pipeline.
+    """
+    known = adapters()
+    if isinstance(adapter, str):
+        if adapter not in known:
+            raise UnknownName("adapter", adapter, known)
+        return known[adapter]
+    if adapter is not None:
+        return adapter
+    matching = [candidate for candidate in known.values() if candidate.matches(pipe)]
+    if len(matching) == 1:
+        return matching[0]
+    raise CaptureError(
+        f"adapter for {type(pipe).__name__}",
+        expected="exactly one that matches, among " + ", ".join(sorted(known)),
+        got=", ".join(sorted(found.name for found in matching)) or "none",
+        remedy="name one: adapter='...'" if matching else "name one, or write one (CONTRIBUTING.md)",
+    )

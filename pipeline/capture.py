@@ -1,0 +1,251 @@
+"""`capture`: tap a pipeline that the user already has, without changing what it generates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.adapters.contract import Adapter, Site
+from pipeline.adapters.registry import find_adapter
+from pipeline.events import Listener, ignore
+from pipeline.geometry import Split
+from pipeline.images import ImageLike, to_uint8
+from pipeline.recording import Plan, Recording, SampleHandle
+from pipeline.runs import CaptureRun, Target
+from pipeline.selection import Names, Numbers, select_names, select_numbers
+from pipeline.taps import ProjectionTap
+from pipeline.timesteps import announced, timestep_of
+from pipeline.transfer import HostCopies
+from storage.errors import CaptureError, InputError
+from storage.spec import Representation
+
+
+def capture(
+    pipe: Any,
+    path: str | Path,
+    samples: Sequence[str] | None = None,
+    layers: Names = None,
+    steps: Numbers = None,
+    heads: Numbers = None,
+    adapter: str | Adapter | None = None,
+    representation: Representation = "auto",
+    roles: Sequence[str] = ("cond",),
+    *,
+    timesteps: Sequence[float] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    on_event: Listener = ignore,
+    **store: Any,
+) -> Capture:
+    """Capture the reference attention of ``pipe`` into the run at ``path``.
+
+    Parameters
+    ----------
+    pipe
+        A pipeline of a known family.
+    path
+        The run, ``NAME.zarr``: created at the first denoiser call, or resumed where it exists.
+    samples
+        Ids of all samples the run shall hold; None for those an existing run declares.
+    layers, steps, heads
+        What to keep: layer names or patterns, indices, ranges or slices of denoiser calls and of heads.
+    adapter
+        Name of an adapter, or one; None finds the one that matches.
+    representation
+        "auto", "factors" or "scores", for every layer.
+    roles
+        Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``.
+    timesteps
+        Timesteps of all denoiser calls, where the scheduler does not announce them.
+    attrs
+        JSON values to keep with the run, such as the configuration.
+    on_event
+        Told of steps and samples.
+    **store
+        Passed to :func:`storage.create_run`: ``codec``, ``shard_bytes``, ``storage_options``.
+
+    Returns
+    -------
+    Capture
+        A context manager; hooks are there inside it and gone after it, also after an error.
+
+    Raises
+    ------
+    InputError
+        Before anything is generated: unknown names, a run of another shape, a model without the layers.
+
+    Examples
+    --------
+    >>> with capture(pipe, "run.zarr", samples=["a"]) as cap:  # doctest: +SKIP
+    ...     with cap.sample("a", source=scene, mask=hole, reference=thing) as s:
+    ...         s.generated = pipe(...).images[0]
+    """
+    found = find_adapter(pipe, adapter)
+    plan = make_plan(pipe, found, layers, steps, heads, representation, roles, timesteps)
+    selection = {"layers": [site.name for site in plan.sites], "steps": _json(steps), "heads": _json(heads)}
+    notes = {"adapter": found.name, "selection": selection, "roles": list(roles), **(attrs or {})}
+    run = CaptureRun(path, samples, pipe, notes, store, on_event)
+    return Capture(found.denoiser(pipe), plan, run, on_event)
+
+
+def make_plan(
+    pipe: Any,
+    adapter: Adapter,
+    layers: Names,
+    steps: Numbers,
+    heads: Numbers,
+    representation: Representation,
+    roles: Sequence[str],
+    timesteps: Sequence[float] | None,
+) -> Plan:
+    """Resolve what to keep against the model; parameters and errors as in :func:`capture`."""
+    sites = {site.name: site for site in adapter.sites(pipe)}
+    return Plan(
+        [sites[name] for name in select_names("layer", layers, list(sites))],
+        Split(pipe, adapter, roles, heads, representation),
+        schedule=lambda first: announced(getattr(pipe, "scheduler", None), first, timesteps),
+        steps=lambda count: select_numbers("step", steps, count),
+    )
+
+
+class Capture:
+    """The context that :func:`capture` returns.
+
+    Parameters
+    ----------
+    denoiser
+        Module whose calls are the steps.
+    plan
+        What to keep.
+    run
+        The run to fill.
+    on_event
+        Listener.
+    """
+
+    def __init__(self, denoiser: nn.Module, plan: Plan, run: Target, on_event: Listener) -> None:
+        self._denoiser, self._plan, self._run, self._on_event = denoiser, plan, run, on_event
+        self._copies = HostCopies()
+        self._recording: Recording | None = None
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Capture:
+        with ExitStack() as hooks:
+            hooks.enter_context(self._run)
+            hooks.callback(self._copies.close)
+            tap = hooks.enter_context(ProjectionTap(self._plan.sites, self._receive))
+            before = self._denoiser.register_forward_pre_hook(self._begin(tap), with_kwargs=True)
+            hooks.callback(before.remove)
+            after = self._denoiser.register_forward_hook(self._end)
+            hooks.callback(after.remove)
+            self._hooks = hooks.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.__exit__(kind, error, trace)
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """Ids of all samples of the run."""
+        return self._run.declared
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Ids of the samples that are not committed yet, in declared order."""
+        return self._run.missing
+
+    @contextmanager
+    def sample(self, id: str, **images: ImageLike) -> Iterator[SampleHandle]:
+        """Record one generation as the sample ``id``.
+
+        Parameters
+        ----------
+        id
+            A declared sample that is not committed yet.
+        **images
+            Images to keep: ``source``, ``reference``, ``mask`` (white or True: painted), ``reference_mask``
+            (the object in the reference); PIL images or arrays.
+
+        Yields
+        ------
+        SampleHandle
+            Set its ``generated``. The sample is committed when the context ends without an error.
+        """
+        with self.samples([id], **{name: [image] for name, image in images.items()}) as handles:
+            yield handles[0]
+
+    @contextmanager
+    def samples(self, ids: Sequence[str], **images: Sequence[ImageLike]) -> Iterator[list[SampleHandle]]:
+        """Record one pipeline call that generates several samples.
+
+        Parameters
+        ----------
+        ids
+            One id for each generated image, in the order of the pipeline's batch (several images of one prompt
+            are several samples).
+        **images
+            As for :meth:`sample`, a sequence each.
+
+        Yields
+        ------
+        list of SampleHandle
+            In the order of ``ids``. All are committed when the context ends without an error, or none is.
+
+        Raises
+        ------
+        InputError
+            If an id is unknown or committed already, or counts differ.
+        CaptureError
+            If the model is not called as its adapter and scheduler say.
+        """
+        if self._recording is not None:
+            raise CaptureError("sample context", expected="one at a time", got="a second one inside the first")
+        self._run.expect(ids)
+        handles = [SampleHandle(id) for id in ids]
+        for name, batch in images.items():
+            if len(batch) != len(handles):
+                raise InputError(f"images {name!r}", expected=f"{len(handles)}, one for each id", got=str(len(batch)))
+            for handle, image in zip(handles, batch, strict=True):
+                handle.images[name] = to_uint8(name, image)
+        recording = Recording(self._plan, handles, self._run, self._copies, self._on_event)
+        self._recording = recording
+        try:
+            yield handles
+            recording.finish()
+        except BaseException as error:
+            recording.abandon(error)
+            raise
+        finally:
+            self._recording = None
+
+    def _receive(self, site: Site, query: torch.Tensor, key: torch.Tensor, grid: tuple[int, int]) -> None:
+        if self._recording is not None:
+            self._recording.receive(site, query, key, grid)
+
+    def _begin(self, tap: ProjectionTap) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            tap.reset()
+            if self._recording is not None:
+                self._recording.begin_call(timestep_of(args, kwargs))
+
+        return hook
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._recording is not None:
+            self._recording.end_call()
+
+
+def _json(numbers: Numbers) -> Any:
+    """A selection as the store's attributes can hold it."""
+    if numbers is None or isinstance(numbers, int):
+        return numbers
+    if isinstance(numbers, slice):
+        return {"start": numbers.start, "stop": numbers.stop, "step": numbers.step}
+    return list(numbers)

@@ -1,0 +1,22 @@
+"""The embedded model: a small reference-conditioned inpainting pipeline with weights, and its scenes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.lazy import attach
+
+if TYPE_CHECKING:
+    from pipeline.embedded.painter import ReferencePainter
+    from pipeline.embedded.scenes import Scene, make_scene
+    from pipeline.embedded.weights import load_pipeline
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "ReferencePainter": "pipeline.embedded.painter",
+        "Scene": "pipeline.embedded.scenes",
+        "load_pipeline": "pipeline.embedded.weights",
+        "make_scene": "pipeline.embedded.scenes",
+    },
+)

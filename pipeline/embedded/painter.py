@@ -1,0 +1,146 @@
+"""The embedded pipeline: paint the object of a reference image into the masked part of a scene."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import BaseOutput
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from pipeline.embedded.encoder import ReferenceEncoder
+
+Picture: TypeAlias = Image.Image | NDArray[np.uint8] | NDArray[np.bool_]
+StepCallback: TypeAlias = Callable[["ReferencePainter", int, torch.Tensor, dict[str, Any]], dict[str, Any]]
+
+
+@dataclass
+class PainterOutput(BaseOutput):  # type: ignore[misc]
+    """What :class:`ReferencePainter` returns: ``images``, one PIL image (or uint8 [y, x, 3]) for each input."""
+
+    images: list[Image.Image] | NDArray[np.uint8]
+
+
+class ReferencePainter(DiffusionPipeline):
+    """Reference-conditioned inpainting of small images, in the manner of Paint-by-Example.
+
+    Parameters
+    ----------
+    unet
+        Denoiser; its input channels are the noisy image, the masked source and the mask, folded.
+    reference_encoder
+        Turns the reference into the patch tokens that the UNet's cross-attention looks at.
+    scheduler
+        Any diffusers scheduler of a v-prediction model.
+    """
+
+    model_cpu_offload_seq = "reference_encoder->unet"
+
+    def __init__(
+        self, unet: UNet2DConditionModel, reference_encoder: ReferenceEncoder, scheduler: DDIMScheduler
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, reference_encoder=reference_encoder, scheduler=scheduler)
+        self.fold = round((unet.config.out_channels / 3) ** 0.5)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Picture | Sequence[Picture],
+        mask_image: Picture | Sequence[Picture],
+        reference_image: Picture | Sequence[Picture],
+        num_inference_steps: int = 20,
+        guidance_scale: float = 2.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+    ) -> PainterOutput:
+        """Paint one scene, or a batch of them.
+
+        Parameters
+        ----------
+        image
+            Scene to paint into: uint8 [y, x, 3] or a PIL image; a sequence for a batch.
+        mask_image
+            Where to paint: bool [y, x], uint8 [y, x(, 1)] (above 127) or a PIL image.
+        reference_image
+            Image that shows the object; the encoder's size.
+        num_inference_steps
+            Denoiser steps.
+        guidance_scale
+            Classifier-free guidance; above 1 each call of the denoiser holds [uncond, cond] rows.
+        generator
+            One generator for the batch, or one for each image, so that an image does not depend on its batch.
+        output_type
+            "pil" or "np" (uint8 [batch, y, x, 3]).
+        callback_on_step_end
+            Called as ``callback(pipe, step, timestep, {"latents": folded image})``.
+
+        Returns
+        -------
+        PainterOutput
+            The painted images; pixels outside the mask are the scene's own.
+        """
+        device, dtype = self._execution_device, self.unet.dtype
+        source = self._tensor(image, device, dtype)
+        hole = self._mask(mask_image, device, dtype)
+        reference = self._tensor(reference_image, device, dtype)
+        if not source.shape[0] == hole.shape[0] == reference.shape[0] or source.shape[2:] != hole.shape[2:]:
+            raise ValueError(
+                "image, mask_image and reference_image must agree: expected equal counts, and one size for "
+                f"image and mask, got {tuple(source.shape)}, {tuple(hole.shape)} and {tuple(reference.shape)} "
+                "[batch, channel, y, x]"
+            )
+        guided = guidance_scale > 1.0
+        tokens = self.reference_encoder(reference)
+        condition = torch.cat([F.pixel_unshuffle(source * (1 - hole), self.fold), F.pixel_unshuffle(hole, self.fold)], 1)
+        if guided:
+            tokens = torch.cat([torch.zeros_like(tokens), tokens])
+            condition = torch.cat([condition, condition])
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        latents = self._noise(source, generator) * self.scheduler.init_noise_sigma
+        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            rows = torch.cat([latents, latents]) if guided else latents
+            rows = torch.cat([self.scheduler.scale_model_input(rows, timestep), condition], 1)
+            prediction = self.unet(rows, timestep, encoder_hidden_states=tokens).sample
+            if guided:
+                uncond, cond = prediction.chunk(2)
+                prediction = uncond + guidance_scale * (cond - uncond)
+            latents = self.scheduler.step(prediction, timestep, latents).prev_sample
+            if callback_on_step_end is not None:
+                latents = callback_on_step_end(self, step, timestep, {"latents": latents}).get("latents", latents)
+        painted = F.pixel_shuffle(latents, self.fold) * hole + source * (1 - hole)
+        pixels = ((painted.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        self.maybe_free_model_hooks()
+        return PainterOutput(images=pixels if output_type == "np" else [Image.fromarray(p) for p in pixels])
+
+    def _noise(self, like: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
+        shape = (3 * self.fold**2, like.shape[2] // self.fold, like.shape[3] // self.fold)
+        draws = generator if isinstance(generator, list) else [generator] * len(like)
+        if len(draws) != len(like):
+            raise ValueError(f"generator: expected one for each of {len(like)} images, got {len(draws)}")
+        # Drawn on the generator's own device, so that a seed gives the same image on any device.
+        noise = [torch.randn(shape, generator=g, device=g.device if g else "cpu") for g in draws]
+        return torch.stack([n.to(like.device, like.dtype) for n in noise])
+
+    @staticmethod
+    def _tensor(images: Picture | Sequence[Picture], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        arrays = [np.asarray(Image.fromarray(np.asarray(i)).convert("RGB")) for i in _listed(images)]
+        batch = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+        return (batch.to(device, torch.float32) / 127.5 - 1).to(dtype)
+
+    @staticmethod
+    def _mask(masks: Picture | Sequence[Picture], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        arrays = [np.asarray(m.convert("L") if isinstance(m, Image.Image) else m) for m in _listed(masks)]
+        planes = [a if a.dtype == np.bool_ else a > 127 for a in arrays]
+        return torch.from_numpy(np.stack([p.reshape(p.shape[:2]) for p in planes]))[:, None].to(device, dtype)
+
+
+def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
+    return [images] if isinstance(images, (Image.Image, np.ndarray)) else list(images)

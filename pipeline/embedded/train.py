@@ -1,0 +1,229 @@
+"""Train the embedded model: ``python -m pipeline.embedded.train --out DIR``.
+
+Uses the GPU where there is one, else the CPU. It can be stopped at any moment and run again with the same
+``--out``: it goes on from the last checkpoint. Scenes are drawn on the fly, every one once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pipeline.embedded.architecture import build_painter
+from pipeline.embedded.painter import ReferencePainter
+from pipeline.embedded.scenes import make_scene
+
+FIRST_TRAINING_SEED = 1_000_000
+"""Seeds below are held out: evaluation and the demo never meet a training scene."""
+
+OUTSIDE_WEIGHT = 0.05
+"""Weight of the loss outside the mask, where the pipeline keeps the scene's own pixels."""
+
+Batch = dict[str, torch.Tensor]
+
+
+class SceneStream(IterableDataset[Batch]):
+    """Batches of training scenes: ``target``, ``reference`` float [batch, 3, y, x] in [-1, 1], ``hole`` in {0, 1}.
+
+    Parameters
+    ----------
+    batch_size
+        Scenes in a batch.
+    first
+        Index of the first batch, so that a resumed training does not see its scenes again.
+    """
+
+    def __init__(self, batch_size: int, first: int) -> None:
+        self.batch_size, self.first = batch_size, first
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        index = self.first + offset
+        while True:
+            start = FIRST_TRAINING_SEED + index * self.batch_size
+            scenes = [make_scene(seed) for seed in range(start, start + self.batch_size)]
+            yield {
+                "target": _floats(np.stack([s.target for s in scenes])),
+                "reference": _floats(np.stack([s.reference for s in scenes])),
+                "hole": torch.from_numpy(np.stack([s.mask for s in scenes]))[:, None].float(),
+            }
+            index += stride
+
+
+def _floats(images: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Denoiser(nn.Module):
+    """The trained modules of a pipeline, and their loss.
+
+    Parameters
+    ----------
+    pipe
+        Pipeline whose UNet and encoder are trained, and whose scheduler defines noise and target.
+    drop
+        Share of samples whose reference is replaced by zeros, for classifier-free guidance.
+    """
+
+    def __init__(self, pipe: ReferencePainter, drop: float = 0.1) -> None:
+        super().__init__()
+        self.unet, self.encoder = pipe.unet, pipe.reference_encoder
+        self.fold, self.drop = pipe.fold, drop
+        self.register_buffer("alphas", pipe.scheduler.alphas_cumprod.clone())
+
+    def forward(self, target: torch.Tensor, reference: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of v, masked pixels counting 1 and the others :data:`OUTSIDE_WEIGHT`."""
+        count = len(target)
+        # Late (noisy) steps twice as often as early ones: there the object is decided by the reference alone.
+        draw = torch.rand(count, device=target.device) ** 0.6
+        timestep = (draw * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        alpha = self.alphas[timestep].view(-1, 1, 1, 1)
+        noise = torch.randn_like(target)
+        noisy = alpha.sqrt() * target + (1 - alpha).sqrt() * noise
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * target
+        keep = (torch.rand(count, 1, 1, device=target.device) >= self.drop).float()
+        tokens = self.encoder(reference) * keep
+        planes = torch.cat([F.pixel_unshuffle(x, self.fold) for x in (noisy, target * (1 - hole), hole)], 1)
+        planes = planes.to(memory_format=torch.channels_last)
+        predicted = F.pixel_shuffle(self.unet(planes, timestep, encoder_hidden_states=tokens).sample, self.fold)
+        weight = hole + OUTSIDE_WEIGHT * (1 - hole)
+        return ((predicted - velocity) ** 2 * weight).sum() / (3 * weight.sum())
+
+
+class Training:
+    """The state of a training: model, its running average, optimiser, step; saved and restored whole.
+
+    Parameters
+    ----------
+    out
+        Folder of the checkpoint and the log.
+    steps
+        Length of the training; the learning rate falls linearly to zero over its last 30%.
+    peak
+        Highest learning rate, after 200 steps of warm-up.
+    device
+        Where to train.
+    """
+
+    def __init__(self, out: Path, steps: int, peak: float, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.out, self.steps, self.peak, self.device, self.step = out, steps, peak, device, 0
+        self.pipe = build_painter()
+        self.model = Denoiser(self.pipe).to(device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
+        if self._checkpoint.exists():
+            state = torch.load(self._checkpoint, map_location=device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step = int(state["step"])
+            torch.manual_seed(self.step)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.out / "checkpoint.pt"
+
+    def learn(self, batch: Batch) -> float:
+        """One optimiser step; returns the batch's loss."""
+        rate = min((self.step + 1) / 200, 1.0, max((self.steps - self.step) / (0.3 * self.steps), 0.0))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.peak * rate
+        loss: torch.Tensor = self.model(**{name: x.to(self.device) for name, x in batch.items()})
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(0.998, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        return loss.item()
+
+    def save(self) -> None:
+        """Write the checkpoint atomically: a kill leaves the last one or this one, never half of one."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+        }
+        scratch = self._checkpoint.with_suffix(".tmp")
+        torch.save(state, scratch)
+        os.replace(scratch, self._checkpoint)
+
+    def export(self, folder: Path) -> None:
+        """Save the averaged model as a pipeline in float16 safetensors."""
+        pipe = build_painter()
+        pipe.unet.load_state_dict(self.average.unet.state_dict())
+        pipe.reference_encoder.load_state_dict(self.average.encoder.state_dict())
+        pipe.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+
+
+def train(out: Path, steps: int, batch_size: int, peak: float, workers: int | None) -> None:
+    """Train, or go on training, and write the weights to ``out/model``.
+
+    Parameters
+    ----------
+    out
+        Folder of checkpoint, log and weights.
+    steps
+        Optimiser steps in all.
+    batch_size
+        Scenes in a step.
+    peak
+        Highest learning rate.
+    workers
+        Processes that draw scenes; None is 8 with a GPU, else none.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    training = Training(out, steps, peak, device)
+    workers = workers if workers is not None else (8 if device.type == "cuda" else 0)
+    batches = iter(DataLoader(SceneStream(batch_size, training.step), batch_size=None, num_workers=workers))
+    columns = (TextColumn("loss {task.fields[loss]:.4f}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    smooth, saved = float("nan"), time.monotonic()
+    with Progress(*columns) as progress, (out / "log.jsonl").open("a") as log:
+        bar = progress.add_task("train", total=steps, completed=training.step, loss=smooth)
+        while training.step < steps:
+            loss = training.learn(next(batches))
+            smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
+            progress.update(bar, completed=training.step, loss=smooth)
+            if training.step % 50 == 0:
+                log.write(json.dumps({"step": training.step, "loss": round(smooth, 5)}) + "\n")
+                log.flush()
+            if time.monotonic() - saved > 120:
+                training.save()
+                saved = time.monotonic()
+    training.save()
+    training.export(out / "model")
+
+
+def main() -> None:
+    """Command line of the training."""
+    parser = argparse.ArgumentParser(description="Train the embedded model; run again to go on.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint, log and weights")
+    parser.add_argument("--steps", type=int, default=3200, help="optimiser steps in all")
+    parser.add_argument("--batch-size", type=int, default=16, help="scenes in a step")
+    parser.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--workers", type=int, help="processes that draw scenes; default 8 with a GPU, else 0")
+    train(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What capture tells whoever listens: typed events, so that workers never print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class RunOpened:
+    """A run was created or resumed: ``missing`` of its ``declared`` samples are still to be captured."""
+
+    path: str
+    declared: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """Call ``step`` (from 1) of ``steps`` of the denoiser has ended for ``samples``."""
+
+    samples: tuple[str, ...]
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleDone:
+    """A sample is committed; ``seconds`` is its share of the generation's time."""
+
+    sample: str
+    seconds: float
+
+
+Event: TypeAlias = RunOpened | StepDone | SampleDone
+Listener: TypeAlias = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Listen to nothing."""

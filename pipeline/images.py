@@ -1,0 +1,56 @@
+"""Images as the store keeps them: uint8 [y, x, channel]."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from storage.errors import ShapeMismatch
+
+ImageLike: TypeAlias = Image.Image | NDArray[Any]
+
+
+def to_uint8(name: str, image: ImageLike) -> NDArray[np.uint8]:
+    """``image`` as uint8 [y, x, channel].
+
+    Parameters
+    ----------
+    name
+        What the image is, for errors.
+    image
+        A PIL image, or an array [y, x] or [y, x, channel] of uint8, bool (True becomes 255) or float in [0, 1].
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 [y, x, channel], 1 channel for masks and grey images, 3 for colour.
+
+    Raises
+    ------
+    ShapeMismatch
+        If the array has another rank, dtype or range.
+    """
+    if isinstance(image, Image.Image):
+        return to_uint8(name, np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")))
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise ShapeMismatch(
+            f"image {name!r}", expected="[y, x] or [y, x, 1, 3 or 4 channels]", got=str(tuple(np.shape(image)))
+        )
+    if array.dtype == np.uint8:
+        return array.copy()
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() and 0 <= array.min() <= array.max() <= 1:
+        return np.rint(array * 255).astype(np.uint8)
+    raise ShapeMismatch(
+        f"image {name!r}",
+        expected="uint8, bool, or floats in [0, 1]",
+        got=f"{array.dtype} in [{array.min()}, {array.max()}]",
+        remedy="convert it, for instance with PIL.Image",
+    )

@@ -1,0 +1,129 @@
+"""Learn a capture's geometry from the first denoiser call, without generating or storing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NoReturn
+
+from numpy.typing import NDArray
+
+from pipeline.adapters.contract import Adapter
+from pipeline.adapters.registry import find_adapter
+from pipeline.capture import Capture, make_plan
+from pipeline.events import ignore
+from pipeline.recording import SampleHandle
+from pipeline.selection import Names, Numbers
+from storage import LayerSpec, Sink
+from storage.errors import CaptureError
+from storage.spec import Representation
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What a run would hold.
+
+    Attributes
+    ----------
+    layers
+        Specification of every layer.
+    timesteps
+        Timesteps of the kept steps.
+    rows
+        Guidance roles of the row blocks of a denoiser call.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    timesteps: tuple[float, ...]
+    rows: tuple[str, ...]
+
+
+def probe(
+    pipe: Any,
+    generate: Callable[[], object],
+    samples: int = 1,
+    layers: Names = None,
+    steps: Numbers = None,
+    heads: Numbers = None,
+    adapter: str | Adapter | None = None,
+    representation: Representation = "auto",
+    roles: Sequence[str] = ("cond",),
+    timesteps: Sequence[float] | None = None,
+) -> Geometry:
+    """Run ``generate`` up to the end of the first kept denoiser call, and say what a capture would store.
+
+    Parameters
+    ----------
+    pipe
+        The pipeline.
+    generate
+        Calls it; its result is never reached.
+    samples
+        Images that the call generates.
+    layers, steps, heads, adapter, representation, roles, timesteps
+        As for :func:`pipeline.capture.capture`.
+
+    Returns
+    -------
+    Geometry
+        Layers, timesteps and rows.
+
+    Raises
+    ------
+    CaptureError
+        If the pipeline ends without a denoiser call, or is not what its adapter says.
+    """
+    found = find_adapter(pipe, adapter)
+    plan = make_plan(pipe, found, layers, steps, heads, representation, roles, timesteps)
+    ids = [str(i) for i in range(samples)]
+    try:
+        with Capture(found.denoiser(pipe), plan, _Probe(ids), ignore) as cap, cap.samples(ids):
+            generate()
+    except _Learnt as learnt:
+        return learnt.geometry
+    raise CaptureError("probe of the pipeline", expected="a denoiser call", got="none")
+
+
+class _Learnt(Exception):  # noqa: N818 - carries a result through the model's frames, not an error
+    """The geometry is known; nothing more is needed of the pipeline."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__("geometry known")
+        self.geometry = geometry
+
+
+class _Probe:
+    """A target that stops the generation as soon as a run could be created."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.declared = self.missing = tuple(ids)
+
+    def __enter__(self) -> _Probe:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def expect(self, ids: Sequence[str]) -> None:
+        """Every id is welcome."""
+
+    def prepare(
+        self,
+        specs: Sequence[LayerSpec],
+        timesteps: Sequence[float],
+        rows: Sequence[str],
+        images: Mapping[str, NDArray[Any]],
+    ) -> NoReturn:
+        """Stop here."""
+        raise _Learnt(Geometry(tuple(specs), tuple(timesteps), tuple(rows)))
+
+    def add_image(self, name: str, image: NDArray[Any]) -> None:
+        """Nothing is kept."""
+
+    def open_sample(self, handle: SampleHandle, hold: ExitStack) -> Sink:
+        """Never reached."""
+        raise CaptureError("probe", expected="to stop before any sample", got=f"sample {handle.id!r}")

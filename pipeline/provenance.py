@@ -1,0 +1,67 @@
+"""Where a run came from: model, scheduler, weights and software, as the store records it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_SOFTWARE = ("i2am", "torch", "diffusers", "transformers", "zarr", "numcodecs", "numpy")
+
+
+def describe(pipe: Any) -> dict[str, Any]:
+    """What can be said of a pipeline without running it.
+
+    Parameters
+    ----------
+    pipe
+        The pipeline, or any object with a scheduler.
+
+    Returns
+    -------
+    dict
+        ``model``, ``pipeline_class``, ``scheduler``, ``software`` and, where the weights are local files,
+        ``weights_sha256`` by file; plain JSON values.
+    """
+    origin = str(getattr(pipe, "name_or_path", "") or "")
+    scheduler = getattr(pipe, "scheduler", None)
+    return {
+        "model": Path(origin).name if origin else type(pipe).__name__,
+        "pipeline_class": f"{type(pipe).__module__}.{type(pipe).__qualname__}",
+        "scheduler": {"class": type(scheduler).__name__, **_plain(dict(getattr(scheduler, "config", {})))}
+        if scheduler is not None
+        else None,
+        "software": {"python": platform.python_version(), **_versions()},
+        "weights_sha256": _weights(Path(origin)) if origin else {},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _SOFTWARE:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        return {}
+    digests = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        with file.open("rb") as stream:
+            digests[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with everything that JSON lacks turned into text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if not str(key).startswith("_")}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,203 @@
+"""The run behind a capture: resumed where it exists, else created when the model's geometry is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from pipeline.events import Listener, RunOpened
+from pipeline.provenance import describe
+from pipeline.recording import SampleHandle, Store
+from storage import LayerSpec, RunWriter, Sink, create_run, resume_run
+from storage.errors import AlreadyExists, InputError, NotFound, ShapeMismatch, UnknownName
+
+
+class Target(Store, Protocol):
+    """Where a capture goes: a run on disk, or a probe that only looks at the geometry."""
+
+    def __enter__(self) -> Target: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """Ids of all samples."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Ids that are not committed."""
+
+    def expect(self, ids: Sequence[str]) -> None:
+        """Check ids before anything is generated for them."""
+
+
+class CaptureRun:
+    """Creates or resumes the run at ``path``, and hands out sinks.
+
+    Parameters
+    ----------
+    path
+        The run.
+    samples
+        Ids it shall hold; None for those that an existing run declares.
+    pipe
+        The pipeline, for the record.
+    notes
+        JSON values for the run's attributes.
+    options
+        Passed to :func:`storage.create_run`.
+    on_event
+        Told when the run is open.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        samples: Sequence[str] | None,
+        pipe: Any,
+        notes: Mapping[str, Any],
+        options: Mapping[str, Any],
+        on_event: Listener,
+    ) -> None:
+        self._path, self._wanted, self._pipe = path, samples, pipe
+        self._notes, self._options, self._on_event = dict(notes), dict(options), on_event
+        self._writer: RunWriter | None = None
+
+    def __enter__(self) -> CaptureRun:
+        try:
+            self._resume()
+        except NotFound:
+            if not self._wanted:
+                raise InputError(
+                    "samples", expected="at least one id for a new run", got="none",
+                    remedy="give capture(..., samples=[...])",
+                ) from None  # fmt: skip
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """Ids of all samples."""
+        return tuple(self._writer.samples) if self._writer is not None else tuple(self._wanted or ())
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Ids that are not committed."""
+        return tuple(self._writer.missing) if self._writer is not None else self.declared
+
+    def expect(self, ids: Sequence[str]) -> None:
+        """Check ids before anything is generated for them.
+
+        Raises
+        ------
+        UnknownName
+            If one is not declared.
+        AlreadyExists
+            If one is committed.
+        InputError
+            If there is none, or one comes twice.
+        """
+        if not ids or len(set(ids)) != len(ids):
+            raise InputError("samples of one call", expected="at least one id, each once", got=repr(list(ids)))
+        for id in ids:
+            if id not in self.declared:
+                raise UnknownName("sample", id, self.declared)
+            if id not in self.missing:
+                raise AlreadyExists(
+                    f"sample {id!r}", expected="one that is not captured yet", got="a committed one",
+                    remedy="go through cap.missing",
+                )  # fmt: skip
+
+    def prepare(
+        self,
+        specs: Sequence[LayerSpec],
+        timesteps: Sequence[float],
+        rows: Sequence[str],
+        images: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Create the run with this geometry, or check that the existing one has it.
+
+        Raises
+        ------
+        ShapeMismatch
+            If the existing run has other layers or timesteps.
+        """
+        if self._writer is None:
+            attrs = {**describe(self._pipe), "guidance": {"rows": list(rows)}, "dtype": specs[0].dtype, **self._notes}
+            try:
+                self._writer = create_run(
+                    self._path,
+                    layers=list(specs),
+                    timesteps=list(timesteps),
+                    samples=list(self._wanted or ()),
+                    attrs=attrs,
+                    image_shapes={name: image.shape for name, image in images.items()},
+                    **self._options,
+                )
+                self._announce()
+            except AlreadyExists:  # another process was faster
+                self._resume()
+        self._check(specs, timesteps)
+
+    def add_image(self, name: str, image: NDArray[Any]) -> None:
+        """Declare an image of this shape, unless it is declared already."""
+        self._opened.add_image(name, image.shape)
+
+    def open_sample(self, handle: SampleHandle, hold: ExitStack) -> Sink:
+        """A sink for the sample of ``handle``; ``hold`` commits or undoes it."""
+        return hold.enter_context(self._opened.sample(handle.id))
+
+    @property
+    def _opened(self) -> RunWriter:
+        if self._writer is None:
+            raise RuntimeError("the run is opened by prepare()")
+        return self._writer
+
+    def _resume(self) -> None:
+        self._writer = resume_run(self._path, storage_options=self._options.get("storage_options"))
+        for id in self._wanted or ():
+            if id not in self._writer.samples:
+                self._writer.close()
+                raise UnknownName(
+                    "sample", id, self._writer.samples,
+                    remedy="capture new samples into a new run, and analyse the runs together",
+                )  # fmt: skip
+        self._announce()
+
+    def _announce(self) -> None:
+        self._on_event(RunOpened(str(self._path), len(self.declared), len(self.missing)))
+
+    def _check(self, specs: Sequence[LayerSpec], timesteps: Sequence[float]) -> None:
+        known, stored = self._opened.layers, list(self._opened.timesteps)
+        for spec in specs:
+            if spec.name not in known:
+                raise UnknownName("layer", spec.name, known)
+            if _comparable(spec) != _comparable(known[spec.name]):
+                raise ShapeMismatch(
+                    f"layer {spec.name!r} of the run", expected=repr(known[spec.name]), got=repr(spec),
+                    remedy="capture other sizes and models into runs of their own",
+                )  # fmt: skip
+        if len(known) != len(specs) or stored != list(timesteps):
+            raise ShapeMismatch(
+                "layers and timesteps of the run",
+                expected=f"{len(known)} layers, timesteps {stored}",
+                got=f"{len(specs)} layers, timesteps {list(timesteps)}",
+                remedy="capture other settings into a run of their own",
+            )
+
+
+def _comparable(spec: LayerSpec) -> tuple[Any, ...]:
+    """What must agree between two captures of one layer."""
+    return (spec.heads, spec.head_dim, spec.gen_grid, spec.ref_grid, spec.ref_prefix, spec.dtype, spec.logit_scale)
