@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flows.config import CaptureConfig
 from flows.describe import describe
 from flows.progress import Progress, report
-from flows.samples import SampleInput, SampleSet, open_samples
+from flows.samples import SampleSet, open_samples
 from flows.selection import selected
 from storage import open_run
 from storage.errors import ConfigError, NotFound, UnknownName
 
 if TYPE_CHECKING:
-    from pipeline.capture import Capture
+    from pipeline.events import Event
+    from pipeline.jobs import Call
     from storage import Run
 
 _MAY_DIFFER = frozenset({"out", "storage_options"})
@@ -48,14 +48,14 @@ def run_capture(config: CaptureConfig) -> dict[str, Any]:
     started = time.perf_counter()
     samples = open_samples(config)
     existing = _existing(config)
-    missing = _missing(existing, samples)
-    if missing:
-        _capture(config, samples, missing)
+    before = len(existing.samples) if existing is not None else 0
+    if before < len(samples.ids):
+        _capture(config, samples, before)
     run = open_run(config.out, config.storage_options or None)
     facts = describe(run)
     return {
         "run": config.out,
-        "captured": facts["samples"]["committed"] - (len(samples.ids) - len(missing)),
+        "captured": facts["samples"]["committed"] - before,
         "committed": facts["samples"]["committed"],
         "declared": facts["samples"]["declared"],
         "bytes": facts["bytes"],
@@ -65,39 +65,16 @@ def run_capture(config: CaptureConfig) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def open_capture(config: CaptureConfig, pipe: Any, samples: SampleSet, **options: Any) -> Iterator[Capture]:
-    """Open the capture that a configuration describes around a loaded pipeline.
-
-    Parameters
-    ----------
-    config, pipe, samples
-        What to capture, with what, of which samples.
-    **options
-        Override what the configuration gives to :func:`pipeline.capture`.
-
-    Yields
-    ------
-    pipeline.capture.Capture
-        The open capture.
-    """
-    from pipeline import capture
-
-    arguments: dict[str, Any] = {
-        "path": config.out,
-        "samples": list(samples.ids),
+def kept(config: CaptureConfig) -> dict[str, Any]:
+    """Return what a configuration keeps, as arguments of :func:`pipeline.capture` and :func:`pipeline.probe.probe`."""
+    return {
         "layers": config.layers,
         "steps": selected(config.steps),
         "heads": selected(config.heads),
         "adapter": config.adapter,
         "representation": config.representation,
         "roles": tuple(config.roles),
-        "attrs": {"configuration": comparable(config)},
     }
-    if config.storage_options:
-        arguments["storage_options"] = config.storage_options
-    with capture(pipe, **(arguments | options)) as cap:
-        yield cap
 
 
 def comparable(config: CaptureConfig) -> dict[str, Any]:
@@ -105,85 +82,58 @@ def comparable(config: CaptureConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=set(_MAY_DIFFER), exclude_none=True)
 
 
-def generate(config: CaptureConfig, pipe: Any, cap: Capture, batch: Sequence[SampleInput]) -> None:
-    """Generate and record one batch.
+def prepare(config: CaptureConfig) -> tuple[Any, Call]:
+    """Load the pipeline, and check how it will be called before anything is generated.
 
     Parameters
     ----------
     config
         The capture.
-    pipe
-        The pipeline.
-    cap
-        The open capture.
-    batch
-        Samples of one call of the pipeline.
-    """
-    from flows.sources import call_inputs
 
-    inputs = call_inputs(config, pipe)
-    for sample in batch:
-        for argument, image in inputs.items():
-            if image not in sample.images:
-                raise ConfigError(
-                    f"sample {sample.id!r}", expected=f"an image {image!r} for {argument!r}", got=", ".join(sample.images)
-                )
-    # A list for a batch, the bare image for one: some pipelines take only that.
-    call = {name: [sample.images[image] for sample in batch] for name, image in inputs.items()}
-    if len(batch) == 1:
-        call = {name: images[0] for name, images in call.items()}
-    names = set.intersection(*(set(sample.images) for sample in batch))
-    stored = {name: [sample.images[name] for sample in batch] for name in sorted(names)}
-    with cap.samples([sample.id for sample in batch], **stored) as handles:
-        result = pipe(**call, **_noise(pipe, batch), **config.call)
-        for handle, sample, image in zip(handles, batch, getattr(result, "images", result), strict=True):
-            handle.generated = image
-            handle.annotate(seed=sample.seed)
-
-
-def check_call(pipe: Any, config: CaptureConfig, inputs: Mapping[str, str]) -> None:
-    """Compare the arguments of the call with the pipeline's signature before anything is generated.
+    Returns
+    -------
+    pipe, call
+        The pipeline and its :class:`pipeline.jobs.Call`.
 
     Raises
     ------
     UnknownName
-        If the pipeline's call does not take an argument.
+        If the pipeline's call does not take an argument that the configuration gives.
+    InputError
+        If the pipeline cannot be loaded as described.
     """
-    parameters = inspect.signature(pipe.__call__).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    for name in (*inputs, *config.call):
-        if name not in parameters:
-            raise UnknownName(f"argument of {type(pipe).__name__}'s call", name, parameters)
-
-
-def _capture(config: CaptureConfig, samples: SampleSet, missing: Sequence[int]) -> None:
     from flows.sources import call_inputs, load_pipeline
 
-    done = len(samples.ids) - len(missing)
-    report(Progress("capture", done, len(samples.ids)))
     pipe = load_pipeline(config)
-    check_call(pipe, config, call_inputs(config, pipe))
-    with open_capture(config, pipe, samples) as cap:
-        wanted = set(cap.missing)  # another process may have been at work since
-        todo = [index for index in missing if samples.ids[index] in wanted]
-        for first in range(0, len(todo), config.batch_size):
-            batch = [samples.load(index) for index in todo[first : first + config.batch_size]]
-            generate(config, pipe, cap, batch)
-            for sample in batch:
-                done += 1
-                report(Progress("capture", done, len(samples.ids), sample.id))
+    from pipeline.jobs import Call
+
+    inputs = call_inputs(config, pipe)
+    parameters = inspect.signature(pipe.__call__).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for name in (*inputs, *config.call, "generator"):
+            if name not in parameters:
+                raise UnknownName(f"argument of {type(pipe).__name__}'s call", name, parameters)
+    return pipe, Call(inputs, config.call)
 
 
-def _noise(pipe: Any, batch: Sequence[SampleInput]) -> dict[str, Any]:
-    """Give each sample a generator of its own, so that its noise does not depend on its batch or device."""
-    import torch
+def _capture(config: CaptureConfig, samples: SampleSet, committed: int) -> None:
+    report(Progress("capture", committed, len(samples.ids)))
+    pipe, call = prepare(config)
+    from pipeline import capture
+    from pipeline.jobs import run_job
 
-    if "generator" not in inspect.signature(pipe.__call__).parameters:
-        torch.manual_seed(batch[0].seed)
-        return {}
-    generators = [torch.Generator("cpu").manual_seed(sample.seed) for sample in batch]
-    return {"generator": generators[0] if len(batch) == 1 else generators}
+    done = committed
+
+    def listen(event: Event) -> None:
+        nonlocal done
+        if type(event).__name__ == "SampleDone":
+            done += 1
+            report(Progress("capture", done, len(samples.ids), event.sample))
+
+    options = {"storage_options": config.storage_options} if config.storage_options else {}
+    notes = {"configuration": comparable(config), "seeds": dict(samples.seeds)}
+    with capture(pipe, config.out, list(samples.ids), **kept(config), attrs=notes, on_event=listen, **options) as cap:
+        run_job(cap, pipe, samples.load, call, config.batch_size)
 
 
 def _existing(config: CaptureConfig) -> Run | None:
@@ -203,11 +153,6 @@ def _existing(config: CaptureConfig) -> Run | None:
             remedy="restore it to go on with this run, or choose another out",
         )
     return run
-
-
-def _missing(run: Run | None, samples: SampleSet) -> list[int]:
-    committed = set(run.samples) if run is not None else set()
-    return [index for index, sample in enumerate(samples.ids) if sample not in committed]
 
 
 def _differing(before: Any, now: Any, path: str = "") -> list[str]:

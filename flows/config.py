@@ -10,6 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from flows.selection import Selection
 
 
+Positive: TypeAlias = Annotated[int, Field(ge=1, le=16384)]
+
+
 class Strict(BaseModel):
     """Base of every configuration model: no unknown key, no change after loading."""
 
@@ -111,12 +114,15 @@ class CaptureConfig(Strict):
 
 
 class AnalysisConfig(Strict):
-    """One analysis: what to draw from a run and how."""
+    """One analysis: what to draw from a run and how. ``time_groups`` and ``size`` are those of the maps."""
 
     layers: Annotated[list[str] | None, Field(min_length=1)] = None
     samples: Annotated[list[str] | None, Field(min_length=1)] = None
     steps: Selection | None = None
     heads: Selection | None = None
     time_groups: Annotated[int, Field(ge=1)] = 5
-    penalty: Annotated[float, Field(ge=0, description="weight of attention outside the mask in IMACS")] = 3.0
+    penalty: Annotated[float, Field(gt=0, description="weight of attention outside the mask in IMACS")] = 3.0
+    size: tuple[Positive, Positive] | None = None
+    details: Annotated[int, Field(ge=0, description="samples shown in full in the report")] = 24
+    figures: Annotated[int, Field(ge=0, description="samples that get figures of their own")] = 12
     workers: Annotated[int | None, Field(ge=1, description="threads; None: one for each core")] = None

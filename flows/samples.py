@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,15 @@ class SampleInput:
 
 @dataclass(frozen=True, slots=True)
 class SampleSet:
-    """Samples by position: ``ids`` are known at once, images are read by ``load``."""
+    """Samples by id: ids and seeds are known at once, images are read by ``load``."""
 
-    ids: Sequence[str]
-    load: Callable[[int], SampleInput]
+    seeds: Mapping[str, int]
+    load: Callable[[str], SampleInput]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids in order."""
+        return tuple(self.seeds)
 
 
 def open_samples(config: CaptureConfig) -> SampleSet:
@@ -67,22 +72,23 @@ def open_samples(config: CaptureConfig) -> SampleSet:
 
 
 def _scenes(count: int, first: int) -> SampleSet:
-    def load(index: int) -> SampleInput:
+    def load(id: str) -> SampleInput:
         from PIL import Image
 
-        from pipeline.embedded import make_scene
+        from pipeline.embedded.scenes import make_scene
 
-        scene = make_scene(first + index)
+        scene = make_scene(seeds[id])
         arrays = {
             "source": scene.source,
             "reference": scene.reference,
             "mask": scene.mask,
             "reference_mask": scene.reference_object,
         }
-        return SampleInput(ids[index], first + index, {name: Image.fromarray(a) for name, a in arrays.items()})
+        images = {name: Image.fromarray(a).convert("L" if a.ndim == 2 else "RGB") for name, a in arrays.items()}
+        return SampleInput(id, seeds[id], images)
 
-    ids = [f"scene-{seed:07d}" for seed in range(first, first + count)]
-    return SampleSet(ids, load)
+    seeds = {f"scene-{seed:07d}": seed for seed in range(first, first + count)}
+    return SampleSet(seeds, load)
 
 
 def _manifest(path: Path, config: CaptureConfig) -> SampleSet:
@@ -97,17 +103,23 @@ def _manifest(path: Path, config: CaptureConfig) -> SampleSet:
         twice = next(name for name in ids if ids.count(name) > 1)
         raise ConfigError(f"manifest {path}", expected="each id once", got=f"{twice!r} more than once")
     folder = path.parent.resolve()
-    files = [
-        {name: _inside(folder, str(row[name]), str(row["id"])) for name in _IMAGES if row.get(name)} for row in rows
-    ]
-    seeds = [_seed(row.get("seed"), config.seed + index, str(row["id"])) for index, row in enumerate(rows)]
-    for sample, images in zip(ids, files, strict=True):
-        _check_sizes(sample, images)
+    needed = set((config.inputs or {}).values())
+    files = {id: _files(folder, id, row, needed) for id, row in zip(ids, rows, strict=True)}
+    seeds = {id: _seed(row.get("seed"), config.seed + i, id) for i, (id, row) in enumerate(zip(ids, rows, strict=True))}
 
-    def load(index: int) -> SampleInput:
-        return SampleInput(ids[index], seeds[index], {name: _read(file, name) for name, file in files[index].items()})
+    def load(id: str) -> SampleInput:
+        return SampleInput(id, seeds[id], {name: _read(file, name) for name, file in files[id].items()})
 
-    return SampleSet(ids, load)
+    return SampleSet(seeds, load)
+
+
+def _files(folder: Path, sample: str, row: Mapping[str, Any], needed: set[str]) -> dict[str, Path]:
+    """Paths of a row's images, checked: all that are needed, inside the folder, mask and source of one size."""
+    files = {name: _inside(folder, str(row[name]), sample) for name in _IMAGES if row.get(name)}
+    if missing := sorted(needed - set(files)):
+        raise ConfigError(f"sample {sample!r}", expected=f"an image in column {missing[0]!r}", got="an empty cell")
+    _check_sizes(sample, files)
+    return files
 
 
 def _read_table(path: Path) -> list[dict[str, Any]]:

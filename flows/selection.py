@@ -79,27 +79,70 @@ def from_option(name: str, text: str | None) -> list[int] | slice | None:
         raise ConfigError(name, expected=str(error), got=repr(text)) from None
 
 
-def position(name: str, text: str) -> tuple[int, int]:
-    """Read ``row,column`` given on the command line.
+Region: TypeAlias = tuple[int, ...] | list[tuple[int, ...]] | str
+"""(row, column), (top, left, bottom, right), a list of patches, or the name of a mask image."""
+
+
+def region(name: str, text: str) -> Region:
+    """Read the patches that a specific map is about, as given on the command line.
 
     Parameters
     ----------
     name
         The option, for the error: ``--at``.
     text
-        What the user wrote.
+        ``12,8`` a patch; ``2,3,9,12`` a box; ``12,8;12,9`` patches; a word: the name of a mask image of the run.
 
     Returns
     -------
-    tuple of int
-        Row and column, neither below 0.
+    tuple of int, list of tuple, or str
+        The region.
 
     Raises
     ------
     ConfigError
-        If the text is no pair of indices.
+        If the text is none of these.
     """
-    match = re.fullmatch(r"\s*(\d+)\s*[,x]\s*(\d+)\s*", text)
-    if not match:
-        raise ConfigError(name, expected="row,column such as 12,8", got=repr(text))
-    return int(match[1]), int(match[2])
+    if re.fullmatch(r"[A-Za-z_]\w*", text):
+        return text
+    try:
+        patches = [tuple(int(number) for number in part.split(",")) for part in text.split(";")]
+    except ValueError:
+        patches = []
+    if len(patches) == 1 and len(patches[0]) in (2, 4):
+        return patches[0]
+    if len(patches) > 1 and all(len(patch) == 2 for patch in patches):
+        return patches
+    raise ConfigError(
+        name,
+        expected="row,column such as 12,8, a box top,left,bottom,right, patches 12,8;12,9, or a mask image's name",
+        got=repr(text),
+    )
+
+
+def size(name: str, text: str | None) -> tuple[int, int] | None:
+    """Read ``ROWSxCOLUMNS`` or one number for both, as given on the command line.
+
+    Parameters
+    ----------
+    name
+        The option, for the error: ``--size``.
+    text
+        What the user wrote; None where the option is absent.
+
+    Returns
+    -------
+    tuple of int or None
+        Rows and columns.
+
+    Raises
+    ------
+    ConfigError
+        If the text is no size.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
+    if not match or not int(match[1]) or match[2] == "0":
+        raise ConfigError(name, expected="ROWSxCOLUMNS such as 64x48, or one number for both", got=repr(text))
+    return int(match[1]), int(match[2] or match[1])

@@ -18,7 +18,10 @@ def capture(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """Run a capture, or go on with one that was interrupted: what is committed is never done again."""
+    """Run or resume a capture.
+
+    What is committed is never done again; a run of another configuration is refused.
+    """
     from flows.loading import load_capture
     from flows.orchestrate import as_flow, both_refused
     from flows.progress import shown

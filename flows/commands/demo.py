@@ -22,7 +22,7 @@ from flows.terminal import human_bytes, note, say
 from storage.errors import AlreadyExists
 
 _HEADER = "# Written by i2am demo; i2am capture reads it too."
-_MADE = ("capture.yaml", "run.zarr", "run.zarr.marginals.zarr", "maps.zarr", "tables", "figures", "report")
+_MADE = ("capture.yaml", "run.zarr", "run.zarr.marginals.zarr", "maps.zarr", "tables", "figures", "report", "study.json")
 
 
 def demo(
@@ -33,17 +33,21 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier demo first.")] = False,
     direct: Annotated[bool, typer.Option("--direct", help="Run without Prefect.")] = False,
 ) -> None:
-    """Paint objects from reference images, capture the attention, draw maps, score them, write the report."""
+    """Embedded model, capture, analysis, report.
+
+    Paints objects from reference images, captures the attention, draws maps, scores them, and ends with the path of the
+    report. Nothing that exists is touched without --resume or --overwrite.
+    """
     started = time.monotonic()
     config = _prepare(out, samples, steps, resume, overwrite)
     with termination_interrupts(), _orchestration(direct) as env:
         captured = _step("capture", [str(config), "--json"], env)
         clock = time.monotonic()
-        analysed = _step("analyze", [str(out / "run.zarr"), "--out", str(out), "--overwrite", "--json"], env)
+        analysed = _step("analyze", [str(out / "run.zarr"), "--out", str(out), "--json"], env)
     say(
         f"captured {captured['captured']} samples in {captured['seconds']:.0f} s "
         f"({human_bytes(captured['bytes'])}, {captured['files']} files), "
-        f"analysed {analysed['samples']} in {time.monotonic() - clock:.0f} s; "
+        f"analysed {len(analysed['samples'])} in {time.monotonic() - clock:.0f} s; "
         f"{time.monotonic() - started:.0f} s in all"
     )
     say(f"report: {out / 'report' / 'index.html'}")

@@ -13,7 +13,7 @@ def inspect(
     run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """Show what is in a run: model, layers, steps, samples, and how complete it is."""
+    """What is in a run, how complete."""
     from flows.describe import describe
     from storage import open_run
 

@@ -14,7 +14,11 @@ def plan(
     config: Annotated[Path, typer.Argument(help="Configuration (YAML); see examples/.")],
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """Predict bytes, files and peak memory of a capture, layer by layer."""
+    """Predicted bytes, files, memory of a capture.
+
+    The pipeline is loaded and makes one denoiser call, from which the geometry of every layer is read. Exit status 2 where
+    the disk cannot hold the run.
+    """
     from flows.forecast import forecast as predict
     from flows.loading import load_capture
 

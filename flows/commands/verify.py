@@ -13,7 +13,10 @@ def verify(
     run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """Read every byte of a run and compare it with what was committed. Exit status 1: something is damaged."""
+    """Every checksum, every commit of a run.
+
+    Reads every byte and compares it with what was committed. Exit status 1: something is damaged.
+    """
     from storage import verify as check
 
     report = check(run)

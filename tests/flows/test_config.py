@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flows.config import AnalysisConfig, CaptureConfig
 from flows.loading import MAX_BYTES, load_capture, load_config, parse_config
-from flows.selection import from_option, position, selected
+from flows.selection import from_option, region, selected, size
 from storage.errors import ConfigError, I2AMError, NotFound
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -155,7 +155,24 @@ def test_other_selections_are_refused(text: str) -> None:
         from_option("--steps", text)
 
 
-def test_positions() -> None:
-    assert position("--at", "12, 8") == (12, 8)
-    with pytest.raises(ConfigError, match="--at; expected row,column such as 12,8; got '12'"):
-        position("--at", "12")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("12,8", (12, 8)), ("2, 3,9,12", (2, 3, 9, 12)), ("1,2;3,4", [(1, 2), (3, 4)]), ("reference_mask", "reference_mask")],
+)
+def test_regions(text: str, expected: object) -> None:
+    assert region("--at", text) == expected
+
+
+@pytest.mark.parametrize("text", ["12", "1,2,3", "1,2;3", "a b", "", "1;2"])
+def test_other_regions_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--at; expected row,column such as 12,8"):
+        region("--at", text)
+
+
+def test_sizes() -> None:
+    assert size("--size", "64x48") == (64, 48)
+    assert size("--size", "64") == (64, 64)
+    assert size("--size", None) is None
+    for text in ("0", "64x", "axb", "-3", "64x0"):
+        with pytest.raises(ConfigError, match="--size; expected ROWSxCOLUMNS"):
+            size("--size", text)

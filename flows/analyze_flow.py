@@ -1,0 +1,82 @@
+"""The Prefect flow behind ``i2am analyze``: parameters, progress and results where Prefect shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.analyze_job import run_analysis
+from flows.config import AnalysisConfig
+from flows.progress import Progress, heard_by
+
+
+@task(name="analyse run", cache_policy=NO_CACHE, persist_result=False)
+def analyse_run(run: str, out: str, config: AnalysisConfig, overwrite: bool) -> dict[str, Any]:
+    """Make marginals, maps, tables, figures and report, and log the stages.
+
+    Parameters
+    ----------
+    run, out, config, overwrite
+        As for :func:`flows.analyze_job.run_analysis`.
+
+    Returns
+    -------
+    dict
+        Its summary.
+    """
+    logger = get_run_logger()
+
+    def listen(event: Progress) -> None:
+        if event.what and event.done == event.total:
+            logger.info("%s done (%d)", event.stage, event.total)
+
+    with heard_by(listen):
+        return run_analysis(run, out, config, overwrite)
+
+
+@task(name="publish analysis", cache_policy=NO_CACHE, persist_result=False)
+def publish_analysis(summary: dict[str, Any]) -> None:
+    """Write the result as artifacts: a table of the scores and a summary.
+
+    Parameters
+    ----------
+    summary
+        Of :func:`flows.analyze_job.run_analysis`.
+    """
+    create_table_artifact(table=summary["scores"], key="i2am-analysis-scores", description=summary["run"])
+    refused = "".join(f"- {entry['reason']}\n" for entry in summary["refusals"])
+    create_markdown_artifact(
+        markdown=(
+            f"# {summary['run']}\n\n{len(summary['samples'])} samples analysed. Report: `{summary['report']}`\n\n"
+            + (f"## Refused\n\n{refused}" if refused else "")
+        ),
+        key="i2am-analysis-summary",
+    )
+
+
+@flow(name="i2am-analyze", flow_run_name="analyze {run}", persist_result=False)
+def analyze_flow(run: str, out: str, config: AnalysisConfig, overwrite: bool = False) -> dict[str, Any]:
+    """Analyse a run into a directory.
+
+    Parameters
+    ----------
+    run
+        Path or URL, as seen by the worker.
+    out
+        Directory of the results.
+    config
+        What to draw and how.
+    overwrite
+        Replace results in ``out`` that no analysis wrote.
+
+    Returns
+    -------
+    dict
+        The summary of :func:`flows.analyze_job.run_analysis`.
+    """
+    summary = analyse_run(run, out, config, overwrite)
+    publish_analysis(summary)
+    return summary

@@ -1,0 +1,75 @@
+"""The analysis job: from a run on disk to maps, tables, figures and the report. Never loads torch."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from flows.config import AnalysisConfig
+from flows.progress import Progress, report
+from flows.selection import selected
+
+if TYPE_CHECKING:
+    from analysis.events import Event
+    from analysis.study import StudyOptions
+
+
+def run_analysis(run: str, out: str, config: AnalysisConfig, overwrite: bool = False) -> dict[str, Any]:
+    """Analyse a run into a directory.
+
+    Parameters
+    ----------
+    run
+        Path or URL.
+    out
+        Local directory of the results.
+    config
+        What to draw and how.
+    overwrite
+        Replace results in ``out`` that no analysis wrote.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``run``, ``out``, ``report``, ``maps``, ``tables`` (name to path), ``samples`` (ids), ``refusals`` (sample,
+        reason), ``absent`` (what has no answer), ``seconds`` (by stage), ``scores`` (rows of the unified table).
+
+    Raises
+    ------
+    InputError, DamageError
+        See :func:`analysis.study.analyse`.
+    """
+    import dask
+
+    from analysis.study import analyse
+
+    threads = dask.config.set(num_workers=config.workers) if config.workers else nullcontext()
+    with threads:
+        result = analyse(run, out, _options(config), on_event=_listen, overwrite=overwrite)
+    columns = ["sample", "direction", "region", "imacs", "inside", "outside", "share", "kind", "note"]
+    return {"run": run} | result.to_json() | {"scores": result.tables["unified"].select(columns).to_dicts()}
+
+
+def _options(config: AnalysisConfig) -> StudyOptions:
+    from analysis.study import StudyOptions
+
+    return StudyOptions(
+        layers=tuple(config.layers) if config.layers else None,
+        steps=selected(config.steps),
+        heads=selected(config.heads),
+        samples=tuple(config.samples) if config.samples else None,
+        time_groups=config.time_groups,
+        penalty=config.penalty,
+        size=config.size,
+        details=config.details,
+        figures=config.figures,
+    )
+
+
+def _listen(event: Event) -> None:
+    from analysis.events import StageAdvanced, StageStarted
+
+    if isinstance(event, StageStarted):
+        report(Progress(event.stage, 0, event.total))
+    elif isinstance(event, StageAdvanced):
+        report(Progress(event.stage, event.done, event.total, event.stage))

@@ -1,0 +1,55 @@
+"""``i2am analyze``: marginals, maps of every level, IMACS, tables, figures and the report of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.terminal import emit, note, say
+
+
+def analyze(
+    run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; an earlier analysis in it is replaced.")],
+    config: Annotated[Path | None, typer.Option(help="What to draw (YAML); see examples/analysis.yaml.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that no analysis wrote.")] = False,
+    prefect: Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")] = False,
+    direct: Annotated[bool, typer.Option("--direct", help="Run without Prefect.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Marginals, maps, IMACS, tables, report.
+
+    Exit status 1: samples were refused as damaged; the others are analysed.
+    """
+    from flows.config import AnalysisConfig
+    from flows.loading import load_config
+    from flows.orchestrate import as_flow, both_refused
+    from flows.progress import shown
+    from storage import open_run
+
+    settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
+    choice = both_refused(prefect, direct)
+    open_run(run)  # what is wrong with the run is said at once, not from inside a flow
+    with shown(quiet):
+        if as_flow(choice):
+            from flows.analyze_flow import analyze_flow
+
+            summary = analyze_flow(run, str(out), settings, overwrite)
+        else:
+            from flows.analyze_job import run_analysis
+
+            summary = run_analysis(run, str(out), settings, overwrite)
+    for entry in summary["refusals"]:
+        note(f"i2am: refused: {entry['reason']}")
+    if as_json:
+        emit(summary)
+    else:
+        for line in summary["absent"]:
+            say(f"not computed: {line}")
+        say(f"analysed {len(summary['samples'])} samples")
+        say(f"report: {summary['report']}")
+    if summary["refusals"]:
+        raise typer.Exit(1)

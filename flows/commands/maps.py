@@ -1,0 +1,53 @@
+"""``i2am maps``: draw or export the maps of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.terminal import say
+
+
+def maps(
+    run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
+    out: Annotated[Path, typer.Option(help="Where to write: F.npz, F.zarr or F.png.")],
+    direction: Annotated[str, typer.Option(help="r2g or g2r.")] = "r2g",
+    level: Annotated[str, typer.Option(help="unified, time, head, layer or specific.")] = "unified",
+    at: Annotated[
+        str | None, typer.Option(help="Specific level: 12,8 or a box 2,3,9,12 or patches 1,2;1,3 or a mask image.")
+    ] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="Layer to keep; repeat for more.")] = None,
+    sample: Annotated[list[str] | None, typer.Option(help="Sample to keep; repeat for more.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Steps to keep: 3 or 0,4 or 0:10.")] = None,
+    heads: Annotated[str | None, typer.Option(help="Heads to keep: 3 or 0,4 or 0:4.")] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the maps: ROWSxCOLUMNS.")] = None,
+    time_groups: Annotated[int, typer.Option(min=1, help="Groups of the time level.")] = 5,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+) -> None:
+    """Maps as .npz, .zarr or .png."""
+    from analysis import attribution_maps
+    from analysis.export import save_maps
+    from flows import selection
+    from storage import open_run
+
+    index = selection.from_option("--steps", steps), selection.from_option("--heads", heads)
+    grid = selection.size("--size", size)
+    region = selection.region("--at", at) if at is not None else None
+    opened = open_run(run)
+    result = attribution_maps(
+        opened,
+        direction=direction,  # type: ignore[arg-type]  # checked there, with the words for it
+        level=level,  # type: ignore[arg-type]
+        layers=layer,
+        steps=index[0],
+        heads=index[1],
+        samples=sample,
+        size=grid,
+        time_groups=time_groups,
+        at=region,
+    )
+    save_maps(result, out, opened, overwrite=overwrite)
+    shape = ", ".join(f"{dim} {count}" for dim, count in result.sizes.items())
+    say(f"{out}: {direction} {level} maps ({shape}) in {result.attrs['units']}")
