@@ -1,0 +1,210 @@
+"""The derived store of marginals, beside the run: ``NAME.marginals.zarr``.
+
+Zarr v3, without compression; a group per layer holds one array (sample, step, head, token) for each quantity, one sample a
+chunk, and ``seal`` (sample, quantity, byte): a digest over the values and over everything they depend on (run, sample
+fingerprint, layer, quantity, protocol, kernel version). A value is used only if its seal fits: whatever is absent, half
+written, damaged or stale is computed again. Two writers of one entry write the same thing, so no lock is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.marginals import Marginals, compute_marginals, quantities
+from analysis.softmax import KERNEL_VERSION
+from storage.errors import AlreadyExists, NoPermission
+from storage.location import Location, locate
+
+if TYPE_CHECKING:
+    from storage import LayerSpec, Run
+
+FORMAT = 1
+SEAL_BYTES = 32
+MARK = "i2am_marginals"
+
+StorePlace = str | Literal[False] | None
+"""Place of a derived store: a path or URL; None for beside the run; False to keep nothing."""
+
+
+def default_path(path: str) -> str:
+    """Where the derived store of a run lies unless named: ``a/run.zarr`` gives ``a/run.marginals.zarr``."""
+    return path.rstrip("/").removesuffix(".zarr") + ".marginals.zarr"
+
+
+def open_cache(run: Run, store: StorePlace = None, storage_options: Mapping[str, Any] | None = None) -> MarginalCache:
+    """Choose the place of a run's derived store; nothing is read or written yet.
+
+    Parameters
+    ----------
+    run
+        The run.
+    store
+        Path or URL; None for beside the run, False to keep nothing.
+    storage_options
+        For fsspec, where the place is a URL.
+    """
+    if store is False:
+        return MarginalCache(run, None)
+    return MarginalCache(run, locate(default_path(run.path) if store is None else store, storage_options))
+
+
+@dataclass(frozen=True)
+class MarginalCache:
+    """Marginals of one run, computed once.
+
+    Attributes
+    ----------
+    run
+        The run; open, read only.
+    place
+        Where the derived store lies; None keeps nothing.
+    protocol
+        Part of the key.
+    """
+
+    run: Run
+    place: Location | None
+    protocol: str = "corrected"
+
+    def get(self, layer: LayerSpec, sample: str, name: str) -> NDArray[np.float32]:
+        """Return one quantity (step, head, token), from the derived store if its seal fits, else from the run.
+
+        Parameters
+        ----------
+        layer, sample
+            Which attention.
+        name
+            A quantity, as listed by `analysis.marginals.quantities`.
+
+        Raises
+        ------
+        DamagedSample
+            If it must be computed, and the run's data is damaged.
+        NoPermission
+            If the derived store cannot be written.
+        """
+        return self.ensure(layer, sample, (name,))[name]
+
+    def ensure(self, layer: LayerSpec, sample: str, names: tuple[str, ...] | None = None) -> Marginals:
+        """Make sure that a sample and layer are in the derived store; return the quantities in `names`, or all.
+
+        Raises
+        ------
+        DamagedSample
+            If it must be computed, and the run's data is damaged.
+        NoPermission
+            If the derived store cannot be written.
+        """
+        wanted = tuple(quantities(self.run, layer)) if names is None else names
+        stored = self._load(layer, sample, wanted)
+        if stored is None:
+            stored = compute_marginals(self.run, layer, sample)
+            self._save(layer, sample, stored)
+        return {name: stored[name] for name in wanted}
+
+    def _seal(self, layer: LayerSpec, sample: str, name: str, values: bytes) -> bytes:
+        key = {
+            "run": self.run.run_id, "sample": sample, "fingerprint": self.run.fingerprint(sample),
+            "layer": layer.to_json(), "quantity": name, "protocol": self.protocol, "kernel": KERNEL_VERSION,
+            "format": FORMAT,
+        }
+        digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=SEAL_BYTES)
+        digest.update(values)
+        return digest.digest()
+
+    def _load(self, layer: LayerSpec, sample: str, names: tuple[str, ...]) -> Marginals | None:
+        """Quantities whose seals all fit, or None."""
+        if self.place is None:
+            return None
+        index = self.run.declared.index(sample)
+        order = list(quantities(self.run, layer))
+        found: Marginals = {}
+        try:
+            seals = self.place.read(f"{layer.name}/seal/c/{index}/0/0")
+            for name in names:
+                values = self.place.read(f"{layer.name}/{name}/c/{index}/0/0/0")
+                start = order.index(name) * SEAL_BYTES
+                if seals[start : start + SEAL_BYTES] != self._seal(layer, sample, name, values):
+                    return None
+                shape = (len(self.run.timesteps), layer.heads, -1)
+                found[name] = np.frombuffer(values, dtype="<f4").reshape(shape)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found
+
+    def _save(self, layer: LayerSpec, sample: str, values: Marginals) -> None:
+        """Write values, then their seals."""
+        if self.place is None:
+            return
+        index = self.run.declared.index(sample)
+        names = list(quantities(self.run, layer))
+        data = {name: np.ascontiguousarray(values[name], dtype="<f4").tobytes() for name in names}
+        try:
+            self._describe(self.place, layer, values)
+            for name in names:
+                self.place.write(f"{layer.name}/{name}/c/{index}/0/0/0", data[name])
+            seals = b"".join(self._seal(layer, sample, name, data[name]) for name in names)
+            self.place.write(f"{layer.name}/seal/c/{index}/0/0", seals)
+        except PermissionError as error:
+            raise NoPermission(
+                f"the marginals store {self.place.url} cannot be written", got=str(error),
+                remedy="name another place with store=..., or pass store=False to keep nothing",
+            ) from error
+
+    def _describe(self, place: Location, layer: LayerSpec, values: Marginals) -> None:
+        """Write the metadata that is not there yet, or that describes an older run."""
+        samples = len(self.run.declared)
+        axes = ("sample", "step", "head", "token")
+        documents = {
+            "zarr.json": _group({MARK: {"format": FORMAT, "run_id": self.run.run_id}}),
+            f"{layer.name}/zarr.json": _group({"layer": layer.to_json(), "quantities": list(values)}),
+            f"{layer.name}/seal/zarr.json": _array((samples, len(values), SEAL_BYTES), "uint8", 0, ("sample", "quantity", "byte")),
+        }
+        for name, array in values.items():
+            documents[f"{layer.name}/{name}/zarr.json"] = _array((samples, *array.shape), "float32", "NaN", axes)
+        for path, document in documents.items():
+            data = json.dumps(document, indent=2, sort_keys=True).encode()
+            if _read(place, path) != data:
+                if path == "zarr.json":
+                    _check_ours(place)
+                place.write(path, data)
+
+
+def _read(place: Location, path: str) -> bytes | None:
+    try:
+        return place.read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _check_ours(place: Location) -> None:
+    """Refuse a place that holds anything but a derived store; its root document is the first thing written there."""
+    others = [name for name in place.names("") if not name.startswith(".")]
+    root = _read(place, "zarr.json")
+    if (root is None and not others) or (root is not None and MARK.encode() in root):
+        return
+    raise AlreadyExists(
+        f"{place.url} holds something else", expected="a marginals store, or nothing",
+        remedy="name another place with store=...",
+    )
+
+
+def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+
+
+def _array(shape: tuple[int, ...], dtype: str, fill: object, axes: tuple[str, ...]) -> dict[str, Any]:
+    codec = {"name": "bytes", "configuration": {"endian": "little"}} if dtype != "uint8" else {"name": "bytes"}
+    return {
+        "zarr_format": 3, "node_type": "array", "attributes": {}, "shape": list(shape), "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shape[1:]]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill, "codecs": [codec], "dimension_names": list(axes),
+    }

@@ -1,0 +1,215 @@
+"""The computations of a study: marginals of every sample, maps into a Zarr store, scores into tables.
+
+Each runs on whatever Dask scheduler is active, a bounded number of samples at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+import numpy as np
+import polars as pl
+import xarray as xr
+from numpy.typing import NDArray
+
+from analysis.cache import MarginalCache, open_cache
+from analysis.events import Listener, StageAdvanced, StageStarted
+from analysis.maps import LEVELS, attribution_maps
+from analysis.marginals import FOCUS
+from analysis.region import image_mask
+from analysis.selection import DIRECTIONS, Direction, has_place, select
+from analysis.tables import AGAINST, frame, score_rows
+from storage.errors import DamageError, NoAnswer
+
+if TYPE_CHECKING:
+    from analysis.study import StudyOptions
+    from storage import LayerSpec, Run
+
+BATCH = 16
+"""Samples that are in flight at once: progress is told, and memory is bounded, by batch."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The maps of a study.
+
+    Attributes
+    ----------
+    path
+        The maps store.
+    maps
+        (direction, level) to maps (sample, [level axis], y, x), read lazily from the store.
+    samples
+        Ids, in order.
+    absent
+        What could not be computed, and why, one line each.
+    """
+
+    path: Path
+    maps: dict[tuple[Direction, str], xr.DataArray]
+    samples: tuple[str, ...]
+    absent: tuple[str, ...]
+
+
+def _batches(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for start in range(0, len(names), BATCH):
+        yield tuple(names[start : start + BATCH])
+
+
+def _ensure(cache: MarginalCache, layer: LayerSpec, sample: str) -> str | None:
+    """Fill one entry of the derived store; the error's line if the sample is damaged."""
+    try:
+        cache.ensure(layer, sample)
+    except DamageError as error:
+        return str(error)
+    return None
+
+
+def fill_marginals(run: Run, names: Sequence[str], options: StudyOptions, tell: Listener) -> dict[str, str]:
+    """Compute the marginals that are missing.
+
+    Parameters
+    ----------
+    run, names
+        What to compute.
+    options
+        Its layers and its place of the derived store.
+    tell
+        Told after each batch of samples.
+
+    Returns
+    -------
+    dict
+        Damaged samples and why.
+    """
+    tell(StageStarted("marginals", len(names)))
+    cache = open_cache(run, options.store, options.storage_options)
+    layers = [run.layers[name] for name in options.layers or run.layers]
+    damaged: dict[str, str] = {}
+    done = 0
+    for batch in _batches(names):
+        tasks = [(sample, dask.delayed(_ensure, pure=False)(cache, layer, sample)) for sample in batch for layer in layers]
+        for (sample, _), reason in zip(tasks, dask.compute(*[task for _, task in tasks]), strict=True):
+            if reason is not None:
+                damaged.setdefault(sample, reason)
+        done += len(batch)
+        tell(StageAdvanced("marginals", done, len(names)))
+    return damaged
+
+
+def _questions(run: Run, options: StudyOptions) -> Iterator[tuple[Direction, str, dict[str, Any]]]:
+    """Every (direction, level, arguments) of a study."""
+    chosen = select(run, "r2g", options.layers, options.steps, options.heads, options.samples)
+    for direction in DIRECTIONS:
+        for level in LEVELS:
+            extra: dict[str, Any] = {}
+            if level == "time":
+                extra["time_groups"] = min(options.time_groups, len(chosen.steps))
+            if level == "specific":
+                if FOCUS[direction] not in run.images or not any(has_place(layer) for layer in run.layers.values()):
+                    continue
+                extra["at"] = FOCUS[direction]
+            yield direction, level, extra
+
+
+def collect_maps(
+    run: Run, names: Sequence[str], options: StudyOptions, path: Path, tell: Listener
+) -> Collected:
+    """Compute the maps of every level and direction into a Zarr store: a group per direction, a variable per level.
+
+    Parameters
+    ----------
+    run, names
+        Samples to map; none of them damaged.
+    options
+        Selections and size.
+    path
+        The store to make.
+    tell
+        Told after each group.
+
+    Returns
+    -------
+    Collected
+        The maps, and what has no answer.
+    """
+    absent: list[str] = []
+    found: dict[Direction, dict[str, xr.DataArray]] = {}
+    for direction, level, extra in _questions(run, options):
+        try:
+            maps = attribution_maps(
+                run, direction, level, layers=options.layers, steps=options.steps, heads=options.heads,  # type: ignore[arg-type]
+                samples=names, size=options.size, store=options.store,
+                storage_options=options.storage_options, **extra,
+            )
+        except NoAnswer as error:
+            absent.append(f"{direction.upper()}, {level} level: {error}")
+            continue
+        found.setdefault(direction, {})[level] = maps
+    for direction, image in AGAINST.items():
+        if image not in run.images:
+            absent.append(f"IMACS of {direction.upper()}: the run has no image {image!r}")
+    tell(StageStarted("maps", len(found)))
+    for number, (direction, levels) in enumerate(found.items(), start=1):
+        xr.Dataset(levels).to_zarr(path, group=direction, mode="w", zarr_format=3, consolidated=False)
+        tell(StageAdvanced("maps", number, len(found)))
+    stored = {
+        (direction, level): maps
+        for direction in found
+        for level, maps in xr.open_zarr(path, group=direction, consolidated=False).data_vars.items()
+    }
+    return Collected(path, {key: stored[key] for key in stored}, tuple(names), tuple(absent))  # type: ignore[misc]
+
+
+def sample_mask(run: Run, direction: str, sample: str) -> NDArray[np.bool_] | None:
+    """Mask [y, x] that a direction's maps of a sample are scored against, or None where the run has none."""
+    return image_mask(run.image(AGAINST[direction], sample)) if AGAINST[direction] in run.images else None
+
+
+def _sample_rows(
+    run: Run, path: Path, questions: Sequence[tuple[str, str]], sample: str, penalty: float
+) -> list[list[dict[str, Any]]]:
+    """Rows of one sample for each (direction, level); opens the maps itself, so that a task carries none."""
+    opened = {name: xr.open_zarr(path, group=name, consolidated=False, chunks=None) for name, _ in questions}
+    masks = {direction: sample_mask(run, direction, sample) for direction in opened}
+    return [
+        score_rows(opened[direction][level].sel(sample=sample), masks[direction], penalty)
+        for direction, level in questions
+    ]
+
+
+def collect_tables(run: Run, collected: Collected, options: StudyOptions, tell: Listener) -> dict[str, pl.DataFrame]:
+    """Score all maps.
+
+    Parameters
+    ----------
+    run
+        For the masks.
+    collected
+        The maps.
+    options
+        Its penalty.
+    tell
+        Told after each batch of samples.
+
+    Returns
+    -------
+    dict
+        A table for each level that has maps.
+    """
+    tell(StageStarted("tables", len(collected.samples)))
+    questions = list(collected.maps)
+    rows: dict[str, list[dict[str, Any]]] = {level: [] for level in LEVELS}
+    done = 0
+    for batch in _batches(collected.samples):
+        tasks = [dask.delayed(_sample_rows, pure=False)(run, collected.path, questions, name, options.penalty) for name in batch]
+        for per_level in dask.compute(*tasks):
+            for (_, level), scored in zip(questions, per_level, strict=True):
+                rows[level].extend(scored)
+        done += len(batch)
+        tell(StageAdvanced("tables", done, len(collected.samples)))
+    return {level: frame(scored) for level, scored in rows.items() if scored}

@@ -1,0 +1,111 @@
+"""Regions of an image as weights over the tokens of a layer.
+
+A region may be one patch, a list of patches, a box, or a mask. It is drawn once, on one grid, and carried to the grid of
+each layer by averaging over its cells, so that a coarse patch counts by the share of it that the region covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.resize import Grid, area
+from storage.errors import InputError, NoAnswer, ShapeMismatch, UnknownName
+
+Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]] | NDArray[Any]
+"""(row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x], 1 inside."""
+
+
+def binary(mask: ArrayLike) -> NDArray[np.bool_]:
+    """Mask as booleans: above one half is inside.
+
+    Parameters
+    ----------
+    mask
+        Booleans, numbers from 0 to 1, or integers from 0 to 255 (recognised by a value above 1).
+
+    Raises
+    ------
+    ShapeMismatch
+        If the values are not numbers, or not finite.
+    """
+    values = np.asarray(mask)
+    if values.dtype == np.bool_:
+        return values
+    if not (np.issubdtype(values.dtype, np.number) and np.isrealobj(values)) or not np.isfinite(values).all():
+        raise ShapeMismatch("mask values", expected="finite numbers from 0 to 1", got=str(values.dtype))
+    whole = np.issubdtype(values.dtype, np.integer) and values.size > 0 and values.max() > 1
+    return np.asarray(values > (127 if whole else 0.5))
+
+
+def image_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Mask [y, x] of an image [y, x, channel] of 0 to 255: inside where the channels' mean is above one half."""
+    return np.asarray(pixels.mean(axis=-1) > 127.5)
+
+
+def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
+    """Draw a region on a grid.
+
+    Parameters
+    ----------
+    at
+        The region, in cells of `grid` (a mask may have any size).
+    grid
+        (rows, columns).
+
+    Returns
+    -------
+    ndarray
+        A mask [y, x], 1 inside: of the size of `grid`, or of its own if a mask was given.
+
+    Raises
+    ------
+    UnknownName
+        If a patch lies outside the grid.
+    InputError
+        If `at` is none of the known forms.
+    NoAnswer
+        If the region is empty.
+    """
+    values = np.asarray(at)
+    if isinstance(at, np.ndarray) and at.ndim == 2 and not (np.issubdtype(at.dtype, np.integer) and at.shape[1] == 2):
+        mask = binary(at).astype(np.float64)
+    elif values.dtype.kind in "iu" and values.ndim == 1 and values.size == 4:
+        mask = _box(values, grid)
+    elif values.dtype.kind in "iu" and values.size and values.size % 2 == 0 and values.shape[-1] == 2:
+        mask = np.zeros(grid)
+        for row, column in values.reshape(-1, 2):
+            if not (0 <= row < grid[0] and 0 <= column < grid[1]):
+                raise UnknownName(
+                    "patch", f"{row},{column}", [], remedy=f"the grid has {grid[0]} rows and {grid[1]} columns, from 0"
+                )
+            mask[row, column] = 1
+    else:
+        raise InputError(
+            "at", expected="(row, column), a list of those, (top, left, bottom, right), or a mask [y, x]",
+            got=f"{type(at).__name__} of shape {values.shape}",
+        )
+    if not mask.any():
+        raise NoAnswer("an empty region", expected="at least one patch inside", remedy="choose another region")
+    return mask
+
+
+def _box(corners: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
+    top, left, bottom, right = (int(corner) for corner in corners)
+    if not (0 <= top < bottom <= grid[0] and 0 <= left < right <= grid[1]):
+        raise InputError(
+            f"box {top},{left},{bottom},{right}",
+            expected=f"0 <= top < bottom <= {grid[0]} and 0 <= left < right <= {grid[1]}",
+            remedy="ends are excluded, and counted in patches",
+        )
+    mask = np.zeros(grid)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def weights(mask: ArrayLike, grid: Grid) -> NDArray[np.float32]:
+    """Weights (row * column) of a layer's tokens: the share of each cell of `grid` that the mask [y, x] covers."""
+    return area(mask, grid).reshape(-1).astype(np.float32)

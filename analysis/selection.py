@@ -1,0 +1,209 @@
+"""What a question is about: which layers, steps, heads and samples of a run, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
+
+if TYPE_CHECKING:
+    from storage import LayerSpec, Run
+
+Direction = Literal["r2g", "g2r"]
+DIRECTIONS: tuple[Direction, ...] = ("r2g", "g2r")
+
+Indices = slice | Iterable[int] | int
+"""Steps or heads by index, 0-based; negative ones count from the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The part of a run that a question is about.
+
+    Attributes
+    ----------
+    layers
+        Layers, in the run's order.
+    left_out
+        Names of layers that could not answer and were not asked for by name.
+    steps
+        Indices of denoiser calls, ascending as given.
+    heads
+        Indices of heads, or None for all heads of every layer.
+    samples
+        Ids of committed samples.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    left_out: tuple[str, ...]
+    steps: tuple[int, ...]
+    heads: tuple[int, ...] | None
+    samples: tuple[str, ...]
+
+
+def placed(layer: LayerSpec) -> int:
+    """Reference tokens of a layer that have a place in the reference image."""
+    return layer.ref_grid[0] * layer.ref_grid[1]
+
+
+def is_similarity(layer: LayerSpec) -> bool:
+    """Whether a layer attends to a single reference token.
+
+    Its attention weight is then 1 whatever the logits are: R2G shows how alike query and key are, not what the model
+    did with them. A joint softmax has other keys to choose from, so there it is attention all the same.
+    """
+    return layer.ref == 1 and not layer.lse
+
+
+def has_place(layer: LayerSpec) -> bool:
+    """Whether a layer has a map on the reference: two or more tokens to choose from, some of them with a place."""
+    return placed(layer) > 0 and not is_similarity(layer)
+
+
+def check_direction(direction: str) -> Direction:
+    """Return the direction.
+
+    Raises
+    ------
+    UnknownName
+        If it is neither "r2g" nor "g2r".
+    """
+    for known in DIRECTIONS:
+        if direction == known:
+            return known
+    raise UnknownName("direction", direction, DIRECTIONS)
+
+
+def select(
+    run: Run,
+    direction: Direction,
+    layers: Sequence[str] | str | None = None,
+    steps: Indices | None = None,
+    heads: Indices | None = None,
+    samples: Sequence[str] | str | None = None,
+    *,
+    place: bool | None = None,
+) -> Selection:
+    """Resolve and check a selection; None selects all.
+
+    Parameters
+    ----------
+    run
+        The run asked about.
+    direction
+        Decides which layers can answer.
+    layers, samples
+        Names; one name may be given as it is.
+    steps, heads
+        Indices or a slice.
+    place
+        Whether the question is about places in the reference; None: it is, if the direction is "g2r".
+
+    Raises
+    ------
+    UnknownName
+        For a layer, sample, step or head that does not exist.
+    EmptyRun
+        If no sample is committed.
+    NoAnswer
+        If a layer named explicitly, or every layer, has no answer in this direction.
+    """
+    chosen, left_out = _layers(run, direction, layers, direction == "g2r" if place is None else place)
+    total = min(layer.heads for layer in chosen)
+    return Selection(
+        layers=chosen,
+        left_out=left_out,
+        steps=_indices("step", steps, len(run.timesteps)) or tuple(range(len(run.timesteps))),
+        heads=_indices("head", heads, total),
+        samples=_samples(run, samples),
+    )
+
+
+def _layers(
+    run: Run, direction: Direction, names: Sequence[str] | str | None, place: bool
+) -> tuple[tuple[LayerSpec, ...], tuple[str, ...]]:
+    if names is not None:
+        wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+        for name in wanted:
+            if name not in run.layers:
+                raise UnknownName("layer", name, list(run.layers))
+        if not wanted:
+            raise InputError("layers is empty", expected="at least one layer", remedy="pass None for all layers")
+        silent = [name for name in wanted if place and not has_place(run.layers[name])]
+        if silent:
+            raise NoAnswer(
+                f"this {direction} question to layer {silent[0]!r}", expected="reference tokens with a place in the reference image",
+                got=f"{run.layers[silent[0]].ref} token(s) without one", remedy="ask for unified r2g, or leave this layer out",
+            )
+        return tuple(run.layers[name] for name in run.layers if name in set(wanted)), ()
+    able = [layer for layer in run.layers.values() if has_place(layer) or not place]
+    if not able:
+        raise NoAnswer(
+            f"this {direction} question to this run", expected="a layer whose reference tokens have a place in the reference image",
+            got="only pooled tokens", remedy="ask for unified r2g, which is then a similarity",
+        )
+    kept = tuple([layer for layer in able if not is_similarity(layer)] or able)
+    return kept, tuple(name for name, layer in run.layers.items() if layer not in kept)
+
+
+def _samples(run: Run, names: Sequence[str] | str | None) -> tuple[str, ...]:
+    if not run.samples:
+        raise EmptyRun(
+            f"run {run.path} holds no committed sample", expected="at least one",
+            got=f"0 of {len(run.declared)} declared", remedy="capture some first",
+        )
+    if names is None:
+        return tuple(run.samples)
+    wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    known = set(run.samples)
+    for name in wanted:
+        if name not in known:
+            waiting = name in set(run.declared)
+            remedy = "it is declared but not captured yet; resume the capture" if waiting else None
+            raise UnknownName("sample", name, list(run.samples), remedy=remedy)
+    if not wanted:
+        raise InputError("samples is empty", expected="at least one sample", remedy="pass None for all samples")
+    return tuple(wanted)
+
+
+def _indices(kind: str, wanted: Indices | None, total: int) -> tuple[int, ...] | None:
+    if wanted is None:
+        return None
+    if isinstance(wanted, slice):
+        found = list(range(total))[wanted]
+    else:
+        found = []
+        for index in [wanted] if isinstance(wanted, int) else list(wanted):
+            if not -total <= index < total:
+                raise UnknownName(kind, index, [f"{n}" for n in range(total)], remedy=f"there are {total}, from 0")
+            found.append(int(index) % total)
+    if not found:
+        raise InputError(f"{kind}s is empty", expected=f"at least one {kind} of {total}", remedy="pass None for all")
+    return tuple(dict.fromkeys(found))
+
+
+def split_steps(steps: Sequence[int], groups: int) -> list[tuple[int, ...]]:
+    """Split steps into `groups` runs of neighbours, as equal as they can be; the first ones are the longer ones.
+
+    Parameters
+    ----------
+    steps
+        Step indices.
+    groups
+        Number of groups, 1 to ``len(steps)``.
+
+    Raises
+    ------
+    InputError
+        If there are fewer steps than groups.
+    """
+    if not 1 <= groups <= len(steps):
+        raise InputError(
+            f"time_groups={groups}", expected=f"1 to {len(steps)}, the number of steps selected",
+            remedy="ask for fewer groups, or select more steps",
+        )
+    return [tuple(int(step) for step in part) for part in np.array_split(np.asarray(steps), groups)]

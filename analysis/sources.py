@@ -1,0 +1,94 @@
+"""Where a map's tokens come from: a stored marginal, or a measurement for a region of its own.
+
+Small picklable callables, so that any Dask scheduler can carry them to its workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import region
+from analysis.cache import MarginalCache
+from analysis.marginals import FOCUS, measure, quantity
+from analysis.selection import Direction, Selection
+from storage.errors import UnknownName
+
+if TYPE_CHECKING:
+    from storage import LayerSpec, Run
+
+Tokens = Callable[["LayerSpec", str], NDArray[np.float32]]
+"""(layer, sample) to a marginal (step, head, token)."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A quantity of the derived store, computed where it is missing."""
+
+    cache: MarginalCache
+    name: str
+
+    def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
+        """Marginal (step, head, token)."""
+        return self.cache.get(layer, sample, self.name)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Densities of a region: G2R of chosen generated patches, or R2G of chosen reference tokens.
+
+    Attributes
+    ----------
+    run, direction
+        What to read, and which way round.
+    region
+        The name of a mask image of the run, or a mask [y, x].
+    """
+
+    run: Run
+    direction: Direction
+    region: str | NDArray[np.float64]
+
+    def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
+        """Marginal (step, head, token); NaN where the region is empty in this sample."""
+        if isinstance(self.region, str):
+            mask = region.image_mask(self.run.image(self.region, sample)).astype(np.float64)
+        else:
+            mask = self.region
+        if self.direction == "g2r":
+            return measure(self.run, layer, sample, {"g2r": region.weights(mask, layer.gen_grid)}, {})["g2r"]
+        return measure(self.run, layer, sample, {}, {"r2g": region.weights(mask, layer.ref_grid)})["r2g"]
+
+
+def tokens_for(
+    cache: MarginalCache, chosen: Selection, direction: Direction, at: region.Region | str | None
+) -> Tokens:
+    """Choose the source for a question.
+
+    Parameters
+    ----------
+    cache, chosen, direction
+        What is asked about.
+    at
+        None for all tokens; the name of a mask image; or a region in patches of the largest grid of the layers.
+
+    Raises
+    ------
+    UnknownName
+        For an image that the run lacks, or a patch outside the grid.
+    NoAnswer
+        If the region is empty.
+    """
+    run = cache.run
+    if at is None:
+        return Stored(cache, quantity(direction))
+    if isinstance(at, str):
+        if at not in run.images:
+            raise UnknownName("image", at, run.images)
+        return Stored(cache, quantity(direction, at)) if at == FOCUS[direction] else Measured(run, direction, at)
+    grids = [spec.gen_grid if direction == "g2r" else spec.ref_grid for spec in chosen.layers]
+    return Measured(run, direction, region.draw(at, max(grids, key=lambda grid: grid[0] * grid[1])))

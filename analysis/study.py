@@ -1,0 +1,277 @@
+"""A whole study of one run: marginals, maps, tables, figures and report, in one directory.
+
+::
+
+    OUT/maps.zarr          a group per direction, a variable per level
+    OUT/tables/*.parquet   one table per level
+    OUT/figures/*.png
+    OUT/report/index.html  self-contained
+    OUT/study.json         what was done; marks the directory's contents as a study's
+
+Everything is made in a temporary directory inside OUT and renamed into place at the end, so that a study that fails leaves
+the one before it as it was. A damaged sample is refused and reported; the others are studied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from analysis.cache import StorePlace
+from analysis.collect import Collected, collect_maps, collect_tables, fill_marginals
+from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
+from analysis.selection import Indices, select
+from storage.errors import AlreadyExists, DamageError, DamagedSample, NoPermission, NotFound
+
+if TYPE_CHECKING:
+    from storage import Run
+
+OUTPUTS = ("maps.zarr", "tables", "figures", "report", "study.json")
+"""Everything that a study writes into its directory; nothing else there is touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A sample that was left out.
+
+    Attributes
+    ----------
+    sample
+        Its id.
+    reason
+        The error's one line, which names the sample and the layer.
+    """
+
+    sample: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudyOptions:
+    """What to study and how.
+
+    Attributes
+    ----------
+    layers, steps, heads, samples
+        Selections, as for `attribution_maps`; None for all.
+    time_groups
+        Groups of the time level, at most; fewer if there are fewer steps.
+    penalty
+        IMACS's weight of what lies outside the mask.
+    size
+        (rows, columns) of the maps; None for the largest grid.
+    details
+        Samples shown in full in the report; all are in its table.
+    figures
+        Samples that get a figure of their own.
+    store
+        Place of the derived store of marginals; None for beside the run, False to keep nothing.
+    storage_options
+        For fsspec, where the run or the derived store is a URL.
+    """
+
+    layers: tuple[str, ...] | None = None
+    steps: Indices | None = None
+    heads: Indices | None = None
+    samples: tuple[str, ...] | None = None
+    time_groups: int = 5
+    penalty: float = 3.0
+    size: tuple[int, int] | None = None
+    details: int = 24
+    figures: int = 12
+    store: StorePlace = None
+    storage_options: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """What a study made.
+
+    Attributes
+    ----------
+    out, report, maps
+        Directory, report page and maps store.
+    tables
+        Table name to frame.
+    samples
+        Ids that were studied.
+    refusals
+        Damaged samples that were left out; the command line exits with 1 if there are any.
+    absent
+        What could not be computed, and why, one line each.
+    seconds
+        Wall clock of each stage.
+    """
+
+    out: Path
+    report: Path
+    maps: Path
+    tables: dict[str, pl.DataFrame]
+    samples: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+    absent: tuple[str, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return paths, samples, refusals, absences and seconds as JSON types."""
+        return {
+            "out": str(self.out), "report": str(self.report), "maps": str(self.maps),
+            "tables": {name: f"{self.out}/tables/{name}.parquet" for name in self.tables},
+            "samples": list(self.samples), "refusals": [asdict(refusal) for refusal in self.refusals],
+            "absent": list(self.absent), "seconds": self.seconds,
+        }
+
+
+def analyse(
+    run: Run | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: StudyOptions | None = None,
+    *,
+    on_event: Listener | None = None,
+    overwrite: bool = False,
+) -> StudyResult:
+    """Study a run and write everything into a directory.
+
+    Parameters
+    ----------
+    run
+        An open run, or its path or URL.
+    out
+        A local directory; made if absent. A study that lies there is replaced; other contents are left alone.
+    options
+        What to study.
+    on_event
+        Called with the events of `analysis.events`, in this process.
+    overwrite
+        Replace things of the names in OUTPUTS that no study wrote.
+
+    Returns
+    -------
+    StudyResult
+        Paths, tables and refusals.
+
+    Raises
+    ------
+    AlreadyExists
+        If `out` holds something under one of the names in OUTPUTS that no study wrote.
+    NoPermission, NotFound
+        If `out` cannot be made.
+    EmptyRun, UnknownName
+        From the run and the selection.
+    DamagedSample
+        If no sample is left that is not damaged.
+    """
+    from storage import open_run
+
+    tell = on_event or ignore
+    begun = time.perf_counter()
+    options = options or StudyOptions()
+    opened = open_run(run, options.storage_options) if isinstance(run, (str, os.PathLike)) else run
+    names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
+    directory = _directory(Path(out), overwrite)
+    staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory))
+    try:
+        result = _study(opened, names, options, directory, staging, tell)
+        (staging / "study.json").write_text(json.dumps(result.to_json() | {"run": str(opened.path)}, indent=2) + "\n")
+        for name in OUTPUTS:
+            _replace(staging / name, directory / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    tell(StudyFinished(str(directory), time.perf_counter() - begun))
+    return result
+
+
+def _directory(out: Path, overwrite: bool) -> Path:
+    """Make the output directory, or check that nothing but a study would be replaced in it."""
+    if out.exists() and not out.is_dir():
+        raise AlreadyExists(f"{out} is a file", expected="a directory, or nothing", remedy="name another --out")
+    taken = [name for name in OUTPUTS if (out / name).exists()]
+    if taken and not (out / "study.json").is_file() and not overwrite:
+        raise AlreadyExists(
+            f"{out / taken[0]} exists and was not written by a study", remedy="name another directory, or allow overwriting"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = tempfile.mkdtemp(prefix=".study-", dir=out)
+    except PermissionError as error:
+        raise NoPermission(f"cannot write into {out}", got=str(error), remedy="name another directory") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"cannot make {out}", got=str(error), remedy="name another directory") from error
+    os.rmdir(probe)
+    return out
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Move a finished output into place; the one before it goes only then."""
+    if target.is_dir() and not target.is_symlink():
+        old = source.parent / f"old-{target.name}"
+        os.replace(target, old)
+    os.replace(source, target)
+
+
+def _study(
+    run: Run, names: Sequence[str], options: StudyOptions, out: Path, staging: Path, tell: Listener
+) -> StudyResult:
+    from analysis.report import write_report
+    from analysis.study_figures import write_figures
+
+    seconds: dict[str, float] = {}
+    mark = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal mark
+        now = time.perf_counter()
+        seconds[stage] = round(now - mark, 3)
+        mark = now
+
+    tell(StageStarted("check", len(names)))
+    damaged = _check(run, names)
+    lap("check")
+    damaged |= fill_marginals(run, [name for name in names if name not in damaged], options, tell)
+    lap("marginals")
+    for sample, reason in damaged.items():
+        tell(SampleRefused(sample, reason))
+    good = tuple(name for name in names if name not in damaged)
+    if not good:
+        raise _all_damaged(damaged)
+    collected: Collected = collect_maps(run, good, options, staging / "maps.zarr", tell)
+    lap("maps")
+    tables = collect_tables(run, collected, options, tell)
+    (staging / "tables").mkdir()
+    for name, table in tables.items():
+        table.write_parquet(staging / "tables" / f"{name}.parquet")
+    lap("tables")
+    refusals = tuple(Refusal(sample, reason) for sample, reason in damaged.items())
+    write_figures(run, collected, tables, staging / "figures", options.figures, tell)
+    lap("figures")
+    write_report(run, collected, tables, staging / "report", refusals=refusals, details=options.details, on_event=tell)
+    lap("report")
+    return StudyResult(
+        out=out, report=out / "report" / "index.html", maps=out / "maps.zarr", tables=tables, samples=good,
+        refusals=refusals, absent=collected.absent, seconds=seconds,
+    )
+
+
+def _check(run: Run, names: Sequence[str]) -> dict[str, str]:
+    """Cheap look at every sample: {damaged sample: reason}."""
+    damaged: dict[str, str] = {}
+    for name in names:
+        try:
+            run.check(name)
+        except DamageError as error:
+            damaged[name] = str(error)
+    return damaged
+
+
+def _all_damaged(damaged: dict[str, str]) -> DamagedSample:
+    sample, reason = next(iter(damaged.items()))
+    return DamagedSample(sample, None, f"and so is every other sample asked for ({len(damaged)}): {reason}")
