@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING
 from storage.lazy import attach
 
 if TYPE_CHECKING:
-    from pipeline.adapters.contract import Adapter, Site, TokenLayout
-    from pipeline.capture import Capture, capture
-    from pipeline.embedded.encoder import ReferenceEncoder
-    from pipeline.probe import Geometry, probe
+    from pipeline.adapters.contract import Adapter as Adapter
+    from pipeline.adapters.contract import Site as Site
+    from pipeline.adapters.contract import TokenLayout as TokenLayout
+    from pipeline.capture import Capture as Capture
+    from pipeline.capture import capture as capture
+    from pipeline.embedded.encoder import ReferenceEncoder as ReferenceEncoder
+    from pipeline.probe import Geometry as Geometry
+    from pipeline.probe import probe as probe
 
 __getattr__, __dir__, __all__ = attach(
     __name__,

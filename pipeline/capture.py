@@ -188,8 +188,8 @@ class Capture:
         Parameters
         ----------
         ids
-            One id for each generated image, in the order of the pipeline's batch (several images of one prompt
-            are several samples).
+            One id for each generated image, in the order of the pipeline's batch (several images of one
+            prompt are several samples).
         **images
             As for :meth:`sample`, a sequence each.
 
@@ -206,12 +206,16 @@ class Capture:
             If the model is not called as its adapter and scheduler say.
         """
         if self._recording is not None:
-            raise CaptureError("sample context", expected="one at a time", got="a second one inside the first")
+            raise CaptureError(
+                "sample context", expected="one at a time", got="a second one inside the first"
+            )
         self._run.expect(ids)
         handles = [SampleHandle(id) for id in ids]
         for name, batch in images.items():
             if len(batch) != len(handles):
-                raise InputError(f"images {name!r}", expected=f"{len(handles)}, one for each id", got=str(len(batch)))
+                raise InputError(
+                    f"images {name!r}", expected=f"{len(handles)}, one for each id", got=str(len(batch))
+                )
             for handle, image in zip(handles, batch, strict=True):
                 handle.images[name] = to_uint8(name, image)
         recording = Recording(self._plan, handles, self._run, self._copies, self._on_event)

@@ -47,7 +47,12 @@ class Split:
     """
 
     def __init__(
-        self, pipe: Any, adapter: Adapter, roles: Sequence[str], heads: Numbers, representation: Representation
+        self,
+        pipe: Any,
+        adapter: Adapter,
+        roles: Sequence[str],
+        heads: Numbers,
+        representation: Representation,
     ) -> None:
         self._pipe, self._adapter = pipe, adapter
         self._roles, self._heads, self._representation = tuple(roles), heads, representation
@@ -65,7 +70,7 @@ class Split:
         UnknownName
             If a role to keep is not in this call.
         """
-        count, tokens, width = query.shape
+        count, _, width = query.shape
         if count % samples or key.shape[0] != count:
             raise CaptureError(
                 f"layer {site.name!r}: rows of a denoiser call",
@@ -83,7 +88,7 @@ class Split:
             first = self.rows.index(role) * samples
             for sample in range(samples):
                 q, k = (
-                    x[first + sample].unflatten(-1, (site.heads, width // site.heads)).transpose(0, 1)
+                    x[first + sample].view(x.shape[1], site.heads, width // site.heads).transpose(0, 1)
                     for x in (query, key)
                 )
                 yield Attention(named, sample, *((q, k) if len(kept) == site.heads else (q[kept], k[kept])))

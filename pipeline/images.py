@@ -21,7 +21,8 @@ def to_uint8(name: str, image: ImageLike) -> NDArray[np.uint8]:
     name
         What the image is, for errors.
     image
-        A PIL image, or an array [y, x] or [y, x, channel] of uint8, bool (True becomes 255) or float in [0, 1].
+        A PIL image, or an array [y, x] or [y, x, channel] of uint8, bool (True becomes 255) or float in
+        [0, 1].
 
     Returns
     -------
@@ -40,14 +41,20 @@ def to_uint8(name: str, image: ImageLike) -> NDArray[np.uint8]:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         raise ShapeMismatch(
-            f"image {name!r}", expected="[y, x] or [y, x, 1, 3 or 4 channels]", got=str(tuple(np.shape(image)))
+            f"image {name!r}",
+            expected="[y, x] or [y, x, 1, 3 or 4 channels]",
+            got=str(tuple(np.shape(image))),
         )
     if array.dtype == np.uint8:
         return array.copy()
     if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() and 0 <= array.min() <= array.max() <= 1:
-        return np.rint(array * 255).astype(np.uint8)
+        return np.asarray(array * 255, np.uint8)
+    if (
+        np.issubdtype(array.dtype, np.floating)
+        and np.isfinite(array).all()
+        and 0 <= array.min() <= array.max() <= 1
+    ):
+        return np.asarray(np.rint(array * 255), np.uint8)
     raise ShapeMismatch(
         f"image {name!r}",
         expected="uint8, bool, or floats in [0, 1]",

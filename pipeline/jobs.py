@@ -44,8 +44,10 @@ class Call:
     arguments: Mapping[str, Any]
 
     def __call__(self, pipe: Any, tasks: Sequence[Task]) -> Any:
-        """The pipeline's ``images`` for ``tasks``, in order; each task has its own noise, whatever its batch."""
-        images = {argument: [_image(task.images[name]) for task in tasks] for argument, name in self.inputs.items()}
+        """The pipeline's ``images`` for ``tasks``, in order; each has its own noise, whatever its batch."""
+        images = {
+            argument: [_image(task.images[name]) for task in tasks] for argument, name in self.inputs.items()
+        }
         generators = [torch.Generator("cpu").manual_seed(task.seed) for task in tasks]
         single = {argument: batch[0] for argument, batch in images.items()} if len(tasks) == 1 else images
         generator = generators[0] if len(tasks) == 1 else generators

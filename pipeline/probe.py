@@ -86,7 +86,7 @@ def probe(
     raise CaptureError("probe of the pipeline", expected="a denoiser call", got="none")
 
 
-class _Learnt(Exception):  # noqa: N818 - carries a result through the model's frames, not an error
+class _Learnt(Exception):
     """The geometry is known; nothing more is needed of the pipeline."""
 
     def __init__(self, geometry: Geometry) -> None:

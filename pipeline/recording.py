@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -111,7 +112,12 @@ class Recording:
     """
 
     def __init__(
-        self, plan: Plan, handles: Sequence[SampleHandle], store: Store, copies: HostCopies, listener: Listener
+        self,
+        plan: Plan,
+        handles: Sequence[SampleHandle],
+        store: Store,
+        copies: HostCopies,
+        listener: Listener,
     ) -> None:
         self._plan, self._handles, self._store = plan, tuple(handles), store
         self._copies, self._listener = copies, listener
@@ -156,8 +162,8 @@ class Recording:
         for part in self._plan.split(site, query, key, grid, len(self._handles)):
             self._geometry.setdefault(part.spec.name, part.spec)
             put = self._collector(part, step)
-            self._copies.submit(part.query, lambda array, put=put: put("query", array))
-            self._copies.submit(part.key, lambda array, put=put: put("key", array))
+            self._copies.submit(part.query, partial(put, "query"))
+            self._copies.submit(part.key, partial(put, "key"))
 
     def end_call(self) -> None:
         """The denoiser's call has ended."""
@@ -166,7 +172,7 @@ class Recording:
             if silent:
                 raise CaptureError(
                     f"denoiser call {self._call}: captured layers",
-                    expected=f"{len(self._plan.sites)}", got=f"{len(self._seen)}, without {', '.join(silent[:3])}",
+                    expected=f"{len(self._plan.sites)}", got=f"{len(self._seen)}, not {', '.join(silent[:3])}",
                     remedy="leave out with layers= what this model does not call",
                 )  # fmt: skip
             if self._sinks is None:

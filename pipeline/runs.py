@@ -110,7 +110,9 @@ class CaptureRun:
             If there is none, or one comes twice.
         """
         if not ids or len(set(ids)) != len(ids):
-            raise InputError("samples of one call", expected="at least one id, each once", got=repr(list(ids)))
+            raise InputError(
+                "samples of one call", expected="at least one id, each once", got=repr(list(ids))
+            )
         for id in ids:
             if id not in self.declared:
                 raise UnknownName("sample", id, self.declared)
@@ -135,7 +137,12 @@ class CaptureRun:
             If the existing run has other layers or timesteps.
         """
         if self._writer is None:
-            attrs = {**describe(self._pipe), "guidance": {"rows": list(rows)}, "dtype": specs[0].dtype, **self._notes}
+            attrs = {
+                **describe(self._pipe),
+                "guidance": {"rows": list(rows)},
+                "dtype": specs[0].dtype,
+                **self._notes,
+            }
             try:
                 self._writer = create_run(
                     self._path,
@@ -200,4 +207,12 @@ class CaptureRun:
 
 def _comparable(spec: LayerSpec) -> tuple[Any, ...]:
     """What must agree between two captures of one layer."""
-    return (spec.heads, spec.head_dim, spec.gen_grid, spec.ref_grid, spec.ref_prefix, spec.dtype, spec.logit_scale)
+    return (
+        spec.heads,
+        spec.head_dim,
+        spec.gen_grid,
+        spec.ref_grid,
+        spec.ref_prefix,
+        spec.dtype,
+        spec.logit_scale,
+    )

@@ -1,4 +1,4 @@
-"""What to keep: layers by name or pattern, steps and heads by number or range, before anything is captured."""
+"""What to keep of a capture: layers by name or pattern, steps and heads by number or range."""
 
 from __future__ import annotations
 
@@ -56,5 +56,7 @@ def select_numbers(kind: str, wanted: Numbers, count: int) -> list[int]:
             )
         chosen = [i % count for i in indices]
     if not chosen:
-        raise InputError(f"{kind}s", expected=f"at least one of {count}", got="none", remedy=f"widen the {kind} selection")
+        raise InputError(
+            f"{kind}s", expected=f"at least one of {count}", got="none", remedy=f"widen the {kind} selection"
+        )
     return sorted(set(chosen))

@@ -1,7 +1,7 @@
 """The projection tap: q and k as the model itself computed them, read from the outputs of its projections.
 
-Nothing stands between these outputs and the scores but the reshape into heads and the scale, so the tap serves
-every attention kernel (einsum, SDPA, xformers) and never computes anything twice.
+Nothing stands between these outputs and the scores but the reshape into heads and the scale, so the tap
+serves every attention kernel (einsum, SDPA, xformers) and never computes anything twice.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class ProjectionTap:
     sites
         Layers to tap.
     receive
-        Gets each layer's query and key, [row, token, heads * head dim], as soon as both exist. The tensors are
-        the model's own: copy before returning.
+        Gets each layer's query and key, [row, token, heads * head dim], as soon as both exist. The tensors
+        are the model's own: copy before returning.
     """
 
     def __init__(self, sites: Sequence[Site], receive: Receive) -> None:

@@ -18,9 +18,10 @@ Deliver: TypeAlias = Callable[[Array], None]
 class HostCopies:
     """Ordered copies of tensors into host arrays.
 
-    On a CUDA device a copy goes through a side stream into pinned memory, and a thread delivers the array once
-    the copy has ended, so the model's own stream never waits. The bytes under way are bounded: a slow receiver
-    slows the model down and never fills the memory. On the CPU the copy is made and delivered at once.
+    On a CUDA device a copy goes through a side stream into pinned memory, and a thread delivers the array
+    once the copy has ended, so the model's own stream never waits. The bytes under way are bounded: a slow
+    receiver slows the model down and never fills the memory. On the CPU the copy is made and delivered at
+    once.
 
     Parameters
     ----------
@@ -31,7 +32,9 @@ class HostCopies:
     def __init__(self, limit: int = 256 << 20) -> None:
         self._limit, self._pending = limit, 0
         self._room = threading.Condition()
-        self._queue: queue.SimpleQueue[tuple[torch.cuda.Event, torch.Tensor, Deliver] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[torch.cuda.Event, torch.Tensor, Deliver] | None] = (
+            queue.SimpleQueue()
+        )
         self._thread: threading.Thread | None = None
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._error: BaseException | None = None
@@ -53,13 +56,13 @@ class HostCopies:
         with self._room:
             self._room.wait_for(lambda: self._pending == 0 or self._pending + tensor.nbytes <= self._limit)
             self._pending += tensor.nbytes
-        stream = self._streams.setdefault(tensor.device, torch.cuda.Stream(tensor.device))
+        stream = self._streams.setdefault(tensor.device, torch.cuda.Stream(tensor.device))  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(tensor.device))
         with torch.cuda.stream(stream):
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             host.copy_(tensor, non_blocking=True)
             tensor.record_stream(stream)
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(stream)
         if self._thread is None:
             self._thread = threading.Thread(target=self._deliver_all, name="i2am-host-copies", daemon=True)
@@ -73,7 +76,7 @@ class HostCopies:
         self._raise()
 
     def close(self) -> None:
-        """Stop the thread after what is under way; errors that nobody has seen are dropped with their sample."""
+        """Stop the thread after what is under way; unseen errors are dropped with their sample."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()

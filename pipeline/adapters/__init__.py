@@ -1,1 +1,1 @@
-"""Adapters: one family of models, one file; found by pipeline, by name, or by entry point ``i2am.adapters``."""
+"""Adapters: one family of models, one file; found by pipeline, name, or entry point ``i2am.adapters``."""

@@ -44,7 +44,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
-    """How reference tokens stand: ``prefix`` tokens without a place, then ``grid`` (rows, columns), row by row."""
+    """How reference tokens stand: ``prefix`` without a place, then ``grid`` (rows, columns), row by row."""
 
     grid: tuple[int, int]
     prefix: int = 0

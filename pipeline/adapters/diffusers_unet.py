@@ -1,7 +1,7 @@
 """Diffusers pipelines whose ``UNet2DConditionModel`` attends to reference tokens through ``attn2``.
 
-Serves the embedded :class:`~pipeline.embedded.painter.ReferencePainter` (a grid of patch tokens) and, with one
-pooled CLIP token, Paint-by-Example (Yang et al., 2023) and Stable Diffusion image variation.
+Serves the embedded :class:`~pipeline.embedded.painter.ReferencePainter` (a grid of patch tokens) and, with
+one pooled CLIP token, Paint-by-Example (Yang et al., 2023) and Stable Diffusion image variation.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class DiffusersUNet:
                 f"adapter {self.name!r}: rows for one sample in a denoiser call",
                 expected="1 (no guidance) or 2 (uncond, cond)",
                 got=str(rows_per_sample),
-                remedy="declare every image that the call generates: cap.samples([...]) takes one id for each",
+                remedy="declare every image of the call: cap.samples([...]) takes one id for each",
             )
         return known[rows_per_sample]
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from storage.lazy import attach
 
 if TYPE_CHECKING:
-    from pipeline.embedded.painter import ReferencePainter
-    from pipeline.embedded.scenes import Scene, make_scene
-    from pipeline.embedded.weights import load_pipeline
+    from pipeline.embedded.painter import ReferencePainter as ReferencePainter
+    from pipeline.embedded.scenes import Scene as Scene
+    from pipeline.embedded.scenes import make_scene as make_scene
+    from pipeline.embedded.weights import load_pipeline as load_pipeline
 
 __getattr__, __dir__, __all__ = attach(
     __name__,

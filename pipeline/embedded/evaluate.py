@@ -46,7 +46,9 @@ class SceneTask:
         }
 
 
-def evaluate(pipe: ReferencePainter, count: int, steps: int, guidance: float, batch_size: int = 20) -> dict[str, Any]:
+def evaluate(
+    pipe: ReferencePainter, count: int, steps: int, guidance: float, batch_size: int = 20
+) -> dict[str, Any]:
     """Generate ``count`` held-out scenes and measure (a), (b) and (c).
 
     Parameters

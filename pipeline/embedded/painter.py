@@ -21,8 +21,8 @@ StepCallback: TypeAlias = Callable[["ReferencePainter", int, torch.Tensor, dict[
 
 
 @dataclass
-class PainterOutput(BaseOutput):  # type: ignore[misc]
-    """What :class:`ReferencePainter` returns: ``images``, one PIL image (or uint8 [y, x, 3]) for each input."""
+class PainterOutput(BaseOutput):
+    """What :class:`ReferencePainter` returns: ``images``, PIL or uint8 [y, x, 3], one for each input."""
 
     images: list[Image.Image] | NDArray[np.uint8]
 
@@ -94,12 +94,14 @@ class ReferencePainter(DiffusionPipeline):
         if not source.shape[0] == hole.shape[0] == reference.shape[0] or source.shape[2:] != hole.shape[2:]:
             raise ValueError(
                 "image, mask_image and reference_image must agree: expected equal counts, and one size for "
-                f"image and mask, got {tuple(source.shape)}, {tuple(hole.shape)} and {tuple(reference.shape)} "
-                "[batch, channel, y, x]"
+                f"image and mask, got {tuple(source.shape)}, {tuple(hole.shape)} and "
+                f"{tuple(reference.shape)} [batch, channel, y, x]"
             )
         guided = guidance_scale > 1.0
         tokens = self.reference_encoder(reference)
-        condition = torch.cat([F.pixel_unshuffle(source * (1 - hole), self.fold), F.pixel_unshuffle(hole, self.fold)], 1)
+        condition = torch.cat(
+            [F.pixel_unshuffle(source * (1 - hole), self.fold), F.pixel_unshuffle(hole, self.fold)], 1
+        )
         if guided:
             tokens = torch.cat([torch.zeros_like(tokens), tokens])
             condition = torch.cat([condition, condition])
@@ -114,13 +116,25 @@ class ReferencePainter(DiffusionPipeline):
                 prediction = uncond + guidance_scale * (cond - uncond)
             latents = self.scheduler.step(prediction, timestep, latents).prev_sample
             if callback_on_step_end is not None:
-                latents = callback_on_step_end(self, step, timestep, {"latents": latents}).get("latents", latents)
+                latents = callback_on_step_end(self, step, timestep, {"latents": latents}).get(
+                    "latents", latents
+                )
         painted = F.pixel_shuffle(latents, self.fold) * hole + source * (1 - hole)
-        pixels = ((painted.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pixels = (
+            ((painted.float() + 1) * 127.5)
+            .round()
+            .clamp(0, 255)
+            .to(torch.uint8)
+            .permute(0, 2, 3, 1)
+            .cpu()
+            .numpy()
+        )
         self.maybe_free_model_hooks()
         return PainterOutput(images=pixels if output_type == "np" else [Image.fromarray(p) for p in pixels])
 
-    def _noise(self, like: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
+    def _noise(
+        self, like: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None
+    ) -> torch.Tensor:
         shape = (3 * self.fold**2, like.shape[2] // self.fold, like.shape[3] // self.fold)
         draws = generator if isinstance(generator, list) else [generator] * len(like)
         if len(draws) != len(like):
@@ -130,7 +144,9 @@ class ReferencePainter(DiffusionPipeline):
         return torch.stack([n.to(like.device, like.dtype) for n in noise])
 
     @staticmethod
-    def _tensor(images: Picture | Sequence[Picture], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    def _tensor(
+        images: Picture | Sequence[Picture], device: torch.device, dtype: torch.dtype
+    ) -> torch.Tensor:
         arrays = [np.asarray(Image.fromarray(np.asarray(i)).convert("RGB")) for i in _listed(images)]
         batch = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         return (batch.to(device, torch.float32) / 127.5 - 1).to(dtype)

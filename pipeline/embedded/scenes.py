@@ -81,12 +81,12 @@ class Scene:
 
     @property
     def target_box(self) -> Box:
-        """Bounding box (top, left, bottom, right) of the object in the target, in pixels, end exclusive."""
+        """Bounding box (top, left, bottom, right) of the object in the target, end exclusive."""
         return bounding_box(self.target_object)
 
     @property
     def reference_box(self) -> Box:
-        """Bounding box (top, left, bottom, right) of the object in the reference, in pixels, end exclusive."""
+        """Bounding box (top, left, bottom, right) of the object in the reference, end exclusive."""
         return bounding_box(self.reference_object)
 
 
@@ -133,9 +133,7 @@ def make_scene(seed: int) -> Scene:
     )
 
 
-def _picture(
-    rng: np.random.Generator, thing: Thing, radius: float
-) -> tuple[Field, Mask, tuple[Field, Mask]]:
+def _picture(rng: np.random.Generator, thing: Thing, radius: float) -> tuple[Field, Mask, tuple[Field, Mask]]:
     """Paint ``thing`` into a fresh place: the picture, the object's pixels, and (the place alone, a hole)."""
     x, y = rng.uniform(radius + 1, SIZE - radius - 1, size=2)
     place = _background(rng)
@@ -188,7 +186,7 @@ def _background(rng: np.random.Generator) -> Field:
         for shift, value in ((0.0, rng.uniform(0.3, 0.8)), (rng.uniform(0, 0.3), rng.uniform(0.3, 0.8)))
     ]
     weight = np.clip(ramp + 0.5 - ramp.mean(), 0.0, 1.0).astype(np.float32)[..., None]
-    return ends[0] + (ends[1] - ends[0]) * weight
+    return np.asarray(ends[0] + (ends[1] - ends[0]) * weight, np.float32)
 
 
 def _add_distractor(
@@ -196,7 +194,9 @@ def _add_distractor(
 ) -> None:
     """Paint one small plain shape, clear of the object; skipped where ten tries find no room."""
     radius = rng.uniform(2.5, 6.0)
-    colour = np.asarray(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.3, 1.0), rng.uniform(0.3, 1.0)), np.float32)
+    colour = np.asarray(
+        colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.3, 1.0), rng.uniform(0.3, 1.0)), np.float32
+    )
     silhouette = SILHOUETTES[str(rng.choice(list(SILHOUETTES)))]
     angle = rng.uniform(0, 2 * np.pi)
     for _ in range(10):
@@ -220,10 +220,10 @@ def _frame(x: float, y: float, radius: float, angle: float) -> tuple[tuple[slice
 
 
 def _paint(picture: Field, colour: Field, distance: Field) -> None:
-    """Blend ``colour`` into ``picture`` where ``distance`` (pixels) is negative, with a pixel-wide soft edge."""
+    """Blend ``colour`` into ``picture`` where ``distance`` (pixels) is negative; the edge is a pixel soft."""
     alpha = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
     picture += (colour - picture) * alpha
 
 
 def _bytes(picture: Field) -> Image:
-    return np.clip(np.rint(picture * 255.0), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(picture * 255.0), 0, 255), np.uint8)

@@ -36,7 +36,7 @@ def _polygon(sides: int, phase: float, inner: float = 1.0) -> FieldFunction:
 
 
 def _disc(u: Field, v: Field) -> Field:
-    return np.hypot(u, v) - np.float32(1.0)
+    return np.asarray(np.hypot(u, v) - 1.0, np.float32)
 
 
 def _cross(u: Field, v: Field) -> Field:
@@ -46,7 +46,7 @@ def _cross(u: Field, v: Field) -> Field:
 
 
 def _ellipse(u: Field, v: Field) -> Field:
-    return (np.hypot(u, v / np.float32(0.62)) - np.float32(1.0)) * np.float32(0.62)
+    return np.asarray((np.hypot(u, v / np.float32(0.62)) - 1.0) * 0.62, np.float32)
 
 
 SILHOUETTES: dict[str, FieldFunction] = {
@@ -63,16 +63,17 @@ SILHOUETTES: dict[str, FieldFunction] = {
 
 def _wave(phase: Field) -> Field:
     """Square wave of period 1 with soft flanks, so that patterns do not alias at 64 pixels."""
-    return np.clip(0.5 + 2.5 * np.sin(2 * np.pi * phase), 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(0.5 + 2.5 * np.sin(2 * np.pi * phase), 0.0, 1.0), np.float32)
 
 
 def _dots(u: Field, v: Field) -> Field:
-    return np.clip(0.5 + 1.6 * (np.cos(2 * np.pi * 1.1 * u) * np.cos(2 * np.pi * 1.1 * v)), 0, 1).astype(np.float32)
+    product = np.cos(2 * np.pi * 1.1 * u) * np.cos(2 * np.pi * 1.1 * v)
+    return np.asarray(np.clip(0.5 + 1.6 * product, 0.0, 1.0), np.float32)
 
 
 def _checks(u: Field, v: Field) -> Field:
     product = np.sin(2 * np.pi * 0.8 * u) * np.sin(2 * np.pi * 0.8 * v)
-    return np.clip(0.5 + 3.0 * product, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(0.5 + 3.0 * product, 0.0, 1.0), np.float32)
 
 
 PATTERNS: dict[str, FieldFunction] = {

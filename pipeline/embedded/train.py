@@ -37,7 +37,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class SceneStream(IterableDataset[Batch]):
-    """Batches of training scenes: ``target``, ``reference`` float [batch, 3, y, x] in [-1, 1], ``hole`` in {0, 1}.
+    """Batches of training scenes: ``target`` and ``reference`` in [-1, 1], ``hole`` in {0, 1}, [batch, c, y, x].
 
     Parameters
     ----------
@@ -84,6 +84,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet, self.encoder = pipe.unet, pipe.reference_encoder
         self.fold, self.drop = pipe.fold, drop
+        self.alphas: torch.Tensor
         self.register_buffer("alphas", pipe.scheduler.alphas_cumprod.clone())
 
     def forward(self, target: torch.Tensor, reference: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
@@ -100,7 +101,9 @@ class Denoiser(nn.Module):
         tokens = self.encoder(reference) * keep
         planes = torch.cat([F.pixel_unshuffle(x, self.fold) for x in (noisy, target * (1 - hole), hole)], 1)
         planes = planes.to(memory_format=torch.channels_last)
-        predicted = F.pixel_shuffle(self.unet(planes, timestep, encoder_hidden_states=tokens).sample, self.fold)
+        predicted = F.pixel_shuffle(
+            self.unet(planes, timestep, encoder_hidden_states=tokens).sample, self.fold
+        )
         weight = hole + OUTSIDE_WEIGHT * (1 - hole)
         return ((predicted - velocity) ** 2 * weight).sum() / (3 * weight.sum())
 
@@ -124,9 +127,11 @@ class Training:
         torch.manual_seed(0)
         self.out, self.steps, self.peak, self.device, self.step = out, steps, peak, device, 0
         self.pipe = build_painter()
-        self.model = Denoiser(self.pipe).to(device, memory_format=torch.channels_last)
+        self.model = Denoiser(self.pipe).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01
+        )
         if self._checkpoint.exists():
             state = torch.load(self._checkpoint, map_location=device, weights_only=True)
             self.model.load_state_dict(state["model"])
@@ -196,7 +201,12 @@ def train(out: Path, steps: int, batch_size: int, peak: float, workers: int | No
     training = Training(out, steps, peak, device)
     workers = workers if workers is not None else (8 if device.type == "cuda" else 0)
     batches = iter(DataLoader(SceneStream(batch_size, training.step), batch_size=None, num_workers=workers))
-    columns = (TextColumn("loss {task.fields[loss]:.4f}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     smooth, saved = float("nan"), time.monotonic()
     with Progress(*columns) as progress, (out / "log.jsonl").open("a") as log:
         bar = progress.add_task("train", total=steps, completed=training.step, loss=smooth)
@@ -221,7 +231,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3200, help="optimiser steps in all")
     parser.add_argument("--batch-size", type=int, default=16, help="scenes in a step")
     parser.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
-    parser.add_argument("--workers", type=int, help="processes that draw scenes; default 8 with a GPU, else 0")
+    parser.add_argument(
+        "--workers", type=int, help="processes that draw scenes; default 8 with a GPU, else 0"
+    )
     train(**vars(parser.parse_args()))
 
 
