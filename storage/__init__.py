@@ -28,12 +28,16 @@ if TYPE_CHECKING:
     from storage.errors import ShapeMismatch as ShapeMismatch
     from storage.errors import StorageFull as StorageFull
     from storage.errors import UnknownName as UnknownName
+    from storage.planning import Plan as Plan
+    from storage.planning import plan as plan
     from storage.read import Block as Block
     from storage.run import Run as Run
     from storage.run import open_run as open_run
     from storage.run_writer import RunWriter as RunWriter
     from storage.sink import Sink as Sink
     from storage.spec import LayerSpec as LayerSpec
+    from storage.verification import VerifyReport as VerifyReport
+    from storage.verification import verify as verify
 
 _ERRORS = (
     "AlreadyExists",
@@ -63,11 +67,15 @@ __getattr__, __dir__, __all__ = attach(
         **dict.fromkeys(_ERRORS, "storage.errors"),
         "Block": "storage.read",
         "LayerSpec": "storage.spec",
+        "Plan": "storage.planning",
         "Run": "storage.run",
         "RunWriter": "storage.run_writer",
         "Sink": "storage.sink",
         "create_run": "storage.create",
         "open_run": "storage.run",
+        "plan": "storage.planning",
         "resume_run": "storage.create",
+        "verify": "storage.verification",
+        "VerifyReport": "storage.verification",
     },
 )

@@ -108,6 +108,15 @@ CODECS: dict[str, Codec] = {
 DEFAULT_CODEC = "none"
 """Chosen by benchmarks/codecs.py; FORMAT.md gives the reason."""
 
+_RATIOS = {
+    "none": {"float16": 1.0, "float32": 1.0, "bfloat16": 1.0},
+    "zstd": {"float16": 0.919, "float32": 0.924, "bfloat16": 0.476},
+    "blosc-lz4-shuffle": {"float16": 1.0, "float32": 0.936, "bfloat16": 0.438},
+    "blosc-lz4-bitshuffle": {"float16": 0.961, "float32": 0.900, "bfloat16": 0.402},
+    "blosc-zstd-shuffle": {"float16": 0.921, "float32": 0.923, "bfloat16": 0.390},
+    "blosc-zstd-bitshuffle": {"float16": 0.950, "float32": 0.903, "bfloat16": 0.385},
+}
+
 _SHUFFLED = {"none": "blosc-lz4-shuffle", "zstd": "blosc-zstd-shuffle"}
 
 
@@ -132,6 +141,25 @@ def get_codec(name: str) -> Codec:
     if name not in CODECS:
         raise UnknownName("codec", name, CODECS)
     return CODECS[name]
+
+
+def expected_ratio(codec: str, dtype: str) -> float:
+    """Return how far a codec is expected to shrink attention factors.
+
+    Parameters
+    ----------
+    codec : str
+        A key of `CODECS`.
+    dtype : str
+        "float16", "float32", "bfloat16" (kept in float32), or anything else, which is taken not to shrink.
+
+    Returns
+    -------
+    float
+        Stored over plain bytes, measured on random normal numbers by benchmarks/codecs.py. Exactly 1 for
+        "none".
+    """
+    return _RATIOS[codec].get(dtype, 1.0)
 
 
 def shuffled(name: str) -> str:

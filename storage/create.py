@@ -6,136 +6,17 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from storage.codecs import DEFAULT_CODEC, get_codec
-from storage.document import plain, sha256, signed
+from storage.declare import checked_timesteps, complete_header, make_header
 from storage.errors import AlreadyExists, InputError
-from storage.header import FORMAT, OWN_KEYS, ROOT, Header, Timestep, image_shape, load_header
-from storage.layout import layer_layouts, shard_target
+from storage.header import ROOT, Header, load_header
 from storage.location import LocalLocation, Location, locate, sync_directory, system_errors
-from storage.metadata import hierarchy_documents, root_document
-from storage.names import sample_file
+from storage.metadata import root_document
+from storage.planning import plan_header
 from storage.run_writer import RunWriter
 from storage.spec import LayerSpec
-
-
-def _checked_samples(samples: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(samples, str):
-        raise InputError("samples", expected="a list of ids", got=repr(samples))
-    ids = tuple(samples)
-    files = [sample_file(sample) for sample in ids]
-    if not ids:
-        raise InputError("samples", expected="at least one id", got="none")
-    if len(set(files)) != len(files):
-        twice = next(sample for i, sample in enumerate(ids) if sample in ids[:i])
-        raise InputError("samples", expected="ids that differ", got=f"{twice!r} twice")
-    return ids
-
-
-def _checked_timesteps(timesteps: Iterable[Any]) -> tuple[Timestep, ...]:
-    values: list[Timestep] = []
-    for value in timesteps:
-        number = value.item() if isinstance(value, np.generic) else value
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not np.isfinite(number):
-            raise InputError("timesteps", expected="finite numbers", got=repr(value))
-        values.append(number)
-    if not values:
-        raise InputError("timesteps", expected="at least one", got="none")
-    return tuple(values)
-
-
-def make_header(
-    layers: Iterable[LayerSpec],
-    timesteps: Iterable[Any],
-    samples: Iterable[str],
-    attrs: Mapping[str, Any] | None = None,
-    image_shapes: Mapping[str, Sequence[int]] | None = None,
-    *,
-    codec: str | None = None,
-    shard_bytes: int | None = None,
-) -> Header:
-    """Decide everything about a run without writing it.
-
-    Parameters
-    ----------
-    layers : iterable of LayerSpec
-        In the order of the model.
-    timesteps : iterable of number
-        The scheduler's value for each step.
-    samples : iterable of str
-        Ids.
-    attrs : mapping, optional
-        The caller's entries of ``attributes["i2am"]``.
-    image_shapes : mapping, optional
-        Image name to (y, x, channel).
-    codec : str, optional
-        Key of `storage.codecs.CODECS`.
-    shard_bytes : int, optional
-        Bytes that a shard may have before compression.
-
-    Returns
-    -------
-    Header
-        Without run id, metadata digests and creation time.
-
-    Raises
-    ------
-    InputError
-        If something is missing, twice there, or impossible.
-    UnknownName
-        If there is no such codec.
-    """
-    ids, times = _checked_samples(samples), _checked_timesteps(timesteps)
-    specs = [spec.resolve(len(times)) for spec in layers]
-    if not specs:
-        raise InputError("layers", expected="at least one LayerSpec", got="none")
-    names = [spec.name for spec in specs]
-    if len(set(names)) != len(names):
-        raise InputError("layers", expected="names that differ", got=f"{max(names, key=names.count)!r} twice")
-    if shard_bytes is not None and shard_bytes < 1:
-        raise InputError("shard_bytes", expected="at least 1", got=repr(shard_bytes))
-    own = plain(dict(attrs or {}))
-    if clash := sorted(OWN_KEYS & set(own)):
-        raise InputError("attrs", expected="names other than the store's own", got=", ".join(clash))
-    name = get_codec(DEFAULT_CODEC if codec is None else codec).name
-    if shard_bytes is None:
-        cut = [a for s in specs for a in layer_layouts(s, len(ids), len(times), name, 1 << 62).values()]
-        shard_bytes = shard_target(sum(a.stored_bytes() for a in cut), len(cut))
-    layouts = {s.name: layer_layouts(s, len(ids), len(times), name, shard_bytes) for s in specs}
-    images = {image: image_shape(image, shape) for image, shape in (image_shapes or {}).items()}
-    attributes = {
-        **own,
-        "format": FORMAT,
-        "samples": list(ids),
-        "timesteps": list(times),
-        "codec": name,
-        "layers": [spec.to_json() for spec in specs],
-        "images": {k: list(v) for k, v in images.items()},
-        "arrays": {s: {kind: a.to_json() for kind, a in arrays.items()} for s, arrays in layouts.items()},
-    }
-    return Header(attributes, {s.name: s for s in specs}, layouts, ids, times, images)
-
-
-def _documents(header: Header) -> tuple[Header, dict[str, bytes]]:
-    """Complete the header of a new run, and make its files but the root document."""
-    layers = [(spec, header.layouts[name]) for name, spec in header.layers.items()]
-    images = [header.image(name, shape) for name, shape in header.images.items()]
-    documents = hierarchy_documents(layers, images)
-    attributes = signed(
-        {
-            **header.attributes,
-            "run_id": str(uuid.uuid4()),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "metadata": {path: sha256(data) for path, data in documents.items()},
-        }
-    )
-    return replace(header, attributes=attributes), documents
 
 
 def _refuse_existing(location: Location) -> None:
@@ -242,9 +123,11 @@ def create_run(
     header = make_header(
         layers, timesteps, samples, attrs, image_shapes, codec=codec, shard_bytes=shard_bytes
     )
-    header, documents = _documents(header)
+    header, documents = complete_header(header)
     root = root_document(header.attributes)
     if isinstance(location, LocalLocation):
+        planned = plan_header(header, documents, queue_bytes=queue_bytes, threads=threads)
+        planned.check_disk(location.url)
         _create_local(Path(location.url), documents, root)
     else:
         for name, data in documents.items():
@@ -256,7 +139,7 @@ def create_run(
 def _refuse_change(
     header: Header, layers: Iterable[LayerSpec] | None, timesteps: Iterable[Any] | None
 ) -> None:
-    if timesteps is not None and (got := _checked_timesteps(timesteps)) != header.timesteps:
+    if timesteps is not None and (got := checked_timesteps(timesteps)) != header.timesteps:
         raise InputError(
             "timesteps",
             expected=f"those of the run, {header.timesteps[:5]}...",
@@ -331,4 +214,7 @@ def resume_run(
     location = locate(path, storage_options)
     header = load_header(location)
     _refuse_change(header, layers, timesteps)
-    return RunWriter(location, header, queue_bytes=queue_bytes, threads=threads)
+    writer = RunWriter(location, header, queue_bytes=queue_bytes, threads=threads)
+    if isinstance(location, LocalLocation) and (missing := writer.missing):
+        plan_header(header, {}).check_disk(location.url, samples=len(missing))
+    return writer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,23 @@ class Header:
     def codec(self) -> str:
         """The run's codec."""
         return str(self.attributes["codec"])
+
+    def attention_keys(self, index: int) -> Iterator[str]:
+        """Yield the paths of all shards of a sample's attention.
+
+        Parameters
+        ----------
+        index : int
+            Index of the sample.
+
+        Yields
+        ------
+        str
+            Below the run.
+        """
+        for layouts in self.layouts.values():
+            for layout in layouts.values():
+                yield from layout.keys(index)
 
     def image(self, name: str, shape: Sequence[int]) -> ArrayLayout:
         """Return the layout of an image array.

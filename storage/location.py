@@ -20,6 +20,9 @@ from storage.shard import write_all
 STAGING = ".staging"
 """Directory below a local run for what is not finished; nothing in it belongs to the run."""
 
+STREAM_BYTES = 4 << 20
+"""Bytes that `Location.stream` yields at a time."""
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -104,6 +107,16 @@ class Location(Protocol):
         """
         ...
 
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield a whole file in blocks of a few megabytes.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it does not exist.
+        """
+        ...
+
     def size(self, path: str) -> int | None:
         """Return the size of a file in bytes, or None if there is none."""
         ...
@@ -176,6 +189,12 @@ class LocalLocation:
                 return [os.pread(fd, stop - start, start) for start, stop in ranges]
             finally:
                 os.close(fd)
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield a whole file in blocks; see `Location`."""
+        with system_errors(f"{self.url}/{path}"), (self._root / path).open("rb", buffering=0) as file:
+            while block := file.read(STREAM_BYTES):
+                yield block
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes or None; see `Location`."""

@@ -121,12 +121,9 @@ def _build(document: Mapping[str, Any], header: Header, sample: str) -> CommitRe
         raise DocumentError(f"it belongs to sample {document['sample']!r}")
     files = {path: FileRecord(int(f["bytes"]), int(f["crc32c"], 16)) for path, f in document["files"].items()}
     images = dict(document["images"])
-    wanted = {
-        key
-        for layouts in header.layouts.values()
-        for layout in layouts.values()
-        for key in layout.keys(index)
-    } | {key for name, image in images.items() for key in header.image(name, image["shape"]).keys(index)}
+    wanted = set(header.attention_keys(index))
+    for name, image in images.items():
+        wanted.update(header.image(name, image["shape"]).keys(index))
     if set(files) != wanted:
         raise DocumentError("its list of files does not fit the run's layout")
     return CommitRecord(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import InputError, MissingDependency
-from storage.location import system_errors
+from storage.location import STREAM_BYTES, system_errors
 
 _MERGE = 16 << 20
 """Neighbouring ranges are fetched together up to this many bytes."""
@@ -64,6 +64,12 @@ class RemoteLocation:
                 if len(parts[-1]) != stop - start:
                     raise ValueError(f"it ends before byte {stop} of {size}")
         return [parts[i][start - merged[i][0] : stop - merged[i][0]] for i, start, stop in places]
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield a whole object in blocks; see `storage.location.Location`."""
+        with system_errors(f"{self.url}/{path}"), self._fs.open(self._at(path), "rb") as file:
+            while block := file.read(STREAM_BYTES):
+                yield bytes(block)
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes or None; see `storage.location.Location`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from storage.document import sha256
 from storage.errors import AlreadyExists, DamagedRun, ShapeMismatch, UnknownName
-from storage.header import Header, Timestep
+from storage.header import ROOT, Header, Timestep
 from storage.layout import ArrayLayout
 from storage.location import LocalLocation, Location
 from storage.metadata import image_document
@@ -53,8 +52,7 @@ class RunWriter:
         self._header = header
         self._workers = Workers(threads or default_threads(), queue_bytes or DEFAULT_QUEUE)
         self._images: dict[str, tuple[ArrayLayout, str]] = {}
-        if isinstance(location, LocalLocation):
-            sweep(Path(location.url))
+        self._sweep()
 
     @property
     def path(self) -> str:
@@ -172,9 +170,8 @@ class RunWriter:
         self._refuse_committed(sample)
         staging = stage(self._location, sample)
         try:
-            self._refuse_committed(
-                sample
-            )  # another process may have committed it before this one held the lock
+            self._refuse_committed(sample)  # again: it may have been committed before the lock was held
+            staging.prepare(self._leftovers(sample))
             sink = Sink(self._header, sample, staging, self._workers, self._image)
         except BaseException:
             staging.discard()
@@ -186,6 +183,18 @@ class RunWriter:
             sink.discard()
             raise
 
+    def _sweep(self) -> None:
+        if isinstance(self._location, LocalLocation):
+            sweep(Path(self._location.url), self._leftovers)
+
+    def _leftovers(self, sample: str) -> list[str]:
+        """Return the files that a sample may have in place without being committed."""
+        if sample not in self._header.samples or self._location.size(record_path(sample)) is not None:
+            return []
+        index = self._header.samples.index(sample)
+        images = [name for name in self._location.names("images") if name != ROOT]
+        return [*self._header.attention_keys(index), *(f"images/{name}/c.{index}.0.0.0" for name in images)]
+
     def _refuse_committed(self, sample: str) -> None:
         if self._location.size(record_path(sample)) is not None:
             raise AlreadyExists(
@@ -196,8 +205,7 @@ class RunWriter:
     def close(self) -> None:
         """Finish what is queued, end the threads, and remove what crashed writers left."""
         self._workers.close()
-        if isinstance(self._location, LocalLocation) and os.path.isdir(self._location.url):
-            sweep(Path(self._location.url))
+        self._sweep()
 
     def __enter__(self) -> RunWriter:
         """Return the writer itself."""

@@ -11,13 +11,13 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from storage.errors import SampleBusy
 from storage.location import STAGING, LocalLocation, Location, sync_directory, system_errors
-from storage.names import sample_file
+from storage.names import sample_file, sample_of_file
 from storage.remote import RemoteLocation
 
 _LOCK = "lock"
@@ -27,6 +27,10 @@ class Staging(Protocol):
     """A private place for one sample's files."""
 
     folder: Path
+
+    def prepare(self, leftovers: Iterable[str]) -> None:
+        """Remove files that a crashed writer may have put into place without a commit record."""
+        ...
 
     def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
         """Move the files to their places, then write the commit record; after an error none remains."""
@@ -65,6 +69,11 @@ class LocalStaging:
                 )
             self._lock: int | None = lock
             _clear(self.folder)
+
+    def prepare(self, leftovers: Iterable[str]) -> None:
+        """Remove what a crashed writer left; see `Staging`."""
+        with system_errors(str(self._root)):
+            _unlink(self._root, leftovers)
 
     def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
         """Rename the files into place, then the commit record; see `Staging`."""
@@ -133,6 +142,11 @@ def _clear(folder: Path) -> None:
                 os.unlink(entry.path)
 
 
+def _unlink(root: Path, paths: Iterable[str]) -> None:
+    for path in paths:
+        (root / path).unlink(missing_ok=True)
+
+
 def _remove_if_empty(folder: Path) -> None:
     try:
         folder.rmdir()
@@ -141,13 +155,18 @@ def _remove_if_empty(folder: Path) -> None:
             raise
 
 
-def sweep(root: Path) -> None:
-    """Remove what crashed writers left below ``.staging``, and the directory itself if it is empty then.
+def sweep(root: Path, leftovers: Callable[[str], Iterable[str]]) -> None:
+    """Remove what crashed writers left, and ``.staging`` itself if it is empty then.
+
+    A sample that is not committed has files in place only while it has an entry in ``.staging``; so they go
+    together.
 
     Parameters
     ----------
     root : Path
         The run's directory. What living writers hold is left alone.
+    leftovers : callable
+        Sample id to the files that it may have in place without being committed; none if it is committed.
     """
     staging = root / STAGING
     with system_errors(str(staging)):
@@ -158,6 +177,7 @@ def sweep(root: Path) -> None:
             if entry.is_dir(follow_symlinks=False):
                 lock = _take(path)
                 if lock is not None:
+                    _unlink(root, leftovers(sample_of_file(entry.name)))
                     _clear(path)
                     (path / _LOCK).unlink(missing_ok=True)
                     _remove_if_empty(path)
@@ -193,6 +213,9 @@ class RemoteStaging:
     def __init__(self, location: RemoteLocation) -> None:
         self._location = location
         self.folder = Path(tempfile.mkdtemp(prefix="i2am-"))
+
+    def prepare(self, leftovers: Iterable[str]) -> None:
+        """Do nothing: objects without a commit record are overwritten; see `Staging`."""
 
     def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
         """Upload the files, then the commit record; see `Staging`."""
