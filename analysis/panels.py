@@ -1,0 +1,52 @@
+"""The pictures that show one sample: its images, and its maps over the images they lie on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.collect import Collected
+from analysis.figures import Panel
+from analysis.region import image_mask
+from analysis.selection import Direction
+
+if TYPE_CHECKING:
+    from storage import Run
+
+IMAGES = (("source", "source", "mask"), ("reference", "reference", "reference_mask"), ("generated", "generated", None))
+"""(image, title, mask to outline) of the plain panels."""
+
+MAPS: tuple[tuple[Direction, str, str, str, str], ...] = (
+    ("r2g", "unified", "generated", "mask", "R2G"),
+    ("g2r", "unified", "reference", "reference_mask", "G2R"),
+    ("r2g", "specific", "generated", "mask", "R2G of the object's tokens"),
+    ("g2r", "specific", "reference", "reference_mask", "G2R of painted patches"),
+)
+"""(direction, level, image below, mask to outline, title) of the map panels."""
+
+
+def sample_maps(collected: Collected, sample: str) -> dict[tuple[Direction, str], NDArray[np.float64]]:
+    """Unified and specific maps [y, x] of a sample, by (direction, level)."""
+    return {
+        (direction, level): np.asarray(collected.maps[direction, level].sel(sample=sample), dtype=np.float64)
+        for direction, level, *_ in MAPS
+        if (direction, level) in collected.maps
+    }
+
+
+def sample_panels(run: Run, collected: Collected, sample: str) -> list[Panel]:
+    """Panels of a sample: source, reference, generated, then every map that there is."""
+    images = {name: run.image(name, sample) for name in run.images}
+    masks = {name: image_mask(images[name]) for name in ("mask", "reference_mask") if name in images}
+    panels = [
+        Panel(title, images[name], mask=masks.get(mask or "")) for name, title, mask in IMAGES if name in images
+    ]
+    maps = sample_maps(collected, sample)
+    for direction, level, image, mask, title in MAPS:
+        if (direction, level) in maps:
+            similar = collected.maps[direction, level].attrs["kind"] == "similarity"
+            name = f"{title} (similarity)" if similar else title
+            panels.append(Panel(name, images.get(image), maps[direction, level], masks.get(mask)))
+    return panels
