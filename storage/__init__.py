@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from storage.lazy import attach
 
 if TYPE_CHECKING:
+    from storage.block import Block as Block
     from storage.create import create_run as create_run
     from storage.create import resume_run as resume_run
     from storage.errors import AlreadyExists as AlreadyExists
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from storage.errors import UnknownName as UnknownName
     from storage.planning import Plan as Plan
     from storage.planning import plan as plan
-    from storage.read import Block as Block
     from storage.run import Run as Run
     from storage.run import open_run as open_run
     from storage.run_writer import RunWriter as RunWriter
@@ -65,7 +65,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         **dict.fromkeys(_ERRORS, "storage.errors"),
-        "Block": "storage.read",
+        "Block": "storage.block",
         "LayerSpec": "storage.spec",
         "Plan": "storage.planning",
         "Run": "storage.run",

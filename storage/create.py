@@ -89,16 +89,14 @@ def create_run(
         The scheduler's value for each denoiser call.
     samples : iterable of str
         Ids of all samples that the run shall have.
-    attrs : mapping, optional
-        Entries of ``attributes["i2am"]``: model, scheduler, software, ...
-    image_shapes : mapping, optional
-        Image name to (y, x, channel).
+    attrs, image_shapes : mapping, optional
+        Entries of ``attributes["i2am"]`` (model, software, ...); image name to (y, x, channel).
     storage_options : mapping, optional
         Options of the file system, for URLs.
     codec : str, optional
-        Key of `storage.codecs.CODECS`; the default is chosen by benchmark (FORMAT.md).
+        Key of `storage.codecs.CODECS`; FORMAT.md says why the default is what it is.
     shard_bytes : int, optional
-        Bytes that a shard may have before compression; by default so many that files per sample stay few.
+        Bytes of a shard before compression; by default so many that files per sample stay few.
     queue_bytes, threads : int, optional
         See `RunWriter`.
 
@@ -123,17 +121,21 @@ def create_run(
     header = make_header(
         layers, timesteps, samples, attrs, image_shapes, codec=codec, shard_bytes=shard_bytes
     )
+    header = _write_new(location, header, queue_bytes, threads)
+    return RunWriter(location, header, queue_bytes=queue_bytes, threads=threads)
+
+
+def _write_new(location: Location, header: Header, queue_bytes: int | None, threads: int | None) -> Header:
     header, documents = complete_header(header)
     root = root_document(header.attributes)
     if isinstance(location, LocalLocation):
-        planned = plan_header(header, documents, queue_bytes=queue_bytes, threads=threads)
-        planned.check_disk(location.url)
+        plan_header(header, documents, queue_bytes=queue_bytes, threads=threads).check_disk(location.url)
         _create_local(Path(location.url), documents, root)
-    else:
-        for name, data in documents.items():
-            location.write(name, data)
-        location.write(ROOT, root)
-    return RunWriter(location, header, queue_bytes=queue_bytes, threads=threads)
+        return header
+    for name, data in documents.items():
+        location.write(name, data)
+    location.write(ROOT, root)
+    return header
 
 
 def _refuse_change(

@@ -62,6 +62,16 @@ def checked_timesteps(timesteps: Iterable[Any]) -> tuple[Timestep, ...]:
     return tuple(values)
 
 
+def _resolved(layers: Iterable[LayerSpec], steps: int) -> list[LayerSpec]:
+    specs = [spec.resolve(steps) for spec in layers]
+    names = [spec.name for spec in specs]
+    if not specs:
+        raise InputError("layers", expected="at least one LayerSpec", got="none")
+    if len(set(names)) != len(names):
+        raise InputError("layers", expected="names that differ", got=f"{max(names, key=names.count)!r} twice")
+    return specs
+
+
 def make_header(
     layers: Iterable[LayerSpec],
     timesteps: Iterable[Any],
@@ -76,20 +86,8 @@ def make_header(
 
     Parameters
     ----------
-    layers : iterable of LayerSpec
-        In the order of the model.
-    timesteps : iterable of number
-        The scheduler's value for each step.
-    samples : iterable of str
-        Ids.
-    attrs : mapping, optional
-        The caller's entries of ``attributes["i2am"]``.
-    image_shapes : mapping, optional
-        Image name to (y, x, channel).
-    codec : str, optional
-        Key of `storage.codecs.CODECS`.
-    shard_bytes : int, optional
-        Bytes that a shard may have before compression.
+    layers, timesteps, samples, attrs, image_shapes, codec, shard_bytes
+        As in `storage.create.create_run`.
 
     Returns
     -------
@@ -104,14 +102,7 @@ def make_header(
         If there is no such codec.
     """
     ids, times = _checked_samples(samples), checked_timesteps(timesteps)
-    specs = [spec.resolve(len(times)) for spec in layers]
-    if not specs:
-        raise InputError("layers", expected="at least one LayerSpec", got="none")
-    names = [spec.name for spec in specs]
-    if len(set(names)) != len(names):
-        raise InputError("layers", expected="names that differ", got=f"{max(names, key=names.count)!r} twice")
-    if shard_bytes is not None and shard_bytes < 1:
-        raise InputError("shard_bytes", expected="at least 1", got=repr(shard_bytes))
+    specs = _resolved(layers, len(times))
     own = plain(dict(attrs or {}))
     if clash := sorted(OWN_KEYS & set(own)):
         raise InputError("attrs", expected="names other than the store's own", got=", ".join(clash))
@@ -119,6 +110,8 @@ def make_header(
     if shard_bytes is None:
         cut = [a for s in specs for a in layer_layouts(s, len(ids), len(times), name, 1 << 62).values()]
         shard_bytes = shard_target(sum(a.stored_bytes() for a in cut), len(cut))
+    elif shard_bytes < 1:
+        raise InputError("shard_bytes", expected="at least 1", got=repr(shard_bytes))
     layouts = {s.name: layer_layouts(s, len(ids), len(times), name, shard_bytes) for s in specs}
     images = {image: image_shape(image, shape) for image, shape in (image_shapes or {}).items()}
     attributes = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from storage.codecs import get_codec
-from storage.document import DocumentError, check_digest, parse
+from storage.document import DocumentError, check_digest, parse, signed
 from storage.errors import DamagedRun, I2AMError, InputError, NewerFormat, NotARun, NotFound
 from storage.layout import DEFAULT_SHARD, ArrayLayout, image_layout, layer_layouts, restore_layout
 from storage.location import Location
@@ -144,9 +145,7 @@ def image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
 def _missing(location: Location) -> I2AMError:
     remedy = "check the path, or create a run with create_run"
     if location.names("commits"):
-        return DamagedRun(
-            f"{location.url}: its root document {ROOT} is missing", remedy="restore it from a copy of the run"
-        )
+        return _damaged(location, "it is missing")
     if location.names(""):
         return NotARun(
             f"{location.url} is not a run", expected=f"a directory with {ROOT}", got="none", remedy=remedy
@@ -176,47 +175,53 @@ def read_root(location: Location) -> dict[str, Any]:
         raw = location.read(ROOT)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise _missing(location) from None
-    damaged = f"{location.url}: its root document {ROOT} is damaged"
-    try:
-        document = parse(raw)
-    except DocumentError as error:
-        document = None
-        reason = str(error)
-    if document is None:
+    own = _own_entries(raw)
+    if own is None:
         if b'"i2am"' in raw or b'"run_id"' in raw or location.names("commits"):
-            raise DamagedRun(f"{damaged}: {reason}", remedy="restore it from a copy of the run")
+            raise _damaged(location, 'it has no attributes["i2am"]')
         raise NotARun(
-            f"{location.url} is not a run", expected='attributes["i2am"]', got="another Zarr hierarchy"
+            f"{location.url} is not a run",
+            expected=f'attributes["i2am"] in {ROOT}',
+            got="something else",
+            remedy="check the path, or create a run with create_run",
         )
-    attributes = document.get("attributes")
-    own = attributes.get("i2am") if isinstance(attributes, dict) else None
-    if not isinstance(own, dict):
-        if b'"run_id"' in raw or location.names("commits"):
-            raise DamagedRun(
-                f'{damaged}: attributes["i2am"] is missing', remedy="restore it from a copy of the run"
-            )
-        raise NotARun(
-            f"{location.url} is not a run", expected='attributes["i2am"]', got="another Zarr hierarchy"
-        )
-    try:
-        check_digest(own)
-    except DocumentError as error:
-        raise DamagedRun(f"{damaged}: {error}", remedy="restore it from a copy of the run") from error
-    if own.get("format") != FORMAT:
-        if not isinstance(own.get("format"), int) or own["format"] < FORMAT:
-            raise DamagedRun(
-                f"{damaged}: format {own.get('format')!r}", remedy="restore it from a copy of the run"
-            )
+    newest = own.get("format")
+    if (
+        isinstance(newest, int)
+        and newest > FORMAT
+        and own.get("digest") != signed({**own, "format": FORMAT})["digest"]
+    ):
         raise NewerFormat(
             f"{location.url}: format",
             expected=f"at most {FORMAT}",
-            got=str(own["format"]),
+            got=str(newest),
             remedy="install a newer i2am",
         )
-    rest = {k: v for k, v in document.items() if k != "attributes"}
-    if rest != {"zarr_format": 3, "node_type": "group"} or set(attributes or {}) != {"i2am"}:
-        raise DamagedRun(f"{damaged}: unknown entries", remedy="restore it from a copy of the run")
+    try:
+        document = parse(raw)
+        check_digest(own)
+    except DocumentError as error:
+        raise _damaged(location, str(error)) from error
+    rest = {**document, "attributes": sorted(document["attributes"])}
+    if newest != FORMAT or rest != {"zarr_format": 3, "node_type": "group", "attributes": ["i2am"]}:
+        raise _damaged(location, "it has unknown entries")
     return own
+
+
+def _damaged(location: Location, what: str) -> DamagedRun:
+    return DamagedRun(
+        f"{location.url}: its root document {ROOT} is damaged: {what}",
+        remedy="restore it from a copy of the run",
+    )
+
+
+def _own_entries(raw: bytes) -> dict[str, Any] | None:
+    """Return ``attributes["i2am"]`` of a document that may be anything."""
+    try:
+        own = json.loads(raw)["attributes"]["i2am"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return own if isinstance(own, dict) else None
 
 
 def interpret(attributes: Mapping[str, Any]) -> Header:
@@ -280,7 +285,4 @@ def load_header(location: Location) -> Header:
     try:
         return interpret(attributes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedRun(
-            f"{location.url}: its root document {ROOT} contradicts itself: {error}",
-            remedy="restore it from a copy of the run",
-        ) from error
+        raise _damaged(location, f"it contradicts itself: {error}") from error

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from storage.array_reader import ArrayReader
+from storage.block import Block
 from storage.document import sha256
 from storage.errors import DamagedRun, DamagedSample, InputError, NoAnswer, UnknownName
 from storage.header import Header, Timestep, load_header
 from storage.layout import ArrayLayout
 from storage.location import Location, locate
-from storage.read import Block, read_array
 from storage.record import CommitRecord, committed_names, read_record
 from storage.shard import ShardError
 from storage.spec import LayerSpec
@@ -220,7 +221,8 @@ class Run:
     ) -> Array:
         record = self._record(sample)
         with _damage(sample, layer):
-            return read_array(self._location, layout, self.run_id, record.index, record.files, steps, heads)
+            reader = ArrayReader(self._location, layout, self.run_id, record.index, record.files)
+            return reader.read(steps, heads)
 
     def image(self, name: str, sample: str) -> Array:
         """Return one image of a sample.

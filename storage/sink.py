@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from storage.array_writer import ArrayWriter
+from storage.block import scaled_logits
 from storage.document import plain
 from storage.dtypes import check_float, exact
 from storage.errors import InputError, ShapeMismatch, UnknownName
 from storage.header import Header
 from storage.layout import ArrayLayout
-from storage.logits import scaled_logits
 from storage.record import CommitRecord, record_path
 from storage.shard import FileRecord
 from storage.spec import LayerSpec

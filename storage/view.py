@@ -41,11 +41,7 @@ class ScoresView:
         parts = []
         for sample in samples:
             block = self.run.read(self.spec, self.run.samples[sample], steps, heads)
-            if block.query is not None and block.key is not None:
-                rows = block.query[:, :, index[3]]
-                parts.append(type(block)(rows, block.key[:, :, index[4]], None, block.scale).logits())
-            elif block.scores is not None:
-                parts.append(block.scores[:, :, index[3], index[4]].astype(np.float32, copy=False))
+            parts.append(block.rows(index[3], index[4]).logits())
         shape = (len(samples), len(steps), len(heads), len(gen), len(ref))
         return np.stack(parts) if parts else np.empty(shape, self.dtype)
 

@@ -1,0 +1,141 @@
+"""One array of one sample back into memory: only the chunks that are asked for, every one of them checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from storage.codecs import get_codec
+from storage.layout import ArrayLayout, identity
+from storage.location import Location
+from storage.shard import ABSENT, FileRecord, ShardError, check_chunk, parse_tail
+
+Array = np.ndarray[Any, Any]
+
+BATCH_BYTES = 16 << 20
+"""Stored bytes fetched at a time: neighbours share a request on remote storage, and memory stays bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one chunk goes: slot in its shard, and pairs (index in the result, index in the chunk)."""
+
+    slot: int
+    rows: list[tuple[int, int]]
+    columns: list[tuple[int, int]]
+
+
+class ArrayReader:
+    """Read from the shards of one sample of one array.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+    layout : ArrayLayout
+        The array's layout.
+    run_id : str
+        Id of the run.
+    index : int
+        Index of the sample.
+    files : dict
+        The sample's files as committed.
+    """
+
+    def __init__(
+        self, location: Location, layout: ArrayLayout, run_id: str, index: int, files: dict[str, FileRecord]
+    ) -> None:
+        self._location = location
+        self._layout = layout
+        self._run_id = run_id
+        self._index = index
+        self._files = files
+
+    def read(self, steps: Sequence[int], heads: Sequence[int]) -> Array:
+        """Read some indices of axes 1 and 2.
+
+        Parameters
+        ----------
+        steps, heads : sequence of int
+            Indices within range, in the order wanted.
+
+        Returns
+        -------
+        ndarray
+            (step, head, ...) in the stored dtype.
+
+        Raises
+        ------
+        ShardError
+            If a file is missing or damaged; the message names it.
+        OSError
+            As the system reports it.
+        """
+        out = np.empty((len(steps), len(heads), *self._layout.shape[3:]), self._layout.dtype)
+        for shard, places in self._places(steps, heads).items():
+            key = self._layout.key(self._index, shard)
+            try:
+                for place, chunk in self._chunks(key, places):
+                    _fill(out, place, chunk)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+                raise ShardError(f"{key}: the file is missing") from error
+            except ValueError as error:
+                raise ShardError(f"{key}: {error}") from error
+        return out
+
+    def _places(self, steps: Sequence[int], heads: Sequence[int]) -> dict[int, list[_Place]]:
+        """Sort the wanted indices by shard and chunk."""
+        layout = self._layout
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for row, step in enumerate(steps):
+            group, offset = divmod(step, layout.chunk[1])
+            groups.setdefault(group, []).append((row, offset))
+        blocks: dict[int, list[tuple[int, int]]] = {}
+        for column, head in enumerate(heads):
+            block, offset = divmod(head, layout.chunk[2])
+            blocks.setdefault(block, []).append((column, offset))
+        places: dict[int, list[_Place]] = {}
+        for group, rows in groups.items():
+            shard, first = divmod(group, layout.grid[0])
+            for block, columns in blocks.items():
+                places.setdefault(shard, []).append(_Place(first * layout.grid[1] + block, rows, columns))
+        return places
+
+    def _chunks(self, key: str, places: list[_Place]) -> Iterator[tuple[_Place, Array]]:
+        """Yield the decoded chunks of one shard, in the order in which they lie there."""
+        layout, size = self._layout, self._files[key].bytes
+        start = size - layout.tail_bytes
+        if start < 0:
+            raise ShardError(f"it has {size} bytes, too few for its index")
+        tail = self._location.read_ranges(key, [(start, size)], size)[0]
+        index = parse_tail(tail, layout, identity(self._run_id, key), size)
+        if any(index[place.slot][0] == ABSENT for place in places):
+            raise ShardError("a chunk is absent")
+        places = sorted(places, key=lambda place: int(index[place.slot][0]))
+        codec = get_codec(layout.codec)
+        while places:
+            batch: list[_Place] = []
+            ranges: list[tuple[int, int]] = []
+            while places and (not ranges or ranges[-1][1] - ranges[0][0] < BATCH_BYTES):
+                offset, nbytes = map(int, index[places[0].slot])
+                ranges.append((offset, offset + nbytes))
+                batch.append(places.pop(0))
+            for place, stored in zip(batch, self._location.read_ranges(key, ranges, size), strict=True):
+                data = codec.decode(check_chunk(stored), layout.chunk_bytes)
+                yield place, np.frombuffer(data, layout.dtype).reshape(layout.chunk[1:])
+
+
+def _fill(out: Array, place: _Place, chunk: Array) -> None:
+    sources, targets = [c for _, c in place.columns], [c for c, _ in place.columns]
+    for row, offset in place.rows:
+        out[row, _run(targets)] = chunk[offset, _run(sources)]
+
+
+def _run(indices: list[int]) -> slice | list[int]:
+    """Return a slice where the indices are consecutive: a view is faster than a selection."""
+    if indices == list(range(indices[0], indices[0] + len(indices))):
+        return slice(indices[0], indices[0] + len(indices))
+    return indices
