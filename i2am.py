@@ -1,7 +1,7 @@
 """I²AM: capture the reference attention of an image-to-image diffusion pipeline once, ask the store forever.
 
-The front door: the public names of the four packages, loaded when they are used. Without the ``capture`` extra
-everything but ``capture`` works.
+The front door: the public names of the four packages, loaded when they are used. Without the ``capture``
+extra everything but ``capture`` works.
 """
 
 from __future__ import annotations
@@ -11,40 +11,7 @@ from typing import TYPE_CHECKING, Any
 from storage.lazy import attach
 
 if TYPE_CHECKING:
-    from analysis import attribution_maps, imacs
-    from pipeline import capture
-    from storage import (
-        AlreadyExists,
-        CaptureError,
-        ConfigError,
-        DamagedRun,
-        DamagedSample,
-        DamageError,
-        EmptyRun,
-        I2AMError,
-        InputError,
-        LayerSpec,
-        MissingDependency,
-        NewerFormat,
-        NoAnswer,
-        NoPermission,
-        NotARun,
-        NotFound,
-        Plan,
-        Run,
-        RunWriter,
-        SampleBusy,
-        ShapeMismatch,
-        Sink,
-        StorageFull,
-        UnknownName,
-        VerifyReport,
-        create_run,
-        open_run,
-        plan,
-        resume_run,
-        verify,
-    )
+    pass
 
 _STORAGE = (
     "AlreadyExists", "CaptureError", "ConfigError", "DamageError", "DamagedRun", "DamagedSample", "EmptyRun",

@@ -10,5 +10,7 @@ def build(device: str, dtype: str, timestep_spacing: str = "leading") -> Any:
     from pipeline.embedded import load_pipeline
 
     pipe = load_pipeline(device=device, dtype=dtype)
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing=timestep_spacing)
+    pipe.scheduler = type(pipe.scheduler).from_config(
+        pipe.scheduler.config, timestep_spacing=timestep_spacing
+    )
     return pipe

@@ -50,7 +50,8 @@ def publish_analysis(summary: dict[str, Any]) -> None:
     refused = "".join(f"- {entry['reason']}\n" for entry in summary["refusals"])
     create_markdown_artifact(
         markdown=(
-            f"# {summary['run']}\n\n{len(summary['samples'])} samples analysed. Report: `{summary['report']}`\n\n"
+            f"# {summary['run']}\n\n"
+            f"{len(summary['samples'])} samples analysed. Report: `{summary['report']}`\n\n"
             + (f"## Refused\n\n{refused}" if refused else "")
         ),
         key="i2am-analysis-summary",

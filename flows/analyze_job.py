@@ -31,8 +31,9 @@ def run_analysis(run: str, out: str, config: AnalysisConfig, overwrite: bool = F
     Returns
     -------
     dict
-        JSON-ready: ``run``, ``out``, ``report``, ``maps``, ``tables`` (name to path), ``samples`` (ids), ``refusals`` (sample,
-        reason), ``absent`` (what has no answer), ``seconds`` (by stage), ``scores`` (rows of the unified table).
+        JSON-ready: ``run``, ``out``, ``report``, ``maps``, ``tables`` (name to path), ``samples`` (ids),
+        ``refusals`` (sample, reason), ``absent`` (what has no answer), ``seconds`` (by stage), ``scores``
+        (rows of the unified table).
 
     Raises
     ------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
@@ -34,7 +35,10 @@ def capture_samples(config: CaptureConfig) -> dict[str, Any]:
         The summary of :func:`flows.capture_job.run_capture`.
     """
     logger = get_run_logger()
-    artifact = create_progress_artifact(progress=0.0, key="i2am-capture-progress", description=config.out)
+    # Called from synchronous code, Prefect's functions return their result, not a coroutine.
+    artifact = cast(
+        UUID, create_progress_artifact(progress=0.0, key="i2am-capture-progress", description=config.out)
+    )
 
     def listen(event: Progress) -> None:
         if event.what:

@@ -1,4 +1,4 @@
-"""The capture job: from a configuration to a run on disk, resumed from what the run itself says is committed."""
+"""The capture job: from a configuration to a run, resumed from what the run itself says is committed."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def run_capture(config: CaptureConfig) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON-ready: ``run`` (its path), ``captured`` (now), ``committed``, ``declared``, ``bytes`` and ``files`` of all
-        committed samples, ``seconds``, ``samples`` (id, seed, seconds, bytes of each that is committed).
+        JSON-ready: ``run`` (its path), ``captured`` (now), ``committed``, ``declared``, ``bytes`` and
+        ``files`` of all committed samples, ``seconds``, ``samples`` (id, seed, seconds, bytes of each that is
+        committed).
 
     Raises
     ------
@@ -66,7 +67,7 @@ def run_capture(config: CaptureConfig) -> dict[str, Any]:
 
 
 def kept(config: CaptureConfig) -> dict[str, Any]:
-    """Return what a configuration keeps, as arguments of :func:`pipeline.capture` and :func:`pipeline.probe.probe`."""
+    """Return what a configuration keeps, as arguments of ``pipeline.capture`` and ``pipeline.probe``."""
     return {
         "layers": config.layers,
         "steps": selected(config.steps),
@@ -78,7 +79,7 @@ def kept(config: CaptureConfig) -> dict[str, Any]:
 
 
 def comparable(config: CaptureConfig) -> dict[str, Any]:
-    """Return what two captures must share for one to go on with the other, as JSON; credentials are left out."""
+    """Return what two captures must share for one to go on with the other, as JSON, without credentials."""
     return config.model_dump(mode="json", exclude=set(_MAY_DIFFER), exclude_none=True)
 
 
@@ -119,20 +120,23 @@ def prepare(config: CaptureConfig) -> tuple[Any, Call]:
 def _capture(config: CaptureConfig, samples: SampleSet, committed: int) -> None:
     report(Progress("capture", committed, len(samples.ids)))
     pipe, call = prepare(config)
-    from pipeline import capture
+    from pipeline.capture import capture
+    from pipeline.events import SampleDone
     from pipeline.jobs import run_job
 
     done = committed
 
     def listen(event: Event) -> None:
         nonlocal done
-        if type(event).__name__ == "SampleDone":
+        if isinstance(event, SampleDone):
             done += 1
             report(Progress("capture", done, len(samples.ids), event.sample))
 
-    options = {"storage_options": config.storage_options} if config.storage_options else {}
+    options: dict[str, Any] = {"storage_options": config.storage_options} if config.storage_options else {}
     notes = {"configuration": comparable(config), "seeds": dict(samples.seeds)}
-    with capture(pipe, config.out, list(samples.ids), **kept(config), attrs=notes, on_event=listen, **options) as cap:
+    with capture(
+        pipe, config.out, list(samples.ids), **kept(config), attrs=notes, on_event=listen, **options
+    ) as cap:
         run_job(cap, pipe, samples.load, call, config.batch_size)
 
 
@@ -147,7 +151,8 @@ def _existing(config: CaptureConfig) -> Run | None:
         keys = _differing(before, now)
         shown = ", ".join(keys[:4])
         raise ConfigError(
-            f"run {config.out} was made with another configuration: {shown} differ" + ("" if keys[1:] else "s"),
+            f"run {config.out} was made with another configuration: {shown} differ"
+            + ("" if keys[1:] else "s"),
             expected=f"{keys[0]}: {_at(before, keys[0])}",
             got=f"{keys[0]}: {_at(now, keys[0])}",
             remedy="restore it to go on with this run, or choose another out",

@@ -1,8 +1,8 @@
 """The command line ``i2am``.
 
-Exit status: 0 done; 1 the data is damaged or a check failed; 2 the input is wrong; 130 interrupted. Errors are
-one line on standard error: what, expected, got, remedy. Only a defect of the program itself shows a traceback
-(status 70).
+Exit status: 0 done; 1 the data is damaged or a check failed; 2 the input is wrong; 130 interrupted. Errors
+are one line on standard error: what, expected, got, remedy. Only a defect of the program itself shows a
+traceback (status 70).
 """
 
 from __future__ import annotations

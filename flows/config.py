@@ -9,7 +9,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from flows.selection import Selection
 
-
 Positive: TypeAlias = Annotated[int, Field(ge=1, le=16384)]
 
 
@@ -40,9 +39,7 @@ class FactorySource(Strict):
     """A pipeline made by the user's own function ``module:function(device=..., dtype=..., **arguments)``."""
 
     kind: Literal["factory"]
-    function: Annotated[
-        str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:function")
-    ]
+    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:function")]
     arguments: dict[str, Any] = {}
     folder: Annotated[Path | None, Field(description="where the module is looked for first")] = None
 
@@ -53,7 +50,9 @@ def _shorthand(value: Any) -> Any:
 
 
 PipelineSource: TypeAlias = Annotated[
-    EmbeddedSource | PretrainedSource | FactorySource, Field(discriminator="kind"), BeforeValidator(_shorthand)
+    EmbeddedSource | PretrainedSource | FactorySource,
+    Field(discriminator="kind"),
+    BeforeValidator(_shorthand),
 ]
 
 
@@ -94,7 +93,9 @@ class CaptureConfig(Strict):
         dict[str, Literal["source", "reference", "mask"]] | None,
         Field(description="call argument -> image of the sample; None: known from the pipeline's class"),
     ] = None
-    seed: Annotated[int, Field(ge=0, description="of samples that name none of their own: seed + position")] = 0
+    seed: Annotated[
+        int, Field(ge=0, description="of samples that name none of their own: seed + position")
+    ] = 0
     batch_size: Annotated[int, Field(ge=1)] = 1
     adapter: str | None = None
     roles: Annotated[list[Literal["cond", "uncond"]], Field(min_length=1)] = ["cond"]

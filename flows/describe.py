@@ -19,8 +19,9 @@ def describe(run: Run) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON-ready: ``path``, ``run_id``, ``samples`` (declared, committed, missing), ``steps``, ``timesteps``,
-        ``images``, ``layers``, ``bytes`` and ``files`` of the committed samples, ``provenance`` (short texts).
+        JSON-ready: ``path``, ``run_id``, ``samples`` (declared, committed, missing), ``steps``,
+        ``timesteps``, ``images``, ``layers``, ``bytes`` and ``files`` of the committed samples,
+        ``provenance`` (short texts).
     """
     committed = set(run.samples)
     files = [entry for sample in run.samples for entry in run.record(sample)["files"].values()]

@@ -1,4 +1,4 @@
-"""What a capture will cost: the model's own geometry, learned from its first denoiser call, and the store's plan."""
+"""What a capture will cost: the geometry, learned from the first denoiser call, and the store's plan."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from flows.capture_job import kept, prepare
 from flows.config import CaptureConfig
 from flows.samples import open_samples
-from storage import Plan, plan
+from storage.planning import Plan, plan
 
 
 def forecast(config: CaptureConfig) -> Plan:
@@ -38,7 +38,9 @@ def forecast(config: CaptureConfig) -> Plan:
     # The result is as large as what it is painted into; where there is no source, as its reference.
     height, width, _ = images.get("source") or images["reference"]
     images["generated"] = (height, width, 3)
-    return plan(list(geometry.layers), list(geometry.timesteps), list(samples.ids), image_shapes=images)
+    return plan(
+        geometry.layers, geometry.timesteps, samples.ids, images, attrs={"seeds": dict(samples.seeds)}
+    )
 
 
 def _shape(image: Any) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Read a YAML configuration: bounded, safe, and with errors that name the key, the expectation and the remedy."""
+"""Read a YAML configuration: bounded, safe, with errors that name key, expectation and remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _RESOLVED_HERE = (_INTEGER, _FLOAT, "tag:yaml.org,2002:timestamp")
 class _Loader(yaml.SafeLoader):
     """The safe loader without aliases (they make small files huge) and without silent duplicates.
 
-    Dates stay text, and so do numbers in base sixty: YAML 1.1 would read the slice ``1:10`` as 70, and 010 as 8.
+    Dates stay text, and so do numbers in base sixty: YAML 1.1 would read the slice ``1:10`` as 70, and 010
+    as 8.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - the base class's own attribute
@@ -36,7 +37,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed", mark)
         return super().compose_node(parent, index)
 
@@ -53,8 +54,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _integer(loader: yaml.SafeLoader, node: Any) -> int:
+    return int(str(loader.construct_scalar(node)).replace("_", ""))
+
+
 _Loader.add_implicit_resolver(_INTEGER, re.compile(r"[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
-_Loader.add_constructor(_INTEGER, lambda loader, node: int(loader.construct_scalar(node).replace("_", "")))
+_Loader.add_constructor(_INTEGER, _integer)
 _Loader.add_implicit_resolver(
     _FLOAT,
     re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$"),
@@ -109,7 +114,9 @@ def load_capture(path: str | Path, out: str | None = None) -> CaptureConfig:
     """
     config = load_config(path, CaptureConfig)
     base = Path(path).resolve().parent
-    changes: dict[str, Any] = {"out": _anchored(out, Path.cwd()) if out is not None else _anchored(config.out, base)}
+    changes: dict[str, Any] = {
+        "out": _anchored(out, Path.cwd()) if out is not None else _anchored(config.out, base)
+    }
     if config.samples.manifest is not None:
         manifest = (base / config.samples.manifest.expanduser()).resolve()
         changes["samples"] = config.samples.model_copy(update={"manifest": manifest})
@@ -129,12 +136,16 @@ def _anchored(location: str, base: Path) -> str:
 def parse_config(text: str, model: type[Model], where: str) -> Model:
     """Check the text of a configuration; ``where`` names it in errors. See :func:`load_config`."""
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
+        data = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{where}: not valid YAML{line}: {error.problem}", remedy="correct the file") from None
+        raise ConfigError(
+            f"{where}: not valid YAML{line}: {error.problem}", remedy="correct the file"
+        ) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{where}: not valid YAML: {_first_line(error)}", remedy="correct the file") from None
+        raise ConfigError(
+            f"{where}: not valid YAML: {_first_line(error)}", remedy="correct the file"
+        ) from None
     if not isinstance(data, dict):
         raise ConfigError(
             where, expected="keys and values such as 'out: run.zarr'", got=_kind(data), remedy="see examples/"
@@ -150,7 +161,9 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise NotFound(f"configuration {path} does not exist", remedy="see examples/ for one of each kind") from None
+        raise NotFound(
+            f"configuration {path} does not exist", remedy="see examples/ for one of each kind"
+        ) from None
     except IsADirectoryError:
         raise ConfigError(f"{path}", expected="a YAML file", got="a folder", remedy="name the file") from None
     except PermissionError:
@@ -160,7 +173,9 @@ def _read(path: Path) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}", expected="UTF-8 text", got="other bytes", remedy="is it the right file?") from None
+        raise ConfigError(
+            f"{path}", expected="UTF-8 text", got="other bytes", remedy="is it the right file?"
+        ) from None
 
 
 def _explain(where: str, error: ValidationError, model: type[BaseModel]) -> ConfigError:
@@ -196,7 +211,7 @@ def _explain(where: str, error: ValidationError, model: type[BaseModel]) -> Conf
 def _walk(
     model: type[BaseModel], loc: tuple[int | str, ...]
 ) -> tuple[list[type[BaseModel]], list[type[BaseModel]], list[str]]:
-    """Models at the parent of ``loc`` and at ``loc``, and the keys as the user wrote them, without union tags."""
+    """Models at the parent of ``loc`` and at ``loc``; the keys as the user wrote them, without union tags."""
     parents: list[type[BaseModel]] = []
     models, keys = [model], list[str]()
     for part in loc:
@@ -204,7 +219,9 @@ def _walk(
         if tagged and len(models) > 1:
             models = tagged
             continue
-        field = next((f for m in models for name, f in m.model_fields.items() if part in (name, f.alias)), None)
+        field = next(
+            (f for m in models for name, f in m.model_fields.items() if part in (name, f.alias)), None
+        )
         parents, models = models, _models(field.annotation) if field else []
         keys.append(str(part))
     return parents, models, keys

@@ -10,7 +10,8 @@ from storage.errors import ConfigError, MissingDependency
 
 
 def as_flow(choice: bool | None) -> bool:
-    """Decide whether a job goes through Prefect, and make Prefect quiet if so. Call it before importing Prefect.
+    """Decide whether a job goes through Prefect, and make Prefect quiet if so. Call it before importing
+    Prefect.
 
     Parameters
     ----------
@@ -30,7 +31,9 @@ def as_flow(choice: bool | None) -> bool:
     """
     installed = importlib.util.find_spec("prefect") is not None
     if choice and not installed:
-        raise MissingDependency("--prefect needs Prefect", remedy="pip install 'i2am[flows]', or use --direct")
+        raise MissingDependency(
+            "--prefect needs Prefect", remedy="pip install 'i2am[flows]', or use --direct"
+        )
     if choice is None:
         choice = installed and bool(os.environ.get("PREFECT_API_URL"))
     if choice:

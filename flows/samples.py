@@ -1,4 +1,4 @@
-"""The samples of a capture: procedural scenes, or the rows of a manifest. Checked first, loaded one at a time."""
+"""The samples of a capture: scenes, or the rows of a manifest. Checked first, loaded one at a time."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def open_samples(config: CaptureConfig) -> SampleSet:
     Raises
     ------
     NotFound, NoPermission, ConfigError, UnknownName, ShapeMismatch
-        The manifest or an image is missing or unreadable, a column is absent, an id stands twice, a path leaves the
-        manifest's folder, or a mask has another size than its source.
+        The manifest or an image is missing or unreadable, a column is absent, an id stands twice, a path
+        leaves the manifest's folder, or a mask has another size than its source.
     """
     if config.samples.scenes is not None:
         return _scenes(config.samples.scenes.count, config.samples.scenes.first_seed)
@@ -84,7 +84,9 @@ def _scenes(count: int, first: int) -> SampleSet:
             "mask": scene.mask,
             "reference_mask": scene.reference_object,
         }
-        images = {name: Image.fromarray(a).convert("L" if a.ndim == 2 else "RGB") for name, a in arrays.items()}
+        images = {
+            name: Image.fromarray(a).convert("L" if a.ndim == 2 else "RGB") for name, a in arrays.items()
+        }
         return SampleInput(id, seeds[id], images)
 
     seeds = {f"scene-{seed:07d}": seed for seed in range(first, first + count)}
@@ -103,9 +105,12 @@ def _manifest(path: Path, config: CaptureConfig) -> SampleSet:
         twice = next(name for name in ids if ids.count(name) > 1)
         raise ConfigError(f"manifest {path}", expected="each id once", got=f"{twice!r} more than once")
     folder = path.parent.resolve()
-    needed = set((config.inputs or {}).values())
+    needed = {str(image) for image in (config.inputs or {}).values()}
     files = {id: _files(folder, id, row, needed) for id, row in zip(ids, rows, strict=True)}
-    seeds = {id: _seed(row.get("seed"), config.seed + i, id) for i, (id, row) in enumerate(zip(ids, rows, strict=True))}
+    seeds = {
+        id: _seed(row.get("seed"), config.seed + i, id)
+        for i, (id, row) in enumerate(zip(ids, rows, strict=True))
+    }
 
     def load(id: str) -> SampleInput:
         return SampleInput(id, seeds[id], {name: _read(file, name) for name, file in files[id].items()})
@@ -114,10 +119,12 @@ def _manifest(path: Path, config: CaptureConfig) -> SampleSet:
 
 
 def _files(folder: Path, sample: str, row: Mapping[str, Any], needed: set[str]) -> dict[str, Path]:
-    """Paths of a row's images, checked: all that are needed, inside the folder, mask and source of one size."""
+    """Paths of a row's images: all that are needed, inside the folder, mask and source of one size."""
     files = {name: _inside(folder, str(row[name]), sample) for name in _IMAGES if row.get(name)}
     if missing := sorted(needed - set(files)):
-        raise ConfigError(f"sample {sample!r}", expected=f"an image in column {missing[0]!r}", got="an empty cell")
+        raise ConfigError(
+            f"sample {sample!r}", expected=f"an image in column {missing[0]!r}", got="an empty cell"
+        )
     _check_sizes(sample, files)
     return files
 
@@ -126,18 +133,24 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
     import polars
 
     if path.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"manifest {path}", expected="a .csv or .parquet file", got=path.suffix or "no ending")
+        raise ConfigError(
+            f"manifest {path}", expected="a .csv or .parquet file", got=path.suffix or "no ending"
+        )
     try:
         if path.suffix == ".csv":
             # Text throughout: an id such as 007 keeps its zeros.
             return polars.read_csv(path, infer_schema=False).to_dicts()
         return polars.read_parquet(path).to_dicts()
     except FileNotFoundError:
-        raise NotFound(f"manifest {path} does not exist", remedy="paths are read from the configuration's folder") from None
+        raise NotFound(
+            f"manifest {path} does not exist", remedy="paths are read from the configuration's folder"
+        ) from None
     except PermissionError:
         raise NoPermission(f"manifest {path} may not be read", remedy="change its permissions") from None
     except (polars.exceptions.PolarsError, OSError) as error:
-        raise ConfigError(f"manifest {path}", expected="a table with a heading", got=_first_line(error)) from None
+        raise ConfigError(
+            f"manifest {path}", expected="a table with a heading", got=_first_line(error)
+        ) from None
 
 
 def _inside(folder: Path, name: str, sample: str) -> Path:
@@ -184,7 +197,9 @@ def _open(path: Path) -> Any:
         with Image.open(path) as image:
             return image
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"image {path}", expected="a picture that PIL reads", got=_first_line(error)) from None
+        raise ConfigError(
+            f"image {path}", expected="a picture that PIL reads", got=_first_line(error)
+        ) from None
     except PermissionError:
         raise NoPermission(f"image {path} may not be read", remedy="change its permissions") from None
 

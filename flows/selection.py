@@ -14,7 +14,7 @@ _EXPECTED = "indices such as 3 or 0,4, or a slice such as 0:10 or ::2"
 
 
 def _checked(value: Any) -> list[int] | str:
-    """Read ``3``, ``[0, 4]``, ``"0,4"`` or a slice such as ``"0:10"``; give a list of ints or the slice's text."""
+    """Read ``3``, ``[0, 4]``, ``"0,4"`` or a slice such as ``"0:10"``; give indices or the slice's text."""
     if isinstance(value, str) and _SLICE.fullmatch(text := value.replace(" ", "")):
         if text.endswith(":0") and text.count(":") == 2:
             raise ValueError(_EXPECTED + " with a step other than 0")
@@ -91,7 +91,8 @@ def region(name: str, text: str) -> Region:
     name
         The option, for the error: ``--at``.
     text
-        ``12,8`` a patch; ``2,3,9,12`` a box; ``12,8;12,9`` patches; a word: the name of a mask image of the run.
+        ``12,8`` a patch; ``2,3,9,12`` a box; ``12,8;12,9`` patches; a word: the name of a mask image of the
+        run.
 
     Returns
     -------
@@ -115,7 +116,7 @@ def region(name: str, text: str) -> Region:
         return patches
     raise ConfigError(
         name,
-        expected="row,column such as 12,8, a box top,left,bottom,right, patches 12,8;12,9, or a mask image's name",
+        expected="row,column such as 12,8, a box 2,3,9,12, patches 12,8;12,9, or the name of a mask image",
         got=repr(text),
     )
 

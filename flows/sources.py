@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ def load_pipeline(config: CaptureConfig) -> Any:
     ConfigError, NotFound, UnknownName, CaptureError
         If the source cannot be loaded as described.
     """
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(
+            f"{library}_VERBOSITY", "error"
+        )  # their advice is for those who write pipelines
     for package in ("torch", "diffusers"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(f"capture needs {package}", remedy="pip install 'i2am[capture]'")
@@ -92,7 +97,10 @@ def _check_device(device: str) -> None:
         raise ConfigError("device", expected="cpu, cuda, cuda:1, mps, ...", got=repr(device)) from None
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            "device", expected=f"one of {torch.cuda.device_count()} CUDA devices", got=device, remedy="use device: cpu"
+            "device",
+            expected=f"one of {torch.cuda.device_count()} CUDA devices",
+            got=device,
+            remedy="use device: cpu",
         )
 
 
@@ -100,14 +108,15 @@ def _pretrained(source: PretrainedSource, device: str, dtype: str) -> Any:
     import diffusers
     import torch
 
-    cls = getattr(diffusers, source.class_name, None)
-    if cls is None and not source.trust_remote_code:
+    cls = getattr(
+        diffusers, source.class_name, diffusers.DiffusionPipeline if source.trust_remote_code else None
+    )
+    if cls is None:
         known = [name for name in dir(diffusers) if name.endswith("Pipeline")]
         raise UnknownName("pipeline class of diffusers", source.class_name, known)
     options: dict[str, Any] = {"revision": source.revision, "variant": source.variant}
     if source.trust_remote_code:
         options |= {"trust_remote_code": True, "custom_pipeline": source.location}
-        cls = cls or diffusers.DiffusionPipeline
     folder = Path(source.location)
     if (folder.is_absolute() or source.location.startswith(".")) and not folder.is_dir():
         raise NotFound(f"pipeline folder {folder} does not exist", remedy="correct pipeline.location")
@@ -143,7 +152,9 @@ def _factory(source: FactorySource, device: str, dtype: str) -> Any:
             sys.path.remove(str(source.folder))
     function = getattr(module, name, None)
     if not callable(function):
-        raise UnknownName(f"function in {module_name}", name, [n for n in vars(module) if not n.startswith("_")])
+        raise UnknownName(
+            f"function in {module_name}", name, [n for n in vars(module) if not n.startswith("_")]
+        )
     pipe = function(device=device, dtype=dtype, **source.arguments)
     if not callable(pipe):
         raise CaptureError(

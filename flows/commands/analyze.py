@@ -13,9 +13,15 @@ from flows.terminal import emit, note, say
 def analyze(
     run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier analysis in it is replaced.")],
-    config: Annotated[Path | None, typer.Option(help="What to draw (YAML); see examples/analysis.yaml.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that no analysis wrote.")] = False,
-    prefect: Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="What to draw (YAML); see examples/analysis.yaml.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace results that no analysis wrote.")
+    ] = False,
+    prefect: Annotated[
+        bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
+    ] = False,
     direct: Annotated[bool, typer.Option("--direct", help="Run without Prefect.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,

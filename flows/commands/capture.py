@@ -12,8 +12,12 @@ from flows.terminal import emit, human_bytes, say
 
 def capture(
     config: Annotated[Path, typer.Argument(help="Configuration (YAML); see examples/.")],
-    out: Annotated[str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")] = None,
-    prefect: Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")] = False,
+    out: Annotated[
+        str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")
+    ] = None,
+    prefect: Annotated[
+        bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
+    ] = False,
     direct: Annotated[bool, typer.Option("--direct", help="Run without Prefect.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,

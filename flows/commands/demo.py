@@ -22,11 +22,22 @@ from flows.terminal import human_bytes, note, say
 from storage.errors import AlreadyExists
 
 _HEADER = "# Written by i2am demo; i2am capture reads it too."
-_MADE = ("capture.yaml", "run.zarr", "run.zarr.marginals.zarr", "maps.zarr", "tables", "figures", "report", "study.json")
+_MADE = (
+    "capture.yaml",
+    "run.zarr",
+    "run.zarr.marginals.zarr",
+    "maps.zarr",
+    "tables",
+    "figures",
+    "report",
+    "study.json",
+)
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the run, the tables and the report.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(help="Folder of the run, the tables and the report.")] = Path(
+        "out/demo"
+    ),
     samples: Annotated[int, typer.Option(min=1, help="Scenes to paint.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Denoiser steps.")] = 20,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what --out holds already.")] = False,
@@ -35,8 +46,8 @@ def demo(
 ) -> None:
     """Embedded model, capture, analysis, report.
 
-    Paints objects from reference images, captures the attention, draws maps, scores them, and ends with the path of the
-    report. Nothing that exists is touched without --resume or --overwrite.
+    Paints objects from reference images, captures the attention, draws maps, scores them, and ends with the
+    path of the report. Nothing that exists is touched without --resume or --overwrite.
     """
     started = time.monotonic()
     config = _prepare(out, samples, steps, resume, overwrite)
@@ -103,7 +114,9 @@ def _step(command: str, arguments: list[str], env: Mapping[str, str]) -> dict[st
     direct = [] if "PREFECT_API_URL" in env else ["--direct"]
     status, output = run([sys.executable, "-m", "flows", command, *arguments, *direct], env=env)
     if status < 0:
-        note(f"i2am: {command} was ended by signal {-status}; i2am demo --resume goes on from what is committed")
+        note(
+            f"i2am: {command} was ended by signal {-status}; i2am demo --resume goes on from what is committed"
+        )
         raise typer.Exit(128 - status)
     if status:
         raise typer.Exit(status)

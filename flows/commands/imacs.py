@@ -30,7 +30,11 @@ def imacs(
     from flows.selection import from_option
     from storage import open_run
 
-    selection = {"layers": layer, "steps": from_option("--steps", steps), "heads": from_option("--heads", heads)}
+    selection = {
+        "layers": layer,
+        "steps": from_option("--steps", steps),
+        "heads": from_option("--heads", heads),
+    }
     refused: list[dict[str, str]] = []
     rows = list(_rows(open_run(run), direction, sample, selection, penalty, refused))
     if as_json:
@@ -39,8 +43,12 @@ def imacs(
         table(
             ["sample", "direction", "IMACS", "inside × uniform", "outside × uniform", "share inside", "note"],
             [
-                [row["sample"], row["direction"], *(_number(row[key]) for key in ("imacs", "inside", "outside", "share"))]
-                + [row["note"] or ("similarity" if row["kind"] == "similarity" else "")]
+                [
+                    row["sample"],
+                    row["direction"],
+                    *(_number(row[key]) for key in ("imacs", "inside", "outside", "share")),
+                    row["note"] or ("similarity" if row["kind"] == "similarity" else ""),
+                ]
                 for row in rows
             ],
             right=(2, 3, 4, 5),
@@ -60,8 +68,8 @@ def _rows(
     refused: list[dict[str, str]],
 ) -> Iterator[dict[str, Any]]:
     """Rows of the unified tables, sample by sample; damaged ones go to ``refused``."""
-    from analysis import attribution_maps
     from analysis.collect import sample_mask
+    from analysis.maps import attribution_maps
     from analysis.tables import score_rows
     from storage.errors import DamagedSample, NoAnswer
 
@@ -78,7 +86,9 @@ def _rows(
             if sample in bad:
                 continue
             try:
-                yield from score_rows(values.sel(sample=sample).compute(), sample_mask(run, way, sample), penalty)
+                yield from score_rows(
+                    values.sel(sample=sample).compute(), sample_mask(run, way, sample), penalty
+                )
             except DamagedSample as error:
                 bad.add(sample)
                 refused.append({"sample": str(sample), "reason": str(error)})

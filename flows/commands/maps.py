@@ -16,7 +16,8 @@ def maps(
     direction: Annotated[str, typer.Option(help="r2g or g2r.")] = "r2g",
     level: Annotated[str, typer.Option(help="unified, time, head, layer or specific.")] = "unified",
     at: Annotated[
-        str | None, typer.Option(help="Specific level: 12,8 or a box 2,3,9,12 or patches 1,2;1,3 or a mask image.")
+        str | None,
+        typer.Option(help="Specific level: 12,8 or a box 2,3,9,12 or patches 1,2;1,3 or a mask image."),
     ] = None,
     layer: Annotated[list[str] | None, typer.Option(help="Layer to keep; repeat for more.")] = None,
     sample: Annotated[list[str] | None, typer.Option(help="Sample to keep; repeat for more.")] = None,
@@ -27,8 +28,8 @@ def maps(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
 ) -> None:
     """Maps as .npz, .zarr or .png."""
-    from analysis import attribution_maps
     from analysis.export import save_maps
+    from analysis.maps import attribution_maps
     from flows import selection
     from storage import open_run
 
@@ -46,7 +47,7 @@ def maps(
         samples=sample,
         size=grid,
         time_groups=time_groups,
-        at=region,
+        at=region,  # type: ignore[arg-type]
     )
     save_maps(result, out, opened, overwrite=overwrite)
     shape = ", ".join(f"{dim} {count}" for dim, count in result.sizes.items())

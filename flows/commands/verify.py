@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.terminal import emit, human_bytes, say
 
+if TYPE_CHECKING:
+    from storage.verification import Progress as Checked
+
 
 def verify(
     run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
     """Every checksum, every commit of a run.
 
     Reads every byte and compares it with what was committed. Exit status 1: something is damaged.
     """
-    from storage import verify as check
+    from flows.progress import Progress, report, shown
+    from storage.verification import verify as check
 
-    report = check(run)
+    def listen(event: Checked) -> None:
+        report(Progress("verify", event.files_done, event.files))
+
+    with shown(quiet):
+        found = check(run, on_progress=listen)
     if as_json:
-        emit(
-            {
-                "path": run,
-                "ok": report.ok,
-                "samples": report.samples,
-                "files": report.files,
-                "bytes": report.bytes,
-                "problems": [
-                    {"sample": p.sample, "layer": p.layer, "path": p.path, "what": p.what} for p in report.problems
-                ],
-            }
-        )
+        emit(found.to_json())
     else:
-        for problem in report.problems:
-            place = f"sample {problem.sample!r}" if problem.sample is not None else "run"
-            layer = f", layer {problem.layer!r}" if problem.layer is not None else ""
-            say(f"damaged: {place}{layer}: {problem.path}: {problem.what}")
-        verdict = "ok" if report.ok else f"{len(report.problems)} problem(s)"
+        for problem in found.problems:
+            say(f"damaged: {problem}")
+        for line in found.notes:
+            say(f"note: {line}")
+        verdict = "ok" if found.ok else f"{len(found.problems)} problem{'s' if found.problems[1:] else ''}"
         say(
-            f"{run}: {verdict}; checked {report.samples} samples, {report.files} files, {human_bytes(report.bytes)}"
+            f"{run}: {verdict}; {found.samples} samples, {found.files} files, {human_bytes(found.bytes)} read"
         )
-    if not report.ok:
+    if not found.ok:
         raise typer.Exit(1)

@@ -1,0 +1,116 @@
+"""The packages as a whole: public names, light imports, layering."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_analysis_and_storage_load_no_torch() -> None:
+    python("import analysis, storage, sys; assert not {'torch','diffusers','prefect'} & set(sys.modules)")
+
+
+@pytest.mark.parametrize("package", ["i2am", "storage", "analysis", "pipeline", "flows", "flows.cli"])
+def test_importing_a_package_loads_nothing_heavy(package: str) -> None:
+    loaded = json.loads(python(f"import {package}, json, sys; print(json.dumps(sorted(sys.modules)))"))
+    heavy = {
+        "torch",
+        "diffusers",
+        "transformers",
+        "prefect",
+        "zarr",
+        "dask",
+        "xarray",
+        "polars",
+        "matplotlib",
+        "distributed",
+    }
+    assert not heavy & set(loaded)
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    out = python(
+        "import sys; from flows.cli import main; status = main(['--help']); main(['--version'])\n"
+        "heavy = {'torch','prefect','zarr','numpy','dask','xarray','pydantic','rich'} & set(sys.modules)\n"
+        "assert status == 0 and not heavy, heavy"
+    )
+    for command in ("demo", "plan", "capture", "inspect", "verify", "analyze", "maps", "imacs"):
+        assert f"\n  {command} " in out
+    assert out.strip().splitlines()[-1].startswith("i2am 0.")
+
+
+def test_every_public_name_is_what_it_says_whatever_was_imported_before() -> None:
+    # A submodule that has a public name's name would hide it once it is imported.
+    python(
+        "import importlib, pkgutil, types\n"
+        "import storage, analysis, pipeline, i2am\n"
+        "for package in (storage, analysis, pipeline):\n"
+        "    for info in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        if not info.name.endswith('__main__'): importlib.import_module(info.name)\n"
+        "for module in (i2am, storage, analysis, pipeline):\n"
+        "    for name in module.__all__:\n"
+        "        value = getattr(module, name)\n"
+        "        assert not isinstance(value, types.ModuleType), (module.__name__, name)\n"
+        "assert i2am.__version__ and set(i2am.__all__) <= set(dir(i2am))\n"
+    )
+
+
+def test_the_promised_names_are_there() -> None:
+    promised = "create_run open_run LayerSpec attribution_maps imacs verify plan capture"
+    python(f"import i2am\nfor name in {promised.split()!r}: assert callable(getattr(i2am, name)), name")
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import i2am
+
+    with pytest.raises(AttributeError, match="attention"):
+        _ = i2am.attention
+
+
+def test_the_layering_holds() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_wheel_holds_what_runs_need() -> None:
+    """Weights, templates and format documents are package data, and nothing of the tests is."""
+    import tomllib
+
+    from setuptools import find_packages
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
+    assert {
+        "storage",
+        "pipeline",
+        "pipeline.embedded",
+        "pipeline.adapters",
+        "analysis",
+        "flows",
+        "flows.commands",
+    } <= set(packages)
+    patterns = settings["package-data"]["*"]
+    data = {
+        path.suffix
+        for package in ("storage", "pipeline", "analysis", "flows")
+        for path in (ROOT / package).rglob("*")
+    }
+    for suffix in data & {".j2", ".safetensors", ".json", ".md"}:
+        assert any(pattern.endswith(f"*{suffix}") for pattern in patterns), suffix
