@@ -155,19 +155,25 @@ def collect_maps(
             absent.append(f"IMACS of {direction.upper()}: the run has no image {image!r}")
     tell(StageStarted("maps", len(found)))
     for number, (direction, levels) in enumerate(found.items(), start=1):
-        xr.Dataset(levels).to_zarr(path, group=direction, mode="w", zarr_format=3, consolidated=False)
+        named = {variable(level): maps for level, maps in levels.items()}
+        xr.Dataset(named).to_zarr(path, group=direction, mode="w", zarr_format=3, consolidated=False)
         tell(StageAdvanced("maps", number, len(found)))
     stored = {
-        (direction, level): maps
+        (direction, str(maps.attrs["level"])): maps
         for direction in found
-        for level, maps in xr.open_zarr(path, group=direction, consolidated=False).data_vars.items()
+        for maps in xr.open_zarr(path, group=direction, consolidated=False).data_vars.values()
     }
-    return Collected(path, {key: stored[key] for key in stored}, tuple(names), tuple(absent))  # type: ignore[misc]
+    return Collected(path, stored, tuple(names), tuple(absent))
 
 
 def sample_mask(run: Run, direction: str, sample: str) -> NDArray[np.bool_] | None:
     """Mask [y, x] that a direction's maps of a sample are scored against, or None where the run has none."""
     return image_mask(run.image(AGAINST[direction], sample)) if AGAINST[direction] in run.images else None
+
+
+def variable(level: str) -> str:
+    """Name of a level's maps in the maps store: a variable may not be called as its own axis."""
+    return f"by_{level}" if level in ("time", "head", "layer") else level
 
 
 def _sample_rows(
@@ -177,7 +183,7 @@ def _sample_rows(
     opened = {name: xr.open_zarr(path, group=name, consolidated=False, chunks=None) for name, _ in questions}
     masks = {direction: sample_mask(run, direction, sample) for direction in opened}
     return [
-        score_rows(opened[direction][level].sel(sample=sample), masks[direction], penalty)
+        score_rows(opened[direction][variable(level)].sel(sample=sample), masks[direction], penalty)
         for direction, level in questions
     ]
 

@@ -100,7 +100,7 @@ def paint(values: ArrayLike, end: float, image: NDArray[np.uint8] | None = None,
     if image is not None:
         luminance = image[..., :3].astype(np.float64) @ (np.array([0.299, 0.587, 0.114]) if image.shape[-1] >= 3
                                                          else np.ones(image.shape[-1]) / image.shape[-1])
-        colours *= (0.42 + 0.58 * luminance / 255)[..., None]
+        colours *= (0.5 + 0.5 * luminance / 255)[..., None]
     return np.asarray(np.clip(np.round(colours), 0, 255), dtype=np.uint8)
 
 
@@ -125,15 +125,11 @@ def rgb(image: NDArray[np.uint8]) -> RGB:
     return np.asarray(image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1))
 
 
-def data_url(image: RGB, longest: int = 320, pixelated: bool = False) -> str:
-    """An image [y, x, 3] as a PNG data URL, brought to `longest` pixels by whole factors up, or smoothly down."""
+def data_url(image: RGB, longest: int = 320) -> str:
+    """An image [y, x, 3] as a PNG data URL, brought down to `longest` pixels if it is larger."""
     picture = Image.fromarray(image)
     ratio = longest / max(picture.size)
-    if ratio >= 2:
-        factor = int(ratio)
-        resample = Image.Resampling.NEAREST if pixelated else Image.Resampling.BICUBIC
-        picture = picture.resize((picture.width * factor, picture.height * factor), resample)
-    elif ratio < 1:
+    if ratio < 1:
         size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -68,13 +68,14 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _ticks(end: float) -> list[float]:
-    middle = round(end**0.5, 1)
-    return [1 / end, 1 / middle, 1, middle, end] if end >= 3 else [1 / end, 1, end]
+def scale_ticks(end: float) -> list[float]:
+    """Values to mark on a scale from 1/end to end: its ends, and the powers of two well inside."""
+    powers = [2.0**power for power in range(-5, 6) if 2 ** abs(power) <= end / 1.4]
+    return [1 / end, *powers, end]
 
 
 def times(value: float) -> str:
-    """A density as words: 0.5 gives "1/2 ×"-like "0.5×", 2 gives "2×"."""
+    """A density with its unit, such as 0.5× or 2×."""
     return f"{value:.2g}×"
 
 
@@ -109,7 +110,7 @@ def overview(panels: Sequence[Panel], end: float, title: str, note: str = "") ->
 def _colour_bar(figure: Figure, axes: Axes, end: float) -> None:
     mappable = ScalarMappable(norm=LogNorm(1 / end, end), cmap=ListedColormap(palette() / 255.0))
     bar = figure.colorbar(mappable, cax=axes)
-    bar.set_ticks(_ticks(end))
+    bar.set_ticks(scale_ticks(end))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: times(value)))
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.tick_params(labelsize=7, colors=INK, length=2, width=0.6)

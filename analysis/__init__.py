@@ -1,0 +1,30 @@
+"""Analysis of stored runs: marginals, attribution maps, IMACS, tables, figures and the report. Never loads a model.
+
+The score itself is ``analysis.imacs.imacs``: a package cannot re-export a function under the name of the module it lives in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.lazy import attach
+
+if TYPE_CHECKING:
+    from analysis.export import save_maps
+    from analysis.maps import attribution_maps
+    from analysis.marginals import compute_marginals
+    from analysis.report import write_report
+    from analysis.study import StudyOptions, StudyResult, analyse
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "StudyOptions": "analysis.study",
+        "StudyResult": "analysis.study",
+        "analyse": "analysis.study",
+        "attribution_maps": "analysis.maps",
+        "compute_marginals": "analysis.marginals",
+        "save_maps": "analysis.export",
+        "write_report": "analysis.report",
+    },
+)
