@@ -1,6 +1,7 @@
-"""Analysis of stored runs: marginals, attribution maps, IMACS, tables, figures and the report. Never loads a model.
+"""Analysis of stored runs: marginals, attribution maps, IMACS, tables, figures, report. Loads no model.
 
-The score itself is ``analysis.imacs.imacs``: a package cannot re-export a function under the name of the module it lives in.
+The score itself is ``analysis.imacs.imacs``: a package cannot re-export a function under the name of the
+module it lives in.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING
 from storage.lazy import attach
 
 if TYPE_CHECKING:
-    from analysis.export import save_maps
-    from analysis.maps import attribution_maps
-    from analysis.marginals import compute_marginals
-    from analysis.report import write_report
-    from analysis.study import StudyOptions, StudyResult, analyse
+    from analysis.export import save_maps as save_maps
+    from analysis.maps import attribution_maps as attribution_maps
+    from analysis.marginals import compute_marginals as compute_marginals
+    from analysis.report import write_report as write_report
+    from analysis.study import StudyOptions as StudyOptions
+    from analysis.study import StudyResult as StudyResult
+    from analysis.study import analyse as analyse
 
 __getattr__, __dir__, __all__ = attach(
     __name__,

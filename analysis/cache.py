@@ -1,9 +1,10 @@
 """The derived store of marginals, beside the run: ``NAME.marginals.zarr``.
 
-Zarr v3, without compression; a group per layer holds one array (sample, step, head, token) for each quantity, one sample a
-chunk, and ``seal`` (sample, quantity, byte): a digest over the values and over everything they depend on (run, sample
-fingerprint, layer, quantity, protocol, kernel version). A value is used only if its seal fits: whatever is absent, half
-written, damaged or stale is computed again. Two writers of one entry write the same thing, so no lock is needed.
+Zarr v3, without compression; a group per layer holds one array (sample, step, head, token) for each
+quantity, one sample a chunk, and ``seal`` (sample, quantity, byte): a digest over the values and over
+everything they depend on (run, sample fingerprint, layer, quantity, protocol, kernel version). A value is
+used only if its seal fits: whatever is absent, half written, damaged or stale is computed again. Two writers
+of one entry write the same thing, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def default_path(path: str) -> str:
     return path.rstrip("/").removesuffix(".zarr") + ".marginals.zarr"
 
 
-def open_cache(run: Run, store: StorePlace = None, storage_options: Mapping[str, Any] | None = None) -> MarginalCache:
+def open_cache(
+    run: Run, store: StorePlace = None, storage_options: Mapping[str, Any] | None = None
+) -> MarginalCache:
     """Choose the place of a run's derived store; nothing is read or written yet.
 
     Parameters
@@ -74,7 +77,7 @@ class MarginalCache:
     protocol: str = "corrected"
 
     def get(self, layer: LayerSpec, sample: str, name: str) -> NDArray[np.float32]:
-        """Return one quantity (step, head, token), from the derived store if its seal fits, else from the run.
+        """Return one quantity (step, head, token), stored if its seal fits, else from the run.
 
         Parameters
         ----------
@@ -93,7 +96,7 @@ class MarginalCache:
         return self.ensure(layer, sample, (name,))[name]
 
     def ensure(self, layer: LayerSpec, sample: str, names: tuple[str, ...] | None = None) -> Marginals:
-        """Make sure that a sample and layer are in the derived store; return the quantities in `names`, or all.
+        """Make sure that an entry is in the derived store; return the quantities in `names`, or all.
 
         Raises
         ------
@@ -111,8 +114,13 @@ class MarginalCache:
 
     def _seal(self, layer: LayerSpec, sample: str, name: str, values: bytes) -> bytes:
         key = {
-            "run": self.run.run_id, "sample": sample, "fingerprint": self.run.fingerprint(sample),
-            "layer": layer.to_json(), "quantity": name, "protocol": self.protocol, "kernel": KERNEL_VERSION,
+            "run": self.run.run_id,
+            "sample": sample,
+            "fingerprint": self.run.fingerprint(sample),
+            "layer": layer.to_json(),
+            "quantity": name,
+            "protocol": self.protocol,
+            "kernel": KERNEL_VERSION,
             "format": FORMAT,
         }
         digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=SEAL_BYTES)
@@ -154,7 +162,8 @@ class MarginalCache:
             self.place.write(f"{layer.name}/seal/c/{index}/0/0", seals)
         except PermissionError as error:
             raise NoPermission(
-                f"the marginals store {self.place.url} cannot be written", got=str(error),
+                f"the marginals store {self.place.url} cannot be written",
+                got=str(error),
                 remedy="name another place with store=..., or pass store=False to keep nothing",
             ) from error
 
@@ -165,10 +174,14 @@ class MarginalCache:
         documents = {
             "zarr.json": _group({MARK: {"format": FORMAT, "run_id": self.run.run_id}}),
             f"{layer.name}/zarr.json": _group({"layer": layer.to_json(), "quantities": list(values)}),
-            f"{layer.name}/seal/zarr.json": _array((samples, len(values), SEAL_BYTES), "uint8", 0, ("sample", "quantity", "byte")),
+            f"{layer.name}/seal/zarr.json": _array(
+                (samples, len(values), SEAL_BYTES), "uint8", 0, ("sample", "quantity", "byte")
+            ),
         }
         for name, array in values.items():
-            documents[f"{layer.name}/{name}/zarr.json"] = _array((samples, *array.shape), "float32", "NaN", axes)
+            documents[f"{layer.name}/{name}/zarr.json"] = _array(
+                (samples, *array.shape), "float32", "NaN", axes
+            )
         for path, document in documents.items():
             data = json.dumps(document, indent=2, sort_keys=True).encode()
             if _read(place, path) != data:
@@ -185,13 +198,14 @@ def _read(place: Location, path: str) -> bytes | None:
 
 
 def _check_ours(place: Location) -> None:
-    """Refuse a place that holds anything but a derived store; its root document is the first thing written there."""
+    """Refuse a place that holds anything but a derived store, whose root document is written first."""
     others = [name for name in place.names("") if not name.startswith(".")]
     root = _read(place, "zarr.json")
     if (root is None and not others) or (root is not None and MARK.encode() in root):
         return
     raise AlreadyExists(
-        f"{place.url} holds something else", expected="a marginals store, or nothing",
+        f"{place.url} holds something else",
+        expected="a marginals store, or nothing",
         remedy="name another place with store=...",
     )
 
@@ -201,10 +215,18 @@ def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _array(shape: tuple[int, ...], dtype: str, fill: object, axes: tuple[str, ...]) -> dict[str, Any]:
-    codec = {"name": "bytes", "configuration": {"endian": "little"}} if dtype != "uint8" else {"name": "bytes"}
+    codec = (
+        {"name": "bytes", "configuration": {"endian": "little"}} if dtype != "uint8" else {"name": "bytes"}
+    )
     return {
-        "zarr_format": 3, "node_type": "array", "attributes": {}, "shape": list(shape), "data_type": dtype,
+        "zarr_format": 3,
+        "node_type": "array",
+        "attributes": {},
+        "shape": list(shape),
+        "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shape[1:]]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill, "codecs": [codec], "dimension_names": list(axes),
+        "fill_value": fill,
+        "codecs": [codec],
+        "dimension_names": list(axes),
     }

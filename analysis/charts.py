@@ -129,14 +129,27 @@ def strip_chart(
         y = 20.0 + row_height * number
         ordered = table.sort(column)
         marks = tuple(
-            Mark(place(value), y + (-1, 1)[index % 2] * (index % 4 // 2 + index % 2) * 3.5, f"{value:.3g}", sample)
+            Mark(
+                place(value),
+                y + (-1, 1)[index % 2] * (index % 4 // 2 + index % 2) * 3.5,
+                f"{value:.3g}",
+                sample,
+            )
             for index, (value, sample) in enumerate(zip(ordered[column], ordered["sample"], strict=True))
         )
         low, middle, high = (float(np.quantile(ordered[column].to_numpy(), q)) for q in (0.25, 0.5, 0.75))
-        strips.append(Strip(name, colour, y, marks, (place(low), place(middle), place(high)), f"{middle:.2f}"))
+        strips.append(
+            Strip(name, colour, y, marks, (place(low), place(middle), place(high)), f"{middle:.2f}")
+        )
     return StripChart(
-        title, unit, width, round(24 + row_height * len(kept) + 20), left, tuple((place(tick), f"{tick:g}") for tick in ticks),
-        None if reference is None else place(reference), tuple(strips),
+        title,
+        unit,
+        width,
+        round(24 + row_height * len(kept) + 20),
+        left,
+        tuple((place(tick), f"{tick:g}") for tick in ticks),
+        None if reference is None else place(reference),
+        tuple(strips),
     )
 
 
@@ -159,11 +172,16 @@ def profile_chart(
     Profile or None
         None where there is no value at all.
     """
-    kept = [(name, colour, [row for row in rows if row["inside_mid"] is not None]) for name, colour, rows in series]
+    kept = [
+        (name, colour, [row for row in rows if row["inside_mid"] is not None])
+        for name, colour, rows in series
+    ]
     kept = [(name, colour, rows) for name, colour, rows in kept if rows]
     if not kept:
         return None
-    values = [row[key] for _, _, rows in kept for row in rows for key in ("inside_low", "inside_high")] + [1.0]
+    values = [row[key] for _, _, rows in kept for row in rows for key in ("inside_low", "inside_high")] + [
+        1.0
+    ]
     ticks = nice_ticks(min(values), max(values), 5)
     left, right, top, bottom = 40, 12, 12, 30
     labels = max((rows for _, _, rows in kept), key=len)
@@ -186,10 +204,24 @@ def profile_chart(
         lines.append(Line(name, colour, _path(middle), _path([*upper, *reversed(lower)]), marks))
     every = max(1, math.ceil(len(labels) / 8))
     x_ticks = tuple(
-        (across(index), str(row["label"]) if len(str(row["label"])) < 8 else str(index + 1), str(row["label"]))
-        for index, row in enumerate(labels) if index % every == 0
+        (
+            across(index),
+            str(row["label"]) if len(str(row["label"])) < 8 else str(index + 1),
+            str(row["label"]),
+        )
+        for index, row in enumerate(labels)
+        if index % every == 0
     )
-    return Profile(title, width, height, left, x_ticks, tuple((up(tick), f"{tick:g}") for tick in ticks), up(1.0), tuple(lines))
+    return Profile(
+        title,
+        width,
+        height,
+        left,
+        x_ticks,
+        tuple((up(tick), f"{tick:g}") for tick in ticks),
+        up(1.0),
+        tuple(lines),
+    )
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

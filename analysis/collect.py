@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from analysis.cache import MarginalCache, open_cache
 from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.maps import LEVELS, attribution_maps
+from analysis.maps import LEVELS, Level, attribution_maps
 from analysis.marginals import FOCUS
 from analysis.region import image_mask
 from analysis.selection import DIRECTIONS, Direction, has_place, select
@@ -92,7 +92,11 @@ def fill_marginals(run: Run, names: Sequence[str], options: StudyOptions, tell: 
     damaged: dict[str, str] = {}
     done = 0
     for batch in _batches(names):
-        tasks = [(sample, dask.delayed(_ensure, pure=False)(cache, layer, sample)) for sample in batch for layer in layers]
+        tasks = [
+            (sample, dask.delayed(_ensure, pure=False)(cache, layer, sample))
+            for sample in batch
+            for layer in layers
+        ]
         for (sample, _), reason in zip(tasks, dask.compute(*[task for _, task in tasks]), strict=True):
             if reason is not None:
                 damaged.setdefault(sample, reason)
@@ -101,7 +105,7 @@ def fill_marginals(run: Run, names: Sequence[str], options: StudyOptions, tell: 
     return damaged
 
 
-def _questions(run: Run, options: StudyOptions) -> Iterator[tuple[Direction, str, dict[str, Any]]]:
+def _questions(run: Run, options: StudyOptions) -> Iterator[tuple[Direction, Level, dict[str, Any]]]:
     """Every (direction, level, arguments) of a study."""
     chosen = select(run, "r2g", options.layers, options.steps, options.heads, options.samples)
     for direction in DIRECTIONS:
@@ -110,7 +114,9 @@ def _questions(run: Run, options: StudyOptions) -> Iterator[tuple[Direction, str
             if level == "time":
                 extra["time_groups"] = min(options.time_groups, len(chosen.steps))
             if level == "specific":
-                if FOCUS[direction] not in run.images or not any(has_place(layer) for layer in run.layers.values()):
+                if FOCUS[direction] not in run.images or not any(
+                    has_place(layer) for layer in run.layers.values()
+                ):
                     continue
                 extra["at"] = FOCUS[direction]
             yield direction, level, extra
@@ -119,7 +125,7 @@ def _questions(run: Run, options: StudyOptions) -> Iterator[tuple[Direction, str
 def collect_maps(
     run: Run, names: Sequence[str], options: StudyOptions, path: Path, tell: Listener
 ) -> Collected:
-    """Compute the maps of every level and direction into a Zarr store: a group per direction, a variable per level.
+    """Compute the maps of every level into a Zarr store: a group per direction, a variable per level.
 
     Parameters
     ----------
@@ -142,17 +148,25 @@ def collect_maps(
     for direction, level, extra in _questions(run, options):
         try:
             maps = attribution_maps(
-                run, direction, level, layers=options.layers, steps=options.steps, heads=options.heads,  # type: ignore[arg-type]
-                samples=names, size=options.size, store=options.store,
-                storage_options=options.storage_options, **extra,
+                run,
+                direction,
+                level,
+                layers=options.layers,
+                steps=options.steps,
+                heads=options.heads,
+                samples=names,
+                size=options.size,
+                store=options.store,
+                storage_options=options.storage_options,
+                **extra,
             )
         except NoAnswer as error:
             absent.append(f"{direction.upper()}, {level} level: {error}")
             continue
         found.setdefault(direction, {})[level] = maps
-    for direction, image in AGAINST.items():
+    for way, image in AGAINST.items():
         if image not in run.images:
-            absent.append(f"IMACS of {direction.upper()}: the run has no image {image!r}")
+            absent.append(f"IMACS of {way.upper()}: the run has no image {image!r}")
     tell(StageStarted("maps", len(found)))
     for number, (direction, levels) in enumerate(found.items(), start=1):
         named = {variable(level): maps for level, maps in levels.items()}
@@ -188,7 +202,9 @@ def _sample_rows(
     ]
 
 
-def collect_tables(run: Run, collected: Collected, options: StudyOptions, tell: Listener) -> dict[str, pl.DataFrame]:
+def collect_tables(
+    run: Run, collected: Collected, options: StudyOptions, tell: Listener
+) -> dict[str, pl.DataFrame]:
     """Score all maps.
 
     Parameters
@@ -212,7 +228,10 @@ def collect_tables(run: Run, collected: Collected, options: StudyOptions, tell: 
     rows: dict[str, list[dict[str, Any]]] = {level: [] for level in LEVELS}
     done = 0
     for batch in _batches(collected.samples):
-        tasks = [dask.delayed(_sample_rows, pure=False)(run, collected.path, questions, name, options.penalty) for name in batch]
+        tasks = [
+            dask.delayed(_sample_rows, pure=False)(run, collected.path, questions, name, options.penalty)
+            for name in batch
+        ]
         for per_level in dask.compute(*tasks):
             for (_, level), scored in zip(questions, per_level, strict=True):
                 rows[level].extend(scored)

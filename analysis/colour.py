@@ -1,7 +1,7 @@
-"""Densities as colours: a diverging scale centred at 1, logarithmic, the same for every map that is shown together.
+"""Densities as colours: a diverging scale centred at 1, logarithmic, shared by maps shown together.
 
-White is uniform attention; red is more, blue is less; equal steps of colour are equal ratios. A map is laid over its image by
-multiplication, so that the image stays readable where attention is uniform.
+White is uniform attention; red is more, blue is less; equal steps of colour are equal ratios. A map is laid
+over its image by multiplication, so that the image stays readable where attention is uniform.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from analysis.resize import bicubic
 
 COLOUR_MAP = "RdBu_r"
-"""matplotlib's name of the colour map: diverging, even in lightness on both sides, safe for colour-blind readers."""
+"""matplotlib's name of the colour map: diverging, even in lightness, safe for colour-blind readers."""
 
 LIMITS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
 """Ends of the scale to choose from: the scale runs from 1/limit to limit, times uniform."""
@@ -60,7 +60,7 @@ def limit(maps: Iterable[ArrayLike], quantile: float = 0.99) -> float:
 
 
 def position(values: ArrayLike, end: float) -> NDArray[np.float64]:
-    """Place of densities on the scale, 0 to 1 (0.5 is uniform); the bicubic resize's values below 0 are at the low end."""
+    """Place of densities on the scale, 0 to 1 (0.5 is uniform); values off the scale are at its ends."""
     low = 1.0 / end
     clipped = np.clip(np.asarray(values, dtype=np.float64), low, end)
     return np.asarray(0.5 + np.log2(clipped) / (2 * np.log2(end)))
@@ -98,14 +98,17 @@ def paint(values: ArrayLike, end: float, image: NDArray[np.uint8] | None = None,
     if not known.all():
         colours[bicubic(known.astype(float), shape) < 0.5] = 128
     if image is not None:
-        luminance = image[..., :3].astype(np.float64) @ (np.array([0.299, 0.587, 0.114]) if image.shape[-1] >= 3
-                                                         else np.ones(image.shape[-1]) / image.shape[-1])
+        luminance = image[..., :3].astype(np.float64) @ (
+            np.array([0.299, 0.587, 0.114])
+            if image.shape[-1] >= 3
+            else np.ones(image.shape[-1]) / image.shape[-1]
+        )
         colours *= (0.5 + 0.5 * luminance / 255)[..., None]
     return np.asarray(np.clip(np.round(colours), 0, 255), dtype=np.uint8)
 
 
 def outline(image: RGB, mask: NDArray[np.bool_], colour: tuple[int, int, int] = (255, 214, 10)) -> RGB:
-    """Draw the border of a mask [y, x] on an image [y, x, 3] of the same size, one pixel wide, inside the mask."""
+    """Draw the border of a mask [y, x] on an image [y, x, 3] of the same size, one pixel wide."""
     inner = mask.copy()
     inner[1:] &= mask[:-1]
     inner[:-1] &= mask[1:]

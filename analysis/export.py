@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -23,7 +23,9 @@ MAX_ROWS = 32
 """Samples in one picture, at most."""
 
 
-def save_maps(maps: xr.DataArray, path: str | os.PathLike[str], run: Run | None = None, *, overwrite: bool = False) -> None:
+def save_maps(
+    maps: xr.DataArray, path: str | os.PathLike[str], run: Run | None = None, *, overwrite: bool = False
+) -> None:
     """Save maps, whole or not at all.
 
     Parameters
@@ -32,7 +34,8 @@ def save_maps(maps: xr.DataArray, path: str | os.PathLike[str], run: Run | None 
         As `attribution_maps` returns them.
     path
         Ends in .npz (arrays ``maps``, ``attrs`` as JSON, and one for each coordinate), .zarr (format 3, for
-        ``xarray.open_zarr``) or .png (a row for each sample, one colour scale, over the run's images if `run` is given).
+        ``xarray.open_zarr``) or .png (a row for each sample, one colour scale, over the run's images if
+        `run` is given).
     run
         For the images under the maps of a picture.
     overwrite
@@ -49,7 +52,9 @@ def save_maps(maps: xr.DataArray, path: str | os.PathLike[str], run: Run | None 
     """
     target = Path(path)
     if target.suffix not in ENDINGS:
-        raise InputError(f"output {target}", expected="a name that ends in .npz, .zarr or .png", got=repr(target.suffix))
+        raise InputError(
+            f"output {target}", expected="a name that ends in .npz, .zarr or .png", got=repr(target.suffix)
+        )
     if target.exists() and not overwrite:
         raise AlreadyExists(f"{target} exists", remedy="name another output, or allow overwriting")
     if not target.parent.is_dir():
@@ -57,13 +62,17 @@ def save_maps(maps: xr.DataArray, path: str | os.PathLike[str], run: Run | None 
     try:
         staging = Path(tempfile.mkdtemp(prefix=".maps-", dir=target.parent))
     except PermissionError as error:
-        raise NoPermission(f"cannot write into {target.parent}", got=str(error), remedy="name another output") from error
+        raise NoPermission(
+            f"cannot write into {target.parent}", got=str(error), remedy="name another output"
+        ) from error
     try:
         made = staging / target.name
         if target.suffix == ".npz":
             _npz(maps, made)
         elif target.suffix == ".zarr":
-            maps.to_dataset(name=maps.name or "maps").to_zarr(made, mode="w", zarr_format=3, consolidated=False)
+            maps.to_dataset(name="maps" if maps.name is None else str(maps.name)).to_zarr(
+                made, mode="w", zarr_format=3, consolidated=False
+            )
         else:
             _picture(maps, made, run)
         if target.exists():
@@ -79,7 +88,8 @@ def _npz(maps: xr.DataArray, path: Path) -> None:
         for name, coord in maps.coords.items()
     }
     fields = {f"coord_{name}": values for name, values in coords.items()}
-    np.savez_compressed(path, maps=np.asarray(maps), attrs=np.asarray(json.dumps(maps.attrs)), **fields)
+    arrays: dict[str, Any] = {"maps": np.asarray(maps), "attrs": np.asarray(json.dumps(maps.attrs)), **fields}
+    np.savez_compressed(path, **arrays)
 
 
 def _picture(maps: xr.DataArray, path: Path, run: Run | None) -> None:
@@ -87,12 +97,14 @@ def _picture(maps: xr.DataArray, path: Path, run: Run | None) -> None:
 
     if maps.sizes["sample"] > MAX_ROWS:
         raise InputError(
-            f"a picture of {maps.sizes['sample']} samples", expected=f"at most {MAX_ROWS}",
+            f"a picture of {maps.sizes['sample']} samples",
+            expected=f"at most {MAX_ROWS}",
             remedy="select samples, or save as .npz or .zarr",
         )
     image = {"r2g": "generated", "g2r": "reference"}[maps.attrs["direction"]]
     loaded = maps.compute()
     under = [
-        run.image(image, str(sample)) if run is not None and image in run.images else None for sample in maps["sample"].values
+        run.image(image, str(sample)) if run is not None and image in run.images else None
+        for sample in maps["sample"].values
     ]
     save(map_grid(loaded, under, limit([loaded.values])), path)

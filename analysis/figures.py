@@ -1,6 +1,7 @@
 """Figures of a study for slides and papers, in matplotlib without its global state.
 
-Every map is drawn in units, times uniform, on one diverging scale centred at 1 that all maps of a figure share.
+Every map is drawn in units, times uniform, on one diverging scale centred at 1 that all maps of a figure
+share.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def scale_ticks(end: float) -> list[float]:
     """Values to mark on a scale from 1/end to end: its ends, and the powers of two well inside."""
-    powers = [2.0**power for power in range(-5, 6) if 2 ** abs(power) <= end / 1.4]
+    powers = [2.0**power for power in range(-5, 6) if 2 ** abs(power) <= end / 1.8]
     return [1 / end, *powers, end]
 
 
@@ -94,7 +95,14 @@ def overview(panels: Sequence[Panel], end: float, title: str, note: str = "") ->
     count = len(panels)
     figure = _figure(1.75 * count + 0.9, 2.65)
     grid = figure.add_gridspec(
-        1, count + 1, width_ratios=[1] * count + [0.05], left=0.012, right=0.945, top=0.76, bottom=0.1, wspace=0.06
+        1,
+        count + 1,
+        width_ratios=[1] * count + [0.05],
+        left=0.012,
+        right=0.945,
+        top=0.76,
+        bottom=0.1,
+        wspace=0.06,
     )
     for column, panel in enumerate(panels):
         axes = figure.add_subplot(grid[0, column])
@@ -115,7 +123,7 @@ def _colour_bar(figure: Figure, axes: Axes, end: float) -> None:
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.tick_params(labelsize=7, colors=INK, length=2, width=0.6)
     bar.set_label("attention, × uniform", fontsize=7, color=FAINT)
-    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.4)
 
 
 def _plain(axes: Axes) -> None:
@@ -127,7 +135,9 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def strips(rows: Sequence[tuple[str, ArrayLike, str]], label: str, reference: float | None, title: str) -> Figure:
+def strips(
+    rows: Sequence[tuple[str, ArrayLike, str]], label: str, reference: float | None, title: str
+) -> Figure:
     """One row of dots for each series, with its median and quartiles.
 
     Parameters
@@ -149,7 +159,9 @@ def strips(rows: Sequence[tuple[str, ArrayLike, str]], label: str, reference: fl
         if not values.size:
             continue
         spread = np.where(np.arange(values.size) % 2, 1, -1) * (np.arange(values.size) % 3) * 0.07
-        axes.plot(values, row + spread, "o", ms=4, mfc=colour, mec="white", mew=0.5, alpha=0.75, clip_on=False)
+        axes.plot(
+            values, row + spread, "o", ms=4, mfc=colour, mec="white", mew=0.5, alpha=0.75, clip_on=False
+        )
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
         axes.plot([low, high], [row + 0.3] * 2, color=colour, lw=1.6, solid_capstyle="butt")
         axes.plot([middle], [row + 0.3], "|", color=colour, ms=8, mew=2)
@@ -160,7 +172,9 @@ def strips(rows: Sequence[tuple[str, ArrayLike, str]], label: str, reference: fl
     axes.set_xlabel(label, fontsize=7.5, color=FAINT)
     _plain(axes)
     axes.tick_params(axis="y", colors=INK)
-    figure.text(0.02, 1 - 0.2 / (0.9 + 0.55 * len(rows)), title, fontsize=10, weight="bold", color=INK, va="center")
+    figure.text(
+        0.02, 1 - 0.2 / (0.9 + 0.55 * len(rows)), title, fontsize=10, weight="bold", color=INK, va="center"
+    )
     return figure
 
 
@@ -188,24 +202,40 @@ def profiles(table: pl.DataFrame, levels: Sequence[str]) -> Figure:
         _plain(axes)
         axes.grid(axis="x", visible=False)
         axes.grid(axis="y", color=RULE, linewidth=0.5)
-        names = {"time": "denoiser steps, first to last", "head": "head", "layer": "layer, in the model's order"}
+        names = {
+            "time": "denoiser steps, first to last",
+            "head": "head",
+            "layer": "layer, in the model's order",
+        }
         axes.set_xlabel(names.get(level, level), fontsize=7.5, color=FAINT)
         axes.legend(frameon=False, fontsize=7, loc="best", labelcolor=INK)
-    figure.text(0.012, 0.94, "Density inside the mask (× uniform): median and quartiles over samples",
-                fontsize=10, weight="bold", color=INK, va="center")
+    figure.text(
+        0.012,
+        0.94,
+        "Density inside the mask (× uniform): median and quartiles over samples",
+        fontsize=10,
+        weight="bold",
+        color=INK,
+        va="center",
+    )
     return figure
 
 
 def _band(axes: Axes, rows: list[dict[str, Any]], colour: str, name: str) -> None:
     x = np.arange(len(rows))
     low, middle, high = (
-        np.array([np.nan if row[f"inside_{key}"] is None else row[f"inside_{key}"] for row in rows], dtype=float)
+        np.array(
+            [np.nan if row[f"inside_{key}"] is None else row[f"inside_{key}"] for row in rows], dtype=float
+        )
         for key in ("low", "mid", "high")
     )
     axes.fill_between(x, low, high, color=colour, alpha=0.16, lw=0)
     axes.plot(x, middle, "-o", color=colour, ms=3.5, lw=1.4, label=name)
     shown = x if len(x) <= 8 else x[:: -(-len(x) // 8)]
-    short = [str(rows[index]["label"]) if len(str(rows[index]["label"])) <= 7 else str(index + 1) for index in shown]
+    short = [
+        str(rows[index]["label"]) if len(str(rows[index]["label"])) <= 7 else str(index + 1)
+        for index in shown
+    ]
     axes.set_xticks(shown, short, parse_math=False)
 
 
@@ -226,14 +256,21 @@ def map_grid(maps: xr.DataArray, images: Sequence[NDArray[np.uint8] | None], end
     end
         End of the shared scale (times uniform).
     """
-    axis = next((name for name in maps.dims if name not in ("sample", "y", "x")), None)
+    axis = next((str(name) for name in maps.dims if name not in ("sample", "y", "x")), None)
     labels = [f"{axis} {label}" for label in maps[axis].values] if axis else [""]
     rows, columns = maps.sizes["sample"], len(labels)
     width, height = 1.5 * columns + 1.2, 1.5 * rows + 0.75
     figure = _figure(width, height)
     grid = figure.add_gridspec(
-        rows, columns + 1, width_ratios=[1] * columns + [0.06], left=0.1 / width, right=1 - 0.62 / width,
-        top=1 - 0.62 / height, bottom=0.08 / height, wspace=0.05, hspace=0.22,
+        rows,
+        columns + 1,
+        width_ratios=[1] * columns + [0.06],
+        left=0.1 / width,
+        right=1 - 0.62 / width,
+        top=1 - 0.62 / height,
+        bottom=0.08 / height,
+        wspace=0.05,
+        hspace=0.22,
     )
     values = np.asarray(maps, dtype=np.float64).reshape(rows, columns, *maps.shape[-2:])
     for row, sample in enumerate(maps["sample"].values):
@@ -241,7 +278,9 @@ def map_grid(maps: xr.DataArray, images: Sequence[NDArray[np.uint8] | None], end
             axes = figure.add_subplot(grid[row, column])
             axes.imshow(paint(values[row, column], end, images[row]), interpolation="nearest")
             axes.set_axis_off()
-            words = " · ".join(part for part in (str(sample) if column == 0 else "", label if row == 0 else "") if part)
+            words = " · ".join(
+                part for part in (str(sample) if column == 0 else "", label if row == 0 else "") if part
+            )
             axes.set_title(_short(words, 26), fontsize=6.5, color=INK, loc="left", pad=2, parse_math=False)
     _colour_bar(figure, figure.add_subplot(grid[:, columns]), end)
     similar = "" if maps.attrs["kind"] == "attention" else f" ({maps.attrs['kind']})"

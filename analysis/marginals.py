@@ -2,10 +2,13 @@
 
 Source: I²AM, R2G and G2R; PAPER's corrected protocol. Quantities, each float32 with 1 for uniform attention:
 
-- ``r2g`` (step, head, gen): R2G density, mean over the reference tokens that have a place (over all, where none has).
-- ``g2r`` (step, head, ref): G2R density of the placed tokens, mean over the generated patches. The softmax runs over all
+- ``r2g`` (step, head, gen): R2G density, mean over the reference tokens that have a place (over all, where
+  none has).
+- ``g2r`` (step, head, ref): G2R density of the placed tokens, mean over the generated patches. The softmax
+  runs over all
   tokens, class token included, as in the model.
-- ``r2g@reference_mask``, ``g2r@mask``: the same, over the tokens of the reference object only, and over the patches that were
+- ``r2g@reference_mask``, ``g2r@mask``: the same, over the tokens of the reference object only, and over the
+  patches that were
   painted only; present where the run holds those images. NaN where that mask is empty.
 
 The unified, time, head and layer levels are means of these.
@@ -68,7 +71,8 @@ def measure(
     gen_weights
         For each G2R quantity, the weights (gen) of the generated patches.
     ref_weights
-        For each R2G quantity, the weights (placed ref) of the reference tokens; of all tokens where none has a place.
+        For each R2G quantity, the weights (placed ref) of the reference tokens; of all tokens where none has
+        a place.
 
     Returns
     -------
@@ -86,7 +90,9 @@ def measure(
     for row, weight in enumerate(ref_weights.values()):
         right[row, prefix:] = weight
     steps = len(run.timesteps)
-    found = {name: np.empty((steps, layer.heads, layer.ref - prefix), dtype=np.float32) for name in gen_weights}
+    found = {
+        name: np.empty((steps, layer.heads, layer.ref - prefix), dtype=np.float32) for name in gen_weights
+    }
     found |= {name: np.empty((steps, layer.heads, layer.gen), dtype=np.float32) for name in ref_weights}
     for part, heads in _parts(layer, steps):
         block = run.read(layer.name, sample, steps=part, heads=heads)
@@ -101,7 +107,11 @@ def measure(
 
 def _parts(layer: LayerSpec, steps: int) -> Iterator[tuple[slice, slice]]:
     """Slices of steps and heads, each read of which stays within READ_BYTES."""
-    numbers = layer.gen * layer.ref if layer.representation == "scores" else (layer.gen + layer.ref) * layer.head_dim
+    numbers = (
+        layer.gen * layer.ref
+        if layer.representation == "scores"
+        else (layer.gen + layer.ref) * layer.head_dim
+    )
     head_bytes = numbers * (2 if layer.dtype == "float16" else 4)
     many_heads = max(1, min(layer.heads, READ_BYTES // head_bytes))
     many_steps = max(1, READ_BYTES // (head_bytes * layer.heads)) if many_heads == layer.heads else 1
@@ -136,7 +146,9 @@ def compute_marginals(run: Run, layer: LayerSpec, sample: str) -> Marginals:
         direction, _, image = name.partition("@")
         mask = region.image_mask(run.image(image, sample)) if image else None
         if direction == "g2r":
-            gen[name] = np.ones(layer.gen, np.float32) if mask is None else region.weights(mask, layer.gen_grid)
+            gen[name] = (
+                np.ones(layer.gen, np.float32) if mask is None else region.weights(mask, layer.gen_grid)
+            )
         else:
             ref[name] = whole if mask is None else region.weights(mask, layer.ref_grid)
     return measure(run, layer, sample, gen, ref)

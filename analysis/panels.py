@@ -15,7 +15,11 @@ from analysis.selection import Direction
 if TYPE_CHECKING:
     from storage import Run
 
-IMAGES = (("source", "source", "mask"), ("reference", "reference", "reference_mask"), ("generated", "generated", None))
+IMAGES = (
+    ("source", "source", "mask"),
+    ("reference", "reference", "reference_mask"),
+    ("generated", "generated", None),
+)
 """(image, title, mask to outline) of the plain panels."""
 
 MAPS: tuple[tuple[Direction, str, str, str, str], ...] = (
@@ -39,9 +43,13 @@ def sample_maps(collected: Collected, sample: str) -> dict[tuple[Direction, str]
 def sample_panels(run: Run, collected: Collected, sample: str) -> list[Panel]:
     """Panels of a sample: source, reference, generated, then every map that there is."""
     images = {name: run.image(name, sample) for name in run.images}
-    masks = {name: image_mask(images[name]) for name in ("mask", "reference_mask") if name in images}
+    masks: dict[str, NDArray[np.bool_]] = {
+        name: image_mask(images[name]) for name in ("mask", "reference_mask") if name in images
+    }
     panels = [
-        Panel(title, images[name], mask=masks.get(mask or "")) for name, title, mask in IMAGES if name in images
+        Panel(title, images[name], mask=masks.get(mask or ""))
+        for name, title, mask in IMAGES
+        if name in images
     ]
     maps = sample_maps(collected, sample)
     for direction, level, image, mask, title in MAPS:

@@ -1,7 +1,8 @@
 """Regions of an image as weights over the tokens of a layer.
 
-A region may be one patch, a list of patches, a box, or a mask. It is drawn once, on one grid, and carried to the grid of
-each layer by averaging over its cells, so that a coarse patch counts by the share of it that the region covers.
+A region may be one patch, a list of patches, a box, or a mask. It is drawn once, on one grid, and carried to
+the grid of each layer by averaging over its cells, so that a coarse patch counts by the share of it that the
+region covers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from analysis.resize import Grid, area
 from storage.errors import InputError, NoAnswer, ShapeMismatch, UnknownName
 
 Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]] | NDArray[Any]
-"""(row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x], 1 inside."""
+"""(row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x]."""
 
 
 def binary(mask: ArrayLike) -> NDArray[np.bool_]:
@@ -42,7 +43,7 @@ def binary(mask: ArrayLike) -> NDArray[np.bool_]:
 
 
 def image_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Mask [y, x] of an image [y, x, channel] of 0 to 255: inside where the channels' mean is above one half."""
+    """Mask [y, x] of an image [y, x, channel] of 0 to 255, by the channels' mean."""
     return np.asarray(pixels.mean(axis=-1) > 127.5)
 
 
@@ -71,7 +72,11 @@ def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
         If the region is empty.
     """
     values = np.asarray(at)
-    if isinstance(at, np.ndarray) and at.ndim == 2 and not (np.issubdtype(at.dtype, np.integer) and at.shape[1] == 2):
+    if (
+        isinstance(at, np.ndarray)
+        and at.ndim == 2
+        and not (np.issubdtype(at.dtype, np.integer) and at.shape[1] == 2)
+    ):
         mask = binary(at).astype(np.float64)
     elif values.dtype.kind in "iu" and values.ndim == 1 and values.size == 4:
         mask = _box(values, grid)
@@ -80,16 +85,22 @@ def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
         for row, column in values.reshape(-1, 2):
             if not (0 <= row < grid[0] and 0 <= column < grid[1]):
                 raise UnknownName(
-                    "patch", f"{row},{column}", [], remedy=f"the grid has {grid[0]} rows and {grid[1]} columns, from 0"
+                    "patch",
+                    f"{row},{column}",
+                    [],
+                    remedy=f"the grid has {grid[0]} rows and {grid[1]} columns, from 0",
                 )
             mask[row, column] = 1
     else:
         raise InputError(
-            "at", expected="(row, column), a list of those, (top, left, bottom, right), or a mask [y, x]",
+            "at",
+            expected="(row, column), a list of those, (top, left, bottom, right), or a mask [y, x]",
             got=f"{type(at).__name__} of shape {values.shape}",
         )
     if not mask.any():
-        raise NoAnswer("an empty region", expected="at least one patch inside", remedy="choose another region")
+        raise NoAnswer(
+            "an empty region", expected="at least one patch inside", remedy="choose another region"
+        )
     return mask
 
 
@@ -107,5 +118,5 @@ def _box(corners: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
 
 
 def weights(mask: ArrayLike, grid: Grid) -> NDArray[np.float32]:
-    """Weights (row * column) of a layer's tokens: the share of each cell of `grid` that the mask [y, x] covers."""
+    """Weights (row * column) of tokens: the share of each cell of `grid` that the mask [y, x] covers."""
     return area(mask, grid).reshape(-1).astype(np.float32)

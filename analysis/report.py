@@ -1,7 +1,7 @@
 """The report of a study: one HTML page that needs nothing else, neither network nor script.
 
-Script only adds sorting and filtering. Everything that comes from data is escaped by the template engine; a content security
-policy in the page forbids it to load anything.
+Script only adds sorting and filtering. Everything that comes from data is escaped by the template engine; a
+content security policy in the page forbids it to load anything.
 """
 
 from __future__ import annotations
@@ -99,14 +99,31 @@ def write_report(
     for number, sample in enumerate(shown):
         detailed.append(_detail(run, collected, sample, number, ends))
         tell(StageAdvanced("report", number + 1, len(shown)))
-    page = _environment().get_template("report.html.j2").render(
-        title=Path(str(run.path)).name, written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), run=run,
-        kinds=_kinds(collected), headline=_headline(scored), series=_present(scored), rows=_rows(scored, collected, run, len(shown)),
-        density=_strips(scored, "inside", "Density inside the mask", "mean over the mask, × uniform", 1.0),
-        scores=_strips(scored, "imacs", "IMACS", "1 is best: all inside the mask, nothing outside", 0.0),
-        profiles=_profiles(tables), details=detailed, scales=[_scale(level, end) for level, end in ends.items()],
-        refusals=refusals, absent=collected.absent, provenance=_provenance(run), layers=list(run.layers.values()),
-        total=len(collected.samples), attrs=next(iter(collected.maps.values())).attrs,
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=Path(str(run.path)).name,
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            run=run,
+            kinds=_kinds(collected),
+            headline=_headline(scored),
+            series=_present(scored),
+            rows=_rows(scored, collected, run, len(shown)),
+            density=_strips(
+                scored, "inside", "Density inside the mask", "mean over the mask, × uniform", 1.0
+            ),
+            scores=_strips(scored, "imacs", "IMACS", "1 is best: all inside the mask, nothing outside", 0.0),
+            profiles=_profiles(tables),
+            details=detailed,
+            scales=[_scale(level, end) for level, end in ends.items()],
+            refusals=refusals,
+            absent=collected.absent,
+            provenance=_provenance(run),
+            layers=list(run.layers.values()),
+            total=len(collected.samples),
+            attrs=next(iter(collected.maps.values())).attrs,
+        )
     )
     target = out / "index.html"
     target.write_text(page, encoding="utf-8")
@@ -115,7 +132,9 @@ def write_report(
 
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
 
 
 def _kinds(collected: Collected) -> dict[str, str]:
@@ -127,13 +146,20 @@ def _scale_ends(collected: Collected, shown: Sequence[str]) -> dict[str, float]:
     """End of the colour scale of the unified and of the specific maps."""
     ends = {}
     for level in ("unified", "specific"):
-        maps = [values for sample in shown for (_, own), values in sample_maps(collected, sample).items() if own == level]
+        maps = [
+            values
+            for sample in shown
+            for (_, own), values in sample_maps(collected, sample).items()
+            if own == level
+        ]
         if maps:
             ends[level] = limit(maps)
     return ends
 
 
-def _detail(run: Run, collected: Collected, sample: str, number: int, ends: dict[str, float]) -> dict[str, Any]:
+def _detail(
+    run: Run, collected: Collected, sample: str, number: int, ends: dict[str, float]
+) -> dict[str, Any]:
     """Pictures of one sample, in groups that share a colour scale."""
     panels = sample_panels(run, collected, sample)
     levels = iter([level for direction, level, *_ in MAPS if (direction, level) in collected.maps])
@@ -142,17 +168,27 @@ def _detail(run: Run, collected: Collected, sample: str, number: int, ends: dict
         level = "images" if panel.values is None else next(levels)
         words = f"{panel.title} of this sample"
         if panel.values is not None and np.isfinite(panel.values).all():
-            words += f"; density {times(float(panel.values.min()))} to {times(float(panel.values.max()))} uniform"
-        tile = Tile(panel.title, data_url(panel.picture(ends.get(level, 2.0))), words, panel.values is not None)
+            words += (
+                f"; density {times(float(panel.values.min()))} to {times(float(panel.values.max()))} uniform"
+            )
+        tile = Tile(
+            panel.title, data_url(panel.picture(ends.get(level, 2.0))), words, panel.values is not None
+        )
         groups.setdefault(level, []).append(tile)
     notes = run.record(sample).get("annotations", {})
-    short = {key: value for key, value in notes.items() if isinstance(value, (str, int, float)) and len(str(value)) < 80}
+    short = {
+        key: value
+        for key, value in notes.items()
+        if isinstance(value, (str, int, float)) and len(str(value)) < 80
+    }
     return {"sample": sample, "anchor": f"s{number}", "groups": groups, "notes": short}
 
 
 def _scale(level: str, end: float) -> Scale:
     colours = tuple(f"rgb({r} {g} {b})" for r, g, b in palette()[::15])
-    ticks = tuple((round(50 + 50 * float(np.log(tick) / np.log(end)), 2), times(tick)) for tick in scale_ticks(end))
+    ticks = tuple(
+        (round(50 + 50 * float(np.log(tick) / np.log(end)), 2), times(tick)) for tick in scale_ticks(end)
+    )
     return Scale(level, colours, ticks)
 
 
@@ -160,15 +196,27 @@ def _present(scored: pl.DataFrame) -> list[dict[str, str]]:
     """The kinds of map that this study has."""
     found = set(scored.select("direction", "level").iter_rows())
     return [
-        {"key": f"{direction}_{level}", "direction": direction, "level": level, "name": name, "colour": colour}
-        for direction, level, name, colour in SERIES if (direction, level) in found
+        {
+            "key": f"{direction}_{level}",
+            "direction": direction,
+            "level": level,
+            "name": name,
+            "colour": colour,
+        }
+        for direction, level, name, colour in SERIES
+        if (direction, level) in found
     ]
 
 
 def _rows(scored: pl.DataFrame, collected: Collected, run: Run, shown: int) -> list[dict[str, Any]]:
     """One row for each sample: its scores by kind of map."""
     found: dict[str, dict[str, Any]] = {
-        sample: {"sample": sample, "anchor": f"s{number}" if number < shown else None, "scores": {}, "notes": []}
+        sample: {
+            "sample": sample,
+            "anchor": f"s{number}" if number < shown else None,
+            "scores": {},
+            "notes": [],
+        }
         for number, sample in enumerate(collected.samples)
     }
     for row in scored.iter_rows(named=True):
@@ -197,7 +245,15 @@ def _headline(scored: pl.DataFrame) -> list[dict[str, Any]]:
         middle, score = rows["inside"].median(), rows["imacs"].median()
         if isinstance(middle, float) and isinstance(score, float):
             colour = next(colour for d, v, _, colour in SERIES if (d, v) == (direction, level))
-            found.append({"value": f"{middle:.2f}", "words": text, "imacs": f"{score:.2f}", "name": direction.upper(), "colour": colour})
+            found.append(
+                {
+                    "value": f"{middle:.2f}",
+                    "words": text,
+                    "imacs": f"{score:.2f}",
+                    "name": direction.upper(),
+                    "colour": colour,
+                }
+            )
     return found
 
 
@@ -213,7 +269,11 @@ def _profiles(tables: dict[str, pl.DataFrame]) -> list[Profile]:
         if level in tables:
             rows = profile(tables[level])
             series = [
-                (direction.upper(), f"var(--{direction})", rows.filter(pl.col("direction") == direction).to_dicts())
+                (
+                    direction.upper(),
+                    f"var(--{direction})",
+                    rows.filter(pl.col("direction") == direction).to_dicts(),
+                )
                 for direction in ("r2g", "g2r")
             ]
             charts.append(profile_chart(title, series))

@@ -1,8 +1,8 @@
 """Resizing of maps and masks by two small matrices, one for the rows and one for the columns.
 
-`bicubic` is the resize of the paper's code: cubic convolution with a = -0.75, corners not aligned, no antialiasing, borders
-replicated, the same as ``torch.nn.functional.interpolate(mode="bicubic")``. It is linear, so it commutes with every mean.
-`area` averages a mask over the cells of a coarser grid.
+`bicubic` is the resize of the paper's code: cubic convolution with a = -0.75, corners not aligned, no
+antialiasing, borders replicated, the same as ``torch.nn.functional.interpolate(mode="bicubic")``. It is
+linear, so it commutes with every mean. `area` averages a mask over the cells of a coarser grid.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def bicubic(maps: ArrayLike, size: Grid) -> NDArray[np.float64]:
     Returns
     -------
     ndarray
-        (..., rows, columns). Cubic convolution overshoots: values may leave the range of the input by about a tenth.
+        (..., rows, columns). Cubic convolution overshoots: values may leave the range of the input by about
+        a tenth.
     """
     return _separable(maps, size, bicubic_matrix)
 

@@ -1,4 +1,4 @@
-"""What a question is about: which layers, steps, heads and samples of a run, checked before anything is read."""
+"""What a question is about: layers, steps, heads and samples of a run, checked before reading."""
 
 from __future__ import annotations
 
@@ -53,14 +53,15 @@ def placed(layer: LayerSpec) -> int:
 def is_similarity(layer: LayerSpec) -> bool:
     """Whether a layer attends to a single reference token.
 
-    Its attention weight is then 1 whatever the logits are: R2G shows how alike query and key are, not what the model
-    did with them. A joint softmax has other keys to choose from, so there it is attention all the same.
+    Its attention weight is then 1 whatever the logits are: R2G shows how alike query and key are, not what
+    the model did with them. A joint softmax has other keys to choose from, so there it is attention all the
+    same.
     """
     return layer.ref == 1 and not layer.lse
 
 
 def has_place(layer: LayerSpec) -> bool:
-    """Whether a layer has a map on the reference: two or more tokens to choose from, some of them with a place."""
+    """Whether a layer has a map on the reference: tokens to choose from, some with a place."""
     return placed(layer) > 0 and not is_similarity(layer)
 
 
@@ -132,19 +133,25 @@ def _layers(
             if name not in run.layers:
                 raise UnknownName("layer", name, list(run.layers))
         if not wanted:
-            raise InputError("layers is empty", expected="at least one layer", remedy="pass None for all layers")
+            raise InputError(
+                "layers is empty", expected="at least one layer", remedy="pass None for all layers"
+            )
         silent = [name for name in wanted if place and not has_place(run.layers[name])]
         if silent:
             raise NoAnswer(
-                f"this {direction} question to layer {silent[0]!r}", expected="reference tokens with a place in the reference image",
-                got=f"{run.layers[silent[0]].ref} token(s) without one", remedy="ask for unified r2g, or leave this layer out",
+                f"this {direction} question to layer {silent[0]!r}",
+                expected="reference tokens with a place in the reference image",
+                got=f"{run.layers[silent[0]].ref} token(s) without one",
+                remedy="ask for unified r2g, or leave this layer out",
             )
         return tuple(run.layers[name] for name in run.layers if name in set(wanted)), ()
     able = [layer for layer in run.layers.values() if has_place(layer) or not place]
     if not able:
         raise NoAnswer(
-            f"this {direction} question to this run", expected="a layer whose reference tokens have a place in the reference image",
-            got="only pooled tokens", remedy="ask for unified r2g, which is then a similarity",
+            f"this {direction} question to this run",
+            expected="a layer whose reference tokens have a place in the reference image",
+            got="only pooled tokens",
+            remedy="ask for unified r2g, which is then a similarity",
         )
     kept = tuple([layer for layer in able if not is_similarity(layer)] or able)
     return kept, tuple(name for name, layer in run.layers.items() if layer not in kept)
@@ -153,8 +160,10 @@ def _layers(
 def _samples(run: Run, names: Sequence[str] | str | None) -> tuple[str, ...]:
     if not run.samples:
         raise EmptyRun(
-            f"run {run.path} holds no committed sample", expected="at least one",
-            got=f"0 of {len(run.declared)} declared", remedy="capture some first",
+            f"run {run.path} holds no committed sample",
+            expected="at least one",
+            got=f"0 of {len(run.declared)} declared",
+            remedy="capture some first",
         )
     if names is None:
         return tuple(run.samples)
@@ -166,7 +175,9 @@ def _samples(run: Run, names: Sequence[str] | str | None) -> tuple[str, ...]:
             remedy = "it is declared but not captured yet; resume the capture" if waiting else None
             raise UnknownName("sample", name, list(run.samples), remedy=remedy)
     if not wanted:
-        raise InputError("samples is empty", expected="at least one sample", remedy="pass None for all samples")
+        raise InputError(
+            "samples is empty", expected="at least one sample", remedy="pass None for all samples"
+        )
     return tuple(wanted)
 
 
@@ -179,15 +190,19 @@ def _indices(kind: str, wanted: Indices | None, total: int) -> tuple[int, ...] |
         found = []
         for index in [wanted] if isinstance(wanted, int) else list(wanted):
             if not -total <= index < total:
-                raise UnknownName(kind, index, [f"{n}" for n in range(total)], remedy=f"there are {total}, from 0")
+                raise UnknownName(
+                    kind, index, [f"{n}" for n in range(total)], remedy=f"there are {total}, from 0"
+                )
             found.append(int(index) % total)
     if not found:
-        raise InputError(f"{kind}s is empty", expected=f"at least one {kind} of {total}", remedy="pass None for all")
+        raise InputError(
+            f"{kind}s is empty", expected=f"at least one {kind} of {total}", remedy="pass None for all"
+        )
     return tuple(dict.fromkeys(found))
 
 
 def split_steps(steps: Sequence[int], groups: int) -> list[tuple[int, ...]]:
-    """Split steps into `groups` runs of neighbours, as equal as they can be; the first ones are the longer ones.
+    """Split steps into `groups` runs of neighbours, as equal as they can be, the longer ones first.
 
     Parameters
     ----------
@@ -203,7 +218,8 @@ def split_steps(steps: Sequence[int], groups: int) -> list[tuple[int, ...]]:
     """
     if not 1 <= groups <= len(steps):
         raise InputError(
-            f"time_groups={groups}", expected=f"1 to {len(steps)}, the number of steps selected",
+            f"time_groups={groups}",
+            expected=f"1 to {len(steps)}, the number of steps selected",
             remedy="ask for fewer groups, or select more steps",
         )
     return [tuple(int(step) for step in part) for part in np.array_split(np.asarray(steps), groups)]

@@ -2,19 +2,22 @@
 
 Source: I²AM, sections on R2G and G2R. With logits ``S[g, r]`` of one denoiser step and one head,
 
-- R2G density of generated patch ``g`` for reference token ``r``:  ``G * exp(S[g, r]) / sum_g' exp(S[g', r])``,
-- G2R density of reference token ``r`` for generated patch ``g``:  ``R * exp(S[g, r]) / sum_r' exp(S[g, r'])``.
+- R2G density of generated patch ``g`` for reference token ``r``:  ``G * exp(S[g, r]) / sum_g' exp(S[g',
+  r])``,
+- G2R density of reference token ``r`` for generated patch ``g``:  ``R * exp(S[g, r]) / sum_r' exp(S[g,
+  r'])``.
 
 A density of 1 means "as if the attention were uniform", whatever the resolution.
 
-Method. With the maximum of each row as its offset, ``E[g, r] = exp(S[g, r] - top[g])`` is the exact row softmax but for
-a factor per row. The column softmax follows from the same ``E``, since ``exp(S[g, r] - m) = E[g, r] * w[g]`` with
-``w[g] = exp(top[g] - m)`` and ``m`` the maximum of all rows: sums over columns are products of ``w`` with ``E``. Only a
-column whose own maximum lies far below ``m`` loses digits that way; those columns are found by their sums and are
-computed again, alone, with an offset of their own.
+Method. With the maximum of each row as its offset, ``E[g, r] = exp(S[g, r] - top[g])`` is the exact row
+softmax but for a factor per row. The column softmax follows from the same ``E``, since ``exp(S[g, r] - m) =
+E[g, r] * w[g]`` with ``w[g] = exp(top[g] - m)`` and ``m`` the maximum of all rows: sums over columns are
+products of ``w`` with ``E``. Only a column whose own maximum lies far below ``m`` loses digits that way;
+those columns are found by their sums and are computed again, alone, with an offset of their own.
 
-Memory: ``E`` is kept for as many steps and heads as fit in ``CACHE_BYTES``; for a single head up to ``WORK_BYTES``;
-beyond that it is made a second time, tile by tile, so that memory stays bounded whatever the number of tokens.
+Memory: ``E`` is kept for as many steps and heads as fit in ``CACHE_BYTES``; for a single head up to
+``WORK_BYTES``; beyond that it is made a second time, tile by tile, so that memory stays bounded whatever the
+number of tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 KERNEL_VERSION = 1
-"""Raised whenever a number that this module returns may change: stored marginals of another version are not reused."""
+"""Raised whenever a returned number may change: marginals of another version are not reused."""
 
 WORK_BYTES = 64 * 2**20
 """Largest block of exponentials that is held at once (bytes)."""
@@ -35,10 +38,10 @@ CACHE_BYTES = 2**20
 """Size of a tile of work (bytes): small enough for a core's own cache."""
 
 LOWEST_COLUMN_SUM = 1e-26
-"""Column sums below this, relative to the block's maximum and per row, are computed with an offset of their own.
+"""Columns whose sum per row is below this share of the block's maximum get an offset of their own.
 
-Entries lost to float32 underflow are below ``exp(-87)``; against a column maximum of at least this value their share
-is below 1e-11.
+Entries lost to float32 underflow are below ``exp(-87)``; against a column maximum of at least this value
+their share is below 1e-11.
 """
 
 Float32 = NDArray[np.float32]
@@ -123,8 +126,8 @@ def project(logits: Logits, gen_weights: Float32, ref_weights: Float32) -> tuple
     Returns
     -------
     g2r, r2g
-        Float32 densities, (step, head, n, ref) and (step, head, m, gen), with 1 for uniform attention. Steps and heads
-        with a logit that is NaN or plus infinity hold NaN in both.
+        Float32 densities, (step, head, n, ref) and (step, head, m, gen), with 1 for uniform attention. Steps
+        and heads with a logit that is NaN or plus infinity hold NaN in both.
     """
     steps, heads, gen, ref = logits.shape
     g2r = np.empty((steps, heads, len(gen_weights), ref), dtype=np.float32)
@@ -182,13 +185,18 @@ class _Block:
             if whole is not None:
                 yield piece, whole[:, :, piece]
             else:
-                yield piece, self.work[: steps * heads * count * self.ref].reshape(steps, heads, count, self.ref)
+                yield (
+                    piece,
+                    self.work[: steps * heads * count * self.ref].reshape(steps, heads, count, self.ref),
+                )
 
     def _exponentials(self, rows: slice, tile: Float32) -> None:
         self.logits.rows(rows, tile)
         top = tile.max(axis=-1)
         self.top[:, :, rows] = top
-        tile -= np.where(top == -np.inf, np.float32(0), top)[..., None]  # a row that is masked out sums to 0, not to NaN
+        tile -= np.where(top == -np.inf, np.float32(0), top)[
+            ..., None
+        ]  # a row that is masked out sums to 0, not to NaN
         np.exp(tile, out=tile)
 
     def toward_reference(self, weights: Float32) -> Float64:
@@ -223,7 +231,9 @@ class _Block:
             np.multiply(np.matmul(tile, right), row_weight[..., None], out=total[:, :, rows])
         used = weights.any(axis=0)
         for step, head in np.argwhere((low & used).any(axis=-1)):
-            total[step, head] += self._low_columns(step, head, np.flatnonzero(low[step, head] & used), weights)
+            total[step, head] += self._low_columns(
+                step, head, np.flatnonzero(low[step, head] & used), weights
+            )
         total /= weights.sum(axis=1, dtype=np.float64)
         total[~np.isfinite(self.peak)] = np.nan
         return total.swapaxes(-1, -2)

@@ -74,7 +74,8 @@ def tokens_for(
     cache, chosen, direction
         What is asked about.
     at
-        None for all tokens; the name of a mask image; or a region in patches of the largest grid of the layers.
+        None for all tokens; the name of a mask image; or a region in patches of the largest grid of the
+        layers.
 
     Raises
     ------
@@ -89,6 +90,8 @@ def tokens_for(
     if isinstance(at, str):
         if at not in run.images:
             raise UnknownName("image", at, run.images)
-        return Stored(cache, quantity(direction, at)) if at == FOCUS[direction] else Measured(run, direction, at)
+        return (
+            Stored(cache, quantity(direction, at)) if at == FOCUS[direction] else Measured(run, direction, at)
+        )
     grids = [spec.gen_grid if direction == "g2r" else spec.ref_grid for spec in chosen.layers]
     return Measured(run, direction, region.draw(at, max(grids, key=lambda grid: grid[0] * grid[1])))

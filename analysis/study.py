@@ -8,8 +8,9 @@
     OUT/report/index.html  self-contained
     OUT/study.json         what was done; marks the directory's contents as a study's
 
-Everything is made in a temporary directory inside OUT and renamed into place at the end, so that a study that fails leaves
-the one before it as it was. A damaged sample is refused and reported; the others are studied.
+Everything is made in a temporary directory inside OUT and renamed into place at the end, so that a study
+that fails leaves the one before it as it was. A damaged sample is refused and reported; the others are
+studied.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from analysis.cache import StorePlace
 from analysis.collect import Collected, collect_maps, collect_tables, fill_marginals
 from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
 from analysis.selection import Indices, select
-from storage.errors import AlreadyExists, DamageError, DamagedSample, NoPermission, NotFound
+from storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission, NotFound
 
 if TYPE_CHECKING:
     from storage import Run
@@ -124,10 +125,14 @@ class StudyResult:
     def to_json(self) -> dict[str, Any]:
         """Return paths, samples, refusals, absences and seconds as JSON types."""
         return {
-            "out": str(self.out), "report": str(self.report), "maps": str(self.maps),
+            "out": str(self.out),
+            "report": str(self.report),
+            "maps": str(self.maps),
             "tables": {name: f"{self.out}/tables/{name}.parquet" for name in self.tables},
-            "samples": list(self.samples), "refusals": [asdict(refusal) for refusal in self.refusals],
-            "absent": list(self.absent), "seconds": self.seconds,
+            "samples": list(self.samples),
+            "refusals": [asdict(refusal) for refusal in self.refusals],
+            "absent": list(self.absent),
+            "seconds": self.seconds,
         }
 
 
@@ -181,7 +186,9 @@ def analyse(
     staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory))
     try:
         result = _study(opened, names, options, directory, staging, tell)
-        (staging / "study.json").write_text(json.dumps(result.to_json() | {"run": str(opened.path)}, indent=2) + "\n")
+        (staging / "study.json").write_text(
+            json.dumps(result.to_json() | {"run": str(opened.path)}, indent=2) + "\n"
+        )
         for name in OUTPUTS:
             _replace(staging / name, directory / name)
     finally:
@@ -193,17 +200,22 @@ def analyse(
 def _directory(out: Path, overwrite: bool) -> Path:
     """Make the output directory, or check that nothing but a study would be replaced in it."""
     if out.exists() and not out.is_dir():
-        raise AlreadyExists(f"{out} is a file", expected="a directory, or nothing", remedy="name another --out")
+        raise AlreadyExists(
+            f"{out} is a file", expected="a directory, or nothing", remedy="name another --out"
+        )
     taken = [name for name in OUTPUTS if (out / name).exists()]
     if taken and not (out / "study.json").is_file() and not overwrite:
         raise AlreadyExists(
-            f"{out / taken[0]} exists and was not written by a study", remedy="name another directory, or allow overwriting"
+            f"{out / taken[0]} exists and was not written by a study",
+            remedy="name another directory, or allow overwriting",
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = tempfile.mkdtemp(prefix=".study-", dir=out)
     except PermissionError as error:
-        raise NoPermission(f"cannot write into {out}", got=str(error), remedy="name another directory") from error
+        raise NoPermission(
+            f"cannot write into {out}", got=str(error), remedy="name another directory"
+        ) from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"cannot make {out}", got=str(error), remedy="name another directory") from error
     os.rmdir(probe)
@@ -253,11 +265,19 @@ def _study(
     refusals = tuple(Refusal(sample, reason) for sample, reason in damaged.items())
     write_figures(run, collected, tables, staging / "figures", options.figures, tell)
     lap("figures")
-    write_report(run, collected, tables, staging / "report", refusals=refusals, details=options.details, on_event=tell)
+    write_report(
+        run, collected, tables, staging / "report", refusals=refusals, details=options.details, on_event=tell
+    )
     lap("report")
     return StudyResult(
-        out=out, report=out / "report" / "index.html", maps=out / "maps.zarr", tables=tables, samples=good,
-        refusals=refusals, absent=collected.absent, seconds=seconds,
+        out=out,
+        report=out / "report" / "index.html",
+        maps=out / "maps.zarr",
+        tables=tables,
+        samples=good,
+        refusals=refusals,
+        absent=collected.absent,
+        seconds=seconds,
     )
 
 

@@ -1,4 +1,4 @@
-"""The figures of a study: an overview for each of the first samples, distributions, and profiles over time, heads and layers."""
+"""The figures of a study: overviews of the first samples, distributions, profiles over levels."""
 
 from __future__ import annotations
 
@@ -60,9 +60,14 @@ def write_figures(
     if rows:
         densities = [(name, values["inside"].to_numpy(), colour) for name, values, colour in rows]
         scores = [(name, values["imacs"].to_numpy(), colour) for name, values, colour in rows]
-        save(strips(densities, "mean density inside the mask, × uniform", 1.0, "Attention inside the mask"), out / "density.png")
+        save(
+            strips(densities, "mean density inside the mask, × uniform", 1.0, "Attention inside the mask"),
+            out / "density.png",
+        )
         save(strips(scores, "IMACS, from -penalty to 1", None, "IMACS"), out / "imacs.png")
-    levels = [level for level in ("time", "head", "layer") if level in tables and tables[level]["imacs"].count()]
+    levels = [
+        level for level in ("time", "head", "layer") if level in tables and tables[level]["imacs"].count()
+    ]
     if levels:
         save(profiles(profile(pl.concat([tables[level] for level in levels])), levels), out / "profiles.png")
     tell(StageAdvanced("figures", len(chosen) + 1, len(chosen) + 1))

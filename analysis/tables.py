@@ -37,9 +37,21 @@ from analysis.resize import bicubic
 from storage.errors import InputError
 
 SCHEMA: Mapping[str, Any] = {
-    "sample": pl.String, "direction": pl.String, "region": pl.String, "level": pl.String, "label": pl.String,
-    "imacs": pl.Float64, "inside": pl.Float64, "outside": pl.Float64, "ratio": pl.Float64, "share": pl.Float64,
-    "area": pl.Float64, "kind": pl.String, "note": pl.String, "run_id": pl.String, "protocol": pl.String,
+    "sample": pl.String,
+    "direction": pl.String,
+    "region": pl.String,
+    "level": pl.String,
+    "label": pl.String,
+    "imacs": pl.Float64,
+    "inside": pl.Float64,
+    "outside": pl.Float64,
+    "ratio": pl.Float64,
+    "share": pl.Float64,
+    "area": pl.Float64,
+    "kind": pl.String,
+    "note": pl.String,
+    "run_id": pl.String,
+    "protocol": pl.String,
     "penalty": pl.Float64,
 }
 """Columns and types of every table."""
@@ -48,13 +60,16 @@ AGAINST: Mapping[str, str] = {"r2g": "mask", "g2r": "reference_mask"}
 """The image of the run against which each direction's maps are scored."""
 
 
-def score_rows(maps: xr.DataArray, mask: NDArray[np.bool_] | None, penalty: float = 3.0) -> list[dict[str, Any]]:
+def score_rows(
+    maps: xr.DataArray, mask: NDArray[np.bool_] | None, penalty: float = 3.0
+) -> list[dict[str, Any]]:
     """Rows of one sample's maps of one level.
 
     Parameters
     ----------
     maps
-        ([level axis], y, x) densities with the attributes that `attribution_maps` gives them and a scalar coordinate `sample`.
+        ([level axis], y, x) densities with the attributes that `attribution_maps` gives them and a scalar
+        coordinate `sample`.
     mask
         [y, x] for all of them, or None where the run has none.
     penalty
@@ -69,9 +84,14 @@ def score_rows(maps: xr.DataArray, mask: NDArray[np.bool_] | None, penalty: floa
     labels = [str(label) for label in maps[level].values] if level in maps.dims else [None]
     values = np.asarray(maps, dtype=np.float64).reshape(len(labels), *maps.shape[-2:])
     fixed = {
-        "sample": str(maps["sample"].item()), "direction": maps.attrs["direction"], "level": level,
-        "region": maps.attrs.get("at", "all"), "kind": maps.attrs["kind"], "run_id": maps.attrs["run_id"],
-        "protocol": maps.attrs["protocol"], "penalty": penalty,
+        "sample": str(maps["sample"].item()),
+        "direction": maps.attrs["direction"],
+        "level": level,
+        "region": maps.attrs.get("at", "all"),
+        "kind": maps.attrs["kind"],
+        "run_id": maps.attrs["run_id"],
+        "protocol": maps.attrs["protocol"],
+        "penalty": penalty,
     }
     rows = []
     for label, density in zip(labels, values, strict=True):
@@ -80,7 +100,9 @@ def score_rows(maps: xr.DataArray, mask: NDArray[np.bool_] | None, penalty: floa
     return rows
 
 
-def _scores(density: NDArray[np.float64], mask: NDArray[np.bool_] | None, direction: str, penalty: float) -> dict[str, Any]:
+def _scores(
+    density: NDArray[np.float64], mask: NDArray[np.bool_] | None, direction: str, penalty: float
+) -> dict[str, Any]:
     if mask is None:
         return {"note": f"no image {AGAINST[direction]!r} in the run"}
     if not np.isfinite(density).all():
@@ -93,7 +115,10 @@ def _scores(density: NDArray[np.float64], mask: NDArray[np.bool_] | None, direct
     except InputError as error:  # an empty, full or misshapen mask: a fact about this sample, kept with it
         return {"note": str(error)}
     return {
-        "imacs": score, "inside": inside, "outside": outside, "area": float(fitting.mean()),
+        "imacs": score,
+        "inside": inside,
+        "outside": outside,
+        "area": float(fitting.mean()),
         "ratio": inside / outside if outside > 0 else None,
         "share": float(grown[fitting].sum() / grown.sum()) if grown.sum() > 0 else None,
     }
@@ -115,12 +140,13 @@ def profile(table: pl.DataFrame) -> pl.DataFrame:
     Returns
     -------
     polars.DataFrame
-        One row for each direction, region, level and label, in the table's order: samples, and low, mid, high (quartiles)
-        of inside and imacs.
+        One row for each direction, region, level and label, in the table's order: samples, and low, mid,
+        high (quartiles) of inside and imacs.
     """
     numbers = [
         pl.col(column).quantile(q, "linear").alias(f"{column}_{name}")
-        for column in ("inside", "imacs") for name, q in (("low", 0.25), ("mid", 0.5), ("high", 0.75))
+        for column in ("inside", "imacs")
+        for name, q in (("low", 0.25), ("mid", 0.5), ("high", 0.75))
     ]
     return table.group_by(["direction", "region", "level", "label"], maintain_order=True).agg(
         pl.col("imacs").count().alias("samples"), *numbers
