@@ -41,6 +41,7 @@ class ArrayWriter:
         self._codec = get_codec(layout.codec)
         self._shards: dict[int, ShardWriter] = {}
         self._partial: dict[int, tuple[Array, int]] = {}
+        self.path = layout.path
         self.nonfinite = 0
 
     def _local(self, shard: int) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from storage.codecs import get_codec
 from storage.document import DocumentError, check_digest, parse, signed
 from storage.errors import DamagedRun, I2AMError, InputError, NewerFormat, NotARun, NotFound
-from storage.layout import DEFAULT_SHARD, ArrayLayout, image_layout, layer_layouts, restore_layout
+from storage.layout import ArrayLayout, image_layout, restore_layouts
 from storage.location import Location
 from storage.names import check_segment, sample_file
 from storage.spec import LayerSpec
@@ -251,12 +251,11 @@ def interpret(attributes: Mapping[str, Any]) -> Header:
     layouts: dict[str, dict[str, ArrayLayout]] = {}
     for entry in attributes["layers"]:
         spec = LayerSpec.from_json(entry)
-        stored = attributes["arrays"][spec.name]
-        bases = layer_layouts(spec, len(samples), len(timesteps), attributes["codec"], DEFAULT_SHARD)
-        if spec.representation == "auto" or set(stored) != set(bases) or spec.name in layers:
-            raise ValueError(f"layer {spec.name!r}: arrays {sorted(stored)} do not fit")
+        if spec.representation == "auto" or spec.name in layers:
+            raise ValueError(f"layer {spec.name!r} is there twice, or undecided")
         layers[spec.name] = spec
-        layouts[spec.name] = {kind: restore_layout(base, stored[kind]) for kind, base in bases.items()}
+        arrays = attributes["arrays"][spec.name]
+        layouts[spec.name] = restore_layouts(spec, len(samples), len(timesteps), arrays)
         for layout in layouts[spec.name].values():
             get_codec(layout.codec)
     images = {name: image_shape(name, shape) for name, shape in attributes["images"].items()}

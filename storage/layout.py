@@ -264,14 +264,13 @@ def shard_target(total: int, arrays: int) -> int:
     return max(DEFAULT_SHARD, ceil(total / spare))
 
 
-def _cut(
-    path: str, kind: str, shape: tuple[int, ...], dtype: str, codec: str, shard_bytes: int, *, once: bool
-) -> ArrayLayout:
-    itemsize = np.dtype(dtype).itemsize
+def _cut(whole: ArrayLayout, shard_bytes: int) -> ArrayLayout:
+    """Choose chunks and shards for an array that is laid out as a single chunk so far."""
+    shape, itemsize = whole.shape, np.dtype(whole.dtype).itemsize
     head_bytes = prod(shape[3:]) * itemsize
     if head_bytes > LIMIT_CHUNK:
         raise InputError(
-            f"{path}: one head of one step",
+            f"{whole.path}: one head of one step",
             expected=f"at most {LIMIT_CHUNK:,} bytes",
             got=f"{head_bytes:,}",
             remedy='store the layer as representation="factors"',
@@ -280,44 +279,39 @@ def _cut(
     steps = group_steps(shape[1], shape[2] * head_bytes) if heads == shape[2] else 1
     groups = ceil(shape[1] / steps)
     parts = min(groups, ceil(groups * steps * shape[2] * head_bytes / shard_bytes))
-    dims = (DIMS[kind][0], ONCE, *DIMS[kind][2:]) if once else DIMS[kind]
-    return ArrayLayout(
-        path,
-        dims,
-        shape,
-        (1, steps, heads, *shape[3:]),
-        (1, ceil(groups / parts) * steps, *shape[2:]),
-        dtype,
-        codec,
-    )
+    shard = (1, ceil(groups / parts) * steps, *shape[2:])
+    return replace(whole, chunk=(1, steps, heads, *shape[3:]), shard=shard)
 
 
-def layer_shapes(spec: LayerSpec, samples: int, steps: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the arrays of a layer with their shape and stored dtype.
-
-    Parameters
-    ----------
-    spec : LayerSpec
-        With its representation decided.
-    samples, steps : int
-        Declared samples and denoiser calls.
-
-    Returns
-    -------
-    dict
-        Array name ("query", "key", "scores", "lse") to (shape, NumPy dtype).
-    """
-    dtype = stored_dtype(spec.dtype)
-    arrays: dict[str, tuple[tuple[int, ...], str]] = {}
-    if spec.representation == "factors":
-        keys = 1 if spec.static_key else steps
-        arrays["query"] = (samples, steps, spec.heads, spec.gen, spec.head_dim), dtype
-        arrays["key"] = (samples, keys, spec.heads, spec.ref, spec.head_dim), dtype
-    else:
-        arrays["scores"] = (samples, steps, spec.heads, spec.gen, spec.ref), dtype
+def _whole_layouts(spec: LayerSpec, samples: int, steps: int, codec: str) -> dict[str, ArrayLayout]:
+    """Lay out the arrays of a layer with one chunk for each sample."""
+    lengths = {
+        "head": spec.heads,
+        "gen": spec.gen,
+        "ref": spec.ref,
+        "dim": spec.head_dim,
+        ONCE: 1,
+        "step": steps,
+    }
+    kinds = ["query", "key"] if spec.representation == "factors" else ["scores"]
     if spec.lse:
-        arrays["lse"] = (samples, steps, spec.heads, spec.gen), "float32"
-    return arrays
+        kinds.append("lse")
+    layouts = {}
+    for kind in kinds:
+        once = kind == "key" and spec.static_key
+        dims = (DIMS[kind][0], ONCE, *DIMS[kind][2:]) if once else DIMS[kind]
+        one = (1, *(lengths[dim] for dim in dims[1:]))
+        wide = spec.dtype == "bfloat16" and kind in ("query", "key")
+        layouts[kind] = ArrayLayout(
+            path=f"attention/{spec.name}/{kind}",
+            dims=dims,
+            shape=(samples, *one[1:]),
+            chunk=one,
+            shard=one,
+            dtype="float32" if kind == "lse" else stored_dtype(spec.dtype),
+            codec=shuffled(codec) if wide else codec,
+        )
+    return layouts
 
 
 def layer_layouts(
@@ -339,21 +333,45 @@ def layer_layouts(
     Returns
     -------
     dict
-        Array name to layout.
+        Array name ("query", "key", "scores", "lse") to layout.
 
     Raises
     ------
     InputError
         If one head of one step is too large for a chunk.
     """
-    layouts = {}
-    for kind, (shape, dtype) in layer_shapes(spec, samples, steps).items():
-        wide = spec.dtype == "bfloat16" and kind in ("query", "key")
-        path, once = f"attention/{spec.name}/{kind}", kind == "key" and spec.static_key
-        layouts[kind] = _cut(
-            path, kind, shape, dtype, shuffled(codec) if wide else codec, shard_bytes, once=once
-        )
-    return layouts
+    layouts = _whole_layouts(spec, samples, steps, codec)
+    return {kind: _cut(whole, shard_bytes) for kind, whole in layouts.items()}
+
+
+def restore_layouts(
+    spec: LayerSpec, samples: int, steps: int, stored: Mapping[str, Mapping[str, Any]]
+) -> dict[str, ArrayLayout]:
+    """Lay out the arrays of a layer as a run's metadata states.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        With its representation decided.
+    samples, steps : int
+        Declared samples and denoiser calls.
+    stored : mapping
+        Array name to what `ArrayLayout.to_json` wrote.
+
+    Returns
+    -------
+    dict
+        Array name to layout.
+
+    Raises
+    ------
+    ValueError
+        If the arrays or their cut do not fit the layer.
+    """
+    layouts = _whole_layouts(spec, samples, steps, "none")
+    if set(stored) != set(layouts):
+        raise ValueError(f"layer {spec.name!r}: arrays {sorted(stored)} instead of {sorted(layouts)}")
+    return {kind: restore_layout(whole, stored[kind]) for kind, whole in layouts.items()}
 
 
 def restore_layout(base: ArrayLayout, stored: Mapping[str, Any]) -> ArrayLayout:
@@ -362,7 +380,7 @@ def restore_layout(base: ArrayLayout, stored: Mapping[str, Any]) -> ArrayLayout:
     Parameters
     ----------
     base : ArrayLayout
-        The layout as it would be cut today.
+        The layout of the array as a single chunk, or any other cut of it.
     stored : mapping
         As written by `ArrayLayout.to_json`.
 

@@ -369,9 +369,7 @@ class Sink:
         for lane, writer in self._arrays.values():
             self._workers.submit(lane, partial(self._finish, writer, done), 0, self._batch)
         self._workers.wait(self._batch)
-        counts = {
-            "/".join(name): writer.nonfinite for name, (_, writer) in self._arrays.items() if writer.nonfinite
-        }
+        counts = {w.path: w.nonfinite for _, w in self._arrays.values() if w.nonfinite}
         record = CommitRecord(
             self._header.run_id,
             self.sample,

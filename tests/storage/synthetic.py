@@ -13,7 +13,17 @@ from storage import LayerSpec
 
 LAYERS = (
     LayerSpec("down.0.attn2", 4, 8, (4, 6), (3, 4), 1, representation="factors"),
-    LayerSpec("mid.attn2", 2, 4, (2, 3), (2, 2), representation="factors", dtype="bfloat16", static_key=False, lse=True),
+    LayerSpec(
+        "mid.attn2",
+        2,
+        4,
+        (2, 3),
+        (2, 2),
+        representation="factors",
+        dtype="bfloat16",
+        static_key=False,
+        lse=True,
+    ),
     LayerSpec("up.0.attn2", 3, 16, (3, 2), (0, 0), 1, representation="scores", dtype="float32"),
 )
 TIMESTEPS = (981, 741.5, 501, 261, 21)
@@ -100,7 +110,9 @@ def check_values(run: storage.Run, layers: Iterable[LayerSpec] = LAYERS) -> None
         for i, sample in enumerate(run.samples):
             for step in range(len(run.timesteps)):
                 want = logits(spec, sample, step)
-                bound = 2e-3 * np.abs(want).max() if half_scores(run, spec) else 1e-5 * max(1, np.abs(want).max())
+                bound = (
+                    2e-3 * np.abs(want).max() if half_scores(run, spec) else 1e-5 * max(1, np.abs(want).max())
+                )
                 assert np.abs(got[i, step] - want).max() <= bound
             if run.layers[spec.name].representation == "factors":
                 block = run.read(spec.name, sample)

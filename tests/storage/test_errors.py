@@ -55,8 +55,12 @@ def test_unknown_name_suggests_the_nearest_and_is_not_quoted():
 @pytest.mark.parametrize(
     ("name", "builtin"),
     [
-        ("NotFound", FileNotFoundError), ("UnknownName", KeyError), ("AlreadyExists", FileExistsError),
-        ("StorageFull", OSError), ("NoPermission", PermissionError), ("MissingDependency", ImportError),
+        ("NotFound", FileNotFoundError),
+        ("UnknownName", KeyError),
+        ("AlreadyExists", FileExistsError),
+        ("StorageFull", OSError),
+        ("NoPermission", PermissionError),
+        ("MissingDependency", ImportError),
         ("ShapeMismatch", ValueError),
     ],
 )

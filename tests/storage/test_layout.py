@@ -55,13 +55,16 @@ def test_grouping_steps_leaves_little_room_unused(steps, step_bytes):
     assert unused / steps <= 0.15
 
 
-@pytest.mark.parametrize("stored", [
-    {"chunk": [1, 3, 2, 4, 4], "shard": [1, 4, 2, 4, 4]},
-    {"chunk": [1, 1, 2, 4, 4], "shard": [1, 40, 2, 4, 4]},
-    {"chunk": [1, 1, 2, 2, 4], "shard": [1, 4, 2, 4, 4]},
-    {"chunk": [1, 0, 2, 4, 4], "shard": [1, 4, 2, 4, 4]},
-    {"chunk": [1, 1, 2, 4], "shard": [1, 4, 2, 4, 4]},
-])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"chunk": [1, 3, 2, 4, 4], "shard": [1, 4, 2, 4, 4]},
+        {"chunk": [1, 1, 2, 4, 4], "shard": [1, 40, 2, 4, 4]},
+        {"chunk": [1, 1, 2, 2, 4], "shard": [1, 4, 2, 4, 4]},
+        {"chunk": [1, 0, 2, 4, 4], "shard": [1, 4, 2, 4, 4]},
+        {"chunk": [1, 1, 2, 4], "shard": [1, 4, 2, 4, 4]},
+    ],
+)
 def test_a_stored_cut_that_does_not_fit_is_refused(stored):
     layer = LayerSpec("l", 2, 4, (2, 2), (2, 2), representation="factors").resolve(4)
     base = layer_layouts(layer, 1, 4, "none", 1 << 20)["query"]
@@ -70,29 +73,43 @@ def test_a_stored_cut_that_does_not_fit_is_refused(stored):
 
 
 def test_a_chunk_beyond_the_codecs_limit_is_refused():
-    with pytest.raises(InputError, match='one head of one step; expected at most .* store the layer as representation="factors"'):
+    with pytest.raises(
+        InputError,
+        match=r'one head of one step; expected at most .* store the layer as representation="factors"',
+    ):
         plan([LayerSpec("l", 1, 8, (256, 256), (256, 256), representation="scores")], [0], ["a"])
 
 
 def warp_layers(representation):
     sizes = [((16, 12), 160)] * 3 + [((32, 24), 80)] * 3 + [((64, 48), 40)] * 3
     return [
-        LayerSpec(f"warp.{i}", 8, dim, grid, grid, representation=representation) for i, (grid, dim) in enumerate(sizes)
+        LayerSpec(f"warp.{i}", 8, dim, grid, grid, representation=representation)
+        for i, (grid, dim) in enumerate(sizes)
     ]
 
 
 def unet_layers(side, ref, representation):
     depths = [0, 0, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0]
     return [
-        LayerSpec(f"l{i}", 8, 40 * 2 ** min(d, 2), (side >> d, side >> d), ref, 1, representation=representation)
+        LayerSpec(
+            f"l{i}", 8, 40 * 2 ** min(d, 2), (side >> d, side >> d), ref, 1, representation=representation
+        )
         for i, d in enumerate(depths)
     ]
 
 
-@pytest.mark.parametrize("layers", [
-    warp_layers("auto"), warp_layers("scores"), unet_layers(64, (16, 16), "factors"), unet_layers(64, (16, 16), "scores"),
-    unet_layers(96, (12, 12), "scores"), unet_layers(64, (0, 0), "auto"),
-], ids=["warp", "warp-scores", "ip-factors", "ip-scores", "seesr-scores", "pooled"])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        warp_layers("auto"),
+        warp_layers("scores"),
+        unet_layers(64, (16, 16), "factors"),
+        unet_layers(64, (16, 16), "scores"),
+        unet_layers(96, (12, 12), "scores"),
+        unet_layers(64, (0, 0), "auto"),
+    ],
+    ids=["warp", "warp-scores", "ip-factors", "ip-scores", "seesr-scores", "pooled"],
+)
 def test_files_per_sample_stay_below_64(layers):
     images = dict.fromkeys(["source", "reference", "mask", "generated"], (512, 512, 3))
     assert plan(layers, range(50), ["a"], images).sample_files < 64

@@ -22,7 +22,9 @@ def test_sample_ids_become_file_names_one_to_one(sample):
     assert sample_of_file(name) == sample
 
 
-@pytest.mark.parametrize("sample", ["../x", "a/b", "<script>", "é", ".", "..", "CON", "nul.txt", "a b", "%41", "a."])
+@pytest.mark.parametrize(
+    "sample", ["../x", "a/b", "<script>", "é", ".", "..", "CON", "nul.txt", "a b", "%41", "a."]
+)
 def test_hostile_ids_stay_inside_the_folder(sample, tmp_path):
     name = sample_file(sample)
     assert (tmp_path / name).resolve().parent == tmp_path.resolve()
@@ -50,7 +52,9 @@ def test_layer_names_are_one_path_segment(name):
 
 
 def spec(**changes):
-    return LayerSpec(**{"name": "l", "heads": 2, "head_dim": 4, "gen_grid": (3, 4), "ref_grid": (2, 2), **changes})
+    return LayerSpec(
+        **{"name": "l", "heads": 2, "head_dim": 4, "gen_grid": (3, 4), "ref_grid": (2, 2), **changes}
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +67,10 @@ def spec(**changes):
         ({"gen_grid": 16}, r"layer 'l': gen_grid; expected \(rows, columns\); got 16"),
         ({"ref_grid": (0, 0)}, "layer 'l': ref_grid; expected at least one reference token"),
         ({"ref_grid": (0, 3), "ref_prefix": 1}, "layer 'l': ref_grid; expected at least one reference token"),
-        ({"dtype": "float64"}, "layer 'l': dtype; expected one of 'float16', 'bfloat16', 'float32'; got 'float64'"),
+        (
+            {"dtype": "float64"},
+            "layer 'l': dtype; expected one of 'float16', 'bfloat16', 'float32'; got 'float64'",
+        ),
         ({"representation": "all"}, "layer 'l': representation; expected one of 'auto', 'factors', 'scores'"),
         ({"scale": 0}, "layer 'l': scale; expected a finite number other than 0"),
         ({"static_key": 1}, "layer 'l': static_key; expected True or False"),
@@ -83,11 +90,18 @@ def test_counts_and_scale():
 
 
 @given(
-    st.integers(1, 20), st.integers(1, 200), st.integers(1, 40), st.integers(1, 40), st.integers(1, 60), st.booleans(),
+    st.integers(1, 20),
+    st.integers(1, 200),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 60),
+    st.booleans(),
     st.sampled_from(["float16", "bfloat16", "float32"]),
 )
 def test_automatic_representation_takes_fewer_bytes(heads, dim, gen, ref, steps, static, dtype):
-    layer = spec(heads=heads, head_dim=dim, gen_grid=(gen, 1), ref_grid=(1, ref), static_key=static, dtype=dtype)
+    layer = spec(
+        heads=heads, head_dim=dim, gen_grid=(gen, 1), ref_grid=(1, ref), static_key=static, dtype=dtype
+    )
     width = {"float16": (2, 2), "bfloat16": (2, 4), "float32": (4, 4)}[dtype]
     factors = heads * dim * (gen * steps + ref * (1 if static else steps)) * width[0]
     scores = heads * gen * ref * steps * width[1]

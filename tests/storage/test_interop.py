@@ -1,0 +1,144 @@
+"""The store as others see it: zarr-python, xarray, Dask; and what importing it loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import storage
+from storage import LayerSpec
+from storage.view import BLOCK_BYTES, block_shape
+from tests.storage.synthetic import LAYERS, check_values, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("interop") / "r.zarr")
+
+
+def test_dimensions_have_names(run):
+    group = zarr.open_group(run.path, mode="r")
+    with pytest.warns(
+        zarr.errors.ZarrUserWarning, match="Object at commits"
+    ):  # a folder of records, not a group
+        members = group.members(max_depth=None)
+    names = {path: array.metadata.dimension_names for path, array in members if isinstance(array, zarr.Array)}
+    assert names == {
+        "attention/down.0.attn2/query": ("sample", "step", "head", "gen", "dim"),
+        "attention/down.0.attn2/key": ("sample", "once", "head", "ref", "dim"),
+        "attention/mid.attn2/query": ("sample", "step", "head", "gen", "dim"),
+        "attention/mid.attn2/key": ("sample", "step", "head", "ref", "dim"),
+        "attention/mid.attn2/lse": ("sample", "step", "head", "gen"),
+        "attention/up.0.attn2/scores": ("sample", "step", "head", "gen", "ref"),
+        "images/generated": ("sample", "y", "x", "channel"),
+        "images/mask": ("sample", "y", "x", "channel"),
+    }
+
+
+def test_xarray_opens_a_layer_without_a_warning(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for data in (
+            xr.open_zarr(f"{run.path}/attention/{LAYERS[0].name}"),
+            xr.open_zarr(run.path, group=f"attention/{LAYERS[0].name}", consolidated=False),
+        ):
+            assert dict(data.sizes) == {
+                "sample": 3,
+                "step": 5,
+                "once": 1,
+                "head": 4,
+                "gen": 24,
+                "dim": 8,
+                "ref": 13,
+            }
+            assert data.attrs["gen_grid"] == [4, 6]
+            assert np.array_equal(data["query"][1].values, run.read(LAYERS[0].name, "b").query)
+
+
+def test_the_root_says_what_the_run_is(run):
+    own = json.loads((zarr.open_group(run.path, mode="r").store.root / "zarr.json").read_text())[
+        "attributes"
+    ]["i2am"]
+    assert own == run.attrs
+    assert own["format"] == 1
+    assert own["samples"] == ["a", "b", "c"]
+    assert [layer["name"] for layer in own["layers"]] == [spec.name for spec in LAYERS]
+
+
+def test_building_a_graph_reads_nothing(run, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("data was read")
+
+    monkeypatch.setattr("storage.location.LocalLocation.read_ranges", refuse)
+    monkeypatch.setattr("storage.location.LocalLocation.read", refuse)
+    lazy = [run.scores(spec.name)[:, 1:3].mean() for spec in LAYERS]
+    assert all(array.dtype == np.float32 for array in lazy)
+
+
+def test_keys_depend_on_the_content_alone(run):
+    again = storage.open_run(run.path)
+    assert again.scores("mid.attn2").name == run.scores("mid.attn2").name
+    assert run.scores("mid.attn2").name != run.scores("up.0.attn2").name
+
+
+def test_lazy_slices_equal_slices_of_the_whole(run):
+    lazy, whole = run.scores(LAYERS[0]), run.scores(LAYERS[0].name).compute()
+    index = (slice(1, 3), slice(0, 5, 2), [2, 0], slice(3, 9), slice(None, None, -1))
+    assert np.allclose(lazy[index].compute(), whole[index], rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_are_bounded_and_small_ones_are_read_whole():
+    big = LayerSpec("l", 8, 40, (128, 128), (96, 96))
+    for spec in (big, LayerSpec("m", 24, 128, (64, 64), (64, 64)), LayerSpec("s", 8, 40, (8, 8), (8, 8))):
+        shape = block_shape(spec, 50, 10)
+        assert 4 * np.prod(shape, dtype=np.int64) <= BLOCK_BYTES
+        assert shape[4] == spec.ref
+    assert block_shape(LayerSpec("s", 8, 40, (8, 8), (8, 8)), 50, 10) == (1, 50, 8, 64, 64)
+
+
+def test_cut_blocks_give_the_same_values(run, monkeypatch):
+    whole = {spec.name: run.scores(spec.name).compute() for spec in LAYERS}
+    for limit in (64, 1000, 20_000):
+        monkeypatch.setattr("storage.view.BLOCK_BYTES", limit)
+        for spec in LAYERS:
+            lazy = run.scores(spec.name)
+            assert lazy.npartitions > 3 or limit > 64
+            assert np.allclose(lazy.compute(), whole[spec.name], rtol=1e-5, atol=1e-6)
+
+
+def test_an_empty_run_has_empty_arrays(tmp_path):
+    storage.create_run(tmp_path / "r.zarr", LAYERS, [1, 0], ["a"]).close()
+    run = storage.open_run(tmp_path / "r.zarr")
+    assert run.samples == ()
+    assert run.declared == ("a",)
+    assert run.scores(LAYERS[0].name).compute().shape == (0, 2, 4, 24, 13)
+    assert run.lse("mid.attn2").compute().shape == (0, 2, 2, 6)
+
+
+def test_importing_and_opening_load_nothing_heavy(run):
+    code = (
+        "import sys, storage; heavy = {'torch', 'diffusers', 'prefect', 'zarr', 'dask', 'numpy', 'fsspec'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
+        f"storage.open_run({run.path!r}).image('mask', 'a');"
+        "assert not (heavy - {'numpy'}) & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_public_names_resolve():
+    for name in storage.__all__:
+        assert getattr(storage, name).__module__.startswith("storage.")
+        assert name in dir(storage)
+    with pytest.raises(AttributeError, match="module 'storage' has no attribute 'nothing'"):
+        storage.nothing  # noqa: B018
+
+
+def test_values_are_those_that_were_written(run):
+    check_values(run)
