@@ -170,7 +170,6 @@ class MarginalCache:
     def _describe(self, place: Location, layer: LayerSpec, values: Marginals) -> None:
         """Write the metadata that is not there yet, or that describes an older run."""
         samples = len(self.run.declared)
-        axes = ("sample", "step", "head", "token")
         documents = {
             "zarr.json": _group({MARK: {"format": FORMAT, "run_id": self.run.run_id}}),
             f"{layer.name}/zarr.json": _group({"layer": layer.to_json(), "quantities": list(values)}),
@@ -179,6 +178,7 @@ class MarginalCache:
             ),
         }
         for name, array in values.items():
+            axes = ("sample", "step", "head", "gen" if name.startswith("r2g") else "ref")
             documents[f"{layer.name}/{name}/zarr.json"] = _array(
                 (samples, *array.shape), "float32", "NaN", axes
             )

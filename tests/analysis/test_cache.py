@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import analysis.cache
+from analysis.cache import open_cache
+from analysis.maps import attribution_maps
+from analysis.marginals import compute_marginals
+from storage.errors import AlreadyExists, DamagedSample
+from tests.analysis.builders import build, damage, layer
+
+LAYERS = [layer("a", ref_prefix=1), layer("b", gen=(8, 6))]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return build(tmp_path / "run.zarr", LAYERS, samples=("one", "two"), images=True)[0]
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The (layer, sample) pairs that were computed, rather than found."""
+    done = []
+
+    def spy(run, spec, sample):
+        done.append((spec.name, sample))
+        return compute_marginals(run, spec, sample)
+
+    monkeypatch.setattr(analysis.cache, "compute_marginals", spy)
+    return done
+
+
+def test_every_entry_is_computed_once_and_serves_both_directions(run, computed):
+    first = attribution_maps(run, "r2g").values
+    assert sorted(computed) == [(name, sample) for name in "ab" for sample in ("one", "two")]
+    attribution_maps(run, "g2r", "time", time_groups=2).compute()
+    attribution_maps(run, "g2r", "specific", at="mask").compute()
+    np.testing.assert_array_equal(attribution_maps(run, "r2g").values, first)
+    assert len(computed) == 4
+
+
+def test_only_what_is_asked_for_is_filled(run, computed):
+    attribution_maps(run, "r2g", layers="b", samples="two").compute()
+    assert computed == [("b", "two")]
+
+
+def test_any_reader_opens_it(run, tmp_path):
+    attribution_maps(run, "r2g").compute()
+    opened = xr.open_zarr(tmp_path / "run.marginals.zarr", group="a", consolidated=False)
+    assert opened["r2g"].dims == ("sample", "step", "head", "gen")
+    assert opened["g2r"].shape == (2, 3, 2, 6)
+    np.testing.assert_allclose(opened["r2g"].mean("gen"), 1, rtol=1e-5)
+    assert (
+        zarr.open_group(tmp_path / "run.marginals.zarr", mode="r").attrs["i2am_marginals"]["run_id"]
+        == run.run_id
+    )
+
+
+def chunk_files(tmp_path):
+    return sorted(path for path in (tmp_path / "run.marginals.zarr").rglob("c/*/**/*") if path.is_file())
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "empty"])
+def test_a_damaged_entry_is_computed_again(run, tmp_path, computed, harm):
+    whole = attribution_maps(run, "r2g").values
+    files = chunk_files(tmp_path)
+    assert len(files) == 2 * 2 * 5
+    for path in files:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes({"flip": data, "truncate": data[:-3], "empty": b"", "delete": b""}[harm])
+        if harm == "delete":
+            path.unlink()
+        np.testing.assert_array_equal(attribution_maps(run, "r2g").values, whole)
+    assert len(computed) > 4
+
+
+def test_another_kernel_or_run_is_not_reused(run, tmp_path, computed, monkeypatch):
+    attribution_maps(run, "r2g", layers="a").compute()
+    monkeypatch.setattr(analysis.cache, "KERNEL_VERSION", -1)
+    attribution_maps(run, "r2g", layers="a").compute()
+    assert len(computed) == 4
+    shutil.rmtree(tmp_path / "run.zarr")
+    other, _ = build(tmp_path / "run.zarr", LAYERS, samples=("one", "two"), seed=5, steps=4)
+    maps = attribution_maps(other, "r2g", layers="a").values
+    np.testing.assert_array_equal(maps, attribution_maps(other, "r2g", layers="a", store=False).values)
+
+
+def test_a_place_that_holds_something_else_is_refused(run, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(AlreadyExists, match="holds something else"):
+        attribution_maps(run, "r2g", store=str(tmp_path / "other")).compute()
+    assert os.listdir(tmp_path / "other") == ["notes.txt"]
+
+
+def test_in_memory_places_work(run):
+    cache = open_cache(run, "memory://marginals.zarr")
+    first = cache.ensure(run.layers["a"], "one")
+    again = cache.ensure(run.layers["a"], "one")
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, again[name])
+
+
+def test_a_damaged_sample_refuses_and_the_others_answer(run, tmp_path):
+    intact = attribution_maps(run, "r2g", samples="two", store=False).values
+    damage(tmp_path / "run.zarr")
+    with pytest.raises(DamagedSample, match="sample 'one', layer"):
+        attribution_maps(run, "r2g").compute()
+    np.testing.assert_array_equal(attribution_maps(run, "r2g", samples="two").values, intact)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.imacs import imacs
+from storage.errors import InputError, NoAnswer, ShapeMismatch, UnknownName
+from tests.analysis import oracle
+from tests.analysis.builders import disc
+
+MASK = disc((16, 12), (7, 6), 4)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 999), st.floats(0, 5))
+def test_equals_the_oracle(seed, penalty):
+    image = np.random.default_rng(seed).random((8, 6))
+    assert imacs(image, MASK, "r2g", penalty) == pytest.approx(oracle.imacs(image, MASK, penalty), abs=1e-9)
+
+
+def test_a_map_equal_to_its_mask_scores_one_and_its_inverse_the_worst():
+    assert imacs(MASK.astype(float), MASK, "g2r") == pytest.approx(1)
+    assert imacs(1.0 - MASK, MASK, "g2r") == pytest.approx(-3)
+
+
+def test_a_constant_map_scores_zero():
+    assert imacs(np.full((8, 6), 1.0), MASK, "r2g") == 0
+    assert imacs(1 + np.random.default_rng(0).normal(size=(8, 6)) * 1e-7, MASK, "r2g") == 0
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_masks_of_any_type_mean_the_same(scale):
+    image = np.random.default_rng(0).random((8, 6))
+    assert imacs(image, (MASK * scale).astype(np.uint8), "r2g") == imacs(image, MASK, "r2g")
+    assert imacs(image, MASK.astype(np.float32), "r2g") == imacs(image, MASK, "r2g")
+
+
+def test_leading_axes_and_the_direction_of_a_data_array():
+    rng = np.random.default_rng(0)
+    maps = xr.DataArray(
+        rng.random((2, 3, 8, 6)),
+        dims=("sample", "head", "y", "x"),
+        coords={"sample": ["a", "b"]},
+        attrs={"direction": "r2g"},
+    )
+    masks = np.stack([MASK, ~MASK])
+    scores = imacs(maps, masks)
+    assert scores.dims == ("sample", "head")
+    assert list(scores.sample.values) == ["a", "b"]
+    for sample in range(2):
+        for head in range(3):
+            assert scores[sample, head] == imacs(maps.values[sample, head], masks[sample], "r2g")
+    assert imacs(maps.values, MASK, "r2g").shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("maps", "masks", "direction", "error", "words"),
+    [
+        (np.ones((8, 6)), MASK, None, InputError, "direction is not known"),
+        (np.ones((8, 6)), MASK, "up", UnknownName, "unknown direction"),
+        (np.ones((8, 6)), MASK[0], "r2g", ShapeMismatch, "maps and masks"),
+        (np.ones((8, 6)), MASK.T, "r2g", ShapeMismatch, "aspect ratio of 8 x 6"),
+        (np.ones((2, 8, 6)), np.stack([MASK] * 3), "r2g", ShapeMismatch, r"one for each of \(2,\)"),
+        (np.ones((8, 6)), np.zeros((16, 12)), "r2g", NoAnswer, "a mask that is empty"),
+        (np.ones((8, 6)), np.ones((16, 12)), "r2g", NoAnswer, "a mask that is full"),
+        (np.ones((8, 6)), np.full((16, 12), np.nan), "r2g", ShapeMismatch, "mask values"),
+    ],
+)
+def test_bad_input(maps, masks, direction, error, words):
+    with pytest.raises(error, match=words):
+        imacs(maps, masks, direction)
+
+
+@pytest.mark.parametrize("penalty", [-1, np.nan, np.inf])
+def test_bad_penalty(penalty):
+    with pytest.raises(InputError, match="penalty"):
+        imacs(np.ones((8, 6)), MASK, "r2g", penalty)

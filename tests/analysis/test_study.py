@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import xarray as xr
+from PIL import Image
+
+import analysis.study
+from analysis.events import SampleRefused, StageAdvanced, StageStarted, StudyFinished
+from analysis.export import save_maps
+from analysis.imacs import imacs
+from analysis.maps import attribution_maps
+from analysis.study import OUTPUTS, StudyOptions, analyse
+from storage.errors import AlreadyExists, DamagedSample, InputError, NotFound
+from tests.analysis.builders import build, damage, layer
+
+ROOT = Path(__file__).parents[2]
+LAYERS = [layer("a", gen=(8, 6), ref=(4, 3)), layer("b", gen=(4, 3), ref=(4, 3), ref_prefix=1)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return build(tmp_path / "run.zarr", LAYERS, steps=4, samples=("one", "two", "three"), images=True)[0]
+
+
+def test_a_study_writes_everything_and_only_that(run, tmp_path):
+    events = []
+    result = analyse(run.path, tmp_path / "out", on_event=events.append)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(OUTPUTS)
+    assert result.samples == ("one", "two", "three")
+    assert result.refusals == ()
+    assert result.absent == ()
+    stages = [event.stage for event in events if isinstance(event, StageStarted)]
+    assert stages == ["check", "marginals", "maps", "tables", "figures", "report"]
+    for stage in stages[1:]:
+        last = [event for event in events if isinstance(event, StageAdvanced) and event.stage == stage][-1]
+        assert last.done == last.total
+    assert isinstance(events[-1], StudyFinished)
+    for name in ("sample-0000", "sample-0002", "density", "imacs", "profiles"):
+        assert np.asarray(Image.open(tmp_path / "out" / "figures" / f"{name}.png")).std() > 10
+    assert json.loads((tmp_path / "out" / "study.json").read_text())["samples"] == ["one", "two", "three"]
+
+
+def test_stored_maps_and_tables_say_the_same_as_the_functions(run, tmp_path):
+    result = analyse(run, tmp_path / "out", StudyOptions(penalty=2.0))
+    for direction in ("r2g", "g2r"):
+        stored = xr.open_zarr(result.maps, group=direction, consolidated=False)
+        assert set(stored.data_vars) == {"unified", "by_time", "by_head", "by_layer", "specific"}
+        maps = attribution_maps(run, direction)
+        np.testing.assert_array_equal(stored["unified"], maps)
+        image = {"r2g": "mask", "g2r": "reference_mask"}[direction]
+        masks = np.stack([run.image(image, sample)[..., 0] for sample in run.samples])
+        table = pl.read_parquet(tmp_path / "out" / "tables" / "unified.parquet").filter(
+            pl.col("direction") == direction
+        )
+        np.testing.assert_allclose(table["imacs"], imacs(maps, masks, penalty=2.0))
+        assert table["sample"].to_list() == list(run.samples)
+    rows = {name: table.height for name, table in result.tables.items()}
+    assert rows == {"unified": 6, "time": 24, "head": 12, "layer": 12, "specific": 6}
+    whole = result.tables["unified"]
+    share = (
+        whole["inside"]
+        * whole["area"]
+        / (whole["inside"] * whole["area"] + whole["outside"] * (1 - whole["area"]))
+    )
+    np.testing.assert_allclose(share, whole["share"])
+
+
+def test_a_damaged_sample_is_refused_by_name_and_the_others_are_unchanged(run, tmp_path):
+    before = analyse(run, tmp_path / "before", StudyOptions(store=False))
+    damage(tmp_path / "run.zarr", index=1)
+    events = []
+    after = analyse(run.path, tmp_path / "after", StudyOptions(store=False), on_event=events.append)
+    assert after.samples == ("one", "three")
+    assert [refusal.sample for refusal in after.refusals] == ["two"]
+    assert "layer" in after.refusals[0].reason
+    assert [event.sample for event in events if isinstance(event, SampleRefused)] == ["two"]
+    for name, table in after.tables.items():
+        assert table.equals(before.tables[name].filter(pl.col("sample") != "two"))
+    assert "damaged, left out" in after.report.read_text()
+
+
+def test_when_every_sample_is_damaged_the_study_says_so_and_leaves_the_last_one(run, tmp_path):
+    analyse(run, tmp_path / "out", StudyOptions(store=False))
+    page = (tmp_path / "out" / "report" / "index.html").read_bytes()
+    for index in range(3):
+        damage(tmp_path / "run.zarr", index)
+    with pytest.raises(DamagedSample, match=r"every other sample asked for \(3\)"):
+        analyse(run.path, tmp_path / "out", StudyOptions(store=False))
+    assert (tmp_path / "out" / "report" / "index.html").read_bytes() == page
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(OUTPUTS)
+
+
+def test_a_study_replaces_a_study_and_nothing_else(run, tmp_path):
+    out = tmp_path / "out"
+    (out / "notes").mkdir(parents=True)
+    analyse(run, out)
+    analyse(run, out, StudyOptions(samples=("one",)))
+    assert json.loads((out / "study.json").read_text())["samples"] == ["one"]
+    assert (out / "notes").is_dir()
+    (out / "study.json").unlink()
+    with pytest.raises(AlreadyExists, match="was not written by a study"):
+        analyse(run, out)
+    analyse(run, out, overwrite=True)
+
+
+def test_outputs_that_cannot_be(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AlreadyExists, match="is a file"):
+        analyse(run, tmp_path / "file")
+    with pytest.raises(NotFound, match="cannot make"):
+        analyse(run, tmp_path / "file" / "out")
+
+
+def test_a_study_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(analysis.study, "collect_tables", fail)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        analyse(run, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_runs_without_masks_images_or_places(tmp_path):
+    bare, _ = build(tmp_path / "bare.zarr", LAYERS)
+    result = analyse(bare, tmp_path / "bare")
+    assert result.tables["unified"]["imacs"].null_count() == 2
+    assert any("no image 'mask'" in line for line in result.absent)
+    pooled, _ = build(tmp_path / "pooled.zarr", [layer("p", ref=(1, 1))], images=True)
+    result = analyse(pooled, tmp_path / "pooled")
+    assert set(result.tables["unified"]["kind"]) == {"similarity"}
+    assert any(line.startswith("G2R, unified level") for line in result.absent)
+    assert "similarity" in result.report.read_text()
+
+
+def test_an_empty_mask_is_a_note_and_no_number(tmp_path, monkeypatch):
+    from tests.analysis import builders
+
+    plain = builders.pictures
+
+    def pictures(rng):
+        return plain(rng) | {"mask": np.zeros((24, 18, 1), np.uint8)}
+
+    monkeypatch.setattr(builders, "pictures", pictures)
+    run, _ = build(tmp_path / "run.zarr", LAYERS, images=True)
+    result = analyse(run, tmp_path / "out")
+    table = result.tables["unified"].filter(pl.col("direction") == "r2g")
+    assert table["imacs"].to_list() == [None]
+    assert "a mask that is empty" in table["note"][0]
+
+
+@pytest.mark.parametrize("ending", [".npz", ".zarr", ".png"])
+def test_saved_maps(run, tmp_path, ending):
+    maps = attribution_maps(run, "g2r", "time", time_groups=2)
+    target = tmp_path / f"maps{ending}"
+    save_maps(maps, target, run)
+    with pytest.raises(AlreadyExists, match="exists; name another output"):
+        save_maps(maps, target, run)
+    save_maps(maps, target, run, overwrite=True)
+    if ending == ".npz":
+        with np.load(target) as saved:
+            np.testing.assert_array_equal(saved["maps"], maps)
+            assert list(saved["coord_time"]) == ["0-1", "2-3"]
+            assert json.loads(str(saved["attrs"]))["direction"] == "g2r"
+    elif ending == ".zarr":
+        np.testing.assert_array_equal(xr.open_zarr(target, consolidated=False)["g2r_time"], maps)
+    else:
+        assert np.asarray(Image.open(target)).std() > 10
+    assert not list(tmp_path.glob(".maps-*"))
+
+
+def test_saving_refuses_other_endings(run, tmp_path):
+    with pytest.raises(InputError, match=r"ends in .npz, .zarr or .png; got '.jpg'"):
+        save_maps(attribution_maps(run, "r2g"), tmp_path / "maps.jpg")
+    with pytest.raises(NotFound, match="does not exist"):
+        save_maps(attribution_maps(run, "r2g"), tmp_path / "none" / "maps.npz")
+
+
+def test_the_whole_study_runs_where_no_model_library_can_be_imported(run, tmp_path):
+    code = f"""
+    import sys
+    for name in ("torch", "diffusers", "transformers", "prefect"):
+        sys.modules[name] = None  # importing it raises ImportError
+    from analysis.study import analyse
+    analyse({run.path!r}, {str(tmp_path / "out")!r})
+    """
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)], cwd=ROOT, check=True, timeout=120
+    )
+    assert (tmp_path / "out" / "report" / "index.html").is_file()
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import analysis, sys; print(sorted({'torch','dask','xarray','polars','matplotlib','numpy'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
