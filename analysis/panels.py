@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from storage import Run
 
 IMAGES = (
-    ("source", "source", "mask"),
-    ("reference", "reference", "reference_mask"),
-    ("generated", "generated", None),
+    ("source", "source, mask outlined", "mask"),
+    ("reference", "reference, object outlined", "reference_mask"),
+    ("generated", "generated", ""),
 )
 """(image, title, mask to outline) of the plain panels."""
 

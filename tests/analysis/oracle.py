@@ -1,4 +1,4 @@
-"""A literal, slow implementation of the paper's definitions, loop by loop, in float64. It shares no code with the project."""
+"""A literal, slow implementation of the paper's definitions, loop by loop; shares no code with it."""
 
 from __future__ import annotations
 

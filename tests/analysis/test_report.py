@@ -96,14 +96,15 @@ def test_ticks_cover_the_values_in_few_round_steps(low, high):
 def test_a_real_browser_runs_no_script_of_the_data_and_sorts_the_table(page, tmp_path):
     """The page's own script is followed by a probe that sorts by a number and by the id, and filters."""
     probe = """<script>
-      const ids = () => [...document.querySelectorAll("#table tbody tr:not([hidden]) th")].map((cell) => cell.textContent.trim());
+      const body = document.querySelector("#table tbody"), filter = document.getElementById("filter");
+      const ids = () => [...body.querySelectorAll("tr:not([hidden]) th")].map((th) => th.textContent.trim());
+      const numbers = () => [...body.rows].map((row) => Number(row.cells[1].dataset.value));
       const buttons = document.querySelectorAll("#table thead th[data-key] button");
-      const numbers = () => [...document.querySelectorAll("#table tbody tr")].map((row) => Number(row.cells[1].dataset.value));
-      const found = { title: document.title, buttons: buttons.length, images: [...document.images].every((i) => i.complete && i.naturalWidth) };
+      const images = [...document.images].every((image) => image.complete && image.naturalWidth);
+      const found = { title: document.title, buttons: buttons.length, images };
       buttons[2].click(); found.down = numbers(); buttons[2].click(); found.up = numbers();
       buttons[0].click(); found.ids = ids();
-      const filter = document.getElementById("filter"); filter.value = "SCRIPT"; filter.dispatchEvent(new Event("input"));
-      found.filtered = ids();
+      filter.value = "SCRIPT"; filter.dispatchEvent(new Event("input")); found.filtered = ids();
       document.body.innerHTML = ""; document.body.dataset.found = JSON.stringify(found);
     </script></body>"""
     probed = tmp_path / "probed.html"
@@ -119,11 +120,22 @@ def test_a_real_browser_runs_no_script_of_the_data_and_sorts_the_table(page, tmp
 
 
 def browse(path: Path, tmp_path: Path) -> str:
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom"
-    ).split()
-    command = [BROWSER, *flags, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
+    flags = [
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-sync",
+        "dump-dom",
+    ]
+    flags += ["disable-background-networking", "disable-component-update", "virtual-time-budget=5000"]
+    command = [
+        BROWSER,
+        *(f"--{flag}" for flag in flags),
+        f"--user-data-dir={tmp_path / 'profile'}",
+        path.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     from html import unescape
 

@@ -199,7 +199,8 @@ def test_the_whole_study_runs_where_no_model_library_can_be_imported(run, tmp_pa
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import analysis, sys; print(sorted({'torch','dask','xarray','polars','matplotlib','numpy'} & set(sys.modules)))"
+    heavy = {"torch", "dask", "xarray", "polars", "matplotlib", "numpy"}
+    code = f"import analysis, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
     )
