@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,9 +201,10 @@ class LocalLocation:
         """Return the size in bytes or None; see `Location`."""
         with system_errors(f"{self.url}/{path}"):
             try:
-                return (self._root / path).stat().st_size
+                found = (self._root / path).stat()
             except (FileNotFoundError, NotADirectoryError):
                 return None
+            return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def names(self, path: str) -> list[str]:
         """Return the names below a directory; see `Location`."""

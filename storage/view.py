@@ -16,8 +16,8 @@ BLOCK_BYTES = 128 << 20
 """Bytes that one computed block may have; a single row of reference tokens is never cut."""
 
 
-class ScoresView:
-    """The scores of one layer as something that can be sliced; picklable.
+class _View:
+    """A lazily read array, as Dask wants it: shape, dtype, and slicing by slices and integers; picklable.
 
     Parameters
     ----------
@@ -25,54 +25,75 @@ class ScoresView:
         The run.
     spec : LayerSpec
         The layer.
+    tokens : tuple of int
+        Lengths of the axes after sample, step and head.
     """
 
     dtype = np.dtype(np.float32)
-    ndim = 5
 
-    def __init__(self, run: Run, spec: LayerSpec) -> None:
+    def __init__(self, run: Run, spec: LayerSpec, tokens: tuple[int, ...]) -> None:
         self.run = run
         self.spec = spec
-        self.shape = (len(run.samples), len(run.timesteps), spec.heads, spec.gen, spec.ref)
+        self.shape = (len(run.samples), len(run.timesteps), spec.heads, *tokens)
+        self.ndim = len(self.shape)
 
-    def __getitem__(self, index: tuple[slice, ...]) -> Array:
-        """Read a block; `index` holds one slice for each axis."""
-        samples, steps, heads, gen, ref = (range(n)[i] for n, i in zip(self.shape, index, strict=True))
-        parts = []
-        for sample in samples:
-            block = self.run.read(self.spec, self.run.samples[sample], steps, heads)
-            parts.append(block.rows(index[3], index[4]).logits())
-        shape = (len(samples), len(steps), len(heads), len(gen), len(ref))
-        return np.stack(parts) if parts else np.empty(shape, self.dtype)
+    def __getitem__(self, index: tuple[slice | int, ...]) -> Array:
+        """Read a block; `index` holds a slice or an integer for each axis."""
+        slices = [i if isinstance(i, slice) else slice(i, i + 1 or None) for i in index]
+        samples, steps, heads = (range(n)[i] for n, i in zip(self.shape, slices[:3], strict=False))
+        parts = [self.read(self.run.samples[at], steps, heads, slices[3:]) for at in samples]
+        lengths = (len(range(n)[i]) for n, i in zip(self.shape, slices, strict=True))
+        whole = np.stack(parts) if parts else np.empty(tuple(lengths), self.dtype)
+        return whole[tuple(slice(None) if isinstance(i, slice) else 0 for i in index)]
+
+    def read(self, sample: str, steps: range, heads: range, tokens: list[slice]) -> Array:
+        raise NotImplementedError
 
 
-class LseView:
-    """The log-sum-exp of one layer as something that can be sliced; picklable.
+class ScoresView(_View):
+    """The scores of one layer."""
 
-    Parameters
-    ----------
-    run : Run
-        The run.
-    spec : LayerSpec
-        The layer.
-    """
+    def read(self, sample: str, steps: range, heads: range, tokens: list[slice]) -> Array:
+        """Read and multiply what is asked for.
 
-    dtype = np.dtype(np.float32)
-    ndim = 4
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+        steps, heads : range
+            Indices.
+        tokens : list of slice
+            Of the generated image and of the reference.
 
-    def __init__(self, run: Run, spec: LayerSpec) -> None:
-        self.run = run
-        self.spec = spec
-        self.shape = (len(run.samples), len(run.timesteps), spec.heads, spec.gen)
+        Returns
+        -------
+        ndarray
+            (step, head, gen, ref) float32.
+        """
+        return self.run.read(self.spec, sample, steps, heads).rows(*tokens).logits()
 
-    def __getitem__(self, index: tuple[slice, ...]) -> Array:
-        """Read a block; `index` holds one slice for each axis."""
-        samples, steps, heads, gen = (range(n)[i] for n, i in zip(self.shape, index, strict=True))
-        parts = [
-            self.run.read_kind(self.spec, "lse", self.run.samples[sample], steps, heads)[:, :, index[3]]
-            for sample in samples
-        ]
-        return np.stack(parts) if parts else np.empty((0, len(steps), len(heads), len(gen)), self.dtype)
+
+class LseView(_View):
+    """The log-sum-exp of one layer."""
+
+    def read(self, sample: str, steps: range, heads: range, tokens: list[slice]) -> Array:
+        """Read what is asked for.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+        steps, heads : range
+            Indices.
+        tokens : list of slice
+            Of the generated image.
+
+        Returns
+        -------
+        ndarray
+            (step, head, gen) float32.
+        """
+        return self.run.read_kind(self.spec, "lse", sample, steps, heads)[:, :, tokens[0]]
 
 
 def block_shape(spec: LayerSpec, steps: int, step_group: int) -> tuple[int, int, int, int, int]:
@@ -104,13 +125,17 @@ def block_shape(spec: LayerSpec, steps: int, step_group: int) -> tuple[int, int,
     return 1, 1, 1, max(1, BLOCK_BYTES // row), spec.ref
 
 
-def _lazy(view: ScoresView | LseView, chunks: tuple[int, ...], kind: str) -> da.Array:
+def _lazy(view: _View, chunks: tuple[int, ...], kind: str) -> da.Array:
     from dask.tokenize import tokenize
 
     token = tokenize(view.run.run_id, view.run.path, view.run.samples, view.spec.name, kind, chunks)
     sizes = tuple(max(1, min(n, c)) for n, c in zip(view.shape, chunks, strict=True))
     return da.from_array(
-        view, chunks=sizes, name=f"i2am-{kind}-{token}", meta=np.empty((0,) * view.ndim, np.float32)
+        view,
+        chunks=sizes,
+        name=f"i2am-{kind}-{token}",
+        fancy=False,
+        meta=np.empty((0,) * view.ndim, np.float32),
     )
 
 
@@ -129,7 +154,11 @@ def lazy_scores(run: Run, spec: LayerSpec) -> da.Array:
     dask.array.Array
         (sample, step, head, gen, ref) float32. Equal runs and layers give equal keys.
     """
-    return _lazy(ScoresView(run, spec), block_shape(spec, len(run.timesteps), run.step_group(spec)), "scores")
+    return _lazy(
+        ScoresView(run, spec, (spec.gen, spec.ref)),
+        block_shape(spec, len(run.timesteps), run.step_group(spec)),
+        "scores",
+    )
 
 
 def lazy_lse(run: Run, spec: LayerSpec) -> da.Array:
@@ -147,4 +176,4 @@ def lazy_lse(run: Run, spec: LayerSpec) -> da.Array:
     dask.array.Array
         (sample, step, head, gen) float32, one sample per block.
     """
-    return _lazy(LseView(run, spec), (1, len(run.timesteps), spec.heads, spec.gen), "lse")
+    return _lazy(LseView(run, spec, (spec.gen,)), (1, len(run.timesteps), spec.heads, spec.gen), "lse")

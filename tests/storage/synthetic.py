@@ -1,4 +1,4 @@
-"""Small runs with known content, and the values that must come out of them, computed without the store's own code."""
+"""Small runs with known content, and the values that must come out, computed without the store's own code."""
 
 from __future__ import annotations
 

@@ -90,8 +90,20 @@ def test_keys_depend_on_the_content_alone(run):
 
 def test_lazy_slices_equal_slices_of_the_whole(run):
     lazy, whole = run.scores(LAYERS[0]), run.scores(LAYERS[0].name).compute()
-    index = (slice(1, 3), slice(0, 5, 2), [2, 0], slice(3, 9), slice(None, None, -1))
-    assert np.allclose(lazy[index].compute(), whole[index], rtol=1e-5, atol=1e-6)
+    for index in (
+        (slice(1, 3), slice(0, 5, 2), [2, 0], slice(3, 9), slice(None, None, -1)),
+        (1,),
+        (-1, 2, 3, 4, 5),
+        (slice(None), -1),
+        (slice(2, None, -1), 0, slice(None), 23),
+        (0, slice(3, 3)),
+        (slice(None), slice(None), slice(None), slice(None), -1),
+    ):
+        got = lazy[index].compute()
+        assert got.shape == whole[index].shape
+        assert np.allclose(got, whole[index], rtol=1e-5, atol=1e-6)
+    rows = run.lse("mid.attn2")
+    assert np.array_equal(rows[1, -1, :, 2:4].compute(), rows.compute()[1, -1, :, 2:4])
 
 
 def test_blocks_are_bounded_and_small_ones_are_read_whole():

@@ -1,4 +1,4 @@
-"""What goes in comes out: any geometry, dtype, representation, codec, cut, order of steps and number of threads."""
+"""What goes in comes out: any geometry, dtype, representation, codec, cut, order of steps, threads."""
 
 from __future__ import annotations
 

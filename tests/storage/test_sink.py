@@ -239,7 +239,9 @@ def test_committed_and_unknown_samples_are_refused(tmp_path):
     write_run(tmp_path / "r.zarr", ["a"])
     with storage.resume_run(tmp_path / "r.zarr") as writer:
         with (
-            pytest.raises(AlreadyExists, match=r"sample 'a' of .* is committed; go through RunWriter.missing"),
+            pytest.raises(
+                AlreadyExists, match=r"sample 'a' of .* is committed; go through RunWriter.missing"
+            ),
             writer.sample("a"),
         ):
             pass
@@ -300,7 +302,9 @@ def test_resuming_checks_what_it_is_given(tmp_path):
     storage.resume_run(tmp_path / "r.zarr", LAYERS, TIMESTEPS).close()
     with pytest.raises(InputError, match="timesteps; expected those of the run"):
         storage.resume_run(tmp_path / "r.zarr", LAYERS, [1, 2])
-    with pytest.raises(InputError, match=r"layers; expected those of the run; got a difference in up.0.attn2"):
+    with pytest.raises(
+        InputError, match=r"layers; expected those of the run; got a difference in up.0.attn2"
+    ):
         storage.resume_run(tmp_path / "r.zarr", LAYERS[:2])
     other = [
         LAYERS[0],

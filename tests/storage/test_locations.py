@@ -1,0 +1,176 @@
+"""The same contract wherever a run lives: a local disk, fsspec's memory, obstore's memory."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import uuid
+
+import fsspec
+import numpy as np
+import pytest
+
+import storage
+from storage import AlreadyExists, DamagedSample, InputError, MissingDependency, NotFound
+from storage.location import LocalLocation, locate
+from storage.remote import RemoteLocation
+from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill, image, write_run
+
+
+class Contract:
+    """Every kind of location passes these."""
+
+    @pytest.fixture
+    def url(self):
+        raise NotImplementedError
+
+    def test_files(self, url):
+        place = locate(url)
+        assert place.names("") == []
+        assert place.size("a/b") is None
+        with pytest.raises(FileNotFoundError):
+            place.read("a/b")
+        with pytest.raises(FileNotFoundError):
+            list(place.stream("a/b"))
+        self.prepare(place)
+        place.write("a/b", b"0123456789")
+        place.write("a/b", b"abcdefghij")
+        assert place.read("a/b") == b"".join(place.stream("a/b")) == b"abcdefghij"
+        assert place.size("a/b") == 10
+        assert place.size("a") is None
+        assert place.read_ranges("a/b", [(0, 2), (2, 5), (7, 8), (1, 3)], 10) == [b"ab", b"cde", b"h", b"bc"]
+        assert place.write_new("a/b", b"other") is False
+        assert place.write_new("a/c", b"new") is True
+        assert (place.names("a"), place.names("")[-1]) == (["b", "c"], "a")
+        assert sorted(place.files()) == [("a/b", 10), ("a/c", 3)]
+        place.remove("a/b")
+        place.remove("a/b")
+        assert place.names("a") == ["c"]
+        assert pickle.loads(pickle.dumps(place)).read("a/c") == b"new"
+
+    def test_ranges_beyond_the_end_are_errors(self, url):
+        place = locate(url)
+        self.prepare(place)
+        place.write("a", b"0123456789")
+        with pytest.raises(ValueError, match=r"instead of 12|ends before"):
+            place.read_ranges("a", [(8, 12)], 12)
+
+    def prepare(self, place):
+        return None
+
+    def test_a_whole_run(self, url):
+        run = write_run(url)
+        check_values(run)
+        assert np.array_equal(run.image("mask", "b"), image("mask", "b", IMAGES["mask"]))
+        run.check("a")
+        report = storage.verify(url)
+        assert report.ok
+        assert report.notes == ()
+
+    def test_resume_and_refusals(self, url):
+        with pytest.raises(NotFound):
+            storage.open_run(url)
+        with storage.create_run(url, LAYERS, TIMESTEPS, ["a", "b"], image_shapes=IMAGES) as writer:
+            with pytest.raises(RuntimeError), writer.sample("b") as sink:
+                fill(sink, LAYERS, [0, 1], IMAGES)
+                raise RuntimeError
+            with writer.sample("a") as sink:
+                fill(sink, LAYERS, range(5), IMAGES)
+        with pytest.raises(AlreadyExists):
+            storage.create_run(url, LAYERS, TIMESTEPS, ["a"])
+        with storage.resume_run(url, LAYERS) as writer:
+            assert writer.missing == ("b",)
+            writer.add_image("extra", (2, 2, 1))
+            with pytest.raises(AlreadyExists), writer.sample("a"):
+                pass
+            with writer.sample("b") as sink:
+                fill(sink, LAYERS, range(5), IMAGES)
+        check_values(storage.open_run(url))
+        assert storage.verify(url).ok
+
+    def test_damage(self, url):
+        write_run(url, ["a", "b"])
+        place = locate(url)
+        path = "attention/mid.attn2/query/c.1.0.0.0.0"
+        data = bytearray(place.read(path))
+        data[5] ^= 8
+        place.write(path, bytes(data))
+        with pytest.raises(DamagedSample, match=r"sample 'b', layer 'mid.attn2'"):
+            storage.open_run(url).read("mid.attn2", "b")
+        place.write(path, bytes(data[:-1]))
+        with pytest.raises(DamagedSample, match=r"sample 'b', layer 'mid.attn2'"):
+            storage.open_run(url).read("mid.attn2", "b")
+        place.remove(path)
+        with pytest.raises(DamagedSample, match="the file is missing"):
+            storage.open_run(url).scores("mid.attn2")[1].compute()
+        assert {(p.sample, p.layer) for p in storage.verify(url).problems} == {("b", "mid.attn2")}
+        storage.open_run(url).read("mid.attn2", "a")
+
+    def test_a_failing_upload_or_rename_leaves_no_sample(self, url, monkeypatch):
+        with storage.create_run(url, LAYERS, TIMESTEPS, ["a"]) as writer:
+            before = sorted(locate(url).files())
+
+            def fail(*args, **kwargs):
+                raise OSError(28, "No space left on device")
+
+            for target in ("storage.staging.os.replace", "storage.remote.RemoteLocation.upload"):
+                monkeypatch.setattr(target, fail)
+            with pytest.raises((storage.StorageFull, OSError)), writer.sample("a") as sink:
+                fill(sink, LAYERS, range(5))
+            monkeypatch.undo()
+            assert sorted(locate(url).files()) == before
+
+
+class TestLocal(Contract):
+    @pytest.fixture
+    def url(self, tmp_path):
+        return str(tmp_path / "r.zarr")
+
+    def prepare(self, place):
+        place.root.mkdir()
+
+    def test_file_urls_and_relative_paths_are_local(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for path in (f"file://{tmp_path}/r.zarr", "r.zarr", tmp_path / "r.zarr", "./x/../r.zarr"):
+            place = locate(path)
+            assert isinstance(place, LocalLocation)
+            assert place.url == str(tmp_path / "r.zarr")
+
+
+class TestMemory(Contract):
+    @pytest.fixture
+    def url(self):
+        name = uuid.uuid4().hex
+        yield f"memory://{name}/r.zarr"
+        fsspec.filesystem("memory").rm(f"/{name}", recursive=True) if fsspec.filesystem("memory").exists(
+            f"/{name}"
+        ) else None
+
+
+def test_reading_remote_neighbours_together():
+    class Counting:
+        def __init__(self):
+            self.calls = []
+
+        def cat_file(self, path, start, end):
+            self.calls.append((start, end))
+            return bytes(range(start, end))
+
+    fs = Counting()
+    place = RemoteLocation(fs, "p", "x://p")
+    assert place.read_ranges("f", [(0, 4), (4, 6), (8, 9), (9, 10)], 100) == [
+        bytes(range(*r)) for r in [(0, 4), (4, 6), (8, 9), (9, 10)]
+    ]
+    assert fs.calls == [(0, 6), (8, 10)]
+
+
+def test_unknown_protocols_are_refused():
+    with pytest.raises(InputError, match="URL 'nonsense://x'; expected a protocol that fsspec knows"):
+        storage.open_run("nonsense://x")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setitem(sys.modules, "obstore.fsspec", None)
+    with pytest.raises(MissingDependency, match=r"no package for the protocol 's3'; .*install"):
+        storage.open_run("s3://bucket/run.zarr")
