@@ -151,10 +151,9 @@ def _existing(config: CaptureConfig) -> Run | None:
         keys = _differing(before, now)
         shown = ", ".join(keys[:4])
         raise ConfigError(
-            f"run {config.out} was made with another configuration: {shown} differ"
-            + ("" if keys[1:] else "s"),
+            f"run {config.out} was made with another configuration: {shown}",
             expected=f"{keys[0]}: {_at(before, keys[0])}",
-            got=f"{keys[0]}: {_at(now, keys[0])}",
+            got=_at(now, keys[0]),
             remedy="restore it to go on with this run, or choose another out",
         )
     return run

@@ -90,23 +90,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     except TyperException as error:
         if message := error.format_message():  # empty after the help of a bare `i2am`
-            note(f"i2am: {message}; see i2am --help")
+            note(f"i2am: {message.rstrip('.')}; see i2am --help")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         note("i2am: interrupted")
         return INTERRUPTED
     except OSError as error:
         return _operating_system(error)
+    except SystemExit as leaving:
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        _drop_unwritable_output()
+        return PIPE_CLOSED  # the reader left, as in `i2am inspect RUN | head`
     except Exception:  # noqa: BLE001 - the boundary of the program: a defect is shown whole, with a status of its own
         traceback.print_exc()
         return DEFECT
 
 
+def _drop_unwritable_output() -> None:
+    """Let the interpreter end in peace where standard output is what failed."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _operating_system(error: OSError) -> int:
     """Put a refusal of the operating system into one line."""
+    _drop_unwritable_output()
     if error.errno == errno.EPIPE:
-        # The reader of a pipe left, as `i2am inspect RUN | head` does; stay quiet at interpreter exit too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     where = f"{error.filename}: " if error.filename else ""
     reasons = {

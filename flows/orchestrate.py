@@ -10,8 +10,7 @@ from storage.errors import ConfigError, MissingDependency
 
 
 def as_flow(choice: bool | None) -> bool:
-    """Decide whether a job goes through Prefect, and make Prefect quiet if so. Call it before importing
-    Prefect.
+    """Decide whether a job goes through Prefect, and make it quiet if so; to be called before importing it.
 
     Parameters
     ----------

@@ -1,0 +1,169 @@
+"""The commands that read a run: what they say to people and to programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+from flows.terminal import emit, human_bytes
+from storage import open_run
+from tests.flows.conftest import LAYERS, SAMPLES, Outcome, spawn, write_run
+
+I2am = Callable[..., Outcome]
+
+
+def test_inspect_tells_programs_everything(i2am: I2am, run: Path) -> None:
+    outcome = i2am("inspect", run, "--json")
+    assert outcome.status == 0
+    facts = outcome.json
+    assert facts["samples"] == {"declared": 3, "committed": 3, "missing": []}
+    assert [layer["name"] for layer in facts["layers"]] == list(LAYERS)
+    assert facts["timesteps"] == [30, 20, 10]
+    stored = [
+        path for folder in ("attention", "images") for path in (run / folder).rglob("c.*") if path.is_file()
+    ]
+    assert facts["files"] == len(stored)
+    assert facts["bytes"] == sum(path.stat().st_size for path in stored)
+
+
+def test_inspect_tells_people_what_is_missing(i2am: I2am, tmp_path: Path) -> None:
+    outcome = i2am("inspect", write_run(tmp_path / "part.zarr", commit=1))
+    assert outcome.status == 0
+    assert "1 of 3 samples committed" in outcome.out
+    assert "missing: b, c" in outcome.out
+    for layer in LAYERS:
+        assert layer in outcome.out
+
+
+def test_names_from_a_store_cannot_steer_the_terminal(i2am: I2am, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "odd.zarr", samples=("[bold]x[/bold]", "a/../b", "<script>"))
+    outcome = i2am("imacs", path)
+    assert outcome.status == 0
+    for name in ("[bold]x[/bold]", "a/../b", "<script>"):
+        assert name in outcome.out
+
+
+def test_verify_of_a_sound_run(i2am: I2am, run: Path) -> None:
+    outcome = i2am("verify", run, "--quiet")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "ok; 3 samples" in outcome.out
+    report = i2am("verify", run, "--json", "--quiet").json
+    assert (report["ok"], report["samples"], report["problems"]) == (True, 3, [])
+    assert report["bytes"] == sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("level", ["unified", "time", "head", "layer"])
+@pytest.mark.parametrize("direction", ["r2g", "g2r"])
+def test_maps_as_arrays(i2am: I2am, run: Path, tmp_path: Path, direction: str, level: str) -> None:
+    out = tmp_path / "F.npz"
+    words = ["--direction", direction, "--level", level, "--time-groups", 3, "--out", out]
+    assert i2am("maps", run, *words).status == 0
+    with np.load(out) as file:
+        maps = file["maps"]
+    axis = {"unified": (), "time": (3,), "head": (2,), "layer": (2,)}[level]
+    grid = (8, 8) if direction == "r2g" else (3, 3)
+    assert maps.shape == (3, *axis, *grid)
+    uniform = maps.mean(axis=(-2, -1))  # a density averages to 1 over its own grid
+    if direction == "g2r" or level == "layer":
+        np.testing.assert_allclose(uniform, 1, atol=0.05 if direction == "r2g" else 1e-5)
+
+
+def test_maps_as_zarr_and_as_a_picture(i2am: I2am, run: Path, tmp_path: Path) -> None:
+    assert i2am("maps", run, "--out", tmp_path / "F.zarr", "--sample", "b", "--steps", "1:").status == 0
+    opened = xr.open_zarr(tmp_path / "F.zarr", consolidated=False)
+    (name,) = opened.data_vars
+    assert opened[name].dims == ("sample", "y", "x")
+    assert list(opened["sample"].values) == ["b"]
+    assert i2am("maps", run, "--out", tmp_path / "F.png", "--level", "head").status == 0
+    with Image.open(tmp_path / "F.png") as image:
+        assert image.format == "PNG"
+    assert i2am("maps", run, "--out", tmp_path / "F.png", "--overwrite").status == 0
+
+
+def test_imacs_equals_the_formula(i2am: I2am, run: Path, tmp_path: Path) -> None:
+    i2am("maps", run, "--size", "16", "--out", tmp_path / "F.npz")
+    with np.load(tmp_path / "F.npz") as file:
+        maps = file["maps"].astype(float)
+    rows = {row["sample"]: row for row in i2am("imacs", run, "--direction", "r2g", "--json").json["scores"]}
+    assert sorted(rows) == sorted(SAMPLES)
+    opened = open_run(run)
+    for sample, values in zip(SAMPLES, maps, strict=True):
+        mask = opened.image("mask", sample)[..., 0] > 127
+        scaled = (values - values.min()) / (values.max() - values.min())
+        score = (scaled * mask).sum() / mask.sum() - 3 * (scaled * ~mask).sum() / (~mask).sum()
+        # The command brings the layers' mean at 8×8 to the mask; the file's maps went there layer by layer.
+        assert rows[sample]["imacs"] == pytest.approx(score, abs=0.25)
+
+
+def test_imacs_for_people(i2am: I2am, run: Path) -> None:
+    outcome = i2am("imacs", run)
+    assert outcome.status == 0
+    assert outcome.out.count("r2g") == 3
+    assert "no image 'reference_mask'" in outcome.out
+
+
+def test_analyze_by_configuration(i2am: I2am, run: Path, tmp_path: Path) -> None:
+    config = tmp_path / "analysis.yaml"
+    config.write_text("samples: [a, c]\nsteps: 0:2\ntime_groups: 2\nfigures: 0\nworkers: 1\n")
+    out = tmp_path / "out"
+    outcome = i2am("analyze", run, "--out", out, "--config", config, "--direct", "--json")
+    assert outcome.status == 0, outcome.err
+    assert outcome.json["samples"] == ["a", "c"]
+    assert {row["sample"] for row in outcome.json["scores"]} == {"a", "c"}
+    assert Path(outcome.json["report"]) == out / "report" / "index.html"
+    assert (out / "report" / "index.html").is_file()
+    assert list((out / "tables").glob("*.parquet"))
+    assert "marginals 2/2" in outcome.err
+    assert (
+        i2am("analyze", run, "--out", out, "--direct", "--quiet").status == 0
+    )  # its own results are replaced
+
+
+def test_json_is_alone_on_standard_output(run: Path, tmp_path: Path) -> None:
+    """A program reads standard output; progress and library noise go elsewhere."""
+    for words in (("inspect",), ("verify",), ("imacs",), ("analyze", "--out", tmp_path / "out", "--direct")):
+        outcome = spawn(words[0], run, *words[1:], "--json")
+        assert outcome.status == 0, outcome.err
+        assert isinstance(outcome.json, dict)
+
+
+def test_analysis_without_torch(run: Path, tmp_path: Path) -> None:
+    """The analysis runs where torch, diffusers and prefect cannot be imported."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'diffusers', 'transformers', 'prefect'): sys.modules[name] = None\n"
+        "from flows.cli import main\n"
+        f"sys.exit(main(['analyze', {str(run)!r}, '--out', {str(tmp_path / 'out')!r}, '--quiet']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "report" / "index.html").is_file()
+
+
+def test_bytes_for_people() -> None:
+    expected = {
+        0: "0 B",
+        999: "999 B",
+        1000: "1 kB",
+        1536: "1.54 kB",
+        999_999: "1 MB",
+        24e9: "24 GB",
+        1.3e12: "1.3 TB",
+    }
+    assert {count: human_bytes(count) for count in expected} == expected
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"a": float("nan"), "b": np.float32(0.5), "c": (1, Path("x")), "d": float("inf"), "e": np.arange(2)})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": 0.5, "c": [1, "x"], "d": None, "e": [0, 1]}
