@@ -1,0 +1,85 @@
+"""Write the golden store of format 1: ``python -m tests.storage.golden.make FOLDER``.
+
+The store beside this file was written once, when format 1 was laid down, and is never written again: every later version must
+read it. Its numbers follow from `expected` alone, which must not change either.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import storage
+from storage import LayerSpec
+
+STORE = Path(__file__).parent / "format1.zarr"
+SAMPLES = ("plain", "../é")
+TIMESTEPS = (981, 500.5, 1)
+LAYERS = (
+    LayerSpec(
+        "unet.down.0.attn2", 2, 4, (2, 3), (2, 2), 1, representation="factors", module_class="Attention"
+    ),
+    LayerSpec(
+        "unet.mid.attn2",
+        2,
+        4,
+        (1, 2),
+        (1, 3),
+        representation="factors",
+        dtype="bfloat16",
+        static_key=False,
+        lse=True,
+        scale=0.25,
+        role="uncond",
+    ),
+    LayerSpec("unet.up.0.attn2", 1, 3, (2, 2), (0, 0), 1, representation="scores", dtype="float32"),
+    LayerSpec("unet.up.1.attn2", 2, 8, (2, 1), (1, 2), representation="scores", dtype="float16"),
+)
+IMAGE = (2, 3, 3)
+
+
+def expected(layer: int, kind: str, sample: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Multiples of 1/8 between -4 and 4, which every dtype holds exactly."""
+    seed = layer + 10 * ["query", "key", "scores", "lse"].index(kind) + 100 * sample + 1000 * step
+    return (
+        (((np.arange(np.prod(shape)) * 7919 + seed * 104729) % 65 - 32) / 8).reshape(shape).astype(np.float32)
+    )
+
+
+def expected_image(sample: int) -> np.ndarray:
+    """Pixels."""
+    return ((np.arange(np.prod(IMAGE)) * 31 + 7 * sample) % 256).reshape(IMAGE).astype(np.uint8)
+
+
+def main(folder: str) -> None:
+    attrs = {"model": "golden", "seeds": [1, 2]}
+    path = Path(folder) / STORE.name
+    with storage.create_run(
+        path, LAYERS, TIMESTEPS, SAMPLES, attrs, {"generated": IMAGE}, shard_bytes=100
+    ) as writer:
+        for s, sample in enumerate(SAMPLES):
+            with writer.sample(sample) as sink:
+                for step in range(len(TIMESTEPS)):
+                    for i, spec in enumerate(LAYERS):
+                        arrays = {}
+                        if spec.representation == "factors":
+                            at = 0 if spec.static_key else step
+                            arrays["query"] = expected(
+                                i, "query", s, step, (spec.heads, spec.gen, spec.head_dim)
+                            )
+                            arrays["key"] = expected(i, "key", s, at, (spec.heads, spec.ref, spec.head_dim))
+                        else:
+                            arrays["scores"] = expected(
+                                i, "scores", s, step, (spec.heads, spec.gen, spec.ref)
+                            )
+                        if spec.lse:
+                            arrays["lse"] = expected(i, "lse", s, step, (spec.heads, spec.gen))
+                        sink.put(spec.name, step, **arrays)
+                sink.put_image("generated", expected_image(s))
+                sink.annotate(seed=s)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

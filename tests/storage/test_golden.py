@@ -1,0 +1,52 @@
+"""The store that was written when format 1 was laid down is readable for ever."""
+
+from __future__ import annotations
+
+import numpy as np
+import zarr
+
+import storage
+from tests.storage.golden.make import LAYERS, SAMPLES, STORE, TIMESTEPS, expected, expected_image, main
+
+
+def read_all(path):
+    run = storage.open_run(path)
+    assert (run.samples, run.timesteps) == (SAMPLES, TIMESTEPS)
+    for s, sample in enumerate(SAMPLES):
+        for i, spec in enumerate(LAYERS):
+            assert run.layers[spec.name] == spec.resolve(3)
+            block = run.read(spec.name, sample)
+            for step in range(len(TIMESTEPS)):
+                if block.scores is not None:
+                    assert np.array_equal(
+                        block.scores[step], expected(i, "scores", s, step, block.scores[step].shape)
+                    )
+                    continue
+                at = 0 if spec.static_key else step
+                assert np.array_equal(
+                    block.query[step], expected(i, "query", s, step, block.query[step].shape)
+                )
+                assert np.array_equal(block.key[at], expected(i, "key", s, at, block.key[at].shape))
+        rows = run.lse("unet.mid.attn2").compute()
+        assert np.array_equal(rows[s, 2], expected(1, "lse", s, 2, rows[s, 2].shape))
+        assert np.array_equal(run.image("generated", sample), expected_image(s))
+        assert run.record(sample)["annotations"] == {"seed": s}
+    return run
+
+
+def test_the_golden_store_reads_back():
+    run = read_all(STORE)
+    assert (run.attrs["format"], run.attrs["model"]) == (1, "golden")
+    assert storage.verify(STORE).ok
+
+
+def test_the_golden_store_is_plain_zarr():
+    group = zarr.open_group(STORE, mode="r")
+    assert np.array_equal(
+        group["attention/unet.mid.attn2/query"][1, 2], expected(1, "query", 1, 2, (2, 2, 4))
+    )
+
+
+def test_its_generator_still_writes_the_same_numbers(tmp_path):
+    main(str(tmp_path))
+    read_all(tmp_path / STORE.name)
