@@ -172,9 +172,10 @@ class Recording:
             if silent:
                 raise CaptureError(
                     f"denoiser call {self._call}: captured layers",
-                    expected=f"{len(self._plan.sites)}", got=f"{len(self._seen)}, not {', '.join(silent[:3])}",
+                    expected=f"{len(self._plan.sites)}",
+                    got=f"{len(self._seen)}, not {', '.join(silent[:3])}",
                     remedy="leave out with layers= what this model does not call",
-                )  # fmt: skip
+                )
             if self._sinks is None:
                 self._open()
         ids = tuple(handle.id for handle in self._handles)

@@ -42,13 +42,12 @@ class ProjectionTap:
     def __enter__(self) -> ProjectionTap:
         with ExitStack() as hooks:
             for site in self._sites:
-                handles = (
-                    site.grid.register_forward_pre_hook(self._on_grid(site), with_kwargs=True),
-                    site.query.register_forward_hook(self._on_projection(site, "query")),
-                    site.key.register_forward_hook(self._on_projection(site, "key")),
-                )
-                for handle in handles:
-                    hooks.callback(handle.remove)
+                # One at a time: where a later registration fails, the earlier ones leave.
+                grid = site.grid.register_forward_pre_hook(self._on_grid(site), with_kwargs=True)
+                hooks.callback(grid.remove)
+                for module, half in ((site.query, "query"), (site.key, "key")):
+                    projection = module.register_forward_hook(self._on_projection(site, half))
+                    hooks.callback(projection.remove)
             self._hooks = hooks.pop_all()
         return self
 

@@ -30,7 +30,7 @@ def _polygon(sides: int, phase: float, inner: float = 1.0) -> FieldFunction:
         k = np.minimum(turn.astype(np.int64), corners - 1)
         nxt = (k + 1) % corners
         ex, ey = (xs[nxt] - xs[k]), (ys[nxt] - ys[k])
-        return (((u - xs[k]) * ey - (v - ys[k]) * ex) / np.hypot(ex, ey)).astype(np.float32)
+        return np.asarray(((u - xs[k]) * ey - (v - ys[k]) * ex) / np.hypot(ex, ey), np.float32)
 
     return field
 
@@ -41,8 +41,7 @@ def _disc(u: Field, v: Field) -> Field:
 
 def _cross(u: Field, v: Field) -> Field:
     a, b = np.abs(u), np.abs(v)
-    arm = np.float32(0.36)
-    return np.minimum(np.maximum(a - arm, b - 0.93), np.maximum(b - arm, a - 0.93)).astype(np.float32)
+    return np.asarray(np.minimum(np.maximum(a - 0.36, b - 0.93), np.maximum(b - 0.36, a - 0.93)), np.float32)
 
 
 def _ellipse(u: Field, v: Field) -> Field:

@@ -37,7 +37,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class SceneStream(IterableDataset[Batch]):
-    """Batches of training scenes: ``target`` and ``reference`` in [-1, 1], ``hole`` in {0, 1}, [batch, c, y, x].
+    """Batches of training scenes [batch, c, y, x]: target, reference in [-1, 1], hole in {0, 1}.
 
     Parameters
     ----------

@@ -1,0 +1,221 @@
+"""The small parts: selection, timesteps, images, transfer, registry, provenance, probe, jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline import capture, probe
+from pipeline.adapters.registry import adapters, find_adapter
+from pipeline.images import to_uint8
+from pipeline.jobs import Call, run_job
+from pipeline.provenance import describe
+from pipeline.selection import select_names, select_numbers
+from pipeline.timesteps import announced, timestep_of
+from pipeline.transfer import HostCopies
+from storage import open_run
+from storage.errors import CaptureError, InputError, ShapeMismatch, UnknownName
+from tests.pipeline import models
+
+
+@given(st.integers(1, 30), st.data())
+def test_selected_numbers_are_what_indexing_gives(count, data):
+    every = list(range(count))
+    chosen = data.draw(st.lists(st.integers(-count, count - 1), min_size=1))
+    assert select_numbers("step", chosen, count) == sorted({every[i] for i in chosen})
+    part = data.draw(st.slices(count))
+    if every[part]:
+        assert select_numbers("step", part, count) == sorted(every[part])
+    else:
+        with pytest.raises(InputError, match="at least one"):
+            select_numbers("step", part, count)
+    assert select_numbers("step", None, count) == every
+
+
+def test_selected_names_follow_patterns_and_the_models_order():
+    known = ["down.0", "mid", "up.0", "up.1"]
+    assert select_names("layer", ["up*", "down.0"], known) == ["down.0", "up.0", "up.1"]
+    assert select_names("layer", "mid", known) == ["mid"]
+    with pytest.raises(UnknownName, match="'midd'.*'mid'"):
+        select_names("layer", "midd", known)
+    with pytest.raises(InputError, match="head 8.*from 0 to 7"):
+        select_numbers("head", 8, 8)
+
+
+def test_timesteps_come_from_the_call_and_the_scheduler():
+    assert timestep_of((None, torch.tensor(7)), {}) == 7.0
+    assert timestep_of((None,), {"timestep": torch.tensor([3, 3])}) == 3.0
+    for args, kwargs in (((None,), {}), ((None, torch.tensor([3, 4])), {})):
+        with pytest.raises(CaptureError, match="timestep of a denoiser call"):
+            timestep_of(args, kwargs)
+
+    class Scheduler:
+        timesteps = torch.tensor([9, 6, 6, 3])
+
+    assert announced(Scheduler(), 9.0) == [9.0, 6.0, 6.0, 3.0]
+    assert announced(Scheduler(), 6.0) == [6.0, 6.0, 3.0]  # a partial schedule starts late
+    assert announced(None, 5.0, given=[5, 1]) == [5.0, 1.0]
+    with pytest.raises(CaptureError, match=r"timestep 5.*capture\(\.\.\., timesteps"):
+        announced(Scheduler(), 5.0)
+
+
+def test_images_in_every_form_become_uint8():
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    np.testing.assert_array_equal(to_uint8("x", grey), grey[..., None])
+    np.testing.assert_array_equal(to_uint8("x", Image.fromarray(grey)), grey[..., None])
+    np.testing.assert_array_equal(to_uint8("x", grey > 3), ((grey > 3) * 255)[..., None])
+    np.testing.assert_array_equal(to_uint8("x", grey / 255), grey[..., None])
+    assert to_uint8("x", Image.new("RGBA", (4, 3))).shape == (3, 4, 3)
+    for bad in (
+        np.zeros((2, 2, 2, 2)),
+        np.zeros((2, 2, 5), np.uint8),
+        np.full((2, 2), 3.0),
+        np.full((2, 2), np.nan),
+    ):
+        with pytest.raises(ShapeMismatch, match="image 'x'"):
+            to_uint8("x", bad)
+
+
+def test_host_copies_are_their_own_and_carry_errors():
+    copies, got = HostCopies(), []
+    tensor = torch.arange(6.0).view(2, 3)
+    copies.submit(tensor.T, got.append)
+    tensor.zero_()
+    np.testing.assert_array_equal(got[0], np.arange(6.0).reshape(2, 3).T)
+    assert got[0].flags.c_contiguous
+    copies.submit(torch.tensor([1.5], dtype=torch.bfloat16), got.append)
+    assert got[1].dtype == np.float32
+    copies.drain()
+    copies.close()
+
+
+@pytest.mark.gpu
+def test_host_copies_from_a_gpu_are_ordered_bounded_and_carry_errors():
+    copies, got, gate = HostCopies(limit=1 << 20), [], threading.Event()
+    tensors = [torch.full((1 << 18,), float(i), device="cuda") for i in range(8)]
+
+    def slow(array):
+        gate.wait(5)
+        got.append(array[0])
+
+    threading.Timer(0.2, gate.set).start()
+    for tensor in tensors:
+        copies.submit(tensor, slow)
+        tensor.zero_()
+    copies.drain()
+    assert got == [float(i) for i in range(8)]
+
+    def fail(array):
+        raise OSError("disk")
+
+    copies.submit(tensors[0], fail)
+    with pytest.raises(OSError, match="disk"):
+        copies.drain()
+    copies.close()
+
+
+def test_adapters_are_found_by_class_by_name_and_as_given():
+    pipe = models.painter()
+    adapter = adapters()["diffusers-unet"]
+    assert (
+        find_adapter(pipe) is find_adapter(pipe, "diffusers-unet") is find_adapter(pipe, adapter) is adapter
+    )
+    assert adapter.inputs(pipe)["reference_image"] == "reference"
+
+    class Derived(type(pipe)):
+        pass
+
+    assert adapter.matches(Derived.__new__(Derived))
+
+
+def test_two_adapters_that_match_are_refused(monkeypatch):
+    adapter = adapters()["diffusers-unet"]
+    monkeypatch.setattr("pipeline.adapters.registry.adapters", lambda: {"one": adapter, "two": adapter})
+    with pytest.raises(
+        CaptureError, match="exactly one that matches.*got diffusers-unet, diffusers-unet.*name one"
+    ):
+        find_adapter(models.painter())
+
+
+def test_provenance_names_model_scheduler_software_and_weights(tmp_path):
+    pipe = models.painter()
+    pipe.save_pretrained(tmp_path / "small-painter", safe_serialization=True)
+    loaded = type(pipe).from_pretrained(tmp_path / "small-painter", use_safetensors=True)
+    facts = describe(loaded)
+    assert facts["model"] == "small-painter"
+    assert facts["pipeline_class"] == "pipeline.embedded.painter.ReferencePainter"
+    assert facts["scheduler"]["prediction_type"] == "v_prediction"
+    assert facts["software"]["torch"] == torch.__version__
+    files = sorted((tmp_path / "small-painter").rglob("*.safetensors"))
+    assert facts["weights_sha256"] == {
+        f.relative_to(tmp_path / "small-painter").as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in files
+    }
+    assert describe(pipe)["weights_sha256"] == {}
+
+
+@dataclass
+class SmallTask:
+    id: str
+    seed: int
+    images: dict = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, id):
+        seed = int(id)
+        images = {
+            "source": models.picture(seed),
+            "mask": models.hole(),
+            "reference": models.picture(seed + 50),
+        }
+        return cls(id, seed, images)
+
+
+CALL = Call(
+    {"image": "source", "mask_image": "mask", "reference_image": "reference"},
+    {"num_inference_steps": 2, "output_type": "np"},
+)
+
+
+def test_a_probe_learns_what_a_run_will_hold(tmp_path):
+    pipe = models.painter()
+    tasks = [SmallTask.load(str(i)) for i in range(2)]
+    geometry = probe(pipe, lambda: CALL(pipe, tasks), samples=2, steps=slice(1, None))
+    with capture(pipe, tmp_path / "run.zarr", ["0", "1"], steps=slice(1, None)) as cap:
+        run_job(cap, pipe, SmallTask.load, CALL, batch_size=2)
+    run = open_run(tmp_path / "run.zarr")
+    assert geometry.rows == ("uncond", "cond")
+    assert list(geometry.timesteps) == list(run.timesteps)
+    assert [s.name for s in geometry.layers] == list(run.layers)
+    for spec in geometry.layers:
+        assert (spec.gen_grid, spec.heads) == (run.layers[spec.name].gen_grid, run.layers[spec.name].heads)
+    assert not any(m._forward_hooks for m in pipe.unet.modules())
+    with pytest.raises(CaptureError, match="probe|denoiser calls"):
+        probe(pipe, lambda: None)
+
+
+def test_a_job_takes_what_is_missing_in_batches_of_any_size(tmp_path):
+    pipe, ids = models.painter(), [str(i) for i in range(5)]
+    with capture(pipe, tmp_path / "two.zarr", ids) as cap:
+        assert run_job(cap, pipe, SmallTask.load, CALL, batch_size=2, limit=3) == 3
+        assert cap.missing == ("3", "4")
+    with capture(pipe, tmp_path / "two.zarr") as cap:
+        assert run_job(cap, pipe, SmallTask.load, CALL, batch_size=2) == 2
+    with capture(pipe, tmp_path / "one.zarr", ids) as cap:
+        assert run_job(cap, pipe, SmallTask.load, CALL) == 5
+    two, one = open_run(tmp_path / "two.zarr"), open_run(tmp_path / "one.zarr")
+    assert two.samples == one.samples == tuple(ids)
+    for id in ids:
+        assert two.record(id)["annotations"]["seed"] == int(id)
+        difference = two.image("generated", id).astype(int) - one.image("generated", id)
+        assert np.abs(difference).max() <= 1
+    for name in one.layers:
+        np.testing.assert_allclose(two.scores(name), one.scores(name), rtol=1e-3, atol=1e-3)
