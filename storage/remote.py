@@ -67,9 +67,13 @@ class RemoteLocation:
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield a whole object in blocks; see `storage.location.Location`."""
-        with system_errors(f"{self.url}/{path}"), self._fs.open(self._at(path), "rb") as file:
-            while block := file.read(STREAM_BYTES):
-                yield bytes(block)
+        size = self.size(path)
+        if size is None:
+            raise FileNotFoundError(f"{self.url}/{path}")
+        with system_errors(f"{self.url}/{path}"):
+            for start in range(0, size, STREAM_BYTES):
+                stop = min(size, start + STREAM_BYTES)
+                yield bytes(self._fs.cat_file(self._at(path), start=start, end=stop))
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes or None; see `storage.location.Location`."""

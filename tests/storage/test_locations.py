@@ -113,11 +113,11 @@ class Contract:
             def fail(*args, **kwargs):
                 raise OSError(28, "No space left on device")
 
-            for target in ("storage.staging.os.replace", "storage.remote.RemoteLocation.upload"):
-                monkeypatch.setattr(target, fail)
-            with pytest.raises((storage.StorageFull, OSError)), writer.sample("a") as sink:
-                fill(sink, LAYERS, range(5))
-            monkeypatch.undo()
+            with monkeypatch.context() as broken:
+                for target in ("storage.staging.os.replace", "storage.remote.RemoteLocation.upload"):
+                    broken.setattr(target, fail)
+                with pytest.raises(OSError, match="No space left"), writer.sample("a") as sink:
+                    fill(sink, LAYERS, range(5))
             assert sorted(locate(url).files()) == before
 
 
@@ -145,6 +145,20 @@ class TestMemory(Contract):
         fsspec.filesystem("memory").rm(f"/{name}", recursive=True) if fsspec.filesystem("memory").exists(
             f"/{name}"
         ) else None
+
+
+class TestObstore(Contract):
+    """What happens where fsspec lacks the protocol's package, as for s3:// without s3fs."""
+
+    @pytest.fixture
+    def url(self, monkeypatch):
+        pytest.importorskip("obstore")
+
+        def lacking(*args, **kwargs):
+            raise ImportError("Install s3fs to access S3")
+
+        monkeypatch.setattr("fsspec.core.url_to_fs", lacking)
+        return f"memory://{uuid.uuid4().hex}/r.zarr"
 
 
 def test_reading_remote_neighbours_together():

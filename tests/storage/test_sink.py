@@ -69,7 +69,7 @@ BAD = {
     "scores for factors": (
         (FACTORS.name, 0, {"scores": np.zeros((4, 24, 13), np.float16)}),
         InputError,
-        'scores; expected query and key: the layer is stored as factors; declare it with representation="scores"',
+        'expected query and key: the layer is stored as factors; declare it with representation="scores"',
     ),
     "scores and factors": (
         (SCORES.name, 0, {"scores": np.zeros((3, 6, 1), np.float32), "query": q(SCORES)}),
@@ -153,7 +153,7 @@ def test_a_step_given_twice_is_refused(writer):
 def test_an_incomplete_sample_does_not_commit_and_says_what_is_missing(writer):
     before = files(writer.path)
     message = re.escape(
-        "nothing for down.0.attn2 query step 3, 4 | mid.attn2 key step 0, 1, 2, 3, 4 | up.0.attn2 scores step 0"
+        "nothing for down.0.attn2 query step 3, 4 | mid.attn2 key step 0, 1, 2, 3, 4 | up.0.attn2 scores"
     )
     with (
         pytest.raises(InputError, match=f"sample 'a' is not complete; .*{message}"),

@@ -1,7 +1,7 @@
 """Write the golden store of format 1: ``python -m tests.storage.golden.make FOLDER``.
 
-The store beside this file was written once, when format 1 was laid down, and is never written again: every later version must
-read it. Its numbers follow from `expected` alone, which must not change either.
+The store beside this file was written once, when format 1 was laid down, and is never written again: every
+later version must read it. Its numbers follow from `expected` alone, which must not change either.
 """
 
 from __future__ import annotations
