@@ -28,6 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.threads import one_blas_thread
+
 KERNEL_VERSION = 1
 """Raised whenever a returned number may change: marginals of another version are not reused."""
 
@@ -133,7 +135,7 @@ def project(logits: Logits, gen_weights: Float32, ref_weights: Float32) -> tuple
     g2r = np.empty((steps, heads, len(gen_weights), ref), dtype=np.float32)
     r2g = np.empty((steps, heads, len(ref_weights), gen), dtype=np.float32)
     work = np.empty(0, dtype=np.float32)
-    with np.errstate(all="ignore"):
+    with one_blas_thread(), np.errstate(all="ignore"):
         for part_steps, part_heads in _batches(steps, heads, gen * ref * 4):
             part = logits.part(part_steps, part_heads)
             planes = part.shape[0] * part.shape[1]

@@ -108,3 +108,24 @@ def test_minus_infinity_is_no_attention_and_other_infinities_are_nan():
     assert r2g[0, 0, 1] == pytest.approx(0.75)
     for values in (g2r, r2g):
         assert np.isnan(values[0, 1:]).all()
+
+
+def test_blas_is_held_to_one_thread_inside_and_restored_after(monkeypatch):
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    seen = []
+    plain = Logits.part
+
+    def spy(self, steps, heads):
+        seen.append(threads())
+        return plain(self, steps, heads)
+
+    monkeypatch.setattr(Logits, "part", spy)
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = threads()
+        both(np.zeros((1, 1, 4, 4), np.float32))
+        assert threads() == before
+    assert seen == [[1] * len(before)]
