@@ -49,7 +49,7 @@ def test_a_study_writes_everything_and_only_that(run, tmp_path):
 
 
 def test_stored_maps_and_tables_say_the_same_as_the_functions(run, tmp_path):
-    result = analyse(run, tmp_path / "out", StudyOptions(penalty=2.0))
+    result = analyse(run, tmp_path / "out", StudyOptions(penalty=2.0, figures=0))
     for direction in ("r2g", "g2r"):
         stored = xr.open_zarr(result.maps, group=direction, consolidated=False)
         assert set(stored.data_vars) == {"unified", "by_time", "by_head", "by_layer", "specific"}
@@ -74,10 +74,12 @@ def test_stored_maps_and_tables_say_the_same_as_the_functions(run, tmp_path):
 
 
 def test_a_damaged_sample_is_refused_by_name_and_the_others_are_unchanged(run, tmp_path):
-    before = analyse(run, tmp_path / "before", StudyOptions(store=False))
+    before = analyse(run, tmp_path / "before", StudyOptions(store=False, figures=0))
     damage(tmp_path / "run.zarr", index=1)
     events = []
-    after = analyse(run.path, tmp_path / "after", StudyOptions(store=False), on_event=events.append)
+    after = analyse(
+        run.path, tmp_path / "after", StudyOptions(store=False, figures=0), on_event=events.append
+    )
     assert after.samples == ("one", "three")
     assert [refusal.sample for refusal in after.refusals] == ["two"]
     assert "layer" in after.refusals[0].reason
@@ -88,12 +90,12 @@ def test_a_damaged_sample_is_refused_by_name_and_the_others_are_unchanged(run, t
 
 
 def test_when_every_sample_is_damaged_the_study_says_so_and_leaves_the_last_one(run, tmp_path):
-    analyse(run, tmp_path / "out", StudyOptions(store=False))
+    analyse(run, tmp_path / "out", StudyOptions(store=False, figures=0))
     page = (tmp_path / "out" / "report" / "index.html").read_bytes()
     for index in range(3):
         damage(tmp_path / "run.zarr", index)
     with pytest.raises(DamagedSample, match=r"every other sample asked for \(3\)"):
-        analyse(run.path, tmp_path / "out", StudyOptions(store=False))
+        analyse(run.path, tmp_path / "out", StudyOptions(store=False, figures=0))
     assert (tmp_path / "out" / "report" / "index.html").read_bytes() == page
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(OUTPUTS)
 
@@ -101,14 +103,14 @@ def test_when_every_sample_is_damaged_the_study_says_so_and_leaves_the_last_one(
 def test_a_study_replaces_a_study_and_nothing_else(run, tmp_path):
     out = tmp_path / "out"
     (out / "notes").mkdir(parents=True)
-    analyse(run, out)
-    analyse(run, out, StudyOptions(samples=("one",)))
+    analyse(run, out, StudyOptions(figures=0))
+    analyse(run, out, StudyOptions(samples=("one",), figures=0))
     assert json.loads((out / "study.json").read_text())["samples"] == ["one"]
     assert (out / "notes").is_dir()
     (out / "study.json").unlink()
     with pytest.raises(AlreadyExists, match="was not written by a study"):
         analyse(run, out)
-    analyse(run, out, overwrite=True)
+    analyse(run, out, StudyOptions(figures=0), overwrite=True)
 
 
 def test_outputs_that_cannot_be(run, tmp_path):
