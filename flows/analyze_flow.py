@@ -30,6 +30,7 @@ def analyse_run(run: str, out: str, config: AnalysisConfig, overwrite: bool) -> 
     logger = get_run_logger()
 
     def listen(event: Progress) -> None:
+        """Log each stage as it ends."""
         if event.what and event.done == event.total:
             logger.info("%s done (%d)", event.stage, event.total)
 

@@ -41,6 +41,7 @@ def capture_samples(config: CaptureConfig) -> dict[str, Any]:
     )
 
     def listen(event: Progress) -> None:
+        """Log each sample and move the progress artifact."""
         if event.what:
             logger.info("%s %d/%d: %s", event.stage, event.done, event.total, event.what)
             update_progress_artifact(artifact_id=artifact, progress=100.0 * event.done / max(event.total, 1))

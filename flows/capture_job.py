@@ -127,6 +127,7 @@ def _capture(config: CaptureConfig, samples: SampleSet, committed: int) -> None:
     done = committed
 
     def listen(event: Event) -> None:
+        """Count committed samples."""
         nonlocal done
         if isinstance(event, SampleDone):
             done += 1

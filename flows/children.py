@@ -92,6 +92,7 @@ def termination_interrupts() -> Iterator[None]:
     """Treat SIGTERM like Ctrl-C inside the block, so that children are ended on the way out."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        """Do what Ctrl-C does."""
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -53,6 +53,7 @@ def heard_by(listener: OnProgress) -> Iterator[None]:
     before = _listener.get()
 
     def both(event: Progress) -> None:
+        """Tell this listener, then the one outside."""
         listener(event)
         if before is not None:
             before(event)
@@ -106,6 +107,7 @@ def _bars() -> Iterator[OnProgress]:
         tasks = {}
 
         def show(event: Progress) -> None:
+            """Move the bar of the event's stage."""
             if event.stage not in tasks:
                 tasks[event.stage] = bars.add_task(escape(event.stage), total=event.total, what="")
             what = "" if event.done == event.total else escape(event.what)

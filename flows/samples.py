@@ -73,6 +73,7 @@ def open_samples(config: CaptureConfig) -> SampleSet:
 
 def _scenes(count: int, first: int) -> SampleSet:
     def load(id: str) -> SampleInput:
+        """Make the images of one sample."""
         from PIL import Image
 
         from pipeline.embedded.scenes import make_scene
@@ -113,6 +114,7 @@ def _manifest(path: Path, config: CaptureConfig) -> SampleSet:
     }
 
     def load(id: str) -> SampleInput:
+        """Make the images of one sample."""
         return SampleInput(id, seeds[id], {name: _read(file, name) for name, file in files[id].items()})
 
     return SampleSet(seeds, load)

@@ -114,9 +114,7 @@ def _step(command: str, arguments: list[str], env: Mapping[str, str]) -> dict[st
     direct = [] if "PREFECT_API_URL" in env else ["--direct"]
     status, output = run([sys.executable, "-m", "flows", command, *arguments, *direct], env=env)
     if status < 0:
-        note(
-            f"i2am: {command} was ended by signal {-status}; i2am demo --resume goes on from there"
-        )
+        note(f"i2am: {command} was ended by signal {-status}; i2am demo --resume goes on from there")
         raise typer.Exit(128 - status)
     if status:
         raise typer.Exit(status)

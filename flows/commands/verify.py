@@ -25,6 +25,7 @@ def verify(
     from storage.verification import verify as check
 
     def listen(event: Checked) -> None:
+        """Pass the count of files on."""
         report(Progress("verify", event.files_done, event.files))
 
     with shown(quiet):

@@ -36,7 +36,7 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     settings = {
         "out": "killed.zarr",
         "pipeline": {"kind": "factory", "function": "tests.flows.tiny:build", "arguments": {"delay": 0.05}},
-        "samples": {"scenes": {"count": 14}},
+        "samples": {"scenes": {"count": 24}},
         "call": {"num_inference_steps": 3},
     }
     config = tmp_path / "capture.yaml"
