@@ -78,12 +78,6 @@ def capture(
     ------
     InputError
         Before anything is generated: unknown names, a run of another shape, a model without the layers.
-
-    Examples
-    --------
-    >>> with capture(pipe, "run.zarr", samples=["a"]) as cap:  # doctest: +SKIP
-    ...     with cap.sample("a", source=scene, mask=hole, reference=thing) as s:
-    ...         s.generated = pipe(...).images[0]
     """
     found = find_adapter(pipe, adapter)
     plan = make_plan(pipe, found, layers, steps, heads, representation, roles, timesteps)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pipeline.embedded.encoder import ReferenceEncoder
 
 Picture: TypeAlias = Image.Image | NDArray[np.uint8] | NDArray[np.bool_]
+Pictures: TypeAlias = Picture | Sequence[Picture]
 StepCallback: TypeAlias = Callable[["ReferencePainter", int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 
 
@@ -52,9 +53,9 @@ class ReferencePainter(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        image: Picture | Sequence[Picture],
-        mask_image: Picture | Sequence[Picture],
-        reference_image: Picture | Sequence[Picture],
+        image: Pictures,
+        mask_image: Pictures,
+        reference_image: Pictures,
         num_inference_steps: int = 20,
         guidance_scale: float = 2.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -65,47 +66,35 @@ class ReferencePainter(DiffusionPipeline):
 
         Parameters
         ----------
-        image
-            Scene to paint into: uint8 [y, x, 3] or a PIL image; a sequence for a batch.
+        image, reference_image
+            Scene to paint into, image that shows the object: uint8 [y, x, 3], PIL, or a sequence of them.
         mask_image
-            Where to paint: bool [y, x], uint8 [y, x(, 1)] (above 127) or a PIL image.
-        reference_image
-            Image that shows the object; the encoder's size.
+            Where to paint: bool [y, x], uint8 (above 127) or a PIL image.
         num_inference_steps
             Denoiser steps.
         guidance_scale
             Classifier-free guidance; above 1 each call of the denoiser holds [uncond, cond] rows.
         generator
-            One generator for the batch, or one for each image, so that an image does not depend on its batch.
+            One for the batch, or one for each image, which then does not depend on its batch.
         output_type
             "pil" or "np" (uint8 [batch, y, x, 3]).
         callback_on_step_end
-            Called as ``callback(pipe, step, timestep, {"latents": folded image})``.
+            Called as ``callback(pipe, step, timestep, {"latents": ...})``.
 
         Returns
         -------
         PainterOutput
-            The painted images; pixels outside the mask are the scene's own.
+            Painted images; pixels outside the mask are the scene's own.
         """
-        device, dtype = self._execution_device, self.unet.dtype
-        source = self._tensor(image, device, dtype)
-        hole = self._mask(mask_image, device, dtype)
-        reference = self._tensor(reference_image, device, dtype)
-        if not source.shape[0] == hole.shape[0] == reference.shape[0] or source.shape[2:] != hole.shape[2:]:
-            raise ValueError(
-                "image, mask_image and reference_image must agree: expected equal counts, and one size for "
-                f"image and mask, got {tuple(source.shape)}, {tuple(hole.shape)} and "
-                f"{tuple(reference.shape)} [batch, channel, y, x]"
-            )
+        source, hole, reference = self._prepare(image, mask_image, reference_image)
         guided = guidance_scale > 1.0
         tokens = self.reference_encoder(reference)
-        condition = torch.cat(
-            [F.pixel_unshuffle(source * (1 - hole), self.fold), F.pixel_unshuffle(hole, self.fold)], 1
-        )
+        planes = (F.pixel_unshuffle(source * (1 - hole), self.fold), F.pixel_unshuffle(hole, self.fold))
+        condition = torch.cat(planes, 1)
         if guided:
             tokens = torch.cat([torch.zeros_like(tokens), tokens])
             condition = torch.cat([condition, condition])
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(num_inference_steps, device=source.device)
         latents = self._noise(source, generator) * self.scheduler.init_noise_sigma
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             rows = torch.cat([latents, latents]) if guided else latents
@@ -116,21 +105,28 @@ class ReferencePainter(DiffusionPipeline):
                 prediction = uncond + guidance_scale * (cond - uncond)
             latents = self.scheduler.step(prediction, timestep, latents).prev_sample
             if callback_on_step_end is not None:
-                latents = callback_on_step_end(self, step, timestep, {"latents": latents}).get(
-                    "latents", latents
-                )
+                kept = callback_on_step_end(self, step, timestep, {"latents": latents})
+                latents = kept.get("latents", latents)
         painted = F.pixel_shuffle(latents, self.fold) * hole + source * (1 - hole)
-        pixels = (
-            ((painted.float() + 1) * 127.5)
-            .round()
-            .clamp(0, 255)
-            .to(torch.uint8)
-            .permute(0, 2, 3, 1)
-            .cpu()
-            .numpy()
-        )
         self.maybe_free_model_hooks()
+        pixels = _pixels(painted)
         return PainterOutput(images=pixels if output_type == "np" else [Image.fromarray(p) for p in pixels])
+
+    def _prepare(
+        self, image: Pictures, mask_image: Pictures, reference_image: Pictures
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Source, hole and reference [batch, channel, y, x] on the model's device, counts and sizes equal."""
+        device, dtype = self._execution_device, self.unet.dtype
+        source = self._tensor(image, device, dtype)
+        hole = self._mask(mask_image, device, dtype)
+        reference = self._tensor(reference_image, device, dtype)
+        if not source.shape[0] == hole.shape[0] == reference.shape[0] or source.shape[2:] != hole.shape[2:]:
+            raise ValueError(
+                "image, mask_image and reference_image must agree: expected equal counts, and one size for "
+                f"image and mask, got {tuple(source.shape)}, {tuple(hole.shape)} and "
+                f"{tuple(reference.shape)} [batch, channel, y, x]"
+            )
+        return source, hole, reference
 
     def _noise(
         self, like: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None
@@ -144,19 +140,24 @@ class ReferencePainter(DiffusionPipeline):
         return torch.stack([n.to(like.device, like.dtype) for n in noise])
 
     @staticmethod
-    def _tensor(
-        images: Picture | Sequence[Picture], device: torch.device, dtype: torch.dtype
-    ) -> torch.Tensor:
+    def _tensor(images: Pictures, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         arrays = [np.asarray(Image.fromarray(np.asarray(i)).convert("RGB")) for i in _listed(images)]
         batch = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         return (batch.to(device, torch.float32) / 127.5 - 1).to(dtype)
 
     @staticmethod
-    def _mask(masks: Picture | Sequence[Picture], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    def _mask(masks: Pictures, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         arrays = [np.asarray(m.convert("L") if isinstance(m, Image.Image) else m) for m in _listed(masks)]
         planes = [a if a.dtype == np.bool_ else a > 127 for a in arrays]
         return torch.from_numpy(np.stack([p.reshape(p.shape[:2]) for p in planes]))[:, None].to(device, dtype)
 
 
-def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
+def _listed(images: Pictures) -> list[Picture]:
     return [images] if isinstance(images, (Image.Image, np.ndarray)) else list(images)
+
+
+def _pixels(images: torch.Tensor) -> NDArray[np.uint8]:
+    """[batch, 3, y, x] in [-1, 1] as uint8 [batch, y, x, 3]."""
+    levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pixels: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).cpu().numpy()
+    return pixels

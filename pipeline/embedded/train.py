@@ -222,6 +222,11 @@ def train(out: Path, steps: int, batch_size: int, peak: float, workers: int | No
                 saved = time.monotonic()
     training.save()
     training.export(out / "model")
+    facts = {"steps": steps, "batch_size": batch_size, "peak_learning_rate": peak, "device": device.type}
+    losses = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    (out / "model" / "training.json").write_text(
+        json.dumps({**facts, "losses": losses[9::10]}, indent=1) + "\n"
+    )
 
 
 def main() -> None:
