@@ -3,8 +3,9 @@
 Usage: python -m benchmarks.codecs [--run RUN] [--megabytes 16] [--rounds 5] [--out FILE]
 
 Every figure is the median over rounds in which all contestants take turns (A B C A B C ...), so that other
-work on the machine falls on all of them alike. Files are written without fsync, which would measure the disk.
-`--run` adds the attention that a run holds. `zarrs` takes part where it is installed.
+work on the machine falls on all of them alike; CPU time is given beside wall-clock time. Files are written
+without fsync, which would measure the disk. `--run` adds the attention that a run holds. `zarrs` takes part
+where it is installed.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Contest:
     def __init__(self, folder: Path, engine: str, layout: ArrayLayout, values: np.ndarray) -> None:
         self.path, self.engine, self.layout, self.values = folder, engine, layout, values
         self.files: dict[str, FileRecord] = {}
-        self.times: dict[str, list[float]] = {"write": [], "read": []}
+        self.times: dict[str, list[float]] = {what: [] for what in ("write", "read", "write cpu", "read cpu")}
         self.ratio = 0.0
 
     def write(self) -> None:
@@ -98,7 +99,7 @@ class Contest:
         for name, data in hierarchy_documents([(spec, {"query": self.layout})], []).items():
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             (self.path / name).write_bytes(data)
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         if self.engine == "ours":
             writer = ArrayWriter(self.layout, 0, "run", self.path / "part")
             for step in range(len(self.values)):
@@ -109,20 +110,24 @@ class Contest:
             self.files = {key: record for key, (_, record) in done.items()}
         else:
             self._array()[0] = self.values
-        self.times["write"].append(time.perf_counter() - start)
+        self._took("write", start)
         stored = sum(
             f.stat().st_size for f in (self.path / self.layout.path).iterdir() if f.name != "zarr.json"
         )
         self.ratio = stored / self.values.nbytes
 
+    def _took(self, what: str, start: tuple[float, float]) -> None:
+        self.times[what].append(time.perf_counter() - start[0])
+        self.times[f"{what} cpu"].append(time.process_time() - start[1])
+
     def read(self) -> None:
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         if self.engine == "ours":
             reader = ArrayReader(LocalLocation(self.path), self.layout, "run", 0, self.files)
             got = reader.read(range(len(self.values)), range(self.values.shape[1]))
         else:
             got = self._array()[0]
-        self.times["read"].append(time.perf_counter() - start)
+        self._took("read", start)
         if not np.array_equal(got, self.values):
             raise SystemExit(f"{self.engine} {self.layout.codec} returned other numbers")
 
@@ -151,24 +156,17 @@ def take_turns(contests: list[Contest], rounds: int) -> None:
 def compare(
     console: Console, title: str, contests: list[tuple[str, Contest]], rounds: int, first: str
 ) -> list[dict[str, Any]]:
-    """Run the contests and print the table; ratios are to the first row."""
+    """Run the contests and print the table."""
     take_turns([c for _, c in contests], rounds)
-    table = Table(title=title)
-    for column in (first, "write MB/s", "read MB/s", "stored/plain", "write ×", "read ×"):
+    table = Table(title=title, caption="MB/s of wall clock; MB per second of CPU, all threads together")
+    measures = ("write", "read", "write cpu", "read cpu")
+    for column in (first, *measures, "stored/plain"):
         table.add_column(column, justify="left" if column == first else "right")
-    base, rows = contests[0][1], []
+    rows = []
     for name, c in contests:
-        relative = c.rate("write") / base.rate("write"), c.rate("read") / base.rate("read")
-        table.add_row(
-            name,
-            f"{c.rate('write'):.0f}",
-            f"{c.rate('read'):.0f}",
-            f"{c.ratio:.3f}",
-            *(f"{r:.2f}" for r in relative),
-        )
-        rows.append(
-            {"name": name, "write_MBps": c.rate("write"), "read_MBps": c.rate("read"), "ratio": c.ratio}
-        )
+        rates = {what: round(c.rate(what), 1) for what in measures}
+        table.add_row(name, *(f"{rate:.0f}" for rate in rates.values()), f"{c.ratio:.3f}")
+        rows.append({"name": name, **rates, "ratio": round(c.ratio, 4)})
     console.print(table)
     return rows
 

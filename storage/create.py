@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from storage.metadata import root_document
 from storage.planning import plan_header
 from storage.run_writer import RunWriter
 from storage.spec import LayerSpec
+
+_UNBORN_SECONDS = 3600
 
 
 def _refuse_existing(location: Location) -> None:
@@ -34,10 +39,19 @@ def _refuse_existing(location: Location) -> None:
         )
 
 
+def _clear_unborn(root: Path) -> None:
+    """Remove what processes left that died while they created this run; creating takes less than an hour."""
+    for entry in list(os.scandir(root.parent)):
+        ours = fnmatch(entry.name, f".{escape(root.name)}.*.new") and entry.is_dir(follow_symlinks=False)
+        if ours and time.time() - entry.stat(follow_symlinks=False).st_mtime > _UNBORN_SECONDS:
+            shutil.rmtree(entry.path, ignore_errors=True)
+
+
 def _create_local(root: Path, documents: Mapping[str, bytes], last: bytes) -> None:
     """Build the run beside its place and rename it there, so that it appears all at once."""
     with system_errors(str(root)):
         root.parent.mkdir(parents=True, exist_ok=True)
+        _clear_unborn(root)
         beside = root.with_name(f".{root.name}.{uuid.uuid4().hex[:12]}.new")
         try:
             (beside / "commits").mkdir(parents=True)

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from storage.array_writer import ArrayWriter
-from storage.block import scaled_logits
 from storage.document import plain
-from storage.dtypes import check_float, exact
 from storage.errors import InputError, ShapeMismatch, UnknownName
 from storage.header import Header
+from storage.intake import Piece, check_choice, checked, pieces, same_bits
 from storage.layout import ArrayLayout
 from storage.record import CommitRecord, record_path
 from storage.shard import FileRecord
@@ -25,13 +24,6 @@ from storage.staging import Staging
 from storage.workers import Batch, Workers
 
 Array = np.ndarray[Any, Any]
-
-_AXES = {
-    "query": "[head, gen, dim]",
-    "key": "[head, ref, dim]",
-    "scores": "[head, gen, ref]",
-    "lse": "[head, gen]",
-}
 
 
 class Sink:
@@ -127,16 +119,32 @@ class Sink:
                 f"layer {layer!r}: step", expected=f"an integer from 0 to {steps - 1}", got=repr(step)
             )
         given = {
-            kind: self._checked(spec, kind, np.asarray(array))
+            kind: checked(spec, kind, np.asarray(array))
             for kind, array in (("query", query), ("key", key), ("scores", scores), ("lse", lse))
             if array is not None
         }
+        check_choice(spec, given)
+        for lane, writer, piece in self._accept(spec, int(step), given):
+            self._workers.submit(lane, partial(writer.put, piece.at, piece.rows), piece.nbytes, self._batch)
+
+    def _accept(
+        self, spec: LayerSpec, step: int, given: dict[str, Array]
+    ) -> list[tuple[int, ArrayWriter, Piece]]:
+        """Check against what came before; only then take note of it, so that a refused call changes nothing."""
         with self._lock:
             self._check_open()
-            self._check_choice(spec, given)
-            jobs = self._plan_jobs(spec, int(step), given)
-        for lane, job, nbytes in jobs:
-            self._workers.submit(lane, job, nbytes, self._batch)
+            key, new = self._static_key(spec, given.get("key"))
+            found = pieces(spec, step, given, key, new=new)
+            for piece in found:
+                if piece.at in self._got.get((spec.name, piece.kind), ()):
+                    raise InputError(f"layer {spec.name!r}: {piece.kind} of step {step} was given before")
+            if key is not None and new and spec.static_key:
+                self._keys[spec.name] = key
+            return [(*self._expect(spec.name, piece), piece) for piece in found]
+
+    def _expect(self, layer: str, piece: Piece) -> tuple[int, ArrayWriter]:
+        self._got.setdefault((layer, piece.kind), set()).add(piece.at)
+        return self._writer(layer, piece.kind, self._header.layouts[layer][piece.kind])
 
     def put_image(self, name: str, image: Array) -> None:
         """Store one image of the sample.
@@ -195,127 +203,18 @@ class Sink:
         if not self._open:
             raise InputError(f"sample {self.sample!r} is closed", remedy="put arrays inside its with block")
 
-    def _checked(self, spec: LayerSpec, kind: str, array: Array) -> Array:
-        what = f"layer {spec.name!r}: {kind}"
-        sizes = {
-            "query": (spec.gen, spec.head_dim),
-            "key": (spec.ref, spec.head_dim),
-            "scores": (spec.gen, spec.ref),
-        }
-        shape = (spec.heads, *sizes.get(kind, (spec.gen,)))
-        if array.shape != shape:
-            raise ShapeMismatch(what, expected=f"{shape} {_AXES[kind]}", got=str(array.shape))
-        check_float(what, array)
-        return array
-
-    def _check_choice(self, spec: LayerSpec, given: dict[str, Array]) -> None:
-        what = f"layer {spec.name!r}"
-        if not given:
-            raise InputError(f"{what}: no array", expected="query and key, or scores")
-        if "lse" in given and not spec.lse:
-            raise InputError(
-                f"{what}: lse",
-                expected="none: the layer is declared with lse=False",
-                remedy="declare it with lse=True",
-            )
-        if "scores" not in given:
-            return
-        if spec.representation == "factors":
-            raise InputError(
-                f"{what}: scores",
-                expected="query and key: the layer is stored as factors",
-                remedy='declare it with representation="scores"',
-            )
-        if "query" in given or "key" in given:
-            raise InputError(f"{what}: both scores and factors", expected="either scores, or query and key")
-
-    def _plan_jobs(
-        self, spec: LayerSpec, step: int, given: dict[str, Array]
-    ) -> list[tuple[int, Callable[[], None], int]]:
-        key, changed = self._static_key(spec, given.get("key"))
-        jobs: list[tuple[int, Callable[[], None], int]] = []
-
-        def add(kind: str, at: int, rows: Callable[[slice], Array], nbytes: int) -> None:
-            got = self._got.setdefault((spec.name, kind), set())
-            if at in got:
-                raise InputError(f"layer {spec.name!r}: {kind} of step {step} was given before")
-            got.add(at)
-            lane, writer = self._writer(spec.name, kind, self._header.layouts[spec.name][kind])
-            jobs.append((lane, partial(writer.put, at, rows), nbytes))
-
-        if "lse" in given:
-            add("lse", step, self._converted(spec.name, "lse", given["lse"], "float32"), given["lse"].nbytes)
-        if "scores" in given:
-            dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
-            add(
-                "scores",
-                step,
-                self._converted(spec.name, "scores", given["scores"], dtype),
-                given["scores"].nbytes,
-            )
-        if spec.representation == "factors":
-            if "query" in given:
-                add(
-                    "query",
-                    step,
-                    self._converted(spec.name, "query", given["query"], spec.dtype),
-                    given["query"].nbytes,
-                )
-            if "key" in given and changed:
-                at = 0 if spec.static_key else step
-                add(
-                    "key",
-                    at,
-                    self._converted(spec.name, "key", given["key"], spec.dtype),
-                    given["key"].nbytes,
-                )
-        elif "query" in given or ("key" in given and not spec.static_key):
-            if key is None or "query" not in given:
-                lacking = "key" if key is None else "query"
-                raise InputError(
-                    f"layer {spec.name!r}: {lacking} of step {step} is missing",
-                    expected="query and key together: the layer is stored as scores",
-                )
-            add(
-                "scores",
-                step,
-                self._multiplied(spec, given["query"], key),
-                given["query"].nbytes + key.nbytes,
-            )
-        return jobs
-
     def _static_key(self, spec: LayerSpec, key: Array | None) -> tuple[Array | None, bool]:
         """Return the key to use, and whether it is new; refuse a static key that changes."""
-        if not spec.static_key:
-            return key, True
-        first = self._keys.get(spec.name)
-        if key is None or first is None:
-            if key is not None:
-                self._keys[spec.name] = key
-            return (first if key is None else key), first is None
-        same = first is key or (first.dtype == key.dtype and np.array_equal(_bits(first), _bits(key)))
-        if not same:
+        first = self._keys.get(spec.name) if spec.static_key else None
+        if first is None:
+            return key, key is not None
+        if key is not None and not same_bits(first, key):
             raise InputError(
                 f"layer {spec.name!r}: the key changes over time",
                 expected="the bits of the first key: it is declared static",
                 remedy="declare the layer with static_key=False",
             )
         return first, False
-
-    def _converted(self, layer: str, kind: str, array: Array, dtype: str) -> Callable[[slice], Array]:
-        return lambda heads: exact(f"layer {layer!r}: {kind}", array[heads], dtype)
-
-    def _multiplied(self, spec: LayerSpec, query: Array, key: Array) -> Callable[[slice], Array]:
-        def rows(heads: slice) -> Array:
-            factors = [
-                exact(f"layer {spec.name!r}: {kind}", array[heads], spec.dtype)
-                for kind, array in (("query", query), ("key", key))
-            ]
-            scores = scaled_logits(factors[0], factors[1], spec.logit_scale)
-            with np.errstate(over="ignore"):
-                return scores.astype(self._header.layouts[spec.name]["scores"].dtype, copy=False)
-
-        return rows
 
     def _writer(self, group: str, name: str, layout: ArrayLayout) -> tuple[int, ArrayWriter]:
         if (group, name) not in self._arrays:
@@ -396,7 +295,3 @@ class Sink:
             self._open = False
         self._workers.cancel(self._batch)
         self._staging.discard()
-
-
-def _bits(array: Array) -> Array:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
