@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,23 +124,10 @@ def strip_chart(
     def place(value: float) -> float:
         return round(left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (width - left - right), 2)
 
-    strips = []
-    for number, (name, colour, table) in enumerate(kept):
-        y = 20.0 + row_height * number
-        ordered = table.sort(column)
-        marks = tuple(
-            Mark(
-                place(value),
-                y + (-1, 1)[index % 2] * (index % 4 // 2 + index % 2) * 3.5,
-                f"{value:.3g}",
-                sample,
-            )
-            for index, (value, sample) in enumerate(zip(ordered[column], ordered["sample"], strict=True))
-        )
-        low, middle, high = (float(np.quantile(ordered[column].to_numpy(), q)) for q in (0.25, 0.5, 0.75))
-        strips.append(
-            Strip(name, colour, y, marks, (place(low), place(middle), place(high)), f"{middle:.2f}")
-        )
+    strips = tuple(
+        _strip(name, colour, table.sort(column), column, 20.0 + row_height * number, place)
+        for number, (name, colour, table) in enumerate(kept)
+    )
     return StripChart(
         title,
         unit,
@@ -149,8 +136,23 @@ def strip_chart(
         left,
         tuple((place(tick), f"{tick:g}") for tick in ticks),
         None if reference is None else place(reference),
-        tuple(strips),
+        strips,
     )
+
+
+def _strip(
+    name: str, colour: str, ordered: pl.DataFrame, column: str, y: float, place: Callable[[float], float]
+) -> Strip:
+    """One row of dots; neighbours in value are set apart in height."""
+    values = ordered[column].to_numpy()
+    marks = tuple(
+        Mark(
+            place(value), y + (-1, 1)[index % 2] * (index % 4 // 2 + index % 2) * 3.5, f"{value:.3g}", sample
+        )
+        for index, (value, sample) in enumerate(zip(ordered[column], ordered["sample"], strict=True))
+    )
+    low, middle, high = (float(np.quantile(values, q)) for q in (0.25, 0.5, 0.75))
+    return Strip(name, colour, y, marks, (place(low), place(middle), place(high)), f"{middle:.2f}")
 
 
 def profile_chart(
@@ -192,16 +194,7 @@ def profile_chart(
     def up(value: float) -> float:
         return round(top + (ticks[-1] - value) / (ticks[-1] - ticks[0]) * (height - top - bottom), 2)
 
-    lines = []
-    for name, colour, rows in kept:
-        middle = [(across(index), up(row["inside_mid"])) for index, row in enumerate(rows)]
-        upper = [(across(index), up(row["inside_high"])) for index, row in enumerate(rows)]
-        lower = [(across(index), up(row["inside_low"])) for index, row in enumerate(rows)]
-        marks = tuple(
-            Mark(x, y, f"{name}, {row['label']}: {row['inside_mid']:.2f}×", "")
-            for (x, y), row in zip(middle, rows, strict=True)
-        )
-        lines.append(Line(name, colour, _path(middle), _path([*upper, *reversed(lower)]), marks))
+    lines = tuple(_line(name, colour, rows, across, up) for name, colour, rows in kept)
     every = max(1, math.ceil(len(labels) / 8))
     x_ticks = tuple(
         (
@@ -220,8 +213,26 @@ def profile_chart(
         x_ticks,
         tuple((up(tick), f"{tick:g}") for tick in ticks),
         up(1.0),
-        tuple(lines),
+        lines,
     )
+
+
+def _line(
+    name: str,
+    colour: str,
+    rows: list[dict[str, Any]],
+    across: Callable[[int], float],
+    up: Callable[[float], float],
+) -> Line:
+    """One series: its medians, and the band between its quartiles."""
+    middle = [(across(index), up(row["inside_mid"])) for index, row in enumerate(rows)]
+    upper = [(across(index), up(row["inside_high"])) for index, row in enumerate(rows)]
+    lower = [(across(index), up(row["inside_low"])) for index, row in enumerate(rows)]
+    marks = tuple(
+        Mark(x, y, f"{name}, {row['label']}: {row['inside_mid']:.2f}×", "")
+        for (x, y), row in zip(middle, rows, strict=True)
+    )
+    return Line(name, colour, _path(middle), _path([*upper, *reversed(lower)]), marks)
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

@@ -75,12 +75,8 @@ def attribution_maps(
 
     Parameters
     ----------
-    run
-        An open run.
-    direction
-        "r2g": maps on the generated image; "g2r": maps on the reference.
-    level
-        "unified", "time", "head", "layer" or "specific".
+    run, direction, level
+        An open run; "r2g" for maps on the generated image, "g2r" for maps on the reference; one of LEVELS.
     layers, steps, heads, samples
         What to average over or to keep; None for all that can answer.
     size
@@ -90,10 +86,8 @@ def attribution_maps(
     at
         The region of the specific level: the name of a mask image of the run, or a `Region` in patches of the
         largest grid of the selected layers (of the generated image for "g2r", of the reference for "r2g").
-    protocol
-        "corrected".
-    store, storage_options
-        Place of the derived store of marginals, and options for fsspec where it is a URL.
+    protocol, store, storage_options
+        "corrected"; place of the derived store of marginals, and options for fsspec where it is a URL.
 
     Returns
     -------

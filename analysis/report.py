@@ -99,7 +99,23 @@ def write_report(
     for number, sample in enumerate(shown):
         detailed.append(_detail(run, collected, sample, number, ends))
         tell(StageAdvanced("report", number + 1, len(shown)))
-    page = (
+    page = _render(run, collected, tables, scored, detailed, ends, refusals)
+    target = out / "index.html"
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def _render(
+    run: Run,
+    collected: Collected,
+    tables: dict[str, pl.DataFrame],
+    scored: pl.DataFrame,
+    detailed: list[dict[str, Any]],
+    ends: dict[str, float],
+    refusals: Sequence[Refusal],
+) -> str:
+    """Fill the template."""
+    return (
         _environment()
         .get_template("report.html.j2")
         .render(
@@ -109,7 +125,7 @@ def write_report(
             kinds=_kinds(collected),
             headline=_headline(scored),
             series=_present(scored),
-            rows=_rows(scored, collected, run, len(shown)),
+            rows=_rows(scored, collected, len(detailed)),
             density=_strips(
                 scored, "inside", "Density inside the mask", "mean over the mask, × uniform", 1.0
             ),
@@ -125,9 +141,6 @@ def write_report(
             attrs=next(iter(collected.maps.values())).attrs,
         )
     )
-    target = out / "index.html"
-    target.write_text(page, encoding="utf-8")
-    return target
 
 
 def _environment() -> jinja2.Environment:
@@ -208,7 +221,7 @@ def _present(scored: pl.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def _rows(scored: pl.DataFrame, collected: Collected, run: Run, shown: int) -> list[dict[str, Any]]:
+def _rows(scored: pl.DataFrame, collected: Collected, shown: int) -> list[dict[str, Any]]:
     """One row for each sample: its scores by kind of map."""
     found: dict[str, dict[str, Any]] = {
         sample: {
