@@ -10,8 +10,8 @@ import numpy as np
 
 from storage.codecs import get_codec
 from storage.layout import ArrayLayout, identity
-from storage.location import Location
-from storage.shard import ABSENT, FileRecord, ShardError, check_chunk, parse_tail
+from storage.location import LocalLocation, Location
+from storage.shard import ABSENT, FileRecord, ShardError, check_chunk, compare_checksum, parse_tail
 
 Array = np.ndarray[Any, Any]
 
@@ -78,8 +78,7 @@ class ArrayReader:
         for shard, places in self._places(steps, heads).items():
             key = self._layout.key(self._index, shard)
             try:
-                for place, chunk in self._chunks(key, places):
-                    _fill(out, place, chunk)
+                self._read_shard(out, key, places)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
                 raise ShardError(f"{key}: the file is missing") from error
             except ValueError as error:
@@ -104,8 +103,7 @@ class ArrayReader:
                 places.setdefault(shard, []).append(_Place(first * layout.grid[1] + block, rows, columns))
         return places
 
-    def _chunks(self, key: str, places: list[_Place]) -> Iterator[tuple[_Place, Array]]:
-        """Yield the decoded chunks of one shard, in the order in which they lie there."""
+    def _read_shard(self, out: Array, key: str, places: list[_Place]) -> None:
         layout, size = self._layout, self._files[key].bytes
         start = size - layout.tail_bytes
         if start < 0:
@@ -115,7 +113,30 @@ class ArrayReader:
         if any(index[place.slot][0] == ABSENT for place in places):
             raise ShardError("a chunk is absent")
         places = sorted(places, key=lambda place: int(index[place.slot][0]))
-        codec = get_codec(layout.codec)
+        if isinstance(self._location, LocalLocation) and layout.codec == "none":
+            places = self._read_directly(self._location, out, key, places, index)
+        for place, chunk in self._chunks(key, places, index):
+            _fill(out, place, chunk)
+
+    def _read_directly(
+        self, location: LocalLocation, out: Array, key: str, places: list[_Place], index: Array
+    ) -> list[_Place]:
+        """Read plain chunks straight to where they belong; return those that have to be taken apart."""
+        rest = []
+        for place in places:
+            target = _target(out, place, self._layout.chunk)
+            offset, nbytes = map(int, index[place.slot])
+            if target is None or nbytes != target.nbytes + 4:
+                rest.append(place)
+                continue
+            stored = np.empty(4, np.uint8)
+            location.read_into(key, offset, [target, stored], self._files[key].bytes)
+            compare_checksum(target, stored.tobytes())
+        return rest
+
+    def _chunks(self, key: str, places: list[_Place], index: Array) -> Iterator[tuple[_Place, Array]]:
+        """Yield decoded chunks of one shard, in the order in which they lie there."""
+        layout, codec = self._layout, get_codec(self._layout.codec)
         while places:
             batch: list[_Place] = []
             ranges: list[tuple[int, int]] = []
@@ -123,9 +144,21 @@ class ArrayReader:
                 offset, nbytes = map(int, index[places[0].slot])
                 ranges.append((offset, offset + nbytes))
                 batch.append(places.pop(0))
-            for place, stored in zip(batch, self._location.read_ranges(key, ranges, size), strict=True):
+            found = self._location.read_ranges(key, ranges, self._files[key].bytes)
+            for place, stored in zip(batch, found, strict=True):
                 data = codec.decode(check_chunk(stored), layout.chunk_bytes)
                 yield place, np.frombuffer(data, layout.dtype).reshape(layout.chunk[1:])
+
+
+def _target(out: Array, place: _Place, chunk: tuple[int, ...]) -> Array | None:
+    """Return the part of the result that a whole chunk fills as it is, if there is one."""
+    whole = [at for _, at in place.rows] == list(range(chunk[1]))
+    whole &= [at for _, at in place.columns] == list(range(chunk[2]))
+    rows, columns = _run([at for at, _ in place.rows]), _run([at for at, _ in place.columns])
+    if not whole or not isinstance(rows, slice) or not isinstance(columns, slice):
+        return None
+    view = out[rows, columns]
+    return view if view.flags.c_contiguous else None
 
 
 def _fill(out: Array, place: _Place, chunk: Array) -> None:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from storage.errors import NoPermission, StorageFull
 from storage.shard import write_all
 
@@ -182,14 +184,51 @@ class LocalLocation:
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
         """Return byte ranges; see `Location`."""
-        with system_errors(f"{self.url}/{path}"):
-            fd = os.open(self._root / path, os.O_RDONLY)
-            try:
-                if (found := os.fstat(fd).st_size) != size:
-                    raise ValueError(f"it has {found} bytes instead of {size}")
-                return [os.pread(fd, stop - start, start) for start, stop in ranges]
-            finally:
-                os.close(fd)
+        with system_errors(f"{self.url}/{path}"), self._opened(path, size) as fd:
+            return [os.pread(fd, stop - start, start) for start, stop in ranges]
+
+    def read_into(self, path: str, start: int, targets: Sequence[np.ndarray[Any, Any]], size: int) -> None:
+        """Read consecutive bytes straight into arrays.
+
+        Parameters
+        ----------
+        path : str
+            File below the run.
+        start : int
+            Offset of the first byte.
+        targets : sequence of ndarray
+            C-contiguous; filled one after another.
+        size : int
+            Bytes that the file must have.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file has another size, or ends too early.
+        """
+        views = [memoryview(target.reshape(-1).view(np.uint8).data) for target in targets]
+        with system_errors(f"{self.url}/{path}"), self._opened(path, size) as fd:
+            while views:
+                got = os.preadv(fd, views, start)
+                if got == 0:
+                    raise ValueError(f"it ends before byte {start + len(views[0])}")
+                start += got
+                while views and got >= len(views[0]):
+                    got -= len(views.pop(0))
+                if views:
+                    views[0] = views[0][got:]
+
+    @contextmanager
+    def _opened(self, path: str, size: int) -> Iterator[int]:
+        fd = os.open(self._root / path, os.O_RDONLY)
+        try:
+            if (found := os.fstat(fd).st_size) != size:
+                raise ValueError(f"it has {found} bytes instead of {size}")
+            yield fd
+        finally:
+            os.close(fd)
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield a whole file in blocks; see `Location`."""

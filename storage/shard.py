@@ -209,6 +209,25 @@ def parse_tail(tail: bytes, layout: ArrayLayout, identity: bytes, size: int) -> 
     return entries
 
 
+def compare_checksum(payload: Buffer, stored: bytes) -> None:
+    """Compare the checksum of an inner chunk with the one stored behind it.
+
+    Parameters
+    ----------
+    payload : bytes-like
+        The chunk as stored, C-contiguous.
+    stored : bytes
+        CRC-32C, 4 bytes, little-endian.
+
+    Raises
+    ------
+    ShardError
+        If they disagree.
+    """
+    if struct.pack("<I", checksum(payload)) != stored:
+        raise ShardError("the checksum of a chunk disagrees")
+
+
 def check_chunk(data: bytes | memoryview) -> memoryview:
     """Check the checksum of a stored inner chunk.
 
@@ -228,6 +247,5 @@ def check_chunk(data: bytes | memoryview) -> memoryview:
         If the checksum disagrees.
     """
     view = memoryview(data)
-    if len(view) < 4 or struct.pack("<I", checksum(view[:-4])) != view[-4:]:
-        raise ShardError("the checksum of a chunk disagrees")
+    compare_checksum(view[:-4], bytes(view[-4:]))
     return view[:-4]

@@ -130,7 +130,7 @@ class Sink:
     def _accept(
         self, spec: LayerSpec, step: int, given: dict[str, Array]
     ) -> list[tuple[int, ArrayWriter, Piece]]:
-        """Check against what came before; only then take note of it, so that a refused call changes nothing."""
+        """Check against what came before, and only then take note: a refused call changes nothing."""
         with self._lock:
             self._check_open()
             key, new = self._static_key(spec, given.get("key"))
