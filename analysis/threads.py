@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Lock
+from typing import Any
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 _lock = Lock()
 _inside = 0
-_limits: threadpool_limits | None = None
+_limits: Any = None
+
+
+@cache
+def _controller() -> Any:
+    """The libraries of this process, looked up once: that takes milliseconds."""
+    return ThreadpoolController()
 
 
 @contextmanager
@@ -27,13 +35,12 @@ def one_blas_thread() -> Iterator[None]:
     global _inside, _limits
     with _lock:
         if _inside == 0:
-            _limits = threadpool_limits(limits=1, user_api="blas")
+            _limits = _controller().limit(limits=1, user_api="blas")
         _inside += 1
     try:
         yield
     finally:
         with _lock:
             _inside -= 1
-            if _inside == 0 and _limits is not None:
+            if _inside == 0:
                 _limits.restore_original_limits()
-                _limits = None
