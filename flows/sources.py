@@ -47,6 +47,9 @@ def load_pipeline(config: CaptureConfig) -> Any:
     for package in ("torch", "diffusers"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(f"capture needs {package}", remedy="pip install 'i2am[capture]'")
+    from diffusers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading; the job shows its own
     _check_device(config.device)
     source = config.pipeline
     if isinstance(source, PretrainedSource):

@@ -112,6 +112,8 @@ def _orchestration(direct: bool) -> Iterator[Mapping[str, str]]:
 def _step(command: str, arguments: list[str], env: Mapping[str, str]) -> dict[str, Any]:
     """Run one command in a process of its own and read its JSON; its errors are already on standard error."""
     direct = [] if "PREFECT_API_URL" in env else ["--direct"]
+    # Threads that wait by spinning would starve the server, and each other on a busy machine.
+    env = {"OMP_WAIT_POLICY": "passive", **env}
     status, output = run([sys.executable, "-m", "flows", command, *arguments, *direct], env=env)
     if status < 0:
         note(f"i2am: {command} was ended by signal {-status}; i2am demo --resume goes on from there")
