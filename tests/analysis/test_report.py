@@ -136,7 +136,7 @@ def browse(path: Path, tmp_path: Path) -> str:
         f"--user-data-dir={tmp_path / 'profile'}",
         path.as_uri(),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=270, check=True)
     from html import unescape
 
     match = re.search(r'data-found="([^"]*)"', done.stdout)

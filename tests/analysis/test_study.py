@@ -195,7 +195,7 @@ def test_the_whole_study_runs_where_no_model_library_can_be_imported(run, tmp_pa
     analyse({run.path!r}, {str(tmp_path / "out")!r})
     """
     subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)], cwd=ROOT, check=True, timeout=120
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)], cwd=ROOT, check=True, timeout=270
     )
     assert (tmp_path / "out" / "report" / "index.html").is_file()
 
