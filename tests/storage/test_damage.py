@@ -116,7 +116,7 @@ def test_many_random_flips_in_data(tmp_path, sound, truth):
     copy = tmp_path / "copy.zarr"
     shutil.copytree(sound, copy)
     names = [name for name in files(sound) if belongs(name)]
-    for _ in range(120):
+    for _ in range(80):
         name = chance.choice(names)
         before = (copy / name).read_bytes()
         flip(copy / name, chance)
