@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(BIN)/i2am demo --out $(OUT) --samples $(SAMPLES) --steps $(STEPS)
+	$(BIN)/i2am demo --out $(OUT) --samples $(SAMPLES) --steps $(STEPS) --resume
 
 test: lint unit
 

@@ -24,9 +24,9 @@ _lazy, __dir__, __all__ = attach(
     __name__,
     {
         **dict.fromkeys(_STORAGE, "storage"),
-        "attribution_maps": "analysis",
-        "imacs": "analysis",
-        "capture": "pipeline",
+        "attribution_maps": "analysis.maps",
+        "imacs": "analysis.imacs",
+        "capture": "pipeline.capture",
     },
 )
 
