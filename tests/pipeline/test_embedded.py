@@ -1,0 +1,89 @@
+"""The embedded model: training resumes, evaluation measures, the shipped weights use their reference."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.embedded import load_pipeline
+from pipeline.embedded.card import write_card
+from pipeline.embedded.evaluate import _cells, _correlation, evaluate
+from pipeline.embedded.train import SceneStream, Training
+from pipeline.embedded.weights import FOLDER
+from storage.errors import InputError
+
+
+def test_the_shipped_weights_paint_what_the_reference_shows():
+    figures = evaluate(load_pipeline(), count=6, steps=6, guidance=2.0, batch_size=6)
+    assert figures["colour_correlation"] > 0.8
+    assert figures["attention_on_object"] > 2
+    assert figures["pointing_game"] >= 5 / 6
+
+
+def test_the_card_says_what_was_measured(tmp_path):
+    measured = json.loads((FOLDER / "evaluation.json").read_text())
+    assert measured["scenes"] == 200
+    card = (FOLDER / "README.md").read_text()
+    for key in ("colour_correlation", "colour_correlation_chance"):
+        assert f"{measured[key]:.3f}" in card
+    assert f"{100 * measured['pointing_game']:.1f}%" in card
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for name in ("evaluation.json", "training.json"):
+        (copy / name).write_bytes((FOLDER / name).read_bytes())
+    (copy / "w.safetensors").write_bytes(b"12")
+    write_card(copy)
+    assert "w.safetensors" in (copy / "README.md").read_text()
+
+
+def test_weights_are_small_and_safe():
+    files = [f for f in FOLDER.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) < 12e6
+    assert not [f for f in files if f.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+    with pytest.raises(InputError, match="dtype.*float32 or float16 or bfloat16"):
+        load_pipeline(dtype="int8")
+
+
+def test_figures_are_computed_right():
+    a = np.random.default_rng(0).normal(size=(50, 3))
+    assert _correlation(a, 2 * a + 1) == pytest.approx(1)
+    assert _correlation(a, -a) == pytest.approx(-1)
+    mask = np.zeros((8, 8), bool)
+    mask[:2, :4] = True
+    np.testing.assert_array_equal(_cells(mask, (2, 2)), [0.5, 0, 0, 0])
+
+
+def test_a_resumed_stream_sees_the_scenes_that_follow():
+    whole, later = iter(SceneStream(2, first=0)), iter(SceneStream(2, first=1))
+    first, second, resumed = next(whole), next(whole), next(later)
+    for name, value in resumed.items():
+        assert torch.equal(value, second[name])
+    assert not torch.equal(first["target"], second["target"])
+
+
+def test_training_goes_on_from_its_checkpoint_after_a_kill(tmp_path):
+    command = [sys.executable, "-m", "pipeline.embedded.train", "--out", str(tmp_path), "--batch-size", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = Training(tmp_path, steps=2, peak=1e-3, device=torch.device("cpu"))
+    first.learn(next(iter(SceneStream(1, 0))))
+    first.save()
+    killed = subprocess.Popen([*command, "--steps", "100000"], env=environment, stdout=subprocess.DEVNULL)
+    time.sleep(1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    again = Training(tmp_path, steps=2, peak=1e-3, device=torch.device("cpu"))
+    assert again.step == 1
+    for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    subprocess.run([*command, "--steps", "3"], env=environment, check=True, capture_output=True)
+    assert Training(tmp_path, steps=3, peak=1e-3, device=torch.device("cpu")).step == 3
+    assert sorted(p.suffix for p in (tmp_path / "model" / "unet").iterdir()) == [".json", ".safetensors"]
+    assert json.loads((tmp_path / "model" / "training.json").read_text())["steps"] == 3
