@@ -47,8 +47,8 @@ def test_the_run_is_whole(demo: tuple[Outcome, Path]) -> None:
             "gen",
             "dim",
         )
-    opened = xr.open_zarr(demo[1] / "run.zarr", group="images", consolidated=False)
-    assert opened["generated"].dims == ("sample", "y", "x", "channel")
+        opened = xr.open_zarr(demo[1] / "run.zarr", group=f"attention/{layer}", consolidated=False)
+        assert opened["query"].dims == ("sample", "step", "head", "gen", "dim")
 
 
 def test_the_results_are_there(demo: tuple[Outcome, Path]) -> None:
