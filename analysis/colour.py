@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from analysis.resize import bicubic
-
 COLOUR_MAP = "RdBu_r"
 """matplotlib's name of the colour map: diverging, even in lightness, safe for colour-blind readers."""
 
@@ -92,11 +90,11 @@ def paint(values: ArrayLike, end: float, image: NDArray[np.uint8] | None = None,
     else:
         shape = (image.shape[0], image.shape[1])
     known = np.isfinite(density)
-    grown = bicubic(np.where(known, density, 1.0), shape)
+    place = _smooth(position(np.where(known, density, 1.0), end), shape)
     scale = palette()
-    colours = scale[np.round(position(grown, end) * (len(scale) - 1)).astype(int)].astype(np.float64)
+    colours = scale[np.round(place * (len(scale) - 1)).astype(int)].astype(np.float64)
     if not known.all():
-        colours[bicubic(known.astype(float), shape) < 0.5] = 128
+        colours[_smooth(known.astype(float), shape) < 0.5] = 128
     if image is not None:
         luminance = image[..., :3].astype(np.float64) @ (
             np.array([0.299, 0.587, 0.114])
@@ -105,6 +103,12 @@ def paint(values: ArrayLike, end: float, image: NDArray[np.uint8] | None = None,
         )
         colours *= (0.5 + 0.5 * luminance / 255)[..., None]
     return np.asarray(np.clip(np.round(colours), 0, 255), dtype=np.uint8)
+
+
+def _smooth(values: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Bring places on the scale to a picture's size, bilinearly: a cubic would draw rings around peaks."""
+    picture = Image.fromarray(values.astype(np.float32))
+    return np.asarray(picture.resize(shape[::-1], Image.Resampling.BILINEAR), dtype=np.float64)
 
 
 def outline(image: RGB, mask: NDArray[np.bool_], colour: tuple[int, int, int] = (255, 214, 10)) -> RGB:

@@ -12,13 +12,6 @@ from typing import Any
 from flows.config import CaptureConfig, FactorySource, PretrainedSource
 from storage.errors import CaptureError, ConfigError, MissingDependency, NotFound, UnknownName
 
-_INPUTS = {
-    "ReferencePainter": {"image": "source", "mask_image": "mask", "reference_image": "reference"},
-    "PaintByExamplePipeline": {"image": "source", "mask_image": "mask", "example_image": "reference"},
-    "StableDiffusionImageVariationPipeline": {"image": "reference"},
-}
-"""Pipeline class to its call's image arguments, and the image of a sample that each takes."""
-
 
 def load_pipeline(config: CaptureConfig) -> Any:
     """Load the pipeline, on its device, with its own progress bar off.
@@ -75,20 +68,14 @@ def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str]:
 
     Raises
     ------
-    ConfigError
-        If the class is not known and the configuration does not say.
+    CaptureError
+        If no adapter knows the class and the configuration does not say.
     """
     if config.inputs is not None:
         return dict(config.inputs)
-    for cls in type(pipe).__mro__:
-        if cls.__name__ in _INPUTS:
-            return dict(_INPUTS[cls.__name__])
-    raise ConfigError(
-        f"inputs of {type(pipe).__name__}",
-        expected="which call argument takes which image, such as {image: source, mask_image: mask}",
-        got="nothing",
-        remedy="add 'inputs' to the configuration",
-    )
+    from pipeline.adapters.registry import find_adapter
+
+    return dict(find_adapter(pipe, config.adapter).inputs(pipe))
 
 
 def _check_device(device: str) -> None:

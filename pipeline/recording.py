@@ -221,7 +221,7 @@ class Recording:
                 if self._sinks is None:
                     self._early.append((part, step, arrived))
                 else:
-                    self._sinks[part.sample].put(part.spec.name, step, **arrived)
+                    self._sinks[part.sample].put(part.spec.name, step, **arrived, copy=False)
 
         return put
 
@@ -232,5 +232,5 @@ class Recording:
         self._store.prepare(list(order.values()), timesteps, self._plan.split.rows, self._handles[0].images)
         self._sinks = [self._store.open_sample(handle, self._hold) for handle in self._handles]
         for part, step, arrived in self._early:
-            self._sinks[part.sample].put(part.spec.name, step, **arrived)
+            self._sinks[part.sample].put(part.spec.name, step, **arrived, copy=False)
         self._early.clear()

@@ -29,9 +29,8 @@ Array = np.ndarray[Any, Any]
 class Sink:
     """Takes the arrays of one sample; made by `RunWriter.sample`, which commits or discards it.
 
-    Arrays belong to the sink once they are given: nobody may change them afterwards. Methods return at once
-    unless the queue is full; an error of a background thread comes out at the next call. Safe to use from
-    several threads.
+    Methods return at once unless the queue is full; an error of a background thread comes out at the next
+    call. Safe to use from several threads.
 
     Parameters
     ----------
@@ -79,6 +78,7 @@ class Sink:
         key: Array | None = None,
         scores: Array | None = None,
         lse: Array | None = None,
+        copy: bool = True,
     ) -> None:
         """Store what one layer computed at one step.
 
@@ -96,6 +96,8 @@ class Sink:
             (head, gen, ref) scaled logits, for a layer stored as scores; or give `query` and `key`.
         lse : ndarray
             (head, gen) float32: log-sum-exp of each row over all keys of a joint softmax.
+        copy : bool
+            False hands the arrays over: nobody may change them afterwards.
 
         Raises
         ------
@@ -119,7 +121,7 @@ class Sink:
                 f"layer {layer!r}: step", expected=f"an integer from 0 to {steps - 1}", got=repr(step)
             )
         given = {
-            kind: checked(spec, kind, np.asarray(array))
+            kind: np.array(checked(spec, kind, np.asarray(array)), copy=copy or None)
             for kind, array in (("query", query), ("key", key), ("scores", scores), ("lse", lse))
             if array is not None
         }
@@ -166,7 +168,7 @@ class Sink:
             If the image was given before.
         """
         layout, digest = self._find_image(name)
-        array = np.asarray(image)
+        array = np.array(image)
         if array.dtype != np.uint8 or array.shape != layout.shape[1:]:
             raise ShapeMismatch(
                 f"image {name!r}",

@@ -9,7 +9,7 @@ import torch
 from pipeline.embedded.painter import ReferencePainter
 from storage.errors import InputError
 
-FOLDER = Path(__file__).parent / "model"
+FOLDER = Path(__file__).parent / "reference-painter"
 """A diffusers pipeline folder: float16 safetensors, configurations and the model card."""
 
 

@@ -313,3 +313,26 @@ def test_resuming_checks_what_it_is_given(tmp_path):
     ]
     with pytest.raises(InputError, match=r"layer 'up.0.attn2': heads; expected 3 as in the run; got 5"):
         storage.resume_run(tmp_path / "r.zarr", other)
+
+
+def test_a_buffer_may_be_used_again_after_put(tmp_path):
+    spec = LayerSpec("l", 2, 4, (3, 3), (2, 2), dtype="float32", representation="factors")
+    query, key = np.empty((2, 9, 4), np.float32), np.ones((2, 4, 4), np.float32)
+    with (
+        storage.create_run(
+            tmp_path / "r.zarr", [spec], [2, 1, 0], ["a"], image_shapes={"mask": (2, 2, 1)}
+        ) as writer,
+        writer.sample("a") as sink,
+    ):
+        for step in range(3):
+            query[:] = step
+            sink.put("l", step, query=query, key=key)
+        query[:] = key[:] = -1
+        image = np.full((2, 2, 1), 7, np.uint8)
+        sink.put_image("mask", image)
+        image[:] = 0
+    run = storage.open_run(tmp_path / "r.zarr")
+    block = run.read("l", "a")
+    assert [float(block.query[step].mean()) for step in range(3)] == [0, 1, 2]
+    assert (block.key == 1).all()
+    assert (run.image("mask", "a") == 7).all()
