@@ -26,7 +26,7 @@ _lazy, __dir__, __all__ = attach(
         **dict.fromkeys(_STORAGE, "storage"),
         "attribution_maps": "analysis.maps",
         "imacs": "analysis.imacs",
-        "capture": "pipeline.capture",
+        "capture": "pipeline.capturing",
     },
 )
 

@@ -120,7 +120,7 @@ def prepare(config: CaptureConfig) -> tuple[Any, Call]:
 def _capture(config: CaptureConfig, samples: SampleSet, committed: int) -> None:
     report(Progress("capture", committed, len(samples.ids)))
     pipe, call = prepare(config)
-    from pipeline.capture import capture
+    from pipeline.capturing import capture
     from pipeline.events import SampleDone
     from pipeline.jobs import run_job
 

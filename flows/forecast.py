@@ -30,7 +30,7 @@ def forecast(config: CaptureConfig) -> Plan:
     """
     samples = open_samples(config)
     pipe, call = prepare(config)
-    from pipeline.probe import probe
+    from pipeline.probing import probe
 
     batch = [samples.load(id) for id in samples.ids[: config.batch_size]]
     geometry = probe(pipe, lambda: call(pipe, batch), len(batch), **kept(config))

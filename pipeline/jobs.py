@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from pipeline.capture import Capture
+from pipeline.capturing import Capture
 from pipeline.images import ImageLike
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from pipeline.capture import capture
+from pipeline.capturing import capture
 from pipeline.embedded.painter import ReferencePainter
 from pipeline.embedded.scenes import Scene, make_scene
 from pipeline.embedded.weights import FOLDER
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=FOLDER, help="pipeline folder")
     parser.add_argument("--count", type=int, default=200, help="scenes")
     parser.add_argument("--steps", type=int, default=20, help="denoiser steps")
-    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale")
+    parser.add_argument("--guidance", type=float, default=1.3, help="guidance scale")
     options = parser.parse_args()
     pipe = ReferencePainter.from_pretrained(options.model, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)

@@ -57,7 +57,7 @@ class ReferencePainter(DiffusionPipeline):
         mask_image: Pictures,
         reference_image: Pictures,
         num_inference_steps: int = 20,
-        guidance_scale: float = 2.0,
+        guidance_scale: float = 1.3,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.adapters.contract import Adapter
 from pipeline.adapters.registry import find_adapter
-from pipeline.capture import Capture, make_plan
+from pipeline.capturing import Capture, make_plan
 from pipeline.events import ignore
 from pipeline.recording import SampleHandle
 from pipeline.selection import Names, Numbers
@@ -63,7 +63,7 @@ def probe(
     samples
         Images that the call generates.
     layers, steps, heads, adapter, representation, roles, timesteps
-        As for :func:`pipeline.capture.capture`.
+        As for :func:`pipeline.capturing.capture`.
 
     Returns
     -------
