@@ -112,7 +112,7 @@ def _pretrained(source: PretrainedSource, device: str, dtype: str) -> Any:
         raise NotFound(f"pipeline folder {folder} does not exist", remedy="correct pipeline.location")
     try:
         pipe = cls.from_pretrained(
-            source.location, torch_dtype=getattr(torch, dtype), use_safetensors=True, **options
+            source.location, dtype=getattr(torch, dtype), use_safetensors=True, **options
         )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(

@@ -36,7 +36,7 @@ def load_pipeline(device: str = "cpu", dtype: str = "float32") -> ReferencePaint
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype not in known:
         raise InputError("dtype", expected=" or ".join(known), got=repr(dtype))
-    pipe = ReferencePainter.from_pretrained(FOLDER, torch_dtype=known[dtype], use_safetensors=True)
+    pipe = ReferencePainter.from_pretrained(FOLDER, dtype=known[dtype], use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     painter: ReferencePainter = pipe.to(device)
     return painter
