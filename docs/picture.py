@@ -21,7 +21,8 @@ def main(demo: Path, samples: list[int]) -> None:
     for part in parts:
         picture.paste(part, (0, top))
         top += part.height
-    picture.resize((width * 3 // 4, top * 3 // 4), Image.Resampling.LANCZOS).save("docs/demo.png", optimize=True)
+    small = picture.resize((width * 3 // 4, top * 3 // 4), Image.Resampling.LANCZOS)
+    small.save("docs/demo.png", optimize=True)
 
 
 if __name__ == "__main__":
