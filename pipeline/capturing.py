@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -172,11 +172,13 @@ class Capture:
         SampleHandle
             Set its ``generated``. The sample is committed when the context ends without an error.
         """
-        with self.samples([id], **{name: [image] for name, image in images.items()}) as handles:
+        with self.samples([id], None, **{name: [image] for name, image in images.items()}) as handles:
             yield handles[0]
 
     @contextmanager
-    def samples(self, ids: Sequence[str], **images: Sequence[ImageLike]) -> Iterator[list[SampleHandle]]:
+    def samples(
+        self, ids: Sequence[str], keep: Collection[str] | None = None, **images: Sequence[ImageLike]
+    ) -> Iterator[list[SampleHandle]]:
         """Record one pipeline call that generates several samples.
 
         Parameters
@@ -184,6 +186,9 @@ class Capture:
         ids
             One id for each generated image, in the order of the pipeline's batch (several images of one
             prompt are several samples).
+        keep
+            The ids to store, None for all: the others are generated again and left as they are, so that a
+            batch that was half committed can be completed with the same rows, hence the same bits.
         **images
             As for :meth:`sample`, a sequence each.
 
@@ -203,8 +208,9 @@ class Capture:
             raise CaptureError(
                 "sample context", expected="one at a time", got="a second one inside the first"
             )
-        self._run.expect(ids)
-        handles = [SampleHandle(id) for id in ids]
+        kept = set(ids if keep is None else keep)
+        self._run.expect(ids, kept)
+        handles = [SampleHandle(id, kept=id in kept) for id in ids]
         for name, batch in images.items():
             if len(batch) != len(handles):
                 raise InputError(

@@ -85,11 +85,16 @@ def run_job(
         Samples captured now.
     """
     waiting = cap.missing[:limit]
-    for start in range(0, len(waiting), batch_size):
-        tasks = [load(id) for id in waiting[start : start + batch_size]]
+    for start in range(0, len(cap.declared), batch_size):
+        ids = cap.declared[start : start + batch_size]
+        missing = [id for id in ids if id in waiting]
+        if not missing:
+            continue
+        # The whole batch, also where a part of it is committed: other rows could change the last bits.
+        tasks = [load(id) for id in ids]
         names = sorted(set.intersection(*(set(task.images) for task in tasks)))
         images = {name: [task.images[name] for task in tasks] for name in names}
-        with cap.samples([task.id for task in tasks], **images) as handles:
+        with cap.samples(ids, keep=missing, **images) as handles:
             for handle, task, image in zip(handles, tasks, call(pipe, tasks), strict=True):
                 handle.generated = image
                 handle.annotate(seed=task.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -108,7 +108,7 @@ class _Probe:
     ) -> None:
         return None
 
-    def expect(self, ids: Sequence[str]) -> None:
+    def expect(self, ids: Sequence[str], kept: Collection[str]) -> None:
         """Every id is welcome."""
 
     def prepare(

@@ -33,9 +33,12 @@ class SampleHandle:
         uint8 [y, x, channel] by name.
     notes
         JSON values for the commit record: a seed, a prompt.
+    kept
+        False where the sample is only generated again, as part of its batch, and not stored.
     """
 
     id: str
+    kept: bool = True
     images: dict[str, NDArray[Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -127,7 +130,7 @@ class Recording:
         self._seen: set[str] = set()
         self._early: list[tuple[Attention, int, dict[str, Array]]] = []
         self._geometry: dict[str, LayerSpec] = {}
-        self._sinks: list[Sink] | None = None
+        self._sinks: dict[int, Sink] | None = None
         self._hold = ExitStack()
         self._started = time.perf_counter()
 
@@ -160,6 +163,8 @@ class Recording:
         self._seen.add(site.name)
         step = self._kept.index(self._call)
         for part in self._plan.split(site, query, key, grid, len(self._handles)):
+            if not self._handles[part.sample].kept:
+                continue
             self._geometry.setdefault(part.spec.name, part.spec)
             put = self._collector(part, step)
             self._copies.submit(part.query, partial(put, "query"))
@@ -198,14 +203,15 @@ class Recording:
             )  # fmt: skip
         self._copies.drain()
         seconds = (time.perf_counter() - self._started) / len(self._handles)
-        for handle, sink in zip(self._handles, self._sinks, strict=True):
+        for index, sink in self._sinks.items():
+            handle = self._handles[index]
             for name, image in handle.images.items():
                 self._store.add_image(name, image)
                 sink.put_image(name, image)
             sink.annotate(seconds=round(seconds, 3), **handle.notes)
         self._hold.close()
-        for handle in self._handles:
-            self._listener(SampleDone(handle.id, seconds))
+        for index in self._sinks:
+            self._listener(SampleDone(self._handles[index].id, seconds))
 
     def abandon(self, error: BaseException) -> None:
         """Undo everything: after ``error`` the samples do not exist."""
@@ -230,7 +236,11 @@ class Recording:
         order = {spec.name: spec for part, _, _ in self._early for spec in (part.spec,)}
         timesteps = [self._schedule[i] for i in self._kept]
         self._store.prepare(list(order.values()), timesteps, self._plan.split.rows, self._handles[0].images)
-        self._sinks = [self._store.open_sample(handle, self._hold) for handle in self._handles]
+        self._sinks = {
+            index: self._store.open_sample(handle, self._hold)
+            for index, handle in enumerate(self._handles)
+            if handle.kept
+        }
         for part, step, arrived in self._early:
             self._sinks[part.sample].put(part.spec.name, step, **arrived, copy=False)
         self._early.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -34,8 +34,8 @@ class Target(Store, Protocol):
     def missing(self) -> tuple[str, ...]:
         """Ids that are not committed."""
 
-    def expect(self, ids: Sequence[str]) -> None:
-        """Check ids before anything is generated for them."""
+    def expect(self, ids: Sequence[str], kept: Collection[str]) -> None:
+        """Check ids, and those among them to store, before anything is generated."""
 
 
 class CaptureRun:
@@ -97,26 +97,27 @@ class CaptureRun:
         """Ids that are not committed."""
         return tuple(self._writer.missing) if self._writer is not None else self.declared
 
-    def expect(self, ids: Sequence[str]) -> None:
-        """Check ids before anything is generated for them.
+    def expect(self, ids: Sequence[str], kept: Collection[str]) -> None:
+        """Check ids, and those among them to store, before anything is generated.
 
         Raises
         ------
         UnknownName
             If one is not declared.
         AlreadyExists
-            If one is committed.
+            If one to store is committed.
         InputError
-            If there is none, or one comes twice.
+            If there is none to store, or one comes twice.
         """
-        if not ids or len(set(ids)) != len(ids):
+        if not set(ids) & set(kept) or len(set(ids)) != len(ids):
             raise InputError(
                 "samples of one call", expected="at least one id, each once", got=repr(list(ids))
             )
+        missing = set(self.missing)
         for id in ids:
             if id not in self.declared:
                 raise UnknownName("sample", id, self.declared)
-            if id not in self.missing:
+            if id in kept and id not in missing:
                 raise AlreadyExists(
                     f"sample {id!r}", expected="one that is not captured yet", got="a committed one",
                     remedy="go through cap.missing",

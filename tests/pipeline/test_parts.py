@@ -21,7 +21,7 @@ from pipeline.provenance import describe
 from pipeline.selection import select_names, select_numbers
 from pipeline.timesteps import announced, timestep_of
 from pipeline.transfer import HostCopies
-from storage import open_run
+from storage import Sink, open_run
 from storage.errors import CaptureError, InputError, ShapeMismatch, UnknownName
 from tests.pipeline import models
 
@@ -200,6 +200,35 @@ def test_a_probe_learns_what_a_run_will_hold(tmp_path):
     assert not any(m._forward_hooks for m in pipe.unet.modules())
     with pytest.raises(CaptureError, match="probe|denoiser calls"):
         probe(pipe, lambda: None)
+
+
+def test_a_batch_that_was_half_committed_is_completed_with_the_same_bits(tmp_path, monkeypatch):
+    pipe, ids = models.painter(), [str(i) for i in range(4)]
+    for name in ("whole", "cut"):
+        with capture(pipe, tmp_path / f"{name}.zarr", ids) as cap:
+            run_job(cap, pipe, SmallTask.load, CALL, batch_size=2, limit=4 if name == "whole" else 2)
+
+    commit = Sink.commit
+
+    def fail_for_two(self):
+        if self.sample == "2":
+            raise OSError("disk")
+        return commit(self)
+
+    monkeypatch.setattr(Sink, "commit", fail_for_two)
+    with pytest.raises(OSError, match="disk"), capture(pipe, tmp_path / "cut.zarr") as cap:
+        run_job(cap, pipe, SmallTask.load, CALL, batch_size=2)
+    monkeypatch.undo()
+    assert open_run(tmp_path / "cut.zarr").samples == ("0", "1", "3")
+    before = (tmp_path / "cut.zarr" / "commits" / "3.json").read_bytes()
+    with capture(pipe, tmp_path / "cut.zarr") as cap:
+        assert run_job(cap, pipe, SmallTask.load, CALL, batch_size=2) == 1
+    assert (tmp_path / "cut.zarr" / "commits" / "3.json").read_bytes() == before
+    whole, cut = open_run(tmp_path / "whole.zarr"), open_run(tmp_path / "cut.zarr")
+    for name in whole.layers:
+        np.testing.assert_array_equal(cut.scores(name), whole.scores(name))
+    for id in ids:
+        np.testing.assert_array_equal(cut.image("generated", id), whole.image("generated", id))
 
 
 def test_a_job_takes_what_is_missing_in_batches_of_any_size(tmp_path):
