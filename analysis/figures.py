@@ -284,7 +284,8 @@ def map_grid(maps: xr.DataArray, images: Sequence[NDArray[np.uint8] | None], end
             axes.set_title(_short(words, 26), fontsize=6.5, color=INK, loc="left", pad=2, parse_math=False)
     _colour_bar(figure, figure.add_subplot(grid[:, columns]), end)
     similar = "" if maps.attrs["kind"] == "attention" else f" ({maps.attrs['kind']})"
-    title = f"{maps.attrs['direction'].upper()}, {maps.attrs['level']}{similar}"
+    relative = ", official, relative to the mean of all maps" if maps.attrs["protocol"] == "official" else ""
+    title = f"{maps.attrs['direction'].upper()}, {maps.attrs['level']}{similar}{relative}"
     figure.text(0.1 / width, 1 - 0.2 / height, title, fontsize=9.5, weight="bold", color=INK, va="center")
     return figure
 

@@ -8,6 +8,8 @@ so it runs from -penalty (all attention outside) to 1 (all inside, none outside)
 goes to the mask's size by the paper's bicubic resize and is brought to [0, 1] by its own minimum and
 maximum; it is neither inverted, nor multiplied by the mask beforehand, nor cut at a threshold. The mask is
 never resized; above one half is inside.
+
+Official protocol: the paper's own chain, `analysis.official_imacs`.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.region import binary
+from analysis.official_imacs import official_score
+from analysis.region import binary, check_two_sides
 from analysis.resize import Grid, bicubic
-from analysis.selection import check_direction
-from storage.errors import InputError, NoAnswer, ShapeMismatch, UnknownName
+from analysis.selection import Direction, check_direction
+from storage.errors import InputError, ShapeMismatch, UnknownName
 
 FLAT = 1e-5
 """A map whose range is below this share of its largest magnitude counts as constant."""
@@ -43,21 +46,22 @@ def imacs(
     maps
         [..., y, x], any size, any unit.
     masks
-        [..., y, x] of any size with the maps' aspect ratio, 1 inside. One mask for all maps, or one for each
-        sample (the first axis), or one for each map. R2G is scored against the inpainting mask, G2R against
-        the object's mask in the reference.
+        [..., y, x] of any size with the maps' aspect ratio (official: of any size), 1 inside. One mask for
+        all maps, or one for each sample (the first axis), or one for each map. R2G is scored against the
+        inpainting mask, G2R against the object's mask in the reference.
     direction
         "r2g" or "g2r"; read from the attributes of a DataArray, to be given for a plain array.
     penalty
         Weight of what lies outside; 3 in the paper.
     protocol
-        "corrected".
+        "corrected" or "official": how a map is brought to [0, 1], whatever protocol made it. Official scores
+        are the paper's where the maps are official and the masks 512 x 384.
 
     Returns
     -------
     xarray.DataArray or ndarray
-        Scores [...], float64, from -penalty to 1; of the kind that `maps` is. A constant map scores 0. NaN
-        where the map holds NaN.
+        Scores [...], float64, from -penalty to 1; of the kind that `maps` is. A constant map scores 0
+        (official R2G: 1 - penalty). NaN where the map holds NaN.
 
     Raises
     ------
@@ -68,6 +72,31 @@ def imacs(
     InputError
         If the direction is neither known nor given, or the penalty is negative or not a number.
     """
+    way = _direction(maps, direction)
+    if protocol not in ("corrected", "official"):
+        raise UnknownName("protocol", protocol, ("corrected", "official"))
+    if not (np.isfinite(penalty) and penalty >= 0):
+        raise InputError("penalty", expected="a number of 0 or more; the paper's is 3", got=repr(penalty))
+    values = np.asarray(maps, dtype=np.float64)
+    inside = matching_masks(values.shape, masks, any_aspect=protocol == "official")
+    score = official_score if protocol == "official" else _corrected_score
+    scores = np.empty(values.shape[:-2])
+    for index in np.ndindex(scores.shape):
+        scores[index] = score(values[index], inside[index], way, penalty)
+    if isinstance(maps, xr.DataArray):
+        return _labelled(scores, maps, penalty, protocol)
+    return scores if scores.ndim else float(scores)
+
+
+def _labelled(scores: Float64, maps: xr.DataArray, penalty: float, protocol: str) -> xr.DataArray:
+    """Scores with the maps' axes and attributes; the maps' own protocol is kept as `maps_protocol`."""
+    made = maps.attrs.get("protocol", "unknown")
+    attrs = {**maps.attrs, "units": "IMACS", "penalty": penalty, "protocol": protocol, "maps_protocol": made}
+    coords = {name: coord for name, coord in maps.coords.items() if not {"y", "x"} & set(coord.dims)}
+    return xr.DataArray(scores, dims=maps.dims[:-2], coords=coords, attrs=attrs, name="imacs")
+
+
+def _direction(maps: xr.DataArray | ArrayLike, direction: str | None) -> Direction:
     if direction is None and isinstance(maps, xr.DataArray):
         direction = maps.attrs.get("direction")
     if direction is None:
@@ -77,27 +106,13 @@ def imacs(
             got="maps without a direction in their attributes",
             remedy="pass direction=...",
         )
-    check_direction(direction)
-    if protocol != "corrected":
-        raise UnknownName("protocol", protocol, ("corrected",))
-    if not (np.isfinite(penalty) and penalty >= 0):
-        raise InputError("penalty", expected="a number of 0 or more; the paper's is 3", got=repr(penalty))
-    scores = _score(np.asarray(maps, dtype=np.float64), masks, penalty)
-    if isinstance(maps, xr.DataArray):
-        attrs = {**maps.attrs, "units": "IMACS", "penalty": penalty, "protocol": protocol}
-        coords = {name: coord for name, coord in maps.coords.items() if not {"y", "x"} & set(coord.dims)}
-        return xr.DataArray(scores, dims=maps.dims[:-2], coords=coords, attrs=attrs, name="imacs")
-    return scores if scores.ndim else float(scores)
+    return check_direction(direction)
 
 
-def _score(values: Float64, masks: ArrayLike, penalty: float) -> Float64:
-    inside = matching_masks(values.shape, masks)
-    scores = np.empty(values.shape[:-2])
-    for index in np.ndindex(scores.shape):
-        mask = inside[index]
-        within, without = split_means(normalise(bicubic(values[index], (mask.shape[0], mask.shape[1]))), mask)
-        scores[index] = within - penalty * without
-    return scores
+def _corrected_score(values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float) -> float:
+    """Score a map [y, x]; both directions are treated alike."""
+    within, without = split_means(normalise(bicubic(values, (mask.shape[0], mask.shape[1]))), mask)
+    return within - penalty * without
 
 
 def normalise(values: Float64) -> Float64:
@@ -116,18 +131,13 @@ def split_means(values: Float64, mask: NDArray[np.bool_]) -> tuple[float, float]
     NoAnswer
         If the mask is empty or full.
     """
-    count = int(mask.sum())
-    if count in (0, mask.size):
-        raise NoAnswer(
-            f"a mask that is {'empty' if count == 0 else 'full'}",
-            expected="some pixels inside and some outside",
-            got=f"{count} of {mask.size} inside",
-            remedy="leave this sample out, or mend its mask",
-        )
+    check_two_sides(mask)
     return float(values[mask].mean()), float(values[~mask].mean())
 
 
-def matching_masks(shape: tuple[int, ...], masks: ArrayLike) -> NDArray[np.bool_]:
+def matching_masks(
+    shape: tuple[int, ...], masks: ArrayLike, *, any_aspect: bool = False
+) -> NDArray[np.bool_]:
     """One boolean mask [..., y, x] for each map of `shape` [..., y, x].
 
     Parameters
@@ -136,6 +146,8 @@ def matching_masks(shape: tuple[int, ...], masks: ArrayLike) -> NDArray[np.bool_
         The maps' shape.
     masks
         One for all, one for each entry of the first axis, or one for each map.
+    any_aspect
+        Maps may have another aspect ratio than their image, as official maps of 64 x 64 have.
 
     Raises
     ------
@@ -156,7 +168,8 @@ def matching_masks(shape: tuple[int, ...], masks: ArrayLike) -> NDArray[np.bool_
     )
     rows, columns = shape[-2:]
     skew = (rows * size[1]) / (columns * size[0]) if min(*size, rows, columns) else 0.0
-    if not fits or not 1 - 1 / min(rows, columns) <= skew <= 1 + 1 / min(rows, columns):
+    alike = (any_aspect and skew > 0) or abs(skew - 1) <= 1 / max(1, min(rows, columns))
+    if not fits or not alike:
         raise ShapeMismatch(
             "masks",
             expected=f"[y, x] or one for each of {lead or 1}, with the aspect ratio of {rows} x {columns}",

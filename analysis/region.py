@@ -47,6 +47,24 @@ def image_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray(pixels.mean(axis=-1) > 127.5)
 
 
+def check_two_sides(mask: NDArray[np.bool_]) -> None:
+    """Check that a mask has an inside and an outside.
+
+    Raises
+    ------
+    NoAnswer
+        If it is empty or full.
+    """
+    count = int(mask.sum())
+    if count in (0, mask.size):
+        raise NoAnswer(
+            f"a mask that is {'empty' if count == 0 else 'full'}",
+            expected="some pixels inside and some outside",
+            got=f"{count} of {mask.size} inside",
+            remedy="leave this sample out, or mend its mask",
+        )
+
+
 def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
     """Draw a region on a grid.
 

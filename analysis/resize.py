@@ -2,7 +2,8 @@
 
 `bicubic` is the resize of the paper's code: cubic convolution with a = -0.75, corners not aligned, no
 antialiasing, borders replicated, the same as ``torch.nn.functional.interpolate(mode="bicubic")``. It is
-linear, so it commutes with every mean. `area` averages a mask over the cells of a coarser grid.
+linear, so it commutes with every mean. `area` averages a mask over the cells of a coarser grid, `nearest`
+picks one pixel of each.
 """
 
 from __future__ import annotations
@@ -97,6 +98,26 @@ def area(maps: ArrayLike, size: Grid) -> NDArray[np.float64]:
         (..., rows, columns), float64, within the range of the input.
     """
     return _separable(maps, size, area_matrix)
+
+
+def nearest(maps: ArrayLike, size: Grid) -> NDArray[np.float64]:
+    """Take the nearest pixel of maps (..., y, x), as torch's ``interpolate(mode="nearest")`` does.
+
+    Parameters
+    ----------
+    maps
+        Any numbers.
+    size
+        (rows, columns) of the result.
+
+    Returns
+    -------
+    ndarray
+        (..., rows, columns), float64: pixel ``floor(index * before / after)`` of each axis.
+    """
+    values = np.asarray(maps, dtype=np.float64)
+    rows, columns = values.shape[-2:]
+    return values[..., np.arange(size[0])[:, None] * rows // size[0], np.arange(size[1]) * columns // size[1]]
 
 
 def _separable(

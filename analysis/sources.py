@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import region
+from analysis import region, resize
 from analysis.cache import MarginalCache
 from analysis.marginals import FOCUS, measure, quantity
 from analysis.selection import Direction, Selection
@@ -47,11 +47,14 @@ class Measured:
         What to read, and which way round.
     region
         The name of a mask image of the run, or a mask [y, x].
+    nearest
+        The mask goes to a layer's grid by the nearest pixel, as in the official protocol, not by area.
     """
 
     run: Run
     direction: Direction
     region: str | NDArray[np.float64]
+    nearest: bool = False
 
     def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
         """Marginal (step, head, token); NaN where the region is empty in this sample."""
@@ -59,13 +62,20 @@ class Measured:
             mask = region.image_mask(self.run.image(self.region, sample)).astype(np.float64)
         else:
             mask = self.region
+        grid = layer.gen_grid if self.direction == "g2r" else layer.ref_grid
+        weights = region.weights(resize.nearest(mask, grid) if self.nearest else mask, grid)
         if self.direction == "g2r":
-            return measure(self.run, layer, sample, {"g2r": region.weights(mask, layer.gen_grid)}, {})["g2r"]
-        return measure(self.run, layer, sample, {}, {"r2g": region.weights(mask, layer.ref_grid)})["r2g"]
+            return measure(self.run, layer, sample, {"g2r": weights}, {})["g2r"]
+        return measure(self.run, layer, sample, {}, {"r2g": weights})["r2g"]
 
 
 def tokens_for(
-    cache: MarginalCache, chosen: Selection, direction: Direction, at: region.Region | str | None
+    cache: MarginalCache,
+    chosen: Selection,
+    direction: Direction,
+    at: region.Region | str | None,
+    *,
+    nearest: bool = False,
 ) -> Tokens:
     """Choose the source for a question.
 
@@ -76,6 +86,9 @@ def tokens_for(
     at
         None for all tokens; the name of a mask image; or a region in patches of the largest grid of the
         layers.
+    nearest
+        Take masks to each grid by the nearest pixel; the stored marginals of masks go by area, so they do not
+        serve then.
 
     Raises
     ------
@@ -90,8 +103,9 @@ def tokens_for(
     if isinstance(at, str):
         if at not in run.images:
             raise UnknownName("image", at, run.images)
-        return (
-            Stored(cache, quantity(direction, at)) if at == FOCUS[direction] else Measured(run, direction, at)
-        )
+        if at == FOCUS[direction] and not nearest:
+            return Stored(cache, quantity(direction, at))
+        return Measured(run, direction, at, nearest)
     grids = [spec.gen_grid if direction == "g2r" else spec.ref_grid for spec in chosen.layers]
-    return Measured(run, direction, region.draw(at, max(grids, key=lambda grid: grid[0] * grid[1])))
+    drawn = region.draw(at, max(grids, key=lambda grid: grid[0] * grid[1]))
+    return Measured(run, direction, drawn, nearest)

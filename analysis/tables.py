@@ -9,15 +9,15 @@ region      what the map is restricted to: "all", or the mask image whose tokens
 level       unified, time, head, layer or specific
 label       time group (steps), head or layer; null at the unified and specific levels
 imacs       IMACS, from -penalty to 1; null where there is no usable mask
-inside      mean density inside the mask, times uniform
-outside     mean density outside the mask, times uniform
+inside      mean density inside the mask, times uniform (official: mean value, in the maps' units)
+outside     mean density outside the mask, likewise
 ratio       inside over outside
 share       part of all density that lies inside the mask, 0 to 1
 area        part of the image that the mask covers, 0 to 1
 kind        attention, similarity or mixed
 note        why a number is missing
 run_id      the run
-protocol    corrected
+protocol    corrected or official: of the maps and of IMACS
 penalty     IMACS's weight of what lies outside
 =========== ==========================================================================================
 """
@@ -68,7 +68,7 @@ def score_rows(
     Parameters
     ----------
     maps
-        ([level axis], y, x) densities with the attributes that `attribution_maps` gives them and a scalar
+        ([level axis], y, x) values with the attributes that `attribution_maps` gives them and a scalar
         coordinate `sample`.
     mask
         [y, x] for all of them, or None where the run has none.
@@ -96,22 +96,22 @@ def score_rows(
     rows = []
     for label, density in zip(labels, values, strict=True):
         row: dict[str, Any] = dict.fromkeys(SCHEMA) | fixed | {"label": label}
-        rows.append(row | _scores(density, mask, fixed["direction"], penalty))
+        rows.append(row | _scores(density, mask, maps.attrs, penalty))
     return rows
 
 
 def _scores(
-    density: NDArray[np.float64], mask: NDArray[np.bool_] | None, direction: str, penalty: float
+    density: NDArray[np.float64], mask: NDArray[np.bool_] | None, attrs: dict[str, Any], penalty: float
 ) -> dict[str, Any]:
     if mask is None:
-        return {"note": f"no image {AGAINST[direction]!r} in the run"}
+        return {"note": f"no image {AGAINST[attrs['direction']]!r} in the run"}
     if not np.isfinite(density).all():
         return {"note": "the map is not finite: an empty region, or logits that overflowed"}
     try:
-        fitting = matching_masks(density.shape, mask)
+        fitting = matching_masks(density.shape, mask, any_aspect=attrs["protocol"] == "official")
         grown = bicubic(density, (mask.shape[0], mask.shape[1]))
         inside, outside = split_means(grown, fitting)
-        score = imacs(density, mask, direction, penalty)
+        score = imacs(density, mask, attrs["direction"], penalty, attrs["protocol"])
     except InputError as error:  # an empty, full or misshapen mask: a fact about this sample, kept with it
         return {"note": str(error)}
     return {

@@ -21,6 +21,9 @@ def imacs(
     steps: Annotated[str | None, typer.Option(help="Steps to keep: 3 or 0,4 or 0:10.")] = None,
     heads: Annotated[str | None, typer.Option(help="Heads to keep: 3 or 0,4 or 0:4.")] = None,
     penalty: Annotated[float, typer.Option(help="Weight of attention outside the mask.")] = 3.0,
+    protocol: Annotated[
+        str, typer.Option(help="corrected, or official: the paper's own code.")
+    ] = "corrected",
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
     """IMACS of every sample's unified maps.
@@ -34,14 +37,16 @@ def imacs(
         "layers": layer,
         "steps": from_option("--steps", steps),
         "heads": from_option("--heads", heads),
+        "protocol": protocol,
     }
     refused: list[dict[str, str]] = []
     rows = list(_rows(open_run(run), direction, sample, selection, penalty, refused))
     if as_json:
-        emit({"run": run, "penalty": penalty, "scores": rows, "refusals": refused})
+        emit({"run": run, "penalty": penalty, "protocol": protocol, "scores": rows, "refusals": refused})
     else:
+        unit = " × uniform" if protocol == "corrected" else ""
         table(
-            ["sample", "direction", "IMACS", "inside × uniform", "outside × uniform", "share inside", "note"],
+            ["sample", "direction", "IMACS", f"inside{unit}", f"outside{unit}", "share inside", "note"],
             [
                 [
                     row["sample"],

@@ -25,6 +25,9 @@ def maps(
     heads: Annotated[str | None, typer.Option(help="Heads to keep: 3 or 0,4 or 0:4.")] = None,
     size: Annotated[str | None, typer.Option(help="Size of the maps: ROWSxCOLUMNS.")] = None,
     time_groups: Annotated[int, typer.Option(min=1, help="Groups of the time level.")] = 5,
+    protocol: Annotated[
+        str, typer.Option(help="corrected, or official: the paper's own code.")
+    ] = "corrected",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
 ) -> None:
     """Maps as .npz, .zarr or .png."""
@@ -48,6 +51,7 @@ def maps(
         size=grid,
         time_groups=time_groups,
         at=region,  # type: ignore[arg-type]
+        protocol=protocol,  # type: ignore[arg-type]
     )
     save_maps(result, out, opened, overwrite=overwrite)
     shape = ", ".join(f"{dim} {count}" for dim, count in result.sizes.items())

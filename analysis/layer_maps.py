@@ -1,0 +1,69 @@
+"""Maps of one layer under the corrected protocol, and the plan that every protocol's layer maps follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.resize import Grid, bicubic
+from analysis.selection import Direction
+
+if TYPE_CHECKING:
+    from analysis.sources import Tokens
+    from storage import LayerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to make of each layer.
+
+    Attributes
+    ----------
+    direction
+        "r2g" or "g2r".
+    groups
+        Step indices of each time group; one group holds them all unless the level is time.
+    size
+        (rows, columns) of the maps.
+    heads
+        Indices of heads; None for all heads of the layer.
+    by_head
+        Keep the heads apart; there is one group then.
+    """
+
+    direction: Direction
+    groups: tuple[tuple[int, ...], ...]
+    size: Grid
+    heads: tuple[int, ...] | None
+    by_head: bool
+
+
+def density_maps(tokens: Tokens, plan: Plan, spec: LayerSpec, sample: str) -> NDArray[np.float64]:
+    """Mean densities of one sample and layer.
+
+    Source: I²AM, with the means of the corrected protocol: over steps and heads, then the bicubic resize.
+
+    Parameters
+    ----------
+    tokens
+        Where the layer's marginal (step, head, token) comes from.
+    plan, spec, sample
+        What to make.
+
+    Returns
+    -------
+    ndarray
+        (k, y, x) at the plan's size, 1 for uniform attention: k time groups, or heads, or 1.
+    """
+    values = tokens(spec, sample)
+    if plan.heads is not None:
+        values = values[:, list(plan.heads)]
+    if plan.by_head:
+        kept = values[list(plan.groups[0])].mean(axis=0, dtype=np.float64)
+    else:
+        kept = np.stack([values[list(group)].mean(axis=(0, 1), dtype=np.float64) for group in plan.groups])
+    grid = spec.gen_grid if plan.direction == "r2g" else spec.ref_grid
+    return bicubic(kept.reshape(-1, *grid), plan.size)
