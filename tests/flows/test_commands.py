@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 from PIL import Image
 
+from analysis.imacs import imacs
 from flows.terminal import emit, human_bytes
 from storage import open_run
 from tests.flows.conftest import LAYERS, SAMPLES, Outcome, spawn, write_run
@@ -99,6 +100,27 @@ def test_imacs_equals_the_formula(i2am: I2am, run: Path, tmp_path: Path) -> None
         score = (scaled * mask).sum() / mask.sum() - 3 * (scaled * ~mask).sum() / (~mask).sum()
         # The command brings the layers' mean at 8×8 to the mask; the file's maps went there layer by layer.
         assert rows[sample]["imacs"] == pytest.approx(score, abs=0.25)
+
+
+def test_the_official_protocol(i2am: I2am, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "F.npz"
+    outcome = i2am("maps", run, "--protocol", "official", "--out", out)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "softmax probability, summed over steps" in outcome.out
+    with np.load(out) as file:
+        maps = file["maps"]
+        assert json.loads(str(file["attrs"]))["protocol"] == "official"
+    assert maps.shape == (3, 64, 64)
+    assert 0 <= maps.min() < maps.max() < 3  # steps
+    assert i2am("maps", run, "--protocol", "official", "--out", tmp_path / "F.png").status == 0
+    mask = np.zeros((16, 16), bool)
+    mask[4:12, 4:12] = True
+    scores = i2am("imacs", run, "--direction", "r2g", "--protocol", "official", "--json").json
+    assert scores["protocol"] == "official"
+    for row, values in zip(scores["scores"], maps, strict=True):
+        assert row["imacs"] == pytest.approx(imacs(values, mask, "r2g", protocol="official"), abs=1e-9)
+    assert "× uniform" not in i2am("imacs", run, "--protocol", "official").out
+    i2am("imacs", run, "--protocol", "offical").refused("unknown protocol 'offical'.*did you mean 'official'")
 
 
 def test_imacs_for_people(i2am: I2am, run: Path) -> None:
