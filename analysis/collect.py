@@ -20,7 +20,7 @@ from analysis.cache import MarginalCache, open_cache
 from analysis.events import Listener, StageAdvanced, StageStarted
 from analysis.maps import LEVELS, Level, attribution_maps
 from analysis.marginals import FOCUS
-from analysis.region import image_mask
+from analysis.region import image_mask, sample_image
 from analysis.selection import DIRECTIONS, Direction, has_place, select
 from analysis.tables import AGAINST, frame, score_rows
 from storage.errors import DamageError, NoAnswer
@@ -181,8 +181,9 @@ def collect_maps(
 
 
 def sample_mask(run: Run, direction: str, sample: str) -> NDArray[np.bool_] | None:
-    """Mask [y, x] that a direction's maps of a sample are scored against, or None where the run has none."""
-    return image_mask(run.image(AGAINST[direction], sample)) if AGAINST[direction] in run.images else None
+    """Mask [y, x] that a direction's maps of a sample are scored against, or None where it has none."""
+    pixels = sample_image(run, AGAINST[direction], sample)
+    return None if pixels is None else image_mask(pixels)
 
 
 def variable(level: str) -> str:

@@ -1,6 +1,6 @@
 """Densities as colours: a diverging scale centred at 1, logarithmic, shared by maps shown together.
 
-White is uniform attention; red is more, blue is less; equal steps of colour are equal ratios. A map is laid
+Pale is uniform attention; red is more, blue is less; equal steps of colour are equal ratios. A map is laid
 over its image by multiplication, so that the image stays readable where attention is uniform.
 """
 
@@ -53,7 +53,8 @@ def limit(maps: Iterable[ArrayLike], quantile: float = 0.99) -> float:
     values = values[np.isfinite(values)]
     if not values.size:
         return LIMITS[0]
-    spread = 2 ** np.quantile(np.abs(np.log2(np.clip(values, 1e-3, None))), quantile)
+    # Values near zero, and below it where a resize overshoots, must not stretch the scale without end.
+    spread = 2 ** np.quantile(np.abs(np.log2(np.clip(values, 1 / 8, None))), quantile)
     return next((end for end in LIMITS if end >= spread), LIMITS[-1])
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import xarray as xr
 
 from analysis.colour import limit
+from analysis.outputs import MARK, refuse_foreign_folder, refuse_inside_run
+from analysis.region import sample_image
 from storage.errors import AlreadyExists, InputError, NoPermission, NotFound
 
 if TYPE_CHECKING:
@@ -55,8 +57,10 @@ def save_maps(
         raise InputError(
             f"output {target}", expected="a name that ends in .npz, .zarr or .png", got=repr(target.suffix)
         )
+    refuse_inside_run(target)
     if target.exists() and not overwrite:
         raise AlreadyExists(f"{target} exists", remedy="name another output, or allow overwriting")
+    refuse_foreign_folder(target)
     if not target.parent.is_dir():
         raise NotFound(f"directory {target.parent} does not exist", remedy="make it first")
     try:
@@ -70,16 +74,26 @@ def save_maps(
         if target.suffix == ".npz":
             _npz(maps, made)
         elif target.suffix == ".zarr":
-            maps.to_dataset(name="maps" if maps.name is None else str(maps.name)).to_zarr(
-                made, mode="w", zarr_format=3, consolidated=False
-            )
+            named = maps.to_dataset(name="maps" if maps.name is None else str(maps.name))
+            named.assign_attrs(MARK).to_zarr(made, mode="w", zarr_format=3, consolidated=False)
         else:
             _picture(maps, made, run)
-        if target.exists():
-            os.replace(target, staging / "old")
-        os.replace(made, target)
+        _into_place(made, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _into_place(made: Path, target: Path) -> None:
+    """Move a finished output over the one before it, which stays where it was if that fails."""
+    old = made.parent / "old"
+    if target.is_dir():
+        os.replace(target, old)
+    try:
+        os.replace(made, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
 
 
 def _npz(maps: xr.DataArray, path: Path) -> None:
@@ -106,7 +120,6 @@ def _picture(maps: xr.DataArray, path: Path, run: Run | None) -> None:
     if maps.attrs["protocol"] == "official":  # the scale is in times uniform: the nearest that sums have
         loaded = (loaded / loaded.mean()).assign_attrs(maps.attrs)
     under = [
-        run.image(image, str(sample)) if run is not None and image in run.images else None
-        for sample in maps["sample"].values
+        sample_image(run, image, str(sample)) if run is not None else None for sample in maps["sample"].values
     ]
     save(map_grid(loaded, under, limit([loaded.values])), path)

@@ -77,7 +77,7 @@ def scale_ticks(end: float) -> list[float]:
 
 def times(value: float) -> str:
     """A density with its unit, such as 0.5× or 2×."""
-    return f"{value:.2g}×"
+    return f"{value:.3g}×"
 
 
 def overview(panels: Sequence[Panel], end: float, title: str, note: str = "") -> Figure:
@@ -117,7 +117,7 @@ def overview(panels: Sequence[Panel], end: float, title: str, note: str = "") ->
 
 def _colour_bar(figure: Figure, axes: Axes, end: float) -> None:
     mappable = ScalarMappable(norm=LogNorm(1 / end, end), cmap=ListedColormap(palette() / 255.0))
-    bar = figure.colorbar(mappable, cax=axes)
+    bar = figure.colorbar(mappable, cax=axes, extend="both")
     bar.set_ticks(scale_ticks(end))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: times(value)))
     bar.ax.yaxis.set_minor_locator(NullLocator())

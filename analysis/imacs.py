@@ -75,8 +75,7 @@ def imacs(
     way = _direction(maps, direction)
     if protocol not in ("corrected", "official"):
         raise UnknownName("protocol", protocol, ("corrected", "official"))
-    if not (np.isfinite(penalty) and penalty >= 0):
-        raise InputError("penalty", expected="a number of 0 or more; the paper's is 3", got=repr(penalty))
+    check_penalty(penalty)
     values = np.asarray(maps, dtype=np.float64)
     inside = matching_masks(values.shape, masks, any_aspect=protocol == "official")
     score = official_score if protocol == "official" else _corrected_score
@@ -86,6 +85,18 @@ def imacs(
     if isinstance(maps, xr.DataArray):
         return _labelled(scores, maps, penalty, protocol)
     return scores if scores.ndim else float(scores)
+
+
+def check_penalty(penalty: float) -> None:
+    """Check the weight of what lies outside.
+
+    Raises
+    ------
+    InputError
+        If it is negative, or not a finite number.
+    """
+    if not (np.isfinite(penalty) and penalty >= 0):
+        raise InputError("penalty", expected="a number of 0 or more; the paper's is 3", got=repr(penalty))
 
 
 def _labelled(scores: Float64, maps: xr.DataArray, penalty: float, protocol: str) -> xr.DataArray:

@@ -144,11 +144,14 @@ def compute_marginals(run: Run, layer: LayerSpec, sample: str) -> Marginals:
     whole = np.ones(placed(layer) or layer.ref, dtype=np.float32)
     for name in names:
         direction, _, image = name.partition("@")
-        mask = region.image_mask(run.image(image, sample)) if image else None
-        if direction == "g2r":
-            gen[name] = (
-                np.ones(layer.gen, np.float32) if mask is None else region.weights(mask, layer.gen_grid)
+        if not image:
+            (gen if direction == "g2r" else ref)[name] = (
+                np.ones(layer.gen, dtype=np.float32) if direction == "g2r" else whole
             )
-        else:
-            ref[name] = whole if mask is None else region.weights(mask, layer.ref_grid)
+            continue
+        grid = layer.gen_grid if direction == "g2r" else layer.ref_grid
+        pixels = region.sample_image(run, image, sample)
+        # A sample without the image has an empty region: its marginal is NaN, the others' are not touched.
+        mask = np.zeros(grid, dtype=bool) if pixels is None else region.image_mask(pixels)
+        (gen if direction == "g2r" else ref)[name] = region.weights(mask, grid)
     return measure(run, layer, sample, gen, ref)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from analysis.collect import Collected
 from analysis.figures import Panel
-from analysis.region import image_mask
+from analysis.region import image_mask, sample_image
 from analysis.selection import Direction
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def sample_maps(collected: Collected, sample: str) -> dict[tuple[Direction, str]
 
 def sample_panels(run: Run, collected: Collected, sample: str) -> list[Panel]:
     """Panels of a sample: source, reference, generated, then every map that there is."""
-    images = {name: run.image(name, sample) for name in run.images}
+    found = {name: sample_image(run, name, sample) for name in run.images}
+    images = {name: image for name, image in found.items() if image is not None}
     masks: dict[str, NDArray[np.bool_]] = {
         name: image_mask(images[name]) for name in ("mask", "reference_mask") if name in images
     }

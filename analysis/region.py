@@ -8,13 +8,16 @@ region covers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.resize import Grid, area
-from storage.errors import InputError, NoAnswer, ShapeMismatch, UnknownName
+from storage.errors import InputError, NoAnswer, ShapeMismatch
+
+if TYPE_CHECKING:
+    from storage import Run
 
 Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]] | NDArray[Any]
 """(row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x]."""
@@ -45,6 +48,11 @@ def binary(mask: ArrayLike) -> NDArray[np.bool_]:
 def image_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Mask [y, x] of an image [y, x, channel] of 0 to 255, by the channels' mean."""
     return np.asarray(pixels.mean(axis=-1) > 127.5)
+
+
+def sample_image(run: Run, name: str, sample: str) -> NDArray[np.uint8] | None:
+    """Image [y, x, channel] of a sample, or None where the sample has none of that name."""
+    return run.image(name, sample) if name in run.record(sample)["images"] else None
 
 
 def check_two_sides(mask: NDArray[np.bool_]) -> None:
@@ -82,10 +90,10 @@ def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
 
     Raises
     ------
-    UnknownName
-        If a patch lies outside the grid.
     InputError
-        If `at` is none of the known forms.
+        If a patch lies outside the grid, or `at` is none of the known forms.
+    ShapeMismatch
+        If a mask has another aspect ratio than the grid.
     NoAnswer
         If the region is empty.
     """
@@ -96,17 +104,17 @@ def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
         and not (np.issubdtype(at.dtype, np.integer) and at.shape[1] == 2)
     ):
         mask = binary(at).astype(np.float64)
+        _check_aspect(mask, grid)
     elif values.dtype.kind in "iu" and values.ndim == 1 and values.size == 4:
         mask = _box(values, grid)
     elif values.dtype.kind in "iu" and values.size and values.size % 2 == 0 and values.shape[-1] == 2:
         mask = np.zeros(grid)
         for row, column in values.reshape(-1, 2):
             if not (0 <= row < grid[0] and 0 <= column < grid[1]):
-                raise UnknownName(
-                    "patch",
-                    f"{row},{column}",
-                    [],
-                    remedy=f"the grid has {grid[0]} rows and {grid[1]} columns, from 0",
+                raise InputError(
+                    f"patch {row},{column}",
+                    expected=f"a row from 0 to {grid[0] - 1} and a column from 0 to {grid[1] - 1}",
+                    got="one outside the grid",
                 )
             mask[row, column] = 1
     else:
@@ -120,6 +128,18 @@ def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
             "an empty region", expected="at least one patch inside", remedy="choose another region"
         )
     return mask
+
+
+def _check_aspect(mask: NDArray[Any], grid: Grid) -> None:
+    """Refuse a mask that cannot lie on the image of `grid`: its aspect differs by more than one cell."""
+    skew = (mask.shape[0] * grid[1]) / (mask.shape[1] * grid[0])
+    if not 1 - 1 / min(grid) <= skew <= 1 + 1 / min(grid):
+        raise ShapeMismatch(
+            "the mask of the region",
+            expected=f"the aspect ratio of {grid[0]} x {grid[1]} patches",
+            got=f"{mask.shape[0]} x {mask.shape[1]}",
+            remedy="give a mask of the image that the patches lie on",
+        )
 
 
 def _box(corners: NDArray[Any], grid: Grid) -> NDArray[np.float64]:

@@ -189,6 +189,10 @@ def _indices(kind: str, wanted: Indices | None, total: int) -> tuple[int, ...] |
     else:
         found = []
         for index in [wanted] if isinstance(wanted, int) else list(wanted):
+            if not hasattr(index, "__index__"):
+                raise InputError(
+                    f"{kind}s", expected="an index, a slice, or several indices", got=repr(wanted)
+                )
             if not -total <= index < total:
                 raise UnknownName(
                     kind, index, [f"{n}" for n in range(total)], remedy=f"there are {total}, from 0"
@@ -196,7 +200,9 @@ def _indices(kind: str, wanted: Indices | None, total: int) -> tuple[int, ...] |
             found.append(int(index) % total)
     if not found:
         raise InputError(
-            f"{kind}s is empty", expected=f"at least one {kind} of {total}", remedy="pass None for all"
+            f"{kind}s is empty",
+            expected=f"at least one {kind} of {total}",
+            remedy=f"widen the selection of {kind}s",
         )
     return tuple(dict.fromkeys(found))
 

@@ -30,6 +30,7 @@ import polars as pl
 from analysis.cache import StorePlace
 from analysis.collect import Collected, collect_maps, collect_tables, fill_marginals
 from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
+from analysis.outputs import refuse_inside_run
 from analysis.selection import Indices, select
 from storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission, NotFound
 
@@ -199,6 +200,7 @@ def analyse(
 
 def _directory(out: Path, overwrite: bool) -> Path:
     """Make the output directory, or check that nothing but a study would be replaced in it."""
+    refuse_inside_run(out)
     if out.exists() and not out.is_dir():
         raise AlreadyExists(
             f"{out} is a file", expected="a directory, or nothing", remedy="name another --out"

@@ -48,7 +48,7 @@ def write_figures(
     end = limit(maps for sample in chosen for maps in sample_maps(collected, sample).values())
     for number, sample in enumerate(chosen):
         panels = sample_panels(run, collected, sample)
-        note = "Yellow line: the mask. White is uniform attention, red is more, blue is less."
+        note = "Yellow: what to paint, or the object in the reference. Pale is uniform, red more, blue less."
         save(overview(panels, end, f"Sample {sample}", note), out / f"sample-{number:04d}.png")
         tell(StageAdvanced("figures", number + 1, len(chosen) + 1))
     scored = pl.concat([tables[level] for level in ("unified", "specific") if level in tables])

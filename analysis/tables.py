@@ -104,7 +104,7 @@ def _scores(
     density: NDArray[np.float64], mask: NDArray[np.bool_] | None, attrs: dict[str, Any], penalty: float
 ) -> dict[str, Any]:
     if mask is None:
-        return {"note": f"no image {AGAINST[attrs['direction']]!r} in the run"}
+        return {"note": f"no image {AGAINST[attrs['direction']]!r} of this sample"}
     if not np.isfinite(density).all():
         return {"note": "the map is not finite: an empty region, or logits that overflowed"}
     try:

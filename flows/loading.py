@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -132,7 +133,7 @@ def load_capture(path: str | Path, out: str | None = None) -> CaptureConfig:
 
 def _anchored(location: str, base: Path) -> str:
     """Make a path absolute; leave a URL alone."""
-    return location if "://" in location else str(base / Path(location).expanduser())
+    return location if "://" in location else os.path.normpath(base / Path(location).expanduser())
 
 
 def parse_config(text: str, model: type[Model], where: str) -> Model:

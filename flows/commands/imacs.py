@@ -30,9 +30,11 @@ def imacs(
 
     Exit status 1: samples were refused as damaged; the others are scored.
     """
+    from analysis.imacs import check_penalty
     from flows.selection import from_option
     from storage import open_run
 
+    check_penalty(penalty)
     selection = {
         "layers": layer,
         "steps": from_option("--steps", steps),

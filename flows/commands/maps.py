@@ -17,7 +17,7 @@ def maps(
     level: Annotated[str, typer.Option(help="unified, time, head, layer or specific.")] = "unified",
     at: Annotated[
         str | None,
-        typer.Option(help="Specific level: 12,8 or a box 2,3,9,12 or patches 1,2;1,3 or a mask image."),
+        typer.Option(help="Specific level: 12,8 or box 2,3,9,12 or patches 1,2;1,3 or the name of a mask."),
     ] = None,
     layer: Annotated[list[str] | None, typer.Option(help="Layer to keep; repeat for more.")] = None,
     sample: Annotated[list[str] | None, typer.Option(help="Sample to keep; repeat for more.")] = None,

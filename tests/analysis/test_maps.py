@@ -209,10 +209,10 @@ def test_maps_survive_a_round_trip_through_zarr(tmp_path):
         ({"size": 64}, InputError, r"size; expected \(rows, columns\)"),
         ({"at": (1, 1)}, InputError, "at; expected a region at the specific level"),
         ({"level": "specific"}, InputError, "got nothing at level 'specific'"),
-        ({"level": "specific", "at": (9, 9)}, UnknownName, "the grid has 6 rows and 4 columns"),
+        ({"level": "specific", "at": (9, 9)}, InputError, "a row from 0 to 5 and a column from 0 to 3"),
         ({"level": "specific", "at": (2, 2, 1, 1)}, InputError, "box 2,2,1,1"),
         ({"level": "specific", "at": "maskk"}, UnknownName, "unknown image 'maskk'"),
-        ({"level": "specific", "at": np.zeros((4, 4))}, NoAnswer, "empty region"),
+        ({"level": "specific", "at": np.zeros((6, 4))}, NoAnswer, "empty region"),
         ({"level": "specific", "at": 1.5}, InputError, "at; expected"),
     ],
 )

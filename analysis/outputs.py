@@ -1,0 +1,60 @@
+"""What an output may replace: never a run, and never a folder that something else wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from storage.errors import AlreadyExists
+
+MARK = {"written_by": "i2am maps"}
+"""Attributes of the root group of a maps store."""
+
+
+def refuse_inside_run(out: Path) -> None:
+    """Check that an output is not a run, nor anywhere inside one.
+
+    Parameters
+    ----------
+    out
+        Where something is about to be written; it need not exist.
+
+    Raises
+    ------
+    AlreadyExists
+        If a run is there or above.
+    """
+    place = out.resolve()
+    for folder in (place, *place.parents):
+        if "i2am" in _attributes(folder):
+            raise AlreadyExists(
+                f"{out} is {'a run' if folder == place else f'inside the run {folder}'}",
+                expected="an output outside every run",
+                remedy="name another output",
+            )
+
+
+def refuse_foreign_folder(out: Path) -> None:
+    """Check that a folder to be replaced holds maps that were saved before, and nothing else.
+
+    Raises
+    ------
+    AlreadyExists
+        If it is a folder of another kind.
+    """
+    if out.is_dir() and not MARK.items() <= _attributes(out).items():
+        raise AlreadyExists(
+            f"{out} is not a folder of saved maps",
+            expected="nothing, or maps saved before",
+            remedy="name another output, or remove it yourself",
+        )
+
+
+def _attributes(folder: Path) -> dict[str, Any]:
+    """Attributes of a Zarr group's root document, empty where there is none."""
+    try:
+        document = json.loads((folder / "zarr.json").read_bytes())
+        return dict(document["attributes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,77 @@
+"""Outputs never replace a run, nor a folder that something else wrote; a sample may lack an image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis import attribution_maps
+from analysis.export import save_maps
+from analysis.study import analyse
+from analysis.tables import score_rows
+from storage import LayerSpec, create_run, open_run, verify
+from storage.errors import AlreadyExists, InputError, ShapeMismatch
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two samples; the second has neither a mask nor a generated image."""
+    spec = LayerSpec("l", 2, 4, (6, 6), (4, 4), dtype="float32")
+    rng = np.random.default_rng(0)
+    shapes = {name: (12, 12, 1 if "mask" in name else 3) for name in ("source", "mask", "reference")}
+    with create_run(tmp_path / "r.zarr", [spec], [1, 0], ["a", "b"], image_shapes=shapes) as writer:
+        for sample in ("a", "b"):
+            with writer.sample(sample) as sink:
+                key = rng.normal(size=(2, 16, 4)).astype(np.float32)
+                for step in range(2):
+                    sink.put("l", step, query=rng.normal(size=(2, 36, 4)).astype(np.float32), key=key)
+                for name, shape in shapes.items():
+                    if sample == "a" or name == "source":
+                        image = np.zeros(shape, np.uint8)
+                        image[3:8, 3:8] = 255
+                        sink.put_image(name, image)
+    return open_run(tmp_path / "r.zarr")
+
+
+def test_a_run_is_never_replaced(run, tmp_path):
+    maps = attribution_maps(run, "r2g")
+    for target in (tmp_path / "r.zarr", tmp_path / "r.zarr" / "inside.npz"):
+        with pytest.raises(AlreadyExists, match="run"):
+            save_maps(maps, target, run, overwrite=True)
+    for out in (tmp_path / "r.zarr", tmp_path / "r.zarr" / "study"):
+        with pytest.raises(AlreadyExists, match="outside every run"):
+            analyse(run, out, overwrite=True)
+    assert verify(tmp_path / "r.zarr").ok
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_folder_of_something_else_is_never_replaced(run, tmp_path):
+    maps = attribution_maps(run, "r2g")
+    mine = tmp_path / "mine.zarr"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("keep")
+    with pytest.raises(AlreadyExists, match="not a folder of saved maps"):
+        save_maps(maps, mine, run, overwrite=True)
+    assert (mine / "notes.txt").read_text() == "keep"
+    save_maps(maps, tmp_path / "maps.zarr", run)
+    save_maps(maps, tmp_path / "maps.zarr", run, overwrite=True)
+    with pytest.raises(AlreadyExists, match="exists"):
+        save_maps(maps, tmp_path / "maps.zarr", run)
+
+
+def test_a_sample_without_its_images_leaves_the_others_alone(run, tmp_path):
+    result = analyse(run, tmp_path / "out")
+    assert result.to_json()["samples"] == ["a", "b"]
+    score = score_rows(attribution_maps(run, "r2g").sel(sample="b"), None, 3.0)
+    assert "no image 'mask'" in score[0]["note"]
+    specific = attribution_maps(run, "g2r", "specific", at="mask").compute()
+    assert np.isfinite(specific.sel(sample="a")).all()
+    assert np.isnan(specific.sel(sample="b")).all()
+    save_maps(attribution_maps(run, "g2r"), tmp_path / "maps.png", run)
+
+
+def test_questions_of_the_wrong_form_are_named(run):
+    with pytest.raises(InputError, match="steps"):
+        attribution_maps(run, "r2g", steps="0:2")
+    with pytest.raises(ShapeMismatch, match="aspect ratio"):
+        attribution_maps(run, "g2r", "specific", at=np.ones((33, 7), bool))
