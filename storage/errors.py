@@ -146,7 +146,7 @@ class UnknownName(InputError, KeyError):
         self.name = str(got)
         super().__init__(
             f"unknown {kind} {got!r}",
-            expected=f"one of {shown}" if names else f"none: there is no {kind} here",
+            expected=f"one of {shown}" if names else f"no {kind} at all: there is none",
             remedy=remedy,
         )
 
