@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from analysis.colour import limit
-from analysis.outputs import MARK, refuse_foreign_folder, refuse_inside_run
+from analysis.outputs import MARK, into_place, refuse_foreign_folder, refuse_inside_run
 from analysis.region import sample_image
 from storage.errors import AlreadyExists, InputError, NoPermission, NotFound
 
@@ -78,22 +78,9 @@ def save_maps(
             named.assign_attrs(MARK).to_zarr(made, mode="w", zarr_format=3, consolidated=False)
         else:
             _picture(maps, made, run)
-        _into_place(made, target)
+        into_place(made, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _into_place(made: Path, target: Path) -> None:
-    """Move a finished output over the one before it, which stays where it was if that fails."""
-    old = made.parent / "old"
-    if target.is_dir():
-        os.replace(target, old)
-    try:
-        os.replace(made, target)
-    except OSError:
-        if old.exists():
-            os.replace(old, target)
-        raise
 
 
 def _npz(maps: xr.DataArray, path: Path) -> None:

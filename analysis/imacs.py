@@ -21,7 +21,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.official_imacs import official_score
-from analysis.region import binary, check_two_sides
+from analysis.region import binary, check_two_sides, same_aspect
 from analysis.resize import Grid, bicubic
 from analysis.selection import Direction, check_direction
 from storage.errors import InputError, ShapeMismatch, UnknownName
@@ -178,8 +178,7 @@ def matching_masks(
         inside.ndim == len(shape) and all(n in (1, m) for n, m in zip(inside.shape[:-2], lead, strict=True))
     )
     rows, columns = shape[-2:]
-    skew = (rows * size[1]) / (columns * size[0]) if min(*size, rows, columns) else 0.0
-    alike = (any_aspect and skew > 0) or abs(skew - 1) <= 1 / max(1, min(rows, columns))
+    alike = min(*size, rows, columns) > 0 if any_aspect else same_aspect((rows, columns), size)
     if not fits or not alike:
         raise ShapeMismatch(
             "masks",

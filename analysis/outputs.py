@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,27 @@ def refuse_foreign_folder(out: Path) -> None:
             expected="nothing, or maps saved before",
             remedy="name another output, or remove it yourself",
         )
+
+
+def into_place(made: Path, target: Path) -> None:
+    """Move a finished output over the one before it, which comes back if that fails.
+
+    Parameters
+    ----------
+    made
+        The output, in a staging folder on the same disk; the one before it is put beside it.
+    target
+        Where it belongs.
+    """
+    old = made.parent / f"old-{target.name}"
+    if target.is_dir() and not target.is_symlink():
+        os.replace(target, old)
+    try:
+        os.replace(made, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
 
 
 def _attributes(folder: Path) -> dict[str, Any]:

@@ -130,10 +130,17 @@ def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
     return mask
 
 
+def same_aspect(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    """Whether (rows, columns) of `size` fit `grid`: their aspect ratios differ by at most one cell."""
+    if not min(*grid, *size):
+        return False
+    skew = (grid[0] * size[1]) / (grid[1] * size[0])
+    return abs(skew - 1) <= 1 / min(grid)
+
+
 def _check_aspect(mask: NDArray[Any], grid: Grid) -> None:
     """Refuse a mask that cannot lie on the image of `grid`: its aspect differs by more than one cell."""
-    skew = (mask.shape[0] * grid[1]) / (mask.shape[1] * grid[0])
-    if not 1 - 1 / min(grid) <= skew <= 1 + 1 / min(grid):
+    if not same_aspect(grid, mask.shape):
         raise ShapeMismatch(
             "the mask of the region",
             expected=f"the aspect ratio of {grid[0]} x {grid[1]} patches",

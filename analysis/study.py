@@ -30,7 +30,7 @@ import polars as pl
 from analysis.cache import StorePlace
 from analysis.collect import Collected, collect_maps, collect_tables, fill_marginals
 from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
-from analysis.outputs import refuse_inside_run
+from analysis.outputs import into_place, refuse_inside_run
 from analysis.selection import Indices, select
 from storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission, NotFound
 
@@ -191,7 +191,7 @@ def analyse(
             json.dumps(result.to_json() | {"run": str(opened.path)}, indent=2) + "\n"
         )
         for name in OUTPUTS:
-            _replace(staging / name, directory / name)
+            into_place(staging / name, directory / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     tell(StudyFinished(str(directory), time.perf_counter() - begun))
@@ -222,14 +222,6 @@ def _directory(out: Path, overwrite: bool) -> Path:
         raise NotFound(f"cannot make {out}", got=str(error), remedy="name another directory") from error
     os.rmdir(probe)
     return out
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Move a finished output into place; the one before it goes only then."""
-    if target.is_dir() and not target.is_symlink():
-        old = source.parent / f"old-{target.name}"
-        os.replace(target, old)
-    os.replace(source, target)
 
 
 def _study(

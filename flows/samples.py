@@ -78,13 +78,7 @@ def _scenes(count: int, first: int) -> SampleSet:
 
         from pipeline.embedded.scenes import make_scene
 
-        scene = make_scene(seeds[id])
-        arrays = {
-            "source": scene.source,
-            "reference": scene.reference,
-            "mask": scene.mask,
-            "reference_mask": scene.reference_object,
-        }
+        arrays = make_scene(seeds[id]).images
         images = {
             name: Image.fromarray(a).convert("L" if a.ndim == 2 else "RGB") for name, a in arrays.items()
         }

@@ -84,9 +84,9 @@ def run_job(
     int
         Samples captured now.
     """
-    waiting = cap.missing[:limit]
-    for start in range(0, len(cap.declared), batch_size):
-        ids = cap.declared[start : start + batch_size]
+    declared, waiting = cap.declared, set(cap.missing[:limit])
+    for start in range(0, len(declared), batch_size):
+        ids = declared[start : start + batch_size]
         missing = [id for id in ids if id in waiting]
         if not missing:
             continue

@@ -129,7 +129,6 @@ class Recording:
         self._call = -1
         self._seen: set[str] = set()
         self._early: list[tuple[Attention, int, dict[str, Array]]] = []
-        self._geometry: dict[str, LayerSpec] = {}
         self._sinks: dict[int, Sink] | None = None
         self._hold = ExitStack()
         self._started = time.perf_counter()
@@ -165,7 +164,6 @@ class Recording:
         for part in self._plan.split(site, query, key, grid, len(self._handles)):
             if not self._handles[part.sample].kept:
                 continue
-            self._geometry.setdefault(part.spec.name, part.spec)
             put = self._collector(part, step)
             self._copies.submit(part.query, partial(put, "query"))
             self._copies.submit(part.key, partial(put, "key"))
@@ -233,9 +231,9 @@ class Recording:
 
     def _open(self) -> None:
         self._copies.drain()
-        order = {spec.name: spec for part, _, _ in self._early for spec in (part.spec,)}
+        specs = {part.spec.name: part.spec for part, _, _ in self._early}
         timesteps = [self._schedule[i] for i in self._kept]
-        self._store.prepare(list(order.values()), timesteps, self._plan.split.rows, self._handles[0].images)
+        self._store.prepare(list(specs.values()), timesteps, self._plan.split.rows, self._handles[0].images)
         self._sinks = {
             index: self._store.open_sample(handle, self._hold)
             for index, handle in enumerate(self._handles)

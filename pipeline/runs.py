@@ -113,10 +113,10 @@ class CaptureRun:
             raise InputError(
                 "samples of one call", expected="at least one id, each once", got=repr(list(ids))
             )
-        missing = set(self.missing)
+        declared, missing = self.declared, set(self.missing)
         for id in ids:
-            if id not in self.declared:
-                raise UnknownName("sample", id, self.declared)
+            if id not in declared:
+                raise UnknownName("sample", id, declared)
             if id in kept and id not in missing:
                 raise AlreadyExists(
                     f"sample {id!r}", expected="one that is not captured yet", got="a committed one",

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from pipeline.adapters.registry import find_adapter
 from pipeline.capturing import capture
 from pipeline.embedded.painter import ReferencePainter
 from pipeline.embedded.scenes import Scene, make_scene
@@ -29,21 +30,13 @@ from storage import Run, open_run
 
 Floats = NDArray[np.float64]
 
-INPUTS = {"image": "source", "mask_image": "mask", "reference_image": "reference"}
-"""Arguments of the painter and the images of a scene."""
-
 
 class SceneTask:
     """The scene of ``seed`` as a task of a capture job."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.id, self.scene = seed, f"{seed:05d}", make_scene(seed)
-        self.images = {
-            "source": self.scene.source,
-            "mask": self.scene.mask,
-            "reference": self.scene.reference,
-            "reference_mask": self.scene.reference_object,
-        }
+        self.images = self.scene.images
 
 
 def evaluate(
@@ -72,8 +65,9 @@ def evaluate(
     tasks = {task.id: task for task in map(SceneTask, range(count))}
     with tempfile.TemporaryDirectory() as folder, Progress() as progress:
         path, bar = Path(folder) / "evaluation.zarr", progress.add_task("generate", total=count)
-        call = Call(INPUTS, {"num_inference_steps": steps, "guidance_scale": guidance})
-        with capture(pipe, path, samples=list(tasks), on_event=lambda _: None) as cap:
+        inputs = find_adapter(pipe).inputs(pipe)
+        call = Call(inputs, {"num_inference_steps": steps, "guidance_scale": guidance})
+        with capture(pipe, path, samples=list(tasks)) as cap:
             for start in range(0, count, batch_size):
                 run_job(cap, pipe, tasks.__getitem__, call, batch_size, limit=batch_size)
                 progress.update(bar, completed=start + batch_size)

@@ -80,6 +80,16 @@ class Scene:
     seed: int
 
     @property
+    def images(self) -> dict[str, Image | Mask]:
+        """What a capture keeps of the scene: source, mask, reference and reference_mask."""
+        return {
+            "source": self.source,
+            "mask": self.mask,
+            "reference": self.reference,
+            "reference_mask": self.reference_object,
+        }
+
+    @property
     def target_box(self) -> Box:
         """Bounding box (top, left, bottom, right) of the object in the target, end exclusive."""
         return bounding_box(self.target_object)
