@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.marginals import Marginals, compute_marginals, quantities
+from analysis.marginals import ON_REFERENCE, Marginals, compute_marginals, quantities
 from analysis.softmax import KERNEL_VERSION
 from storage.errors import AlreadyExists, NoPermission
 from storage.location import Location, locate
@@ -109,8 +109,12 @@ class MarginalCache:
         stored = self._load(layer, sample, wanted)
         if stored is None:
             stored = compute_marginals(self.run, layer, sample)
-            self._save(layer, sample, stored)
+            self.save(layer, sample, stored)
         return {name: stored[name] for name in wanted}
+
+    def holds(self, layer: LayerSpec, sample: str) -> bool:
+        """Whether every quantity of an entry is there, and its seal fits."""
+        return self._load(layer, sample, tuple(quantities(self.run, layer))) is not None
 
     def _seal(self, layer: LayerSpec, sample: str, name: str, values: bytes) -> bytes:
         key = {
@@ -147,8 +151,14 @@ class MarginalCache:
             return None
         return found
 
-    def _save(self, layer: LayerSpec, sample: str, values: Marginals) -> None:
-        """Write values, then their seals."""
+    def save(self, layer: LayerSpec, sample: str, values: Marginals) -> None:
+        """Write all quantities of an entry, then their seals.
+
+        Raises
+        ------
+        NoPermission
+            If the derived store cannot be written.
+        """
         if self.place is None:
             return
         index = self.run.declared.index(sample)
@@ -178,7 +188,7 @@ class MarginalCache:
             ),
         }
         for name, array in values.items():
-            axes = ("sample", "step", "head", "gen" if name.startswith("r2g") else "ref")
+            axes = ("sample", "step", "head", "ref" if name.partition("@")[0] in ON_REFERENCE else "gen")
             documents[f"{layer.name}/{name}/zarr.json"] = _array(
                 (samples, *array.shape), "float32", "NaN", axes
             )

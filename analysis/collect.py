@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from analysis.cache import MarginalCache, open_cache
 from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.maps import LEVELS, Level, attribution_maps
+from analysis.maps import attribution_maps
 from analysis.marginals import FOCUS
+from analysis.question import LEVELS, Level
 from analysis.region import image_mask, sample_image
 from analysis.selection import DIRECTIONS, Direction, has_place, select
 from analysis.tables import AGAINST, frame, score_rows

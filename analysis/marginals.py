@@ -1,157 +1,188 @@
-"""Marginals: both directions of one sample and layer from one read of the store.
+"""Marginals: the means of both softmaxes of one sample and layer, from one read of the store.
 
-Source: I²AM, R2G and G2R; PAPER's corrected protocol. Quantities, each float32 with 1 for uniform attention:
+Source: I²AM, R2G and G2R; the corrected protocol. Quantities, each float32 (step, head, token):
 
-- ``r2g`` (step, head, gen): R2G density, mean over the reference tokens that have a place (over all, where
-  none has).
-- ``g2r`` (step, head, ref): G2R density of the placed tokens, mean over the generated patches. The softmax
-  runs over all
-  tokens, class token included, as in the model.
-- ``r2g@reference_mask``, ``g2r@mask``: the same, over the tokens of the reference object only, and over the
-  patches that were
-  painted only; present where the run holds those images. NaN where that mask is empty.
+============= ===== ==================================================================================
+``r2g``       gen   R2G density, mean over the reference tokens that have a place (all, if none has)
+``g2r``       ref   G2R density of the placed tokens, mean over the generated patches; the softmax runs
+                    over all reference tokens, class token included, as in the model
+``daam``      gen   each patch's probability of a set of reference tokens, times ref: DAAM's map; over
+                    all tokens it is 1 everywhere, so it is kept for sets only
+``share``     gen   joint softmax with ``lse``: each patch's probability of the reference at all, 0 to 1
+``g2r_joint`` ref   joint softmax: G2R over all keys, not brought to 1 over the reference alone; its
+                    mean over ref is the mean share
+============= ===== ==================================================================================
 
-The unified, time, head and layer levels are means of these.
+Densities are 1 for uniform attention. ``@reference_mask`` restricts a quantity to the tokens of the reference
+object, ``@mask`` to the patches that were painted; present where the run holds those images, NaN where that
+mask is empty. The unified, time, head and layer levels are means of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis import region
+from analysis.aggregation import Aggregation, State, join
+from analysis.attention import Attention
+from analysis.reduce import reduce_slab, slabs
 from analysis.selection import Direction, has_place, placed
-from analysis.softmax import Logits, project
+from analysis.softmax import project
+from analysis.weights import Weights
 
 if TYPE_CHECKING:
     from storage import LayerSpec, Run
 
-READ_BYTES = 64 * 2**20
-"""Raw bytes that one read of the store brings into memory, unless a single head of a single step has more."""
-
 FOCUS: Mapping[Direction, str] = {"r2g": "reference_mask", "g2r": "mask"}
 """The image of the run, per direction, whose region has a marginal of its own."""
+
+ON_REFERENCE = ("g2r", "g2r_joint")
+"""Kinds of quantity that lie on the reference; the others lie on the generated image."""
 
 Marginals = dict[str, NDArray[np.float32]]
 
 
-def quantity(direction: Direction, image: str | None = None) -> str:
-    """Name of a marginal: the direction, and the image whose region it is restricted to."""
-    return direction if image is None else f"{direction}@{image}"
+def quantity(kind: str, image: str | None = None) -> str:
+    """Name of a marginal: its kind, and the image whose region it is restricted to."""
+    return kind if not image else f"{kind}@{image}"
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions to average over, by name; the name "" stands for everything.
+
+    Attributes
+    ----------
+    gen
+        Name to weights (gen) of the generated patches, for quantities on the reference.
+    ref
+        Name to weights (placed ref) of the reference tokens, of all tokens where none has a place; for
+        quantities on the generated image.
+    """
+
+    gen: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    ref: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The chunk of the marginals: `analysis.softmax.project` with the weights of some regions."""
+
+    regions: Regions
+
+    def names(self, layer: LayerSpec) -> tuple[str, ...]:
+        """Quantities, in the order of the state's arrays."""
+        sets = [name for name in self.regions.ref if name]
+        found = [quantity("g2r", name) for name in self.regions.gen]
+        found += [quantity("r2g", name) for name in self.regions.ref]
+        found += [quantity("daam", name) for name in sets]
+        if layer.lse:
+            found += [quantity("g2r_joint", name) for name in self.regions.gen]
+            found += [quantity("share", name) for name in ("", *sets)] if self.regions.ref else []
+        return tuple(found)
+
+    def __call__(self, attention: Attention) -> State:
+        """Arrays (step, head, token), one for each of `names`."""
+        layer = attention.layer
+        prefix = layer.ref_prefix if placed(layer) else 0
+        if attention.logits is None:
+            raise TypeError("a projection needs logits")
+        found = project(attention.logits, self._weights(layer, prefix))
+        arrays = [found.g2r[:, :, row, prefix:] for row in range(len(self.regions.gen))]
+        arrays += [found.r2g[:, :, row] for row in range(len(self.regions.ref))]
+        arrays += [found.daam[:, :, row] for row in range(found.daam.shape[2])]
+        if layer.lse:
+            arrays += [found.g2r_joint[:, :, row, prefix:] for row in range(len(self.regions.gen))]
+            shares = found.share.shape[2] if self.regions.ref else 0
+            arrays += [found.share[:, :, row] for row in range(shares)]
+        return tuple(arrays)
+
+    def _weights(self, layer: LayerSpec, prefix: int) -> Weights:
+        """The regions as weights over all tokens."""
+        tokens = {name: np.zeros(layer.ref, dtype=np.float32) for name in self.regions.ref}
+        for name, weights in self.regions.ref.items():
+            tokens[name][prefix:] = weights
+        empty = {"gen": layer.gen, "ref": layer.ref}
+        return Weights(
+            **empty,
+            g2r=_stacked([*self.regions.gen.values()], layer.gen),
+            r2g=_stacked([*tokens.values()], layer.ref),
+            tokens=_stacked([weights for name, weights in tokens.items() if name], layer.ref),
+            joint=layer.lse,
+        )
+
+
+def _stacked(rows: list[NDArray[np.float32]], tokens: int) -> NDArray[np.float32]:
+    return np.stack(rows) if rows else np.empty((0, tokens), dtype=np.float32)
 
 
 def quantities(run: Run, layer: LayerSpec) -> dict[str, int]:
     """Names of the marginals that a layer of a run has, with their number of tokens."""
-    tokens: dict[Direction, int] = {"r2g": layer.gen, "g2r": placed(layer)}
-    found: dict[str, int] = {}
-    for direction, count in tokens.items():
-        if direction == "r2g" or has_place(layer):
-            found[quantity(direction)] = count
-        if FOCUS[direction] in run.images and has_place(layer):
-            found[quantity(direction, FOCUS[direction])] = count
-    return found
+    tokens = {True: placed(layer), False: layer.gen}
+    names = _projection(run, layer, None).names(layer)
+    return {name: tokens[name.partition("@")[0] in ON_REFERENCE] for name in names}
 
 
-def measure(
-    run: Run,
-    layer: LayerSpec,
-    sample: str,
-    gen_weights: Mapping[str, NDArray[np.float32]],
-    ref_weights: Mapping[str, NDArray[np.float32]],
-) -> Marginals:
-    """Weighted mean densities of one sample and layer, from one read of the store.
-
-    Parameters
-    ----------
-    run, layer, sample
-        What to read.
-    gen_weights
-        For each G2R quantity, the weights (gen) of the generated patches.
-    ref_weights
-        For each R2G quantity, the weights (placed ref) of the reference tokens; of all tokens where none has
-        a place.
-
-    Returns
-    -------
-    dict
-        (step, head, gen) for each name in `ref_weights`, (step, head, placed ref) for each in `gen_weights`.
-
-    Raises
-    ------
-    DamagedSample
-        If the stored data is not what was written.
-    """
-    prefix = layer.ref_prefix if placed(layer) else 0
-    left = np.stack([*gen_weights.values()]) if gen_weights else np.ones((1, layer.gen), dtype=np.float32)
-    right = np.zeros((max(1, len(ref_weights)), layer.ref), dtype=np.float32)
-    for row, weight in enumerate(ref_weights.values()):
-        right[row, prefix:] = weight
-    steps = len(run.timesteps)
-    found = {
-        name: np.empty((steps, layer.heads, layer.ref - prefix), dtype=np.float32) for name in gen_weights
-    }
-    found |= {name: np.empty((steps, layer.heads, layer.gen), dtype=np.float32) for name in ref_weights}
-    for part, heads in _parts(layer, steps):
-        block = run.read(layer.name, sample, steps=part, heads=heads)
-        logits = Logits(query=block.query, key=block.key, scores=block.scores, scale=float(block.scale))
-        g2r, r2g = project(logits, left, right)
-        for row, name in enumerate(gen_weights):
-            found[name][part, heads] = g2r[:, :, row, prefix:]
-        for row, name in enumerate(ref_weights):
-            found[name][part, heads] = r2g[:, :, row]
-    return found
+def declaration(run: Run, layer: LayerSpec, sample: str, regions: Regions | None = None) -> Aggregation:
+    """The marginals of one sample and layer, or those of some regions, as an aggregation over the logits."""
+    chunk = _projection(run, layer, sample) if regions is None else Projection(regions)
+    return Aggregation("marginals", chunk, over="logits")
 
 
-def _parts(layer: LayerSpec, steps: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of steps and heads, each read of which stays within READ_BYTES."""
-    numbers = (
-        layer.gen * layer.ref
-        if layer.representation == "scores"
-        else (layer.gen + layer.ref) * layer.head_dim
-    )
-    head_bytes = numbers * (2 if layer.dtype == "float16" else 4)
-    many_heads = max(1, min(layer.heads, READ_BYTES // head_bytes))
-    many_steps = max(1, READ_BYTES // (head_bytes * layer.heads)) if many_heads == layer.heads else 1
-    for step in range(0, steps, many_steps):
-        for head in range(0, layer.heads, many_heads):
-            yield slice(step, min(step + many_steps, steps)), slice(head, min(head + many_heads, layer.heads))
-
-
-def compute_marginals(run: Run, layer: LayerSpec, sample: str) -> Marginals:
-    """All marginals of one sample and layer, computed from the store.
-
-    Parameters
-    ----------
-    run, layer, sample
-        What to read.
-
-    Returns
-    -------
-    dict
-        Quantity to float32 array (step, head, token), as listed by `quantities`.
-
-    Raises
-    ------
-    DamagedSample
-        If the stored data is not what was written.
-    """
-    names = quantities(run, layer)
-    gen: dict[str, NDArray[np.float32]] = {}
-    ref: dict[str, NDArray[np.float32]] = {}
+def _projection(run: Run, layer: LayerSpec, sample: str | None) -> Projection:
+    """All regions that a layer is asked about; their weights only if a sample is given."""
     whole = np.ones(placed(layer) or layer.ref, dtype=np.float32)
-    for name in names:
-        direction, _, image = name.partition("@")
-        if not image:
-            (gen if direction == "g2r" else ref)[name] = (
-                np.ones(layer.gen, dtype=np.float32) if direction == "g2r" else whole
-            )
-            continue
-        grid = layer.gen_grid if direction == "g2r" else layer.ref_grid
-        pixels = region.sample_image(run, image, sample)
-        # A sample without the image has an empty region: its marginal is NaN, the others' are not touched.
-        mask = np.zeros(grid, dtype=bool) if pixels is None else region.image_mask(pixels)
-        (gen if direction == "g2r" else ref)[name] = region.weights(mask, grid)
-    return measure(run, layer, sample, gen, ref)
+    gen: dict[str, NDArray[np.float32]] = {}
+    ref = {"": whole}
+    if has_place(layer):
+        gen[""] = np.ones(layer.gen, dtype=np.float32)
+        if FOCUS["g2r"] in run.images:
+            gen[FOCUS["g2r"]] = _covered(run, FOCUS["g2r"], sample, layer.gen_grid)
+        if FOCUS["r2g"] in run.images:
+            ref[FOCUS["r2g"]] = _covered(run, FOCUS["r2g"], sample, layer.ref_grid)
+    return Projection(Regions(gen, ref))
+
+
+def _covered(run: Run, image: str, sample: str | None, grid: tuple[int, int]) -> NDArray[np.float32]:
+    pixels = None if sample is None else region.sample_image(run, image, sample)
+    # A sample without the image has an empty region: its marginal is NaN, the others' are not touched.
+    mask = np.zeros(grid, dtype=bool) if pixels is None else region.image_mask(pixels)
+    return region.weights(mask, grid)
+
+
+def named(run: Run, layer: LayerSpec, states: Sequence[State], regions: Regions | None = None) -> Marginals:
+    """Join the states of a layer's slabs, in order, into arrays (step, head, token) by name."""
+    projection = _projection(run, layer, None) if regions is None else Projection(regions)
+    whole = join(Aggregation("marginals", projection, over="logits"), states, "step")
+    return dict(zip(projection.names(layer), whole, strict=True))
+
+
+def compute_marginals(run: Run, layer: LayerSpec, sample: str, regions: Regions | None = None) -> Marginals:
+    """Marginals of one sample and layer, computed from the store here and now.
+
+    Parameters
+    ----------
+    run, layer, sample
+        What to read.
+    regions
+        What to average over; None for everything that the derived store keeps.
+
+    Returns
+    -------
+    dict
+        Quantity to float32 array (step, head, token).
+
+    Raises
+    ------
+    DamagedSample
+        If the stored data is not what was written.
+    """
+    asked = declaration(run, layer, sample, regions)
+    steps = range(len(run.timesteps))
+    states = [reduce_slab(run, layer, sample, asked, slab) for slab in slabs(layer, steps)]
+    return named(run, layer, states, regions)

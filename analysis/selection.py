@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -122,6 +122,34 @@ def select(
         heads=_indices("head", heads, total),
         samples=_samples(run, samples),
     )
+
+
+def joint_only(chosen: Selection, *, named: bool) -> Selection:
+    """Keep the layers of a joint softmax whose log-sum-exp was stored.
+
+    Parameters
+    ----------
+    chosen
+        A selection.
+    named
+        Whether its layers were asked for by name; then each of them must answer.
+
+    Raises
+    ------
+    NoAnswer
+        If a layer named explicitly, or every layer, was captured without it.
+    """
+    kept = tuple(layer for layer in chosen.layers if layer.lse)
+    if not kept or (named and len(kept) < len(chosen.layers)):
+        silent = next(layer.name for layer in chosen.layers if not layer.lse)
+        raise NoAnswer(
+            f"the share of the reference in layer {silent!r}",
+            expected="a layer of a joint softmax, captured with lse=True",
+            got="a softmax over the reference alone",
+            remedy="leave the method out" if not kept else "leave this layer out",
+        )
+    lost = tuple(layer.name for layer in chosen.layers if not layer.lse)
+    return replace(chosen, layers=kept, left_out=(*chosen.left_out, *lost))
 
 
 def _layers(

@@ -5,21 +5,33 @@ Small picklable callables, so that any Dask scheduler can carry them to its work
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis import region, resize
 from analysis.cache import MarginalCache
-from analysis.marginals import FOCUS, measure, quantity
+from analysis.marginals import FOCUS, Regions, compute_marginals, quantity
 from analysis.selection import Direction, Selection
 from storage.errors import UnknownName
 
 if TYPE_CHECKING:
     from storage import LayerSpec, Run
+
+Method = Literal["i2am", "joint", "daam"]
+METHODS: tuple[Method, ...] = ("i2am", "joint", "daam")
+
+KINDS: Mapping[tuple[Method, Direction], str] = {
+    ("i2am", "r2g"): "r2g",
+    ("i2am", "g2r"): "g2r",
+    ("joint", "r2g"): "share",
+    ("joint", "g2r"): "g2r_joint",
+    ("daam", "r2g"): "daam",
+}
+"""Which marginal answers a question."""
 
 Tokens = Callable[["LayerSpec", str], NDArray[np.float32]]
 """(layer, sample) to a marginal (step, head, token)."""
@@ -38,13 +50,24 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """Density 1 everywhere: DAAM's map over all tokens, because every row of a softmax sums to 1."""
+
+    steps: int
+
+    def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
+        """Marginal (step, head, gen)."""
+        return np.ones((self.steps, layer.heads, layer.gen), dtype=np.float32)
+
+
+@dataclass(frozen=True)
 class Measured:
-    """Densities of a region: G2R of chosen generated patches, or R2G of chosen reference tokens.
+    """A quantity of a region: of chosen generated patches for "g2r", of chosen reference tokens for "r2g".
 
     Attributes
     ----------
-    run, direction
-        What to read, and which way round.
+    run, direction, kind
+        What to read, which way round, and which kind of marginal.
     region
         The name of a mask image of the run, or a mask [y, x].
     nearest
@@ -53,6 +76,7 @@ class Measured:
 
     run: Run
     direction: Direction
+    kind: str
     region: str | NDArray[np.float64]
     nearest: bool = False
 
@@ -64,9 +88,8 @@ class Measured:
             mask = self.region
         grid = layer.gen_grid if self.direction == "g2r" else layer.ref_grid
         weights = region.weights(resize.nearest(mask, grid) if self.nearest else mask, grid)
-        if self.direction == "g2r":
-            return measure(self.run, layer, sample, {"g2r": weights}, {})["g2r"]
-        return measure(self.run, layer, sample, {}, {"r2g": weights})["r2g"]
+        regions = Regions(gen={"at": weights}) if self.direction == "g2r" else Regions(ref={"at": weights})
+        return compute_marginals(self.run, layer, sample, regions)[quantity(self.kind, "at")]
 
 
 def tokens_for(
@@ -75,6 +98,7 @@ def tokens_for(
     direction: Direction,
     at: region.Region | str | None,
     *,
+    method: Method = "i2am",
     nearest: bool = False,
 ) -> Tokens:
     """Choose the source for a question.
@@ -86,6 +110,8 @@ def tokens_for(
     at
         None for all tokens; the name of a mask image; or a region in patches of the largest grid of the
         layers.
+    method
+        "i2am"; "joint" for probabilities of a joint softmax; "daam" for DAAM's map.
     nearest
         Take masks to each grid by the nearest pixel; the stored marginals of masks go by area, so they do not
         serve then.
@@ -97,15 +123,15 @@ def tokens_for(
     NoAnswer
         If the region is empty.
     """
-    run = cache.run
+    run, kind = cache.run, KINDS[method, direction]
     if at is None:
-        return Stored(cache, quantity(direction))
+        return Constant(len(run.timesteps)) if method == "daam" else Stored(cache, kind)
     if isinstance(at, str):
         if at not in run.images:
             raise UnknownName("image", at, run.images)
         if at == FOCUS[direction] and not nearest:
-            return Stored(cache, quantity(direction, at))
-        return Measured(run, direction, at, nearest)
+            return Stored(cache, quantity(kind, at))
+        return Measured(run, direction, kind, at, nearest)
     grids = [spec.gen_grid if direction == "g2r" else spec.ref_grid for spec in chosen.layers]
     drawn = region.draw(at, max(grids, key=lambda grid: grid[0] * grid[1]))
-    return Measured(run, direction, drawn, nearest)
+    return Measured(run, direction, kind, drawn, nearest)

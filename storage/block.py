@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from storage.widen import widened
+
 Array = np.ndarray[Any, Any]
 
 
@@ -27,10 +29,8 @@ def scaled_logits(query: Array, key: Array, scale: float) -> Array:
     ndarray
         (..., gen, ref) float32, computed in float32 whatever the inputs are.
     """
-    left = query.astype(np.float32)
-    left *= np.float32(scale)
     with np.errstate(invalid="ignore", over="ignore"):  # a model's NaN is the model's business
-        out: Array = np.matmul(left, np.swapaxes(key.astype(np.float32), -1, -2))
+        out: Array = np.matmul(widened(query, scale), np.swapaxes(widened(key), -1, -2))
     return out
 
 
@@ -83,7 +83,7 @@ class Block:
             (step, head, gen, ref) float32.
         """
         if self.scores is not None:
-            return self.scores.astype(np.float32, copy=False)
+            return self.scores if self.scores.dtype == np.float32 else widened(self.scores)
         if self.query is None or self.key is None:
             raise TypeError("a block holds query and key, or scores")
         return scaled_logits(self.query, self.key, self.scale)

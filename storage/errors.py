@@ -19,7 +19,8 @@ Grouped by what a handler would do: correct the input, or distrust the data.
     │   ├── NoPermission        (PermissionError) the system refused access
     │   ├── MissingDependency   (ImportError) an optional package is absent
     │   ├── SampleBusy          another process is writing this sample
-    │   └── CaptureError        the model does not do what the capture expects
+    │   ├── CaptureError        the model does not do what the capture expects
+    │   └── AggregationError    an aggregation does not do what it declares
     └── DamageError         (exit status 1: the stored bytes are not what was written)
         ├── DamagedRun          metadata of the run
         └── DamagedSample       data of one sample
@@ -212,6 +213,12 @@ class CaptureError(InputError):
     """The model does not do what the capture expects of it."""
 
     code = "capture"
+
+
+class AggregationError(InputError):
+    """An aggregation fails, or does not do what it declares."""
+
+    code = "aggregation"
 
 
 class DamageError(I2AMError):

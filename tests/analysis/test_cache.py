@@ -70,7 +70,7 @@ def chunk_files(tmp_path):
 def test_a_damaged_entry_is_computed_again(run, tmp_path, computed, harm):
     whole = attribution_maps(run, "r2g").values
     files = chunk_files(tmp_path)
-    assert len(files) == 2 * 2 * 5
+    assert len(files) == 2 * 2 * 6  # five quantities and the seal
     for path in files:
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import softmax
-from analysis.softmax import Logits, project
+from analysis.logits import Logits
+from analysis.softmax import project
+from analysis.weights import Means, Weights
 from tests.analysis import oracle
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
@@ -19,9 +22,19 @@ def ones(count):
     return np.ones((1, count), np.float32)
 
 
+def weights(g2r, r2g, **more):
+    return Weights(g2r.shape[1], r2g.shape[1], g2r, r2g, **more)
+
+
+def normalised(values, axis):
+    """Softmax in double precision."""
+    powers = np.exp(values - values.max(axis=axis, keepdims=True))
+    return powers / powers.sum(axis=axis, keepdims=True)
+
+
 def both(scores):
-    g2r, r2g = project(Logits(scores=scores), ones(scores.shape[2]), ones(scores.shape[3]))
-    return g2r[:, :, 0], r2g[:, :, 0]
+    found = project(Logits(scores=scores), weights(ones(scores.shape[2]), ones(scores.shape[3])))
+    return found.g2r[:, :, 0], found.r2g[:, :, 0]
 
 
 @settings(deadline=None, max_examples=60)
@@ -78,12 +91,18 @@ def test_uniform_attention_is_exactly_one(ref):
 def test_tiles_do_not_matter(monkeypatch, work, cache):
     rng = np.random.default_rng(0)
     logits = Logits(query=rng.normal(size=(3, 4, 60, 8)), key=rng.normal(size=(1, 4, 70, 8)) * 4, scale=0.5)
-    weights = rng.random((2, 60)).astype(np.float32), rng.random((3, 70)).astype(np.float32)
-    whole = project(logits, *weights)
+    lse = rng.normal(size=(3, 4, 60)).astype(np.float32) + 9
+    logits = replace(logits, lse=lse)
+    random = (rng.random((count, size)).astype(np.float32) for count, size in ((2, 60), (3, 70), (2, 70)))
+    asked = Weights(60, 70, *random, joint=True)
+    whole = project(logits, asked)
     monkeypatch.setattr(softmax, "WORK_BYTES", work)
     monkeypatch.setattr(softmax, "CACHE_BYTES", cache)
-    for expected, got in zip(whole, project(logits, *weights), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=3e-5, atol=1e-6)
+    tiled = project(logits, asked)
+    for kind in fields(Means):
+        expected = getattr(whole, kind.name)
+        assert expected.size
+        np.testing.assert_allclose(getattr(tiled, kind.name), expected, rtol=3e-5, atol=1e-6)
 
 
 def test_weights_choose_queries_and_tokens():
@@ -92,12 +111,70 @@ def test_weights_choose_queries_and_tokens():
     gen[0, 2] = gen[1, [1, 4]] = 1
     ref = np.zeros((1, 5), np.float32)
     ref[0, 3] = 1
-    g2r, r2g = project(Logits(scores=scores), gen, ref)
+    found = project(Logits(scores=scores), weights(gen, ref))
+    g2r, r2g = found.g2r, found.r2g
     row = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True) * 5
     column = np.exp(scores) / np.exp(scores).sum(-2, keepdims=True) * 6
     np.testing.assert_allclose(g2r[0, :, 0], row[0, :, 2], rtol=1e-5)
     np.testing.assert_allclose(g2r[0, :, 1], (row[0, :, 1] + row[0, :, 4]) / 2, rtol=1e-5)
     np.testing.assert_allclose(r2g[0, :, 0], column[0, :, :, 3], rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    SHAPES, st.integers(1, 6), st.integers(0, 2**31), st.sampled_from([0.1, 3.0, 40.0, 400.0]), st.booleans()
+)
+def test_shares_of_a_joint_softmax_and_of_token_sets(shape, others, seed, spread, as_factors):
+    rng = np.random.default_rng(seed)
+    steps, heads, gen, ref = shape
+    query = rng.normal(size=(steps, heads, gen, 3)) * spread
+    key = rng.normal(size=(1, heads, ref + others, 3)) + 5
+    every = np.matmul(query, key.swapaxes(-1, -2))
+    joint = normalised(every, -1)[..., :ref]
+    own = normalised(every[..., :ref], -1)
+    lse = np.logaddexp.reduce(every, axis=-1).astype(np.float32)
+    chosen = (rng.random((2, ref)) < 0.5).astype(np.float32)
+    chosen[0, 0] = 1
+    chosen[1] = 0  # an empty set has no share
+    queries = rng.random((1, gen)).astype(np.float32) + 0.1
+    if as_factors:
+        logits = Logits(query=query, key=key[:, :, :ref], lse=lse)
+    else:
+        logits = Logits(scores=every[..., :ref].astype(np.float32), lse=lse)
+    found = project(logits, Weights(gen, ref, queries, tokens=chosen, joint=True))
+    loose = {"rtol": 1e-3 * max(1, spread / 10), "atol": 1e-5 * max(1, spread)}  # float32 logits of `spread`
+    np.testing.assert_allclose(found.share[:, :, 0], joint.sum(-1), **loose)
+    np.testing.assert_allclose(found.share[:, :, 1], joint @ chosen[0], **loose)
+    np.testing.assert_allclose(found.daam[:, :, 0], own @ chosen[0] * ref / chosen[0].sum(), **loose)
+    mean = np.einsum("g,thgr->thr", queries[0] / queries.sum(), joint) * ref
+    np.testing.assert_allclose(found.g2r_joint[:, :, 0], mean, **loose)
+    assert np.isnan(found.share[:, :, 2]).all()
+    assert np.isnan(found.daam[:, :, 1]).all()
+    assert found.r2g.shape == (steps, heads, 0, gen)
+
+
+@settings(deadline=None, max_examples=40)
+@given(SHAPES, st.integers(0, 2**31), st.sampled_from([1.0, 8.0, 60.0]), st.sampled_from([0.0, 5.0, 100.0]))
+def test_factors_and_scores_agree_whatever_the_keys_have_in_common(shape, seed, spread, common):
+    rng = np.random.default_rng(seed)
+    steps, heads, gen, ref = shape
+    query = rng.normal(size=(steps, heads, gen, 4)).astype(np.float32) * np.float32(spread)
+    key = rng.normal(size=(steps, heads, ref, 4)).astype(np.float32) + np.float32(common)
+    exact = np.matmul(query.astype(np.float64), key.astype(np.float64).swapaxes(-1, -2))
+    found = project(Logits(query=query, key=key), weights(ones(gen), ones(ref)))
+    tolerance = {"rtol": 2e-5 + 3e-6 * spread * (10 + common), "atol": 1e-6}
+    own = normalised(exact, -1).mean(axis=2) * ref
+    other = normalised(exact, -2).mean(axis=3) * gen
+    np.testing.assert_allclose(found.g2r[:, :, 0], own, **tolerance)
+    np.testing.assert_allclose(found.r2g[:, :, 0], other, **tolerance)
+
+
+def test_rows_whose_logits_are_alike_are_exactly_uniform():
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(2, 3, 50, 8)).astype(np.float16)
+    key = np.broadcast_to(rng.normal(size=(1, 3, 1, 8)), (1, 3, 145, 8)).astype(np.float16)
+    found = project(Logits(query=query, key=key, scale=0.3), weights(ones(50), ones(145)))
+    assert (found.g2r == 1).all()
 
 
 def test_minus_infinity_is_no_attention_and_other_infinities_are_nan():
@@ -116,7 +193,9 @@ def test_minus_infinity_is_no_attention_and_other_infinities_are_nan():
 BLAS = """
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
-from analysis.softmax import Logits, project
+from analysis.logits import Logits
+from analysis.softmax import project
+from analysis.weights import Weights
 
 def threads():
     "Of NumPy's own BLAS; other libraries in the process may bring theirs."
@@ -132,7 +211,7 @@ Logits.part = spy
 one = np.ones((1, 4), np.float32)
 with threadpool_limits(limits=2, user_api="blas"):
     before = threads()
-    project(Logits(scores=np.zeros((1, 1, 4, 4), np.float32)), one, one)
+    project(Logits(scores=np.zeros((1, 1, 4, 4), np.float32)), Weights(4, 4, one, one))
     print(before, seen, threads())
 """
 

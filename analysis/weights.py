@@ -1,0 +1,136 @@
+"""What one pass over a block of attention shall average, and the arrays that it fills."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+
+def _none(tokens: int = 0) -> Float32:
+    return np.empty((0, tokens), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Means:
+    """Weighted means of attention; of each kind as many as the weights asked for.
+
+    Attributes
+    ----------
+    g2r
+        (step, head, n, ref) densities, 1 for uniform attention.
+    r2g
+        (step, head, m, gen) densities, likewise.
+    daam
+        (step, head, k, gen): each row's mean probability of a token of a set, times ref: DAAM's map.
+    g2r_joint
+        (step, head, n, ref): as `g2r`, over all keys of a joint softmax; the mean over ref is the share.
+    share
+        (step, head, 1 + k, gen): each row's probability, in a joint softmax, of all reference tokens, and of
+        the tokens of each set; 0 to 1.
+    """
+
+    g2r: Float32
+    r2g: Float32
+    daam: Float32
+    g2r_joint: Float32
+    share: Float32
+
+    def part(self, steps: slice, heads: slice) -> Means:
+        """Views of some steps and heads."""
+        return Means(*(array[steps, heads] for array in self._arrays()))
+
+    def spoil(self, planes: NDArray[np.bool_]) -> None:
+        """Set the steps and heads (step, head) that are marked to NaN."""
+        for array in self._arrays():
+            array[planes] = np.nan
+
+    def _arrays(self) -> tuple[Float32, ...]:
+        return self.g2r, self.r2g, self.daam, self.g2r_joint, self.share
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What to average over; every weight is 0 or more.
+
+    Attributes
+    ----------
+    gen
+        Number of generated patches.
+    ref
+        Number of reference tokens.
+    g2r
+        (n, gen): each row weights the generated patches in one G2R mean.
+    r2g
+        (m, ref): each row weights the reference tokens in one R2G mean; 0 leaves a token out.
+    tokens
+        (k, ref): each row is a set of reference tokens, for DAAM's map and for the share of a joint softmax.
+    joint
+        The logits carry the log-sum-exp of their rows over all keys, and its means are wanted.
+    """
+
+    gen: int
+    ref: int
+    g2r: Float32 = field(default_factory=_none)
+    r2g: Float32 = field(default_factory=_none)
+    tokens: Float32 = field(default_factory=_none)
+    joint: bool = False
+
+    @property
+    def lefts(self) -> int:
+        """Number of sums over rows."""
+        return len(self.g2r) * (2 if self.joint else 1)
+
+    @cached_property
+    def right(self) -> Float32:
+        """(ref, 1 + k): ones, and each set of tokens, to be summed along a row."""
+        sets = self.tokens if len(self.tokens) else _none(self.ref)
+        return np.concatenate([np.ones((1, self.ref), dtype=np.float32), sets]).T
+
+    def empty(self, steps: int, heads: int) -> Means:
+        """Arrays for the means of so many steps and heads."""
+        joint = self.joint
+        shapes = (
+            (len(self.g2r), self.ref),
+            (len(self.r2g), self.gen),
+            (len(self.tokens), self.gen),
+            (len(self.g2r) if joint else 0, self.ref),
+            (1 + len(self.tokens) if joint else 0, self.gen),
+        )
+        return Means(*(np.empty((steps, heads, *shape), dtype=np.float32) for shape in shapes))
+
+    def set_rows(self, rows: slice, sums: Float32, joint: Float32 | None, out: Means) -> None:
+        """Fill in what each row's sums (step, head, row, 1 + k) give by themselves.
+
+        `joint` (step, head, row) turns a sum of exponentials into a probability of the joint softmax.
+        """
+        if len(self.tokens):
+            density = self.ref / self.tokens.sum(axis=1, dtype=np.float64)[:, None]  # an empty set gives NaN
+            out.daam[..., rows] = sums[..., 1:].swapaxes(-1, -2) / sums[..., 0][:, :, None] * density
+        if self.joint and joint is not None:
+            out.share[..., rows] = sums.swapaxes(-1, -2) * joint[:, :, None]
+            out.share[:, :, 1:][:, :, ~self.tokens.any(axis=1), rows] = np.nan
+
+    def set_left(self, rows: slice, sums: Float32, joint: Float32 | None, out: Float32) -> None:
+        """Fill in what each row counts for in the sums over rows, (step, head, lefts, row)."""
+        count = len(self.g2r)
+        if not count:
+            return
+        np.multiply(self.g2r[:, rows], (np.float32(self.ref) / sums)[:, :, None], out=out[:, :, :count])
+        if self.joint and joint is not None:
+            weighted = np.float32(self.ref) * joint
+            np.multiply(self.g2r[:, rows], weighted[:, :, None], out=out[:, :, count:])
+
+    def set_g2r(self, total: Float64, out: Means) -> None:
+        """Turn the sums over rows (step, head, lefts, ref) into means."""
+        count = len(self.g2r)
+        if count:
+            whole = self.g2r.sum(axis=1, dtype=np.float64)[:, None]
+            out.g2r[...] = total[:, :, :count] / whole
+            if self.joint:
+                out.g2r_joint[...] = total[:, :, count:] / whole
