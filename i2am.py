@@ -14,17 +14,21 @@ if TYPE_CHECKING:
     pass
 
 _STORAGE = (
-    "AlreadyExists", "CaptureError", "ConfigError", "DamageError", "DamagedRun", "DamagedSample", "EmptyRun",
-    "I2AMError", "InputError", "LayerSpec", "MissingDependency", "NewerFormat", "NoAnswer", "NoPermission",
-    "NotARun", "NotFound", "Plan", "Run", "RunWriter", "SampleBusy", "ShapeMismatch", "Sink", "StorageFull",
-    "UnknownName", "VerifyReport", "create_run", "open_run", "plan", "resume_run", "verify",
+    "AggregationError", "AlreadyExists", "CaptureError", "ConfigError", "DamageError", "DamagedRun",
+    "DamagedSample", "EmptyRun", "I2AMError", "InputError", "LayerSpec", "MissingDependency", "NewerFormat",
+    "NoAnswer", "NoPermission", "NotARun", "NotFound", "Plan", "Run", "RunWriter", "SampleBusy",
+    "ShapeMismatch", "Sink", "StorageFull", "UnknownName", "VerifyReport", "create_run", "open_run", "plan",
+    "resume_run", "verify",
 )  # fmt: skip
 
 _lazy, __dir__, __all__ = attach(
     __name__,
     {
         **dict.fromkeys(_STORAGE, "storage"),
+        "Aggregation": "analysis.aggregation",
+        "aggregate": "analysis.aggregated",
         "attribution_maps": "analysis.maps",
+        "daam_maps": "analysis.daam",
         "imacs": "analysis.imacs",
         "capture": "pipeline.capturing",
     },

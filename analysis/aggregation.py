@@ -97,6 +97,8 @@ class Aggregation:
         Labels of the axes of one's own.
     rows
         The chunk treats generated patches one by one, so that a plane may come in pieces along gen.
+    place
+        It asks about places in the reference: layers whose tokens have none are left out. Implied by "ref".
     units, title
         Words for figures and reports; a title of one's own, or the name.
     """
@@ -110,6 +112,7 @@ class Aggregation:
     dims: tuple[str, ...] | None = None
     labels: Mapping[str, Sequence[str | float]] = field(default_factory=dict)
     rows: bool = False
+    place: bool = False
     units: str = ""
     title: str = ""
 

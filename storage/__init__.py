@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from storage.block import Block as Block
     from storage.create import create_run as create_run
     from storage.create import resume_run as resume_run
+    from storage.errors import AggregationError as AggregationError
     from storage.errors import AlreadyExists as AlreadyExists
     from storage.errors import CaptureError as CaptureError
     from storage.errors import ConfigError as ConfigError
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _ERRORS = (
     "AlreadyExists",
+    "AggregationError",
     "CaptureError",
     "ConfigError",
     "DamageError",
