@@ -205,6 +205,7 @@ def _wrap(values: Any, run: Run, aggregation: Aggregation, chosen: Selection, fr
         "title": aggregation.words,
         "units": aggregation.units,
         "over": aggregation.over,
+        "side": next((axis for axis in frame.axes if axis in TOKENS), ""),
         "kind": "similarity" if all(alike) else "mixed" if any(alike) else "attention",
         "layers": [spec.name for spec in chosen.layers],
         "left_out": list(chosen.left_out),

@@ -13,7 +13,7 @@ class StageStarted:
     Attributes
     ----------
     stage
-        "check", "marginals", "maps", "tables", "figures" or "report".
+        "check", "marginals", "maps", "tables", "aggregations", "figures", "report" or "aggregation page".
     total
         Number of units of work in it.
     """

@@ -7,13 +7,12 @@ content security policy in the page forbids it to load anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 import polars as pl
 
@@ -23,6 +22,7 @@ from analysis.events import Listener, StageAdvanced, StageStarted, ignore
 from analysis.figures import scale_ticks, times
 from analysis.panels import MAPS, sample_maps, sample_panels
 from analysis.tables import profile
+from analysis.templating import environment
 
 if TYPE_CHECKING:
     from analysis.collect import Collected
@@ -67,6 +67,7 @@ def write_report(
     *,
     refusals: Sequence[Refusal] = (),
     details: int = 24,
+    pages: Mapping[str, str] | None = None,
     on_event: Listener | None = None,
 ) -> Path:
     """Write ``index.html``.
@@ -81,6 +82,8 @@ def write_report(
         Samples that were left out, and why.
     details
         Samples shown with their pictures; the size of the page is bounded by it. All are in its table.
+    pages
+        Other pages of the report: file name to title.
     on_event
         Told after each of them.
 
@@ -99,7 +102,7 @@ def write_report(
     for number, sample in enumerate(shown):
         detailed.append(_detail(run, collected, sample, number, ends))
         tell(StageAdvanced("report", number + 1, len(shown)))
-    page = _render(run, collected, tables, scored, detailed, ends, refusals)
+    page = _render(run, collected, tables, scored, detailed, ends, refusals, pages or {})
     target = out / "index.html"
     target.write_text(page, encoding="utf-8")
     return target
@@ -113,10 +116,11 @@ def _render(
     detailed: list[dict[str, Any]],
     ends: dict[str, float],
     refusals: Sequence[Refusal],
+    pages: Mapping[str, str],
 ) -> str:
     """Fill the template."""
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             title=Path(str(run.path)).name,
@@ -134,19 +138,13 @@ def _render(
             details=detailed,
             scales=[_scale(level, end) for level, end in ends.items()],
             refusals=refusals,
+            pages=pages,
             absent=collected.absent,
             provenance=_provenance(run),
             layers=list(run.layers.values()),
             total=len(collected.samples),
             attrs=next(iter(collected.maps.values())).attrs,
         )
-    )
-
-
-def _environment() -> jinja2.Environment:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    return jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
 
 

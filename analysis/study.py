@@ -5,7 +5,8 @@
     OUT/maps.zarr          a group per direction, a variable per level
     OUT/tables/*.parquet   one table per level
     OUT/figures/*.png
-    OUT/report/index.html  self-contained
+    OUT/aggregations.zarr  a group per aggregation, if any was asked for
+    OUT/report/index.html  self-contained, with a page for the aggregations
     OUT/study.json         what was done; marks the directory's contents as a study's
 
 Everything is made in a temporary directory inside OUT and renamed into place at the end, so that a study
@@ -37,7 +38,7 @@ from storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermissi
 if TYPE_CHECKING:
     from storage import Run
 
-OUTPUTS = ("maps.zarr", "tables", "figures", "report", "study.json")
+OUTPUTS = ("maps.zarr", "aggregations.zarr", "tables", "figures", "report", "study.json")
 """Everything that a study writes into its directory; nothing else there is touched."""
 
 
@@ -71,6 +72,8 @@ class StudyOptions:
         IMACS's weight of what lies outside the mask.
     size
         (rows, columns) of the maps; None for the largest grid.
+    aggregations
+        Names or "module:name" of aggregations.
     details
         Samples shown in full in the report; all are in its table.
     figures
@@ -88,6 +91,7 @@ class StudyOptions:
     time_groups: int = 5
     penalty: float = 3.0
     size: tuple[int, int] | None = None
+    aggregations: tuple[str, ...] = ()
     details: int = 24
     figures: int = 12
     store: StorePlace = None
@@ -191,7 +195,10 @@ def analyse(
             json.dumps(result.to_json() | {"run": str(opened.path)}, indent=2) + "\n"
         )
         for name in OUTPUTS:
-            into_place(staging / name, directory / name)
+            if (staging / name).exists():
+                into_place(staging / name, directory / name)
+            elif (directory / name).exists():  # of an earlier study that asked for more
+                os.replace(directory / name, staging / f"old-{name}")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     tell(StudyFinished(str(directory), time.perf_counter() - begun))
@@ -227,6 +234,8 @@ def _directory(out: Path, overwrite: bool) -> Path:
 def _study(
     run: Run, names: Sequence[str], options: StudyOptions, out: Path, staging: Path, tell: Listener
 ) -> StudyResult:
+    from analysis.aggregation_page import PAGE, write_aggregation_page
+    from analysis.aggregation_tables import collect_aggregations
     from analysis.report import write_report
     from analysis.study_figures import write_figures
 
@@ -256,12 +265,23 @@ def _study(
     for name, table in tables.items():
         table.write_parquet(staging / "tables" / f"{name}.parquet")
     lap("tables")
+    aggregated = collect_aggregations(run, good, options, staging, tell)
+    lap("aggregations")
     refusals = tuple(Refusal(sample, reason) for sample, reason in damaged.items())
     write_figures(run, collected, tables, staging / "figures", options.figures, tell)
     lap("figures")
+    pages = {PAGE: "Aggregations"} if options.aggregations else {}
     write_report(
-        run, collected, tables, staging / "report", refusals=refusals, details=options.details, on_event=tell
+        run,
+        collected,
+        tables,
+        staging / "report",
+        refusals=refusals,
+        details=options.details,
+        pages=pages,
+        on_event=tell,
     )
+    write_aggregation_page(aggregated, staging, Path(str(run.path)).name, tell)
     lap("report")
     return StudyResult(
         out=out,
@@ -270,7 +290,7 @@ def _study(
         tables=tables,
         samples=good,
         refusals=refusals,
-        absent=collected.absent,
+        absent=(*collected.absent, *aggregated.absent),
         seconds=seconds,
     )
 

@@ -62,6 +62,7 @@ def _options(config: AnalysisConfig) -> StudyOptions:
         time_groups=config.time_groups,
         penalty=config.penalty,
         size=config.size,
+        aggregations=tuple(config.aggregations),
         details=config.details,
         figures=config.figures,
     )

@@ -124,6 +124,7 @@ class AnalysisConfig(Strict):
     time_groups: Annotated[int, Field(ge=1)] = 5
     penalty: Annotated[float, Field(gt=0, description="weight of attention outside the mask in IMACS")] = 3.0
     size: tuple[Positive, Positive] | None = None
+    aggregations: Annotated[list[str], Field(description="names, or module:name")] = []
     details: Annotated[int, Field(ge=0, description="samples shown in full in the report")] = 24
     figures: Annotated[int, Field(ge=0, description="samples that get figures of their own")] = 12
     workers: Annotated[int | None, Field(ge=1, description="threads; None: one for each core")] = None

@@ -16,6 +16,10 @@ def analyze(
     config: Annotated[
         Path | None, typer.Option(help="What to draw (YAML); see examples/analysis.yaml.")
     ] = None,
+    aggregation: Annotated[
+        list[str] | None,
+        typer.Option(help="Aggregation to add: a name, or module:name of your own; repeat for more."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results that no analysis wrote.")
     ] = False,
@@ -30,6 +34,7 @@ def analyze(
 
     Exit status 1: samples were refused as damaged; the others are analysed.
     """
+    from analysis.discover import find
     from flows.config import AnalysisConfig
     from flows.loading import load_config
     from flows.orchestrate import as_flow, both_refused
@@ -37,6 +42,9 @@ def analyze(
     from storage import open_run
 
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
+    settings = settings.model_copy(update={"aggregations": [*settings.aggregations, *(aggregation or [])]})
+    for name in settings.aggregations:
+        find(name)  # before anything is computed
     choice = both_refused(prefect, direct)
     open_run(run)  # what is wrong with the run is said at once, not from inside a flow
     with shown(quiet):
