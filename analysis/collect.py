@@ -25,6 +25,7 @@ from analysis.region import image_mask, sample_image
 from analysis.selection import DIRECTIONS, Direction, has_place, select
 from analysis.tables import AGAINST, frame, score_rows
 from storage.errors import DamageError, NoAnswer
+from storage.matching import matching_names
 
 if TYPE_CHECKING:
     from analysis.study import StudyOptions
@@ -89,7 +90,7 @@ def fill_marginals(run: Run, names: Sequence[str], options: StudyOptions, tell: 
     """
     tell(StageStarted("marginals", len(names)))
     cache = open_cache(run, options.store, options.storage_options)
-    layers = [run.layers[name] for name in options.layers or run.layers]
+    layers = [run.layers[name] for name in matching_names("layer", options.layers, list(run.layers))]
     damaged: dict[str, str] = {}
     done = 0
     for batch in _batches(names):
@@ -157,6 +158,7 @@ def collect_maps(
                 heads=options.heads,
                 samples=names,
                 size=options.size,
+                protocol=options.protocol,
                 store=options.store,
                 storage_options=options.storage_options,
                 **extra,

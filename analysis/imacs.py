@@ -108,8 +108,15 @@ def _labelled(scores: Float64, maps: xr.DataArray, penalty: float, protocol: str
 
 
 def _direction(maps: xr.DataArray | ArrayLike, direction: str | None) -> Direction:
-    if direction is None and isinstance(maps, xr.DataArray):
-        direction = maps.attrs.get("direction")
+    own = maps.attrs.get("direction") if isinstance(maps, xr.DataArray) else None
+    if own is not None and direction not in (None, own):
+        raise InputError(
+            "direction",
+            expected=f"{own!r}, which the maps' attributes say",
+            got=repr(direction),
+            remedy="leave it out",
+        )
+    direction = own if direction is None else direction
     if direction is None:
         raise InputError(
             "direction is not known",

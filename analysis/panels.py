@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from analysis.collect import Collected
@@ -32,12 +33,18 @@ MAPS: tuple[tuple[Direction, str, str, str, str], ...] = (
 
 
 def sample_maps(collected: Collected, sample: str) -> dict[tuple[Direction, str], NDArray[np.float64]]:
-    """Unified and specific maps [y, x] of a sample, by (direction, level)."""
+    """Unified and specific maps [y, x] of a sample, as they are drawn, by (direction, level)."""
     return {
-        (direction, level): np.asarray(collected.maps[direction, level].sel(sample=sample), dtype=np.float64)
+        (direction, level): drawable(collected.maps[direction, level].sel(sample=sample))
         for direction, level, *_ in MAPS
         if (direction, level) in collected.maps
     }
+
+
+def drawable(maps: xr.DataArray) -> NDArray[np.float64]:
+    """Values for a scale in times uniform: densities as they are, official sums relative to their mean."""
+    values = np.asarray(maps, dtype=np.float64)
+    return values / values.mean() if maps.attrs["protocol"] == "official" else values
 
 
 def sample_panels(run: Run, collected: Collected, sample: str) -> list[Panel]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
+from storage.matching import matching_names
 
 if TYPE_CHECKING:
     from storage import LayerSpec, Run
@@ -98,7 +99,8 @@ def select(
     direction
         Decides which layers can answer.
     layers, samples
-        Names; one name may be given as it is.
+        Names, one or several; of layers also shell patterns such as ``*up_blocks*``, whose layers are left
+        out where they have no answer.
     steps, heads
         Indices or a slice.
     place
@@ -157,22 +159,22 @@ def _layers(
 ) -> tuple[tuple[LayerSpec, ...], tuple[str, ...]]:
     if names is not None:
         wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-        for name in wanted:
-            if name not in run.layers:
-                raise UnknownName("layer", name, list(run.layers))
         if not wanted:
             raise InputError(
                 "layers is empty", expected="at least one layer", remedy="pass None for all layers"
             )
-        silent = [name for name in wanted if place and not has_place(run.layers[name])]
-        if silent:
+        asked = [run.layers[name] for name in matching_names("layer", wanted, list(run.layers))]
+        silent = [layer for layer in asked if place and not has_place(layer)]
+        named = [layer for layer in silent if layer.name in wanted]
+        if named or len(silent) == len(asked):
+            layer = (named or silent)[0]
             raise NoAnswer(
-                f"this {direction} question to layer {silent[0]!r}",
+                f"this {direction} question to layer {layer.name!r}",
                 expected="reference tokens with a place in the reference image",
-                got=f"{run.layers[silent[0]].ref} token(s) without one",
+                got=f"{layer.ref} token(s) without one",
                 remedy="ask for unified r2g, or leave this layer out",
             )
-        return tuple(run.layers[name] for name in run.layers if name in set(wanted)), ()
+        return tuple(layer for layer in asked if layer not in silent), tuple(layer.name for layer in silent)
     able = [layer for layer in run.layers.values() if has_place(layer) or not place]
     if not able:
         raise NoAnswer(
@@ -228,11 +230,20 @@ def _indices(kind: str, wanted: Indices | None, total: int) -> tuple[int, ...] |
             found.append(int(index) % total)
     if not found:
         raise InputError(
-            f"{kind}s is empty",
+            f"{kind}s selects nothing",
             expected=f"at least one {kind} of {total}",
-            remedy=f"widen the selection of {kind}s",
+            got=_words(wanted),
+            remedy="a slice runs from its first index to the one before its last",
         )
     return tuple(dict.fromkeys(found))
+
+
+def _words(wanted: Indices) -> str:
+    """A selection as a user writes it."""
+    if not isinstance(wanted, slice):
+        return "none"
+    ends = [wanted.start, wanted.stop, *([wanted.step] if wanted.step is not None else [])]
+    return ":".join("" if end is None else str(end) for end in ends)
 
 
 def split_steps(steps: Sequence[int], groups: int) -> list[tuple[int, ...]]:

@@ -28,11 +28,15 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from analysis.baselines import collect_baselines
+from analysis.bootstrap import CONFIDENCE, check_confidence
 from analysis.cache import StorePlace
 from analysis.collect import Collected, collect_maps, collect_tables, fill_marginals
 from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
 from analysis.outputs import into_place, refuse_inside_run
+from analysis.question import Protocol
 from analysis.selection import Indices, select
+from analysis.summary import summarise
 from storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission, NotFound
 
 if TYPE_CHECKING:
@@ -70,6 +74,10 @@ class StudyOptions:
         Groups of the time level, at most; fewer if there are fewer steps.
     penalty
         IMACS's weight of what lies outside the mask.
+    protocol
+        "corrected" or "official", of the maps and of IMACS.
+    confidence
+        Of the intervals over samples.
     size
         (rows, columns) of the maps; None for the largest grid.
     aggregations
@@ -90,6 +98,8 @@ class StudyOptions:
     samples: tuple[str, ...] | None = None
     time_groups: int = 5
     penalty: float = 3.0
+    protocol: Protocol = "corrected"
+    confidence: float = CONFIDENCE
     size: tuple[int, int] | None = None
     aggregations: tuple[str, ...] = ()
     details: int = 24
@@ -185,6 +195,7 @@ def analyse(
     tell = on_event or ignore
     begun = time.perf_counter()
     options = options or StudyOptions()
+    check_confidence(options.confidence)
     opened = open_run(run, options.storage_options) if isinstance(run, (str, os.PathLike)) else run
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
     directory = _directory(Path(out), overwrite)
@@ -261,6 +272,10 @@ def _study(
     collected: Collected = collect_maps(run, good, options, staging / "maps.zarr", tell)
     lap("maps")
     tables = collect_tables(run, collected, options, tell)
+    baselines = collect_baselines(run, good, options, staging / "maps.zarr", tell)
+    if baselines.table.height:
+        tables["baselines"] = baselines.table
+    tables["summary"] = summarise(tables, options.confidence)
     (staging / "tables").mkdir()
     for name, table in tables.items():
         table.write_parquet(staging / "tables" / f"{name}.parquet")
@@ -290,7 +305,7 @@ def _study(
         tables=tables,
         samples=good,
         refusals=refusals,
-        absent=(*collected.absent, *aggregated.absent),
+        absent=(*collected.absent, *baselines.absent, *aggregated.absent),
         seconds=seconds,
     )
 

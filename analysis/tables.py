@@ -17,6 +17,7 @@ area        part of the image that the mask covers, 0 to 1
 kind        attention, similarity or mixed
 note        why a number is missing
 run_id      the run
+method      i2am; or joint, daam: `analysis.maps`
 protocol    corrected or official: of the maps and of IMACS
 penalty     IMACS's weight of what lies outside
 =========== ==========================================================================================
@@ -51,6 +52,7 @@ SCHEMA: Mapping[str, Any] = {
     "kind": pl.String,
     "note": pl.String,
     "run_id": pl.String,
+    "method": pl.String,
     "protocol": pl.String,
     "penalty": pl.Float64,
 }
@@ -87,9 +89,10 @@ def score_rows(
         "sample": str(maps["sample"].item()),
         "direction": maps.attrs["direction"],
         "level": level,
-        "region": maps.attrs.get("at", "all"),
+        "region": str(maps.attrs.get("at", "all")),
         "kind": maps.attrs["kind"],
         "run_id": maps.attrs["run_id"],
+        "method": maps.attrs["method"],
         "protocol": maps.attrs["protocol"],
         "penalty": penalty,
     }

@@ -61,6 +61,8 @@ def _options(config: AnalysisConfig) -> StudyOptions:
         samples=tuple(config.samples) if config.samples else None,
         time_groups=config.time_groups,
         penalty=config.penalty,
+        protocol=config.protocol,
+        confidence=config.confidence,
         size=config.size,
         aggregations=tuple(config.aggregations),
         details=config.details,

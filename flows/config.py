@@ -123,6 +123,10 @@ class AnalysisConfig(Strict):
     heads: Selection | None = None
     time_groups: Annotated[int, Field(ge=1)] = 5
     penalty: Annotated[float, Field(gt=0, description="weight of attention outside the mask in IMACS")] = 3.0
+    protocol: Annotated[
+        Literal["corrected", "official"], Field(description="official: the paper's own code")
+    ] = "corrected"
+    confidence: Annotated[float, Field(gt=0, lt=1, description="of intervals over samples")] = 0.95
     size: tuple[Positive, Positive] | None = None
     aggregations: Annotated[list[str], Field(description="names, or module:name")] = []
     details: Annotated[int, Field(ge=0, description="samples shown in full in the report")] = 24

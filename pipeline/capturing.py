@@ -18,11 +18,12 @@ from pipeline.geometry import Split
 from pipeline.images import ImageLike, to_uint8
 from pipeline.recording import Plan, Recording, SampleHandle
 from pipeline.runs import CaptureRun, Target
-from pipeline.selection import Names, Numbers, select_names, select_numbers
+from pipeline.selection import Names, Numbers, select_numbers
 from pipeline.taps import ProjectionTap
 from pipeline.timesteps import announced, timestep_of
 from pipeline.transfer import HostCopies
 from storage.errors import CaptureError, InputError
+from storage.matching import matching_names
 from storage.spec import Representation
 
 
@@ -100,7 +101,7 @@ def make_plan(
     """Resolve what to keep against the model; parameters and errors as in :func:`capture`."""
     sites = {site.name: site for site in adapter.sites(pipe)}
     return Plan(
-        [sites[name] for name in select_names("layer", layers, list(sites))],
+        [sites[name] for name in matching_names("layer", layers, list(sites))],
         Split(pipe, adapter, roles, heads, representation),
         schedule=lambda first: announced(getattr(pipe, "scheduler", None), first, timesteps),
         steps=lambda count: select_numbers("step", steps, count),

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import TypeAlias
 
-from storage.errors import InputError, UnknownName
+from storage.errors import InputError
 
 Names: TypeAlias = str | Sequence[str] | None
 """Layer names or shell patterns (``*up_blocks*``); None is all."""
 
 Numbers: TypeAlias = int | slice | Iterable[int] | None
 """An index, a slice, or indices (a range, a list); None is all. Negative indices count from the end."""
-
-
-def select_names(kind: str, wanted: Names, known: Sequence[str]) -> list[str]:
-    """The names of ``known`` that ``wanted`` asks for, in the order of ``known``.
-
-    Raises
-    ------
-    UnknownName
-        If a name or pattern matches nothing.
-    """
-    if wanted is None:
-        return list(known)
-    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in known):
-            raise UnknownName(kind, pattern, known)
-    return [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def select_numbers(kind: str, wanted: Numbers, count: int) -> list[int]:

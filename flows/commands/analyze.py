@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ def analyze(
         list[str] | None,
         typer.Option(help="Aggregation to add: a name, or module:name of your own; repeat for more."),
     ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="corrected, or official: the paper's own code.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results that no analysis wrote.")
     ] = False,
@@ -35,14 +38,20 @@ def analyze(
     Exit status 1: samples were refused as damaged; the others are analysed.
     """
     from analysis.discover import find
+    from analysis.question import PROTOCOLS
     from flows.config import AnalysisConfig
     from flows.loading import load_config
     from flows.orchestrate import as_flow, both_refused
     from flows.progress import shown
-    from storage import open_run
+    from storage import UnknownName, open_run
 
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
-    settings = settings.model_copy(update={"aggregations": [*settings.aggregations, *(aggregation or [])]})
+    changes: dict[str, Any] = {"aggregations": [*settings.aggregations, *(aggregation or [])]}
+    if protocol is not None:
+        if protocol not in PROTOCOLS:
+            raise UnknownName("protocol", protocol, PROTOCOLS)
+        changes["protocol"] = protocol
+    settings = settings.model_copy(update=changes)
     for name in settings.aggregations:
         find(name)  # before anything is computed
     choice = both_refused(prefect, direct)

@@ -1,4 +1,4 @@
-"""``i2am imacs``: the inpainting mask attention consistency score of every sample."""
+"""``i2am imacs``: the inpainting mask attention consistency score, at any level, with intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.terminal import emit, note, table
+from flows.terminal import emit, note, say, table
 
 if TYPE_CHECKING:
     from storage import Run
@@ -16,77 +16,128 @@ if TYPE_CHECKING:
 def imacs(
     run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
     direction: Annotated[str | None, typer.Option(help="r2g or g2r; both where it is absent.")] = None,
+    level: Annotated[str, typer.Option(help="unified, time, head, layer or specific.")] = "unified",
+    at: Annotated[
+        str | None,
+        typer.Option(help="Specific level: 12,8 or box 2,3,9,12 or patches 1,2;1,3 or the name of a mask."),
+    ] = None,
     sample: Annotated[list[str] | None, typer.Option(help="Sample to score; repeat for more.")] = None,
-    layer: Annotated[list[str] | None, typer.Option(help="Layer to keep; repeat for more.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Layer or pattern such as '*up*'; repeat for more.")
+    ] = None,
     steps: Annotated[str | None, typer.Option(help="Steps to keep: 3 or 0,4 or 0:10.")] = None,
     heads: Annotated[str | None, typer.Option(help="Heads to keep: 3 or 0,4 or 0:4.")] = None,
+    time_groups: Annotated[int, typer.Option(min=1, help="Groups of the time level.")] = 5,
     penalty: Annotated[float, typer.Option(help="Weight of attention outside the mask.")] = 3.0,
+    confidence: Annotated[float, typer.Option(help="Of the intervals over samples.")] = 0.95,
     protocol: Annotated[
         str, typer.Option(help="corrected, or official: the paper's own code.")
     ] = "corrected",
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """IMACS of every sample's unified maps.
+    """IMACS of every sample, and its mean with a bootstrap interval over samples.
 
     Exit status 1: samples were refused as damaged; the others are scored.
     """
+    from analysis.bootstrap import check_confidence
     from analysis.imacs import check_penalty
-    from flows.selection import from_option
+    from analysis.summary import summarise
+    from analysis.tables import frame
+    from flows import selection
     from storage import open_run
 
     check_penalty(penalty)
-    selection = {
+    check_confidence(confidence)
+    question = {
+        "level": level,
+        "at": selection.region("--at", at) if at is not None else None,
         "layers": layer,
-        "steps": from_option("--steps", steps),
-        "heads": from_option("--heads", heads),
+        "steps": selection.from_option("--steps", steps),
+        "heads": selection.from_option("--heads", heads),
+        "time_groups": time_groups,
         "protocol": protocol,
     }
     refused: list[dict[str, str]] = []
-    rows = list(_rows(open_run(run), direction, sample, selection, penalty, refused))
+    rows = list(_rows(open_run(run), direction, sample, question, penalty, refused))
+    summary = summarise({level: frame(rows)}, confidence).to_dicts()
     if as_json:
-        emit({"run": run, "penalty": penalty, "protocol": protocol, "scores": rows, "refusals": refused})
-    else:
-        unit = " × uniform" if protocol == "corrected" else ""
-        table(
-            ["sample", "direction", "IMACS", f"inside{unit}", f"outside{unit}", "share inside", "note"],
-            [
-                [
-                    row["sample"],
-                    row["direction"],
-                    *(_number(row[key]) for key in ("imacs", "inside", "outside", "share")),
-                    row["note"] or ("similarity" if row["kind"] == "similarity" else ""),
-                ]
-                for row in rows
-            ],
-            right=(2, 3, 4, 5),
+        emit(
+            {
+                "run": run,
+                "penalty": penalty,
+                "protocol": protocol,
+                "scores": rows,
+                "summary": summary,
+                "refusals": refused,
+            }
         )
+    else:
+        _show(rows, summary, confidence)
     for entry in refused:
         note(f"i2am: refused: {entry['reason']}")
     if refused:
         raise typer.Exit(1)
 
 
+def _show(rows: list[dict[str, Any]], summary: list[dict[str, Any]], confidence: float) -> None:
+    """Two tables: every score, and the means over samples."""
+    labelled = any(row["label"] is not None for row in rows)
+    unit = " × uniform" if all(row["protocol"] == "corrected" for row in rows) else ""
+    label = [rows[0]["level"]] if labelled else []
+    table(
+        ["sample", "direction", *label, "IMACS", f"inside{unit}", f"outside{unit}", "share inside", "note"],
+        [
+            [
+                row["sample"],
+                row["direction"],
+                *([row["label"] or ""] if labelled else []),
+                *(_number(row[key]) for key in ("imacs", "inside", "outside", "share")),
+                row["note"] or (row["kind"] if row["kind"] != "attention" else ""),
+            ]
+            for row in rows
+        ],
+        right=tuple(range(2 + labelled, 6 + labelled)),
+    )
+    say(f"mean over samples, with its {confidence:.4g} bootstrap interval")
+    table(
+        ["direction", *label, "samples", "IMACS", "from", "to", f"inside{unit}", "from", "to"],
+        [
+            [
+                row["direction"],
+                *([row["label"] or ""] if labelled else []),
+                f"{row['scored']}",
+                *(_number(row[f"imacs_mean{end}"]) for end in ("", "_low", "_high")),
+                *(_number(row[f"inside_mean{end}"]) for end in ("", "_low", "_high")),
+            ]
+            for row in summary
+        ],
+        right=tuple(range(1 + labelled, 8 + labelled)),
+    )
+
+
 def _rows(
     run: Run,
     direction: str | None,
     samples: list[str] | None,
-    selection: dict[str, Any],
+    question: dict[str, Any],
     penalty: float,
     refused: list[dict[str, str]],
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the unified tables, sample by sample; damaged ones go to ``refused``."""
+    """Rows of the level's table, sample by sample; damaged ones go to ``refused``."""
     from analysis.collect import sample_mask
     from analysis.maps import attribution_maps
     from analysis.tables import score_rows
     from storage.errors import DamagedSample, NoAnswer
 
     maps = {}
+    silent: NoAnswer | None = None
     for way in (direction,) if direction is not None else ("r2g", "g2r"):
         try:
-            maps[way] = attribution_maps(run, way, samples=samples, **selection)  # type: ignore[arg-type]
-        except NoAnswer:
-            if direction is not None:
-                raise
+            maps[way] = attribution_maps(run, way, samples=samples, **question)  # type: ignore[arg-type]
+        except NoAnswer as error:
+            silent = error
+    if silent is not None and not maps:
+        raise silent
     bad: set[str] = set()
     for way, values in maps.items():
         for sample in values["sample"].values:

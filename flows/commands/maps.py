@@ -19,7 +19,9 @@ def maps(
         str | None,
         typer.Option(help="Specific level: 12,8 or box 2,3,9,12 or patches 1,2;1,3 or the name of a mask."),
     ] = None,
-    layer: Annotated[list[str] | None, typer.Option(help="Layer to keep; repeat for more.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Layer or pattern such as '*up*'; repeat for more.")
+    ] = None,
     sample: Annotated[list[str] | None, typer.Option(help="Sample to keep; repeat for more.")] = None,
     steps: Annotated[str | None, typer.Option(help="Steps to keep: 3 or 0,4 or 0:10.")] = None,
     heads: Annotated[str | None, typer.Option(help="Heads to keep: 3 or 0,4 or 0:4.")] = None,
@@ -28,6 +30,9 @@ def maps(
     protocol: Annotated[
         str, typer.Option(help="corrected, or official: the paper's own code.")
     ] = "corrected",
+    method: Annotated[
+        str, typer.Option(help="i2am; daam, the baseline; joint: shares of a joint softmax.")
+    ] = "i2am",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
 ) -> None:
     """Maps as .npz, .zarr or .png."""
@@ -52,6 +57,7 @@ def maps(
         time_groups=time_groups,
         at=region,  # type: ignore[arg-type]
         protocol=protocol,  # type: ignore[arg-type]
+        method=method,  # type: ignore[arg-type]
     )
     save_maps(result, out, opened, overwrite=overwrite)
     shape = ", ".join(f"{dim} {count}" for dim, count in result.sizes.items())

@@ -38,7 +38,7 @@ def test_a_study_writes_everything_and_only_that(run, tmp_path):
     assert result.refusals == ()
     assert result.absent == ()
     stages = [event.stage for event in events if isinstance(event, StageStarted)]
-    assert stages == ["check", "marginals", "maps", "tables", "figures", "report"]
+    assert stages == ["check", "marginals", "maps", "tables", "baselines", "figures", "report"]
     for stage in stages[1:]:
         last = [event for event in events if isinstance(event, StageAdvanced) and event.stage == stage][-1]
         assert last.done == last.total
@@ -62,8 +62,8 @@ def test_stored_maps_and_tables_say_the_same_as_the_functions(run, tmp_path):
         )
         np.testing.assert_allclose(table["imacs"], imacs(maps, masks, penalty=2.0))
         assert table["sample"].to_list() == list(run.samples)
-    rows = {name: table.height for name, table in result.tables.items()}
-    assert rows == {"unified": 6, "time": 24, "head": 12, "layer": 12, "specific": 6}
+    rows = {name: table.height for name, table in result.tables.items() if name != "summary"}
+    assert rows == {"unified": 6, "time": 24, "head": 12, "layer": 12, "specific": 6, "baselines": 6}
     whole = result.tables["unified"]
     share = (
         whole["inside"]
@@ -85,6 +85,8 @@ def test_a_damaged_sample_is_refused_by_name_and_the_others_are_unchanged(run, t
     assert "layer" in after.refusals[0].reason
     assert [event.sample for event in events if isinstance(event, SampleRefused)] == ["two"]
     for name, table in after.tables.items():
+        if name == "summary":
+            continue
         assert table.equals(before.tables[name].filter(pl.col("sample") != "two"))
     assert "damaged, left out" in after.report.read_text()
 

@@ -63,8 +63,8 @@ def spawn(*argv: object, mortal: bool = False, env: dict[str, str] | None = None
     """Run a command in a process of its own; ``mortal``: permissions hold for it even if we are root."""
     done = subprocess.run(
         [sys.executable, "-m", "flows", *map(str, argv)],
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
+        cwd=options.pop("cwd", ROOT),
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         stderr=subprocess.PIPE,
         stdout=options.pop("stdout", subprocess.PIPE),
         text=True,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import xarray as xr
 from PIL import Image
@@ -126,7 +127,7 @@ def test_the_official_protocol(i2am: I2am, run: Path, tmp_path: Path) -> None:
 def test_imacs_for_people(i2am: I2am, run: Path) -> None:
     outcome = i2am("imacs", run)
     assert outcome.status == 0
-    assert outcome.out.count("r2g") == 3
+    assert outcome.out.count("r2g") == 3 + 1  # the samples, and their mean
     assert "no image 'reference_mask'" in outcome.out
 
 
@@ -189,3 +190,66 @@ def test_bytes_for_people() -> None:
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
     emit({"a": float("nan"), "b": np.float32(0.5), "c": (1, Path("x")), "d": float("inf"), "e": np.arange(2)})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": 0.5, "c": [1, "x"], "d": None, "e": [0, 1]}
+
+
+def test_imacs_of_a_level_with_intervals(i2am: I2am, run: Path) -> None:
+    outcome = i2am("imacs", run, "--level", "head", "--direction", "r2g", "--confidence", "0.8", "--json")
+    found = outcome.json
+    heads = {row["label"] for row in found["scores"]}
+    assert len(found["scores"]) == len(SAMPLES) * len(heads)
+    for row in found["summary"]:
+        own = [score["imacs"] for score in found["scores"] if score["label"] == row["label"]]
+        assert row["imacs_mean"] == pytest.approx(np.mean(own))
+        assert row["imacs_mean_low"] <= row["imacs_mean"] <= row["imacs_mean_high"]
+        assert row["confidence"] == 0.8
+    shown = i2am("imacs", run, "--level", "layer", "--at", "")
+    assert shown.status == 2
+    people = i2am("imacs", run, "--level", "time", "--time-groups", "3")
+    assert "bootstrap interval" in people.out
+
+
+def test_layers_by_pattern(i2am: I2am, run: Path, tmp_path: Path) -> None:
+    name = LAYERS[0]
+    assert i2am("maps", run, "--layer", f"*{name[1:]}", "--out", tmp_path / "some.npz").status == 0
+    kept = json.loads(str(np.load(tmp_path / "some.npz")["attrs"]))["layers"]
+    assert kept == [name]
+    i2am("maps", run, "--layer", "*nothing*", "--out", tmp_path / "none.npz").refused("nothing")
+
+
+def test_maps_of_the_baseline(i2am: I2am, run: Path, tmp_path: Path) -> None:
+    assert i2am("maps", run, "--method", "daam", "--out", tmp_path / "daam.npz").status == 0
+    assert (np.load(tmp_path / "daam.npz")["maps"] == 1).all()
+    i2am("maps", run, "--method", "joint", "--out", tmp_path / "joint.npz").refused("lse")
+
+
+AGGREGATION = """
+from i2am import Aggregation
+
+highest = Aggregation("highest", lambda attention: attention.scores.max((2, 3)), units="logit")
+"""
+
+
+def test_an_aggregation_of_ones_own(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(AGGREGATION)
+    told = ("--direct", "--quiet")
+    done = spawn("analyze", run, "--out", "D", "--aggregation", "mine:highest", *told, cwd=tmp_path)
+    assert (done.status, done.err) == (0, "")
+    table = pl.read_parquet(tmp_path / "D" / "tables" / "aggregation-highest.parquet")
+    opened = open_run(run)
+    name = LAYERS[0]
+    exact = opened.scores(name).max(axis=(3, 4)).compute()
+    rows = table.filter(layer=name)
+    np.testing.assert_allclose(rows["value"].to_numpy(), exact.reshape(-1), rtol=1e-6)
+    assert "highest" in (tmp_path / "D" / "report" / "aggregations.html").read_text()
+    spawn("analyze", run, "--out", "E", "--aggregation", "mine:lowest", *told, cwd=tmp_path).refused("lowest")
+    assert not (tmp_path / "E").exists()
+
+
+def test_a_study_under_the_official_protocol(i2am: I2am, run: Path, tmp_path: Path) -> None:
+    outcome = i2am("analyze", run, "--out", tmp_path / "D", "--protocol", "official", "--direct")
+    assert outcome.status == 0
+    table = pl.read_parquet(tmp_path / "D" / "tables" / "unified.parquet")
+    assert table["protocol"].unique().to_list() == ["official"]
+    page = (tmp_path / "D" / "report" / "index.html").read_text()
+    assert "official" in page
+    i2am("analyze", run, "--out", tmp_path / "E", "--protocol", "oficial").refused("official")

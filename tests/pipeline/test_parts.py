@@ -18,11 +18,12 @@ from pipeline.adapters.registry import adapters, find_adapter
 from pipeline.images import to_uint8
 from pipeline.jobs import Call, run_job
 from pipeline.provenance import describe
-from pipeline.selection import select_names, select_numbers
+from pipeline.selection import select_numbers
 from pipeline.timesteps import announced, timestep_of
 from pipeline.transfer import HostCopies
 from storage import Sink, open_run
 from storage.errors import CaptureError, InputError, ShapeMismatch, UnknownName
+from storage.matching import matching_names
 from tests.pipeline import models
 
 
@@ -42,10 +43,10 @@ def test_selected_numbers_are_what_indexing_gives(count, data):
 
 def test_selected_names_follow_patterns_and_the_models_order():
     known = ["down.0", "mid", "up.0", "up.1"]
-    assert select_names("layer", ["up*", "down.0"], known) == ["down.0", "up.0", "up.1"]
-    assert select_names("layer", "mid", known) == ["mid"]
+    assert matching_names("layer", ["up*", "down.0"], known) == ["down.0", "up.0", "up.1"]
+    assert matching_names("layer", "mid", known) == ["mid"]
     with pytest.raises(UnknownName, match="'midd'.*'mid'"):
-        select_names("layer", "midd", known)
+        matching_names("layer", "midd", known)
     with pytest.raises(InputError, match="head 8.*from 0 to 7"):
         select_numbers("head", 8, 8)
 

@@ -1,0 +1,107 @@
+"""What a study compares its maps with: DAAM's maps, and the shares of a joint softmax.
+
+DAAM, for the paper's comparison: over all reference tokens, where it is 1 everywhere and says nothing, and
+over the object's tokens, where the run knows them. The shares, of layers whose log-sum-exp was stored. Kept
+in the maps store, a group for each method, and in one table with the columns of `analysis.tables`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import xarray as xr
+
+from analysis.collect import sample_mask
+from analysis.events import Listener, StageAdvanced, StageStarted
+from analysis.maps import attribution_maps
+from analysis.marginals import FOCUS
+from analysis.question import Level
+from analysis.selection import Direction
+from analysis.sources import Method
+from analysis.tables import frame, score_rows
+from storage.errors import NoAnswer
+
+if TYPE_CHECKING:
+    from analysis.study import StudyOptions
+    from storage import Run
+
+QUESTIONS: tuple[tuple[Method, Direction, Level], ...] = (
+    ("daam", "r2g", "unified"),
+    ("daam", "r2g", "specific"),
+    ("joint", "r2g", "unified"),
+    ("joint", "g2r", "unified"),
+)
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Rows of every baseline map, and what has no answer."""
+
+    table: pl.DataFrame
+    absent: tuple[str, ...]
+
+
+def collect_baselines(
+    run: Run, names: Sequence[str], options: StudyOptions, path: Path, tell: Listener
+) -> Baselines:
+    """Compute the baselines of a study into its maps store, and score them.
+
+    Parameters
+    ----------
+    run, names
+        Samples to map; none of them damaged.
+    options
+        Selections, size and penalty. The official protocol has no baselines: then there are none.
+    path
+        The maps store.
+    tell
+        Told after each kind of map.
+    """
+    rows: list[dict[str, Any]] = []
+    absent: list[str] = []
+    asked = _questions(run, options)
+    tell(StageStarted("baselines", len(asked)))
+    for number, (method, direction, level) in enumerate(asked, start=1):
+        try:
+            maps = attribution_maps(
+                run,
+                direction,
+                level,
+                layers=options.layers,
+                steps=options.steps,
+                heads=options.heads,
+                samples=names,
+                size=options.size,
+                at=FOCUS[direction] if level == "specific" else None,
+                method=method,
+                store=options.store,
+                storage_options=options.storage_options,
+            )
+        except NoAnswer as error:
+            absent.append(f"{method}, {direction.upper()}, {level} level: {error}")
+            continue
+        name = f"{direction}_{level}"
+        stored = {name: maps}
+        xr.Dataset(stored).to_zarr(path, group=method, mode="a", zarr_format=3, consolidated=False)
+        opened = xr.open_zarr(path, group=method, consolidated=False, chunks=None)[name]
+        for sample in names:
+            mask = sample_mask(run, direction, sample)
+            rows.extend(score_rows(opened.sel(sample=sample), mask, options.penalty))
+        tell(StageAdvanced("baselines", number, len(asked)))
+    return Baselines(frame(rows), tuple(absent))
+
+
+def _questions(run: Run, options: StudyOptions) -> list[tuple[Method, Direction, Level]]:
+    """Those of QUESTIONS that this run can be asked."""
+    if options.protocol == "official":
+        return []
+    joint = any(layer.lse for layer in run.layers.values())
+    return [
+        (method, direction, level)
+        for method, direction, level in QUESTIONS
+        if (method == "daam" or joint) and (level == "unified" or FOCUS[direction] in run.images)
+    ]
