@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.marginals import ON_REFERENCE, Marginals, compute_marginals, quantities
+from analysis.recall import recent
 from analysis.softmax import KERNEL_VERSION
 from storage.errors import AlreadyExists, NoPermission
 from storage.location import Location, locate
@@ -93,7 +94,22 @@ class MarginalCache:
         NoPermission
             If the derived store cannot be written.
         """
-        return self.ensure(layer, sample, (name,))[name]
+        key = self.key(layer, sample, name)
+        return recent.get(key, lambda: self.ensure(layer, sample, (name,))[name])
+
+    def likely(self, layer: LayerSpec, sample: str, name: str) -> bool:
+        """Whether `get` will cost next to nothing, as far as that can be told without reading."""
+        if self.key(layer, sample, name) in recent:
+            return True
+        if self.place is None or self.place.root is None:
+            return False
+        index = self.run.declared.index(sample)
+        return (self.place.root / layer.name / "seal" / "c" / f"{index}" / "0" / "0").exists()
+
+    def key(self, layer: LayerSpec, sample: str, name: str) -> tuple[Hashable, ...]:
+        """Everything that a quantity in memory depends on, and the place where it is kept."""
+        place = "" if self.place is None else self.place.url
+        return place, self.run.run_id, self.run.fingerprint(sample), layer, name, KERNEL_VERSION
 
     def ensure(self, layer: LayerSpec, sample: str, names: tuple[str, ...] | None = None) -> Marginals:
         """Make sure that an entry is in the derived store; return the quantities in `names`, or all.

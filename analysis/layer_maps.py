@@ -58,12 +58,19 @@ def density_maps(tokens: Tokens, plan: Plan, spec: LayerSpec, sample: str) -> ND
     ndarray
         (k, y, x) at the plan's size, 1 for uniform attention: k time groups, or heads, or 1.
     """
-    values = tokens(spec, sample)
-    if plan.heads is not None:
-        values = values[:, list(plan.heads)]
     if plan.by_head:
-        kept = values[list(plan.groups[0])].mean(axis=0, dtype=np.float64)
+        values = tokens(spec, sample)
+        some = values if plan.heads is None else values[:, list(plan.heads)]
+        kept = some[_index(plan.groups[0])].mean(axis=0, dtype=np.float64)
     else:
-        kept = np.stack([values[list(group)].mean(axis=(0, 1), dtype=np.float64) for group in plan.groups])
+        over_heads = tokens.over_heads(spec, sample, plan.heads)
+        kept = np.stack([over_heads[_index(group)].mean(axis=0) for group in plan.groups])
     grid = spec.gen_grid if plan.direction == "r2g" else spec.ref_grid
     return bicubic(kept.reshape(-1, *grid), plan.size)
+
+
+def _index(steps: tuple[int, ...]) -> slice | list[int]:
+    """Index of some steps: a slice, which copies nothing, where they are neighbours."""
+    if steps == tuple(range(steps[0], steps[-1] + 1)):
+        return slice(steps[0], steps[-1] + 1)
+    return list(steps)

@@ -29,15 +29,16 @@ Attributes of the result: direction, level, protocol, method, units, kind ("atte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from analysis import official, region
@@ -47,13 +48,16 @@ from analysis.question import Level, Protocol, Question, ask
 from analysis.resize import Grid
 from analysis.selection import Direction, Indices, is_similarity, placed
 from analysis.softmax import KERNEL_VERSION
-from analysis.sources import Method, tokens_for
+from analysis.sources import Constant, Method, Stored, tokens_for
 
 if TYPE_CHECKING:
     from storage import LayerSpec, Run
 
 LayerMaps = Callable[["LayerSpec", str], NDArray[np.float64]]
 """(layer, sample) to its maps (k, y, x); picklable, so that any Dask scheduler can carry it."""
+
+CHUNK_BYTES = 2**20
+"""Maps that one task makes, where making them costs next to nothing."""
 
 
 def attribution_maps(
@@ -111,9 +115,7 @@ def attribution_maps(
     asked = (layers, steps, heads, samples)
     question = ask(run, direction, level, asked, size, time_groups, at, protocol, method)
     make = _maker(run, question, (store, storage_options))
-    identity = tokenize(run.run_id, at, protocol, method)
-    lazy = [_lazy_sample(make, question, sample, identity) for sample in question.chosen.samples]
-    return _wrap(da.stack(lazy), run, question)
+    return _wrap(_lazy(make, run, question), run, question)
 
 
 def _maker(run: Run, question: Question, place: tuple[StorePlace, Mapping[str, Any] | None]) -> LayerMaps:
@@ -128,29 +130,59 @@ def _maker(run: Run, question: Question, place: tuple[StorePlace, Mapping[str, A
     return partial(official.summed_g2r if old else density_maps, tokens, plan)
 
 
-def _lazy_sample(make: LayerMaps, question: Question, sample: str, identity: str) -> Any:
-    """Maps of one sample as a dask array: a task for each layer, and one to bring them together."""
-    layers, plan = question.chosen.layers, question.plan
-    names = [spec.name for spec in layers]
-    identity = tokenize(identity, sample, question.level, plan, names, KERNEL_VERSION)
-    parts = [
-        dask.delayed(make, pure=True)(
-            spec, sample, dask_key_name=f"layer-map-{tokenize(identity, spec.name)}"
-        )
-        for spec in layers
-    ]
-    key = f"sample-map-{identity}"
-    together = dask.delayed(_together, pure=True)(parts, question.level, dask_key_name=key)
-    shape = plan.size if question.labels is None else (len(question.labels), *plan.size)
-    return da.from_delayed(together, shape=shape, dtype=np.float32, name=f"map-{identity}")
+def _lazy(make: LayerMaps, run: Run, question: Question) -> Any:
+    """Maps of all samples as a dask array.
+
+    A task for each layer of a sample, and one to bring them together; or one task for some samples where all
+    marginals are there: more tasks would then cost more than their work. The graph is written out by hand:
+    dask's `delayed` took longer than the maps.
+    """
+    layers, level, samples = question.chosen.layers, question.level, question.chosen.samples
+    name = f"maps-{tokenize(_identity(run, question))}"
+    shape = question.plan.size if question.labels is None else (len(question.labels), *question.plan.size)
+    stored = [all(_is_stored(make, spec, sample) for spec in layers) for sample in samples]
+    many = max(1, CHUNK_BYTES // (4 * math.prod(shape))) if all(stored) else 1
+    groups = [samples[start : start + many] for start in range(0, len(samples), many)]
+    tasks: dict[Any, Any] = {}
+    for number, group in enumerate(groups):
+        key = (name, number, *([0] * len(shape)))
+        if stored[number]:
+            tasks[key] = (_samples, make, layers, group, level)
+            continue
+        parts = [(f"layer-{name}", number, place) for place in range(len(layers))]
+        for part, spec in zip(parts, layers, strict=True):
+            tasks[part] = (make, spec, group[0])
+        tasks[key] = (_together, parts, level)
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[])
+    chunks = (tuple(len(group) for group in groups), *((length,) for length in shape))
+    return da.Array(graph, name, chunks, dtype=np.float32)
+
+
+def _identity(run: Run, question: Question) -> tuple[str, ...]:
+    """Everything that the maps depend on, in words: quick to hash."""
+    at = question.at
+    region = at if isinstance(at, str) or at is None else f"{np.shape(at)}{np.asarray(at).tobytes().hex()}"
+    kind = (question.direction, question.level, question.protocol, question.method)
+    return (run.run_id, str(KERNEL_VERSION), *kind, str(region), repr(question.chosen), repr(question.plan))
+
+
+def _is_stored(make: LayerMaps, spec: LayerSpec, sample: str) -> bool:
+    tokens = make.args[0] if isinstance(make, partial) else None
+    return isinstance(tokens, Constant) or (isinstance(tokens, Stored) and tokens.likely(spec, sample))
+
+
+def _samples(
+    make: LayerMaps, layers: tuple[LayerSpec, ...], samples: tuple[str, ...], level: Level
+) -> NDArray[np.float32]:
+    return np.concatenate([_together([make(spec, sample) for spec in layers], level) for sample in samples])
 
 
 def _together(parts: list[NDArray[np.float64]], level: Level) -> NDArray[np.float32]:
-    """Mean over layers, or the layers side by side; float32."""
+    """Mean over layers, or the layers side by side; float32, with an axis of one sample in front."""
     if level == "layer":
-        return np.concatenate(parts).astype(np.float32)
-    mean = np.mean(parts, axis=0)
-    return np.asarray(mean if level in ("time", "head") else mean[0], dtype=np.float32)
+        return np.concatenate(parts).astype(np.float32)[None]
+    mean = sum(parts[1:], start=parts[0]) / len(parts)
+    return np.asarray(mean[None] if level in ("time", "head") else mean, dtype=np.float32)
 
 
 def _attributes(run: Run, question: Question) -> dict[str, Any]:
@@ -191,4 +223,6 @@ def _wrap(values: Any, run: Run, question: Question) -> xr.DataArray:
         coords["timestep"] = ("time", [float(time) for time in times])
     way = question.direction if question.method == "i2am" else f"{question.method}_{question.direction}"
     name = f"{way}_{level}" + (f"_{at}" if isinstance(at, str) else "")
-    return xr.DataArray(values, dims=dims, coords=coords, attrs=_attributes(run, question), name=name)
+    found = xr.DataArray(values, dims=dims, coords=coords, attrs=_attributes(run, question), name=name)
+    found.encoding["chunks"] = (1, *values.shape[1:])  # in a Zarr store, a sample a chunk
+    return found

@@ -5,7 +5,8 @@ Small picklable callables, so that any Dask scheduler can carry them to its work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from analysis import region, resize
 from analysis.cache import MarginalCache
 from analysis.marginals import FOCUS, Regions, compute_marginals, quantity
+from analysis.recall import recent
 from analysis.selection import Direction, Selection
 from storage.errors import UnknownName
 
@@ -33,12 +35,23 @@ KINDS: Mapping[tuple[Method, Direction], str] = {
 }
 """Which marginal answers a question."""
 
-Tokens = Callable[["LayerSpec", str], NDArray[np.float32]]
-"""(layer, sample) to a marginal (step, head, token)."""
+
+class Tokens(ABC):
+    """(layer, sample) to a marginal (step, head, token)."""
+
+    @abstractmethod
+    def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
+        """Marginal (step, head, token)."""
+
+    def over_heads(self, layer: LayerSpec, sample: str, heads: tuple[int, ...] | None) -> NDArray[np.float64]:
+        """Mean over some heads, or all, (step, token)."""
+        values = self(layer, sample)
+        some = values if heads is None else values[:, list(heads)]
+        return np.asarray(some.mean(axis=1, dtype=np.float64))
 
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(Tokens):
     """A quantity of the derived store, computed where it is missing."""
 
     cache: MarginalCache
@@ -48,9 +61,18 @@ class Stored:
         """Marginal (step, head, token)."""
         return self.cache.get(layer, sample, self.name)
 
+    def over_heads(self, layer: LayerSpec, sample: str, heads: tuple[int, ...] | None) -> NDArray[np.float64]:
+        """Mean over some heads, or all, (step, token); three levels in turn ask for the same."""
+        key = (*self.cache.key(layer, sample, self.name), "over heads", heads)
+        return recent.get(key, lambda: super(Stored, self).over_heads(layer, sample, heads))
+
+    def likely(self, layer: LayerSpec, sample: str) -> bool:
+        """Whether it is there already, as far as that can be told without reading."""
+        return self.cache.likely(layer, sample, self.name)
+
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Tokens):
     """Density 1 everywhere: DAAM's map over all tokens, because every row of a softmax sums to 1."""
 
     steps: int
@@ -61,7 +83,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(Tokens):
     """A quantity of a region: of chosen generated patches for "g2r", of chosen reference tokens for "r2g".
 
     Attributes

@@ -48,6 +48,7 @@ class Run:
         self._header = header
         self._samples = samples
         self._records: dict[str, CommitRecord] = {}
+        self._digests: dict[str, str] = {}
         self._sound = False
 
     def __repr__(self) -> str:
@@ -55,7 +56,7 @@ class Run:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the cached records behind."""
-        return {**self.__dict__, "_records": {}, "_sound": False}
+        return {**self.__dict__, "_records": {}, "_digests": {}, "_sound": False}
 
     @property
     def path(self) -> str:
@@ -291,7 +292,9 @@ class Run:
         UnknownName, DamagedSample
             If the sample does not exist, or its record is damaged.
         """
-        return str(self.record(sample)["digest"])
+        if sample not in self._digests:
+            self._digests[sample] = str(self.record(sample)["digest"])
+        return self._digests[sample]
 
     def check(self, sample: str) -> None:
         """Check cheaply that a sample can be trusted: its files are there, sizes and metadata agree.

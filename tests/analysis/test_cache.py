@@ -12,6 +12,7 @@ import analysis.cache
 from analysis.cache import open_cache
 from analysis.maps import attribution_maps
 from analysis.marginals import compute_marginals
+from analysis.recall import Recall, recent
 from storage.errors import AlreadyExists, DamagedSample
 from tests.analysis.builders import build, damage, layer
 
@@ -77,6 +78,7 @@ def test_a_damaged_entry_is_computed_again(run, tmp_path, computed, harm):
         path.write_bytes({"flip": data, "truncate": data[:-3], "empty": b"", "delete": b""}[harm])
         if harm == "delete":
             path.unlink()
+        recent.clear()  # as another process would
         np.testing.assert_array_equal(attribution_maps(run, "r2g").values, whole)
     assert len(computed) > 4
 
@@ -114,3 +116,41 @@ def test_a_damaged_sample_refuses_and_the_others_answer(run, tmp_path):
     with pytest.raises(DamagedSample, match="sample 'one', layer"):
         attribution_maps(run, "r2g").compute()
     np.testing.assert_array_equal(attribution_maps(run, "r2g", samples="two").values, intact)
+
+
+def test_what_was_read_lately_is_not_read_again(run, tmp_path, computed):
+    whole = attribution_maps(run, "r2g").values
+    shutil.rmtree(tmp_path / "run.marginals.zarr")
+    np.testing.assert_array_equal(attribution_maps(run, "r2g").values, whole)
+    np.testing.assert_allclose(attribution_maps(run, "r2g", "head").mean("head"), whole, rtol=1e-6)
+    assert len(computed) == 4
+    assert not (tmp_path / "run.marginals.zarr").exists()
+    # A place of one's own is filled all the same, and another capture is another entry.
+    attribution_maps(run, "r2g", store=str(tmp_path / "mine.zarr")).compute()
+    assert (tmp_path / "mine.zarr").is_dir()
+
+
+def test_memory_is_bounded_and_the_oldest_goes_first():
+    kept = Recall(most=4000)
+    made = []
+
+    def make(number):
+        made.append(number)
+        return np.full(100, number)  # 800 bytes
+
+    for number in (1, 2, 3, 4, 5, 1, 6, 1, 2):
+        assert kept.get(number, lambda number=number: make(number))[0] == number
+    assert made == [1, 2, 3, 4, 5, 6, 2]
+    assert kept.get("large", lambda: np.zeros(1000)).size == 1000
+    assert "large" not in kept
+    with pytest.raises(ValueError, match="read-only"):
+        kept.get(1, lambda: make(1))[0] = 7
+
+
+def test_groups_of_samples_are_one_task_where_all_is_stored(run):
+    separate = attribution_maps(run, "r2g", "time", time_groups=3)
+    values = separate.values
+    together = attribution_maps(run, "r2g", "time", time_groups=3)
+    assert len(separate.data.dask) > len(together.data.dask) == 1
+    np.testing.assert_array_equal(together.values, values)
+    assert together.encoding["chunks"] == (1, *values.shape[1:])

@@ -1,0 +1,95 @@
+"""Asking a stored run again, against generating its images again.
+
+Usage: python -m benchmarks.reanalysis [--samples 4] [--steps 20] [--rounds 3] [--out FILE]
+
+A run of the embedded model, its marginals present. A: all five levels in both directions, of every sample, as
+`attribution_maps` gives them. B: the same images generated again, without any capture: less than what a user
+without a store would have to do. In turn (A B A B ...), the ratio of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from analysis.cache import open_cache
+from analysis.maps import attribution_maps
+from analysis.marginals import FOCUS
+from analysis.question import LEVELS
+from flows.capture_job import run_capture
+from flows.config import CaptureConfig
+from pipeline.embedded.scenes import make_scene
+from pipeline.embedded.weights import load_pipeline
+from storage import Run, open_run
+
+
+def ask(run: Run) -> None:
+    """All levels, both directions, all samples."""
+    for direction in ("r2g", "g2r"):
+        for level in LEVELS:
+            at = FOCUS[direction] if level == "specific" else None
+            attribution_maps(run, direction, level, at=at).compute()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "reanalysis.json")
+    args = parser.parse_args()
+    settings = {
+        "pipeline": "embedded",
+        "samples": {"scenes": {"count": args.samples, "first_seed": 10_000}},
+        "call": {"num_inference_steps": args.steps},
+        "batch_size": args.samples,
+    }
+    scenes = [make_scene(10_000 + number) for number in range(args.samples)]
+    pipe = load_pipeline()
+    times: dict[str, list[float]] = {"ask": [], "generate": []}
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(Path(folder) / "run.zarr")
+        run_capture(CaptureConfig.model_validate(settings | {"out": out}))
+        run = open_run(out)
+        cache = open_cache(run)
+        for layer in run.layers.values():
+            for sample in run.samples:
+                cache.ensure(layer, sample)
+        for _ in range(args.rounds):
+            start = time.perf_counter()
+            ask(run)
+            times["ask"].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            pipe(
+                image=[scene.source for scene in scenes],
+                mask_image=[scene.mask for scene in scenes],
+                reference_image=[scene.reference for scene in scenes],
+                num_inference_steps=args.steps,
+                generator=[torch.Generator().manual_seed(10_000 + number) for number in range(args.samples)],
+            )
+            times["generate"].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratio = medians["generate"] / medians["ask"]
+    row = {
+        "samples": args.samples,
+        "steps": args.steps,
+        **{f"{name}_seconds": round(value, 4) for name, value in medians.items()},
+        "ratio": round(ratio, 1),
+    }
+    Console(width=110).print(
+        f"{args.samples} samples, {args.steps} steps: asking {medians['ask']:.3f} s, "
+        f"generating {medians['generate']:.2f} s, ratio {ratio:.0f}"
+    )
+    args.out.parent.mkdir(exist_ok=True)
+    args.out.write_text(json.dumps(row, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
