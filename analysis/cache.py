@@ -4,7 +4,8 @@ Zarr v3, without compression; a group per layer holds one array (sample, step, h
 quantity, one sample a chunk, and ``seal`` (sample, quantity, byte): a digest over the values and over
 everything they depend on (run, sample fingerprint, layer, quantity, protocol, kernel version). A value is
 used only if its seal fits: whatever is absent, half written, damaged or stale is computed again. Two writers
-of one entry write the same thing, so no lock is needed.
+of one entry write the same thing, each file whole (a temporary file, then a rename), so no lock is needed; a
+writer that is killed leaves at most a temporary file, which `MarginalCache.tidy` removes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from analysis.recall import recent
 from analysis.softmax import KERNEL_VERSION
 from storage.errors import AlreadyExists, NoPermission
 from storage.location import Location, locate
+from storage.staging import sweep
 
 if TYPE_CHECKING:
     from storage import LayerSpec, Run
@@ -131,6 +133,11 @@ class MarginalCache:
     def holds(self, layer: LayerSpec, sample: str) -> bool:
         """Whether every quantity of an entry is there, and its seal fits."""
         return self._load(layer, sample, tuple(quantities(self.run, layer))) is not None
+
+    def tidy(self) -> None:
+        """Remove what writers that were killed left; what others are writing stays."""
+        if self.place is not None and self.place.root is not None:
+            sweep(self.place.root, lambda _: ())
 
     def _seal(self, layer: LayerSpec, sample: str, name: str, values: bytes) -> bytes:
         key = {

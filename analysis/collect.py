@@ -1,4 +1,4 @@
-"""The computations of a study: marginals of every sample, maps into a Zarr store, scores into tables.
+"""The computations of a study: maps into a Zarr store, scores into tables.
 
 Each runs on whatever Dask scheduler is active, a bounded number of samples at a time.
 """
@@ -16,23 +16,20 @@ import polars as pl
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.cache import MarginalCache, open_cache
 from analysis.events import Listener, StageAdvanced, StageStarted
 from analysis.maps import attribution_maps
 from analysis.marginals import FOCUS
+from analysis.outputs import drop_half_written
 from analysis.question import LEVELS, Level
 from analysis.region import image_mask, sample_image
 from analysis.selection import DIRECTIONS, Direction, has_place, select
 from analysis.tables import AGAINST, frame, score_rows
-from storage.errors import DamageError, NoAnswer
-from storage.matching import matching_names
+from analysis.tasks import run_tasks
+from storage.errors import NoAnswer
 
 if TYPE_CHECKING:
     from analysis.study import StudyOptions
-    from storage import LayerSpec, Run
-
-BATCH = 16
-"""Samples that are in flight at once: progress is told, and memory is bounded, by batch."""
+    from storage import Run
 
 
 @dataclass(frozen=True)
@@ -55,56 +52,6 @@ class Collected:
     maps: dict[tuple[Direction, str], xr.DataArray]
     samples: tuple[str, ...]
     absent: tuple[str, ...]
-
-
-def _batches(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    for start in range(0, len(names), BATCH):
-        yield tuple(names[start : start + BATCH])
-
-
-def _ensure(cache: MarginalCache, layer: LayerSpec, sample: str) -> str | None:
-    """Fill one entry of the derived store; the error's line if the sample is damaged."""
-    try:
-        cache.ensure(layer, sample)
-    except DamageError as error:
-        return str(error)
-    return None
-
-
-def fill_marginals(run: Run, names: Sequence[str], options: StudyOptions, tell: Listener) -> dict[str, str]:
-    """Compute the marginals that are missing.
-
-    Parameters
-    ----------
-    run, names
-        What to compute.
-    options
-        Its layers and its place of the derived store.
-    tell
-        Told after each batch of samples.
-
-    Returns
-    -------
-    dict
-        Damaged samples and why.
-    """
-    tell(StageStarted("marginals", len(names)))
-    cache = open_cache(run, options.store, options.storage_options)
-    layers = [run.layers[name] for name in matching_names("layer", options.layers, list(run.layers))]
-    damaged: dict[str, str] = {}
-    done = 0
-    for batch in _batches(names):
-        tasks = [
-            (sample, dask.delayed(_ensure, pure=False)(cache, layer, sample))
-            for sample in batch
-            for layer in layers
-        ]
-        for (sample, _), reason in zip(tasks, dask.compute(*[task for _, task in tasks]), strict=True):
-            if reason is not None:
-                damaged.setdefault(sample, reason)
-        done += len(batch)
-        tell(StageAdvanced("marginals", done, len(names)))
-    return damaged
 
 
 def _questions(run: Run, options: StudyOptions) -> Iterator[tuple[Direction, Level, dict[str, Any]]]:
@@ -145,6 +92,7 @@ def collect_maps(
     Collected
         The maps, and what has no answer.
     """
+    path = path.absolute()  # workers may have another working directory
     absent: list[str] = []
     found: dict[Direction, dict[str, xr.DataArray]] = {}
     for direction, level, extra in _questions(run, options):
@@ -175,6 +123,7 @@ def collect_maps(
         named = {variable(level): maps for level, maps in levels.items()}
         xr.Dataset(named).to_zarr(path, group=direction, mode="w", zarr_format=3, consolidated=False)
         tell(StageAdvanced("maps", number, len(found)))
+    drop_half_written(path)
     stored = {
         (direction, str(maps.attrs["level"])): maps
         for direction in found
@@ -220,7 +169,7 @@ def collect_tables(
     options
         Its penalty.
     tell
-        Told after each batch of samples.
+        Told after each sample.
 
     Returns
     -------
@@ -230,15 +179,12 @@ def collect_tables(
     tell(StageStarted("tables", len(collected.samples)))
     questions = list(collected.maps)
     rows: dict[str, list[dict[str, Any]]] = {level: [] for level in LEVELS}
-    done = 0
-    for batch in _batches(collected.samples):
-        tasks = [
-            dask.delayed(_sample_rows, pure=False)(run, collected.path, questions, name, options.penalty)
-            for name in batch
-        ]
-        for per_level in dask.compute(*tasks):
-            for (_, level), scored in zip(questions, per_level, strict=True):
-                rows[level].extend(scored)
-        done += len(batch)
-        tell(StageAdvanced("tables", done, len(collected.samples)))
+    tasks = (
+        dask.delayed(_sample_rows, pure=False)(run, collected.path, questions, name, options.penalty)
+        for name in collected.samples
+    )
+    told = len(collected.samples)
+    for per_level in run_tasks(tasks, lambda done: tell(StageAdvanced("tables", done, told))):
+        for (_, level), scored in zip(questions, per_level, strict=True):
+            rows[level].extend(scored)
     return {level: frame(scored) for level, scored in rows.items() if scored}

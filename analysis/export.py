@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from analysis.colour import limit
-from analysis.outputs import MARK, into_place, refuse_foreign_folder, refuse_inside_run
+from analysis.outputs import MARK, drop_half_written, into_place, refuse_foreign_folder, refuse_inside_run
 from analysis.region import sample_image
 from storage.errors import AlreadyExists, InputError, NoPermission, NotFound
 
@@ -52,7 +52,7 @@ def save_maps(
     NotFound, NoPermission
         If the directory does not exist, or cannot be written.
     """
-    target = Path(path)
+    target = Path(path).absolute()  # workers may have another working directory
     if target.suffix not in ENDINGS:
         raise InputError(
             f"output {target}", expected="a name that ends in .npz, .zarr or .png", got=repr(target.suffix)
@@ -76,6 +76,7 @@ def save_maps(
         elif target.suffix == ".zarr":
             named = maps.to_dataset(name="maps" if maps.name is None else str(maps.name))
             named.assign_attrs(MARK).to_zarr(made, mode="w", zarr_format=3, consolidated=False)
+            drop_half_written(made)
         else:
             _picture(maps, made, run)
         into_place(made, target)

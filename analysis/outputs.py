@@ -73,6 +73,18 @@ def into_place(made: Path, target: Path) -> None:
         raise
 
 
+def drop_half_written(store: Path) -> None:
+    """Remove what a worker that was killed left of a chunk; the task that replaced it wrote the chunk whole.
+
+    Parameters
+    ----------
+    store
+        A local Zarr store that nobody writes any more.
+    """
+    for path in store.rglob("*.partial"):  # zarr's name for a file that is not renamed yet
+        path.unlink(missing_ok=True)
+
+
 def _attributes(folder: Path) -> dict[str, Any]:
     """Attributes of a Zarr group's root document, empty where there is none."""
     try:

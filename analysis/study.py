@@ -31,8 +31,9 @@ import polars as pl
 from analysis.baselines import collect_baselines
 from analysis.bootstrap import CONFIDENCE, check_confidence
 from analysis.cache import StorePlace
-from analysis.collect import Collected, collect_maps, collect_tables, fill_marginals
+from analysis.collect import Collected, collect_maps, collect_tables
 from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
+from analysis.fill import fill_marginals
 from analysis.outputs import into_place, refuse_inside_run
 from analysis.question import Protocol
 from analysis.selection import Indices, select

@@ -20,7 +20,8 @@ Grouped by what a handler would do: correct the input, or distrust the data.
     │   ├── MissingDependency   (ImportError) an optional package is absent
     │   ├── SampleBusy          another process is writing this sample
     │   ├── CaptureError        the model does not do what the capture expects
-    │   └── AggregationError    an aggregation does not do what it declares
+    │   ├── AggregationError    an aggregation does not do what it declares
+    │   └── ClusterError        the Dask cluster does not start, answer or keep its workers
     └── DamageError         (exit status 1: the stored bytes are not what was written)
         ├── DamagedRun          metadata of the run
         └── DamagedSample       data of one sample
@@ -219,6 +220,12 @@ class AggregationError(InputError):
     """An aggregation fails, or does not do what it declares."""
 
     code = "aggregation"
+
+
+class ClusterError(InputError):
+    """A Dask cluster does not start, does not answer, or loses its workers."""
+
+    code = "cluster"
 
 
 class DamageError(I2AMError):

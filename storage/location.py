@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -260,42 +260,57 @@ class LocalLocation:
                 full = Path(directory, name)
                 yield full.relative_to(self._root).as_posix(), full.lstat().st_size
 
-    def _write_beside(self, path: str, data: bytes) -> tuple[Path, Path]:
-        import fcntl  # where there is none, reading works all the same
-
+    @contextmanager
+    def _beside(self, path: str, data: bytes) -> Iterator[tuple[Path, Path]]:
+        """A finished temporary file and its target; locked, so that no `storage.staging.sweep` takes it."""
         target = self._root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._root / STAGING / f"{os.getpid()}.{os.urandom(8).hex()}.tmp"
-        beside.parent.mkdir(exist_ok=True)
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        fd, beside = self._held()
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # in use: see storage.staging.sweep
             write_all(fd, [data])
             os.fsync(fd)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+            yield beside, target
         finally:
+            beside.unlink(missing_ok=True)  # gone if it was renamed
             os.close(fd)
-        return beside, target
+
+    def _held(self) -> tuple[int, Path]:
+        """Make and lock a temporary file; once more if a sweep came before the lock."""
+        import fcntl  # where there is none, reading works all the same
+
+        while True:
+            beside = self._root / STAGING / f"{os.getpid()}.{os.urandom(8).hex()}.tmp"
+            try:
+                fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileNotFoundError:  # no folder yet, or it was empty and swept away
+                with suppress(FileExistsError):
+                    beside.parent.mkdir()
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if beside.exists():
+                    return fd, beside
+            except BlockingIOError:  # the sweep holds it
+                pass
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                os.close(fd)
+                raise
+            os.close(fd)
 
     def write(self, path: str, data: bytes) -> None:
         """Write a whole file atomically and durably; see `Location`."""
-        with system_errors(f"{self.url}/{path}"):
-            beside, target = self._write_beside(path, data)
+        with system_errors(f"{self.url}/{path}"), self._beside(path, data) as (beside, target):
             os.replace(beside, target)
             sync_directory(target.parent)
 
     def write_new(self, path: str, data: bytes) -> bool:
         """Write a file that must not exist yet; see `Location`."""
-        with system_errors(f"{self.url}/{path}"):
-            beside, target = self._write_beside(path, data)
+        with system_errors(f"{self.url}/{path}"), self._beside(path, data) as (beside, target):
             try:
                 os.link(beside, target)
             except FileExistsError:
                 return False
-            finally:
-                beside.unlink()
             sync_directory(target.parent)
             return True
 

@@ -7,6 +7,7 @@ this machine, and there is no lock.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -150,8 +151,9 @@ def _unlink(root: Path, paths: Iterable[str]) -> None:
 def _remove_if_empty(folder: Path) -> None:
     try:
         folder.rmdir()
-    except OSError:
-        if folder.is_dir() and not os.listdir(folder):
+    except OSError as error:
+        busy = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # or somebody was quicker
+        if not busy and folder.is_dir() and not os.listdir(folder):
             raise
 
 
@@ -170,9 +172,11 @@ def sweep(root: Path, leftovers: Callable[[str], Iterable[str]]) -> None:
     """
     staging = root / STAGING
     with system_errors(str(staging)):
-        if not staging.is_dir():
+        try:
+            entries = list(os.scandir(staging))
+        except (FileNotFoundError, NotADirectoryError):
             return
-        for entry in list(os.scandir(staging)):
+        for entry in entries:
             path = Path(entry.path)
             if entry.is_dir(follow_symlinks=False):
                 lock = _take(path)

@@ -9,10 +9,13 @@ import xarray as xr
 import zarr
 
 import analysis.cache
+import analysis.reduce
 from analysis.cache import open_cache
+from analysis.fill import fill_marginals
 from analysis.maps import attribution_maps
 from analysis.marginals import compute_marginals
 from analysis.recall import Recall, recent
+from analysis.study import StudyOptions
 from storage.errors import AlreadyExists, DamagedSample
 from tests.analysis.builders import build, damage, layer
 
@@ -154,3 +157,30 @@ def test_groups_of_samples_are_one_task_where_all_is_stored(run):
     assert len(separate.data.dask) > len(together.data.dask) == 1
     np.testing.assert_array_equal(together.values, values)
     assert together.encoding["chunks"] == (1, *values.shape[1:])
+
+
+@pytest.mark.parametrize("slab_bytes", [1, 2**28])
+def test_slabs_of_steps_fill_the_same_bytes(run, tmp_path, monkeypatch, slab_bytes):
+    monkeypatch.setattr(analysis.reduce, "SLAB_BYTES", slab_bytes)
+    options = StudyOptions(store=str(tmp_path / "slabs.zarr"))
+    told = []
+    assert fill_marginals(run, run.samples, options, told.append) == {}
+    assert told[-1].done == told[-1].total == 4
+    plain = open_cache(run, str(tmp_path / "plain.zarr"))
+    for spec in run.layers.values():
+        for sample in run.samples:
+            plain.ensure(spec, sample)
+    filled, exact = (
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
+        for name in ("slabs.zarr", "plain.zarr")
+    )
+    assert filled == exact
+    assert fill_marginals(run, run.samples, options, told.append) == {}
+
+
+def test_a_damaged_sample_is_named_whatever_the_slabs(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis.reduce, "SLAB_BYTES", 1)
+    damage(tmp_path / "run.zarr")
+    found = fill_marginals(run, run.samples, StudyOptions(), lambda event: None)
+    assert list(found) == ["one"]
+    assert "sample 'one', layer" in found["one"]

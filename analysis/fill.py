@@ -1,0 +1,93 @@
+"""Filling the derived store: the marginals pass over a run, in parallel, only where something is missing.
+
+A layer of a sample is one task where it is small, or where it seems to be there already; else one for each
+slab of steps, and one that puts them together and writes them, so that a single sample keeps all workers
+busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import dask
+
+from analysis.aggregation import State
+from analysis.cache import MarginalCache, open_cache
+from analysis.events import Listener, StageAdvanced, StageStarted
+from analysis.marginals import declaration, named, quantity
+from analysis.reduce import reduce_slab, slabs
+from analysis.tasks import run_tasks
+from storage.errors import DamageError
+from storage.matching import matching_names
+
+if TYPE_CHECKING:
+    from analysis.study import StudyOptions
+    from storage import LayerSpec, Run
+
+
+def fill_marginals(run: Run, names: Sequence[str], options: StudyOptions, tell: Listener) -> dict[str, str]:
+    """Compute the marginals that are missing.
+
+    Parameters
+    ----------
+    run, names
+        What to compute.
+    options
+        Its layers and its place of the derived store.
+    tell
+        Told after each layer of a sample.
+
+    Returns
+    -------
+    dict
+        Damaged samples and why.
+    """
+    cache = open_cache(run, options.store, options.storage_options)
+    layers = [run.layers[name] for name in matching_names("layer", options.layers, list(run.layers))]
+    entries = [(sample, layer) for sample in names for layer in layers]
+    tell(StageStarted("marginals", len(entries)))
+    tasks = (_entry(cache, layer, sample) for sample, layer in entries)
+    try:
+        reasons = run_tasks(tasks, lambda done: tell(StageAdvanced("marginals", done, len(entries))))
+    finally:
+        cache.tidy()
+    damaged: dict[str, str] = {}
+    for (sample, _), reason in zip(entries, reasons, strict=True):
+        if reason is not None:
+            damaged.setdefault(sample, reason)
+    return damaged
+
+
+def _entry(cache: MarginalCache, layer: LayerSpec, sample: str) -> Any:
+    """A task that fills one entry; it gives the error's line if the sample is damaged, else None."""
+    parts = slabs(layer, range(len(cache.run.timesteps)))
+    if len(parts) == 1 or cache.likely(layer, sample, quantity("r2g")):
+        return dask.delayed(_ensure, pure=False)(cache, layer, sample)
+    states = [dask.delayed(_slab, pure=False)(cache.run, layer, sample, part) for part in parts]
+    return dask.delayed(_save, pure=False)(cache, layer, sample, states)
+
+
+def _ensure(cache: MarginalCache, layer: LayerSpec, sample: str) -> str | None:
+    try:
+        cache.ensure(layer, sample)
+    except DamageError as error:
+        return str(error)
+    return None
+
+
+def _slab(run: Run, layer: LayerSpec, sample: str, steps: Sequence[int]) -> State | str:
+    try:
+        return reduce_slab(run, layer, sample, declaration(run, layer, sample), steps)
+    except DamageError as error:
+        return str(error)
+
+
+def _save(cache: MarginalCache, layer: LayerSpec, sample: str, states: Sequence[State | str]) -> str | None:
+    whole: list[State] = []
+    for state in states:
+        if isinstance(state, str):
+            return state
+        whole.append(state)
+    cache.save(layer, sample, named(cache.run, layer, whole))
+    return None
