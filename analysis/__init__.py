@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from storage.lazy import attach
 
 if TYPE_CHECKING:
+    from analysis.aggregated import aggregate as aggregate
+    from analysis.aggregation import Aggregation as Aggregation
+    from analysis.daam import daam_maps as daam_maps
     from analysis.export import save_maps as save_maps
     from analysis.maps import attribution_maps as attribution_maps
     from analysis.marginals import compute_marginals as compute_marginals
@@ -25,8 +28,11 @@ __getattr__, __dir__, __all__ = attach(
         "StudyOptions": "analysis.study",
         "StudyResult": "analysis.study",
         "analyse": "analysis.study",
+        "Aggregation": "analysis.aggregation",
+        "aggregate": "analysis.aggregated",
         "attribution_maps": "analysis.maps",
         "compute_marginals": "analysis.marginals",
+        "daam_maps": "analysis.daam",
         "save_maps": "analysis.export",
         "write_report": "analysis.report",
     },
