@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -211,18 +211,28 @@ def _attributes(run: Run, question: Question) -> dict[str, Any]:
 
 def _wrap(values: Any, run: Run, question: Question) -> xr.DataArray:
     """Name the axes."""
-    level, at = question.level, question.at
-    coords: dict[Hashable, Any] = {"sample": np.asarray(question.chosen.samples, dtype=object)}
-    dims = ["sample", "y", "x"]
-    labels = question.labels
-    if labels is not None:
-        dims.insert(1, level)
-        coords[level] = np.asarray(labels, dtype=None if level == "head" else object)
+    level, at, labels = question.level, question.at, question.labels
+    times: tuple[float, ...] = ()
     if level == "time":
-        times = [np.mean([run.timesteps[step] for step in group]) for group in question.plan.groups]
-        coords["timestep"] = ("time", [float(time) for time in times])
+        groups = question.plan.groups
+        times = tuple(float(np.mean([run.timesteps[step] for step in group])) for group in groups)
+    coords = _coordinates(question.chosen.samples, level, tuple(labels or ()), times)
+    dims = ("sample", *(() if labels is None else (level,)), "y", "x")
     way = question.direction if question.method == "i2am" else f"{question.method}_{question.direction}"
     name = f"{way}_{level}" + (f"_{at}" if isinstance(at, str) else "")
     found = xr.DataArray(values, dims=dims, coords=coords, attrs=_attributes(run, question), name=name)
     found.encoding["chunks"] = (1, *values.shape[1:])  # in a Zarr store, a sample a chunk
     return found
+
+
+@lru_cache(maxsize=64)
+def _coordinates(
+    samples: tuple[str, ...], level: Level, labels: tuple[Any, ...], times: tuple[float, ...]
+) -> xr.Coordinates:
+    """Coordinates of the axes; kept, since making their indexes takes longer than the maps do."""
+    coords: dict[Hashable, Any] = {"sample": np.asarray(samples, dtype=object)}
+    if labels:
+        coords[level] = np.asarray(labels, dtype=None if level == "head" else object)
+    if times:
+        coords["timestep"] = ("time", list(times))
+    return xr.Coordinates(coords)
