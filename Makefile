@@ -24,7 +24,7 @@ help:
 	@echo "make unit     the tests alone; T=tests/storage for a part"
 	@echo "make lint     ruff, import-linter, mypy"
 	@echo "make format   format the sources"
-	@echo "make bench    the benchmarks behind every claim of speed or size"
+	@echo "make bench    the benchmarks behind every claim of speed or size; BENCHES=marginals for one"
 	@echo "make clean    remove environment, caches and outputs"
 
 setup: $(STAMP)
@@ -57,8 +57,9 @@ format: setup
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+BENCHES ?= codecs marginals reanalysis memory workers
 bench: setup
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit $$?; done
+	@for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit $$?; done
 
 clean:
 	rm -rf $(VENV) build out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
