@@ -94,9 +94,7 @@ def daam_maps(
     NoAnswer
         If a layer has no such token.
     """
-    wanted = tuple(dict.fromkeys([tokens] if isinstance(tokens, int) else tokens))
-    if not wanted or np.asarray(wanted).dtype.kind not in "iu" or min(wanted) < 0:
-        raise InputError("tokens", expected="indices of at least 0", got=repr(tokens))
+    wanted = _checked(tokens)
     declared = Aggregation(
         "daam",
         TokenMaps(wanted),
@@ -109,15 +107,26 @@ def daam_maps(
         title="DAAM",
     )
     found = aggregate(run, declared, layers, steps, heads, samples, size)
-    for name in found.attrs["layers"]:
-        if max(wanted) >= run.layers[name].ref:
-            raise NoAnswer(
-                f"token {max(wanted)} of layer {name!r}",
-                expected=f"0 to {run.layers[name].ref - 1}",
-                got=str(max(wanted)),
-                remedy="choose other tokens, or layers of the same tokens",
-            )
+    _check_layers(run, found.attrs["layers"], max(wanted))
     maps = found.clip(min=0).mean("layer").astype(np.float32)
     constant = all(run.layers[name].ref == 1 for name in found.attrs["layers"])
     attrs = found.attrs | {"direction": "r2g", "method": "daam", "constant": constant}
     return (maps.mean("token") if average else maps).assign_attrs(attrs)
+
+
+def _checked(tokens: Sequence[int] | int) -> tuple[int, ...]:
+    wanted = tuple(dict.fromkeys([tokens] if isinstance(tokens, int) else tokens))
+    if not wanted or np.asarray(wanted).dtype.kind not in "iu" or min(wanted) < 0:
+        raise InputError("tokens", expected="indices of at least 0", got=repr(tokens))
+    return wanted
+
+
+def _check_layers(run: Run, names: Sequence[str], highest: int) -> None:
+    for name in names:
+        if highest >= run.layers[name].ref:
+            raise NoAnswer(
+                f"token {highest} of layer {name!r}",
+                expected=f"0 to {run.layers[name].ref - 1}",
+                got=str(highest),
+                remedy="choose other tokens, or layers of the same tokens",
+            )

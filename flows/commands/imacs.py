@@ -61,16 +61,8 @@ def imacs(
     rows = list(_rows(open_run(run), direction, sample, question, penalty, refused))
     summary = summarise({level: frame(rows)}, confidence).to_dicts()
     if as_json:
-        emit(
-            {
-                "run": run,
-                "penalty": penalty,
-                "protocol": protocol,
-                "scores": rows,
-                "summary": summary,
-                "refusals": refused,
-            }
-        )
+        facts = {"run": run, "penalty": penalty, "protocol": protocol}
+        emit(facts | {"scores": rows, "summary": summary, "refusals": refused})
     else:
         _show(rows, summary, confidence)
     for entry in refused:
