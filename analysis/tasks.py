@@ -18,6 +18,7 @@ import dask
 from dask.base import get_scheduler
 from dask.system import CPU_COUNT
 
+from analysis.softmax import KERNEL_VERSION
 from storage.errors import ClusterError
 
 AHEAD = 2
@@ -35,6 +36,11 @@ PATIENCE_SECONDS = 600.0
 Numbered = Iterator[tuple[int, Any]]
 Crew = Callable[[Numbered], Iterator[dict[int, Any]]]
 """Numbered tasks to their results, some at a time, in any order."""
+
+
+def kernel_version() -> int:
+    """Version of the arithmetic that this process would use: what a worker is asked before it gets work."""
+    return KERNEL_VERSION
 
 
 def run_tasks(tasks: Iterable[Any], on_done: Callable[[int], None] | None = None) -> list[Any]:
@@ -89,7 +95,7 @@ def _in_batches(tasks: Numbered, many: int) -> Iterator[dict[int, Any]]:
 
 
 class _Workers(Protocol):
-    """What `_in_flight` needs: how many tasks may be in flight now, and what one does with futures."""
+    """What `_in_flight` needs: how many tasks may be in flight now (0: nobody is there), and futures."""
 
     def width(self) -> int: ...
     def submit(self, task: Any) -> Any: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from flows.config import AnalysisConfig
@@ -24,7 +23,7 @@ def run_analysis(run: str, out: str, config: AnalysisConfig, overwrite: bool = F
     out
         Local directory of the results.
     config
-        What to draw and how.
+        What to draw, how, and on which Dask cluster.
     overwrite
         Replace results in ``out`` that no analysis wrote.
 
@@ -38,14 +37,12 @@ def run_analysis(run: str, out: str, config: AnalysisConfig, overwrite: bool = F
     Raises
     ------
     InputError, DamageError
-        See :func:`analysis.study.analyse`.
+        See :func:`analysis.study.analyse` and :func:`flows.clusters.computing`.
     """
-    import dask
-
     from analysis.study import analyse
+    from flows.clusters import computing
 
-    threads = dask.config.set(num_workers=config.workers) if config.workers else nullcontext()
-    with threads:
+    with computing(config, overwrite):
         result = analyse(run, out, _options(config), on_event=_listen, overwrite=overwrite)
     columns = ["sample", "direction", "region", "imacs", "inside", "outside", "share", "kind", "note"]
     return {"run": run} | result.to_json() | {"scores": result.tables["unified"].select(columns).to_dicts()}
@@ -75,5 +72,10 @@ def _listen(event: Event) -> None:
 
     if isinstance(event, StageStarted):
         report(Progress(event.stage, 0, event.total))
-    elif isinstance(event, StageAdvanced):
+    elif isinstance(event, StageAdvanced) and _worth_telling(event.done, event.total):
         report(Progress(event.stage, event.done, event.total, event.stage))
+
+
+def _worth_telling(done: int, total: int) -> bool:
+    """Whether another hundredth of a stage is done: a log has a line for each, at most."""
+    return done * 100 // total > (done - 1) * 100 // total

@@ -114,7 +114,94 @@ class CaptureConfig(Strict):
         return self
 
 
-class AnalysisConfig(Strict):
+class Threads(Strict):
+    """Threads of this process."""
+
+    kind: Literal["threads"] = "threads"
+
+
+class Processes(Strict):
+    """Worker processes on this machine."""
+
+    kind: Literal["processes"] = "processes"
+    threads_per_worker: Annotated[int, Field(ge=1)] = 1
+
+
+class Address(Strict):
+    """A Dask cluster that runs already: exactly one of ``address`` and ``scheduler_file``."""
+
+    kind: Literal["address"] = "address"
+    address: Annotated[
+        str | None, Field(pattern=r"^[a-z]+://\S+$", description="such as tcp://10.0.0.1:8786")
+    ] = None
+    scheduler_file: Annotated[Path | None, Field(description="what dask scheduler writes")] = None
+    timeout: Annotated[
+        float, Field(gt=0, description="seconds to wait for the scheduler, then for a worker")
+    ] = 30
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Address:
+        if (self.address is None) == (self.scheduler_file is None):
+            raise ValueError("exactly one of address and scheduler_file")
+        return self
+
+
+class ClusterClass(Strict):
+    """A Dask cluster that is started for the analysis and closed after it, by its class."""
+
+    kind: Literal["class"] = "class"
+    class_name: Annotated[
+        str,
+        Field(
+            alias="class",
+            pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$",
+            description="such as dask_jobqueue.SLURMCluster",
+        ),
+    ]
+    arguments: Annotated[dict[str, Any], Field(description="of the class")] = {}
+    timeout: Annotated[float, Field(gt=0, description="seconds to wait for the first worker")] = 300
+
+
+def _cluster_shorthand(value: Any) -> Any:
+    """``processes``, ``tcp://...``, ``scheduler.json``, ``module.Class``; kinds told by their keys."""
+    if isinstance(value, str):
+        if "://" in value:
+            return {"kind": "address", "address": value}
+        if value.endswith(".json"):
+            return {"kind": "address", "scheduler_file": value}
+        return {"kind": "class", "class": value} if "." in value else {"kind": value}
+    if isinstance(value, dict) and "kind" not in value:
+        if "address" in value or "scheduler_file" in value:
+            return {"kind": "address", **value}
+        if "class" in value:
+            return {"kind": "class", **value}
+    return value
+
+
+Cluster: TypeAlias = Annotated[
+    Threads | Processes | Address | ClusterClass,
+    Field(discriminator="kind"),
+    BeforeValidator(_cluster_shorthand),
+]
+
+
+class Computing(Strict):
+    """Where the work of an analysis is done. Relative paths are read from the working directory."""
+
+    cluster: Cluster = Threads()
+    workers: Annotated[
+        int | None, Field(ge=1, description="threads or processes; None: one for each core, or the class's")
+    ] = None
+    report_dask: Annotated[Path | None, Field(description="where Dask's performance report goes")] = None
+
+    @model_validator(mode="after")
+    def _workers_are_ours(self) -> Computing:
+        if self.workers is not None and self.cluster.kind == "address":
+            raise ValueError("no workers together with an address: that cluster has its own")
+        return self
+
+
+class AnalysisConfig(Computing):
     """One analysis: what to draw from a run and how. ``time_groups`` and ``size`` are those of the maps."""
 
     layers: Annotated[list[str] | None, Field(min_length=1)] = None
@@ -131,4 +218,3 @@ class AnalysisConfig(Strict):
     aggregations: Annotated[list[str], Field(description="names, or module:name")] = []
     details: Annotated[int, Field(ge=0, description="samples shown in full in the report")] = 24
     figures: Annotated[int, Field(ge=0, description="samples that get figures of their own")] = 12
-    workers: Annotated[int | None, Field(ge=1, description="threads; None: one for each core")] = None

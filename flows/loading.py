@@ -78,7 +78,7 @@ def load_config(path: str | Path, model: type[Model]) -> Model:
     path
         YAML file of at most one megabyte.
     model
-        ``CaptureConfig`` or ``AnalysisConfig``.
+        ``CaptureConfig``, ``AnalysisConfig``, ...
 
     Returns
     -------
@@ -134,6 +134,31 @@ def load_capture(path: str | Path, out: str | None = None) -> CaptureConfig:
 def _anchored(location: str, base: Path) -> str:
     """Make a path absolute; leave a URL alone."""
     return location if "://" in location else os.path.normpath(base / Path(location).expanduser())
+
+
+def amended(config: Model, **changes: Any) -> Model:
+    """Put options of the command line over a configuration.
+
+    Parameters
+    ----------
+    config
+        From a file, or the defaults.
+    **changes
+        Keys and values as they would stand in the file; None leaves what is there.
+
+    Raises
+    ------
+    ConfigError
+        If they are wrong, or do not fit the others.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    if not given:
+        return config
+    model = type(config)
+    try:
+        return model.model_validate(config.model_dump(by_alias=True, exclude_unset=True) | given)
+    except ValidationError as error:
+        raise _explain("command line", error, model) from None
 
 
 def parse_config(text: str, model: type[Model], where: str) -> Model:

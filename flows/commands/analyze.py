@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.commands.options import Cluster, Workers
 from flows.terminal import emit, note, say
 
 
@@ -22,6 +23,11 @@ def analyze(
     ] = None,
     protocol: Annotated[
         str | None, typer.Option(help="corrected, or official: the paper's own code.")
+    ] = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    report_dask: Annotated[
+        str | None, typer.Option(help="Write Dask's performance report: FILE.html.")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results that no analysis wrote.")
@@ -40,12 +46,13 @@ def analyze(
     from analysis.discover import find
     from analysis.question import PROTOCOLS
     from flows.config import AnalysisConfig
-    from flows.loading import load_config
+    from flows.loading import amended, load_config
     from flows.orchestrate import as_flow, both_refused
     from flows.progress import shown
     from storage import UnknownName, open_run
 
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
+    settings = amended(settings, workers=workers, cluster=cluster, report_dask=report_dask)
     changes: dict[str, Any] = {"aggregations": [*settings.aggregations, *(aggregation or [])]}
     if protocol is not None:
         if protocol not in PROTOCOLS:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.commands.options import Cluster, Workers
 from flows.terminal import emit, note, say, table
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def imacs(
     protocol: Annotated[
         str, typer.Option(help="corrected, or official: the paper's own code.")
     ] = "corrected",
+    workers: Workers = None,
+    cluster: Cluster = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
     """IMACS of every sample, and its mean with a bootstrap interval over samples.
@@ -44,6 +47,9 @@ def imacs(
     from analysis.summary import summarise
     from analysis.tables import frame
     from flows import selection
+    from flows.clusters import computing
+    from flows.config import Computing
+    from flows.loading import amended
     from storage import open_run
 
     check_penalty(penalty)
@@ -58,7 +64,10 @@ def imacs(
         "protocol": protocol,
     }
     refused: list[dict[str, str]] = []
-    rows = list(_rows(open_run(run), direction, sample, question, penalty, refused))
+    where = amended(Computing(), workers=workers, cluster=cluster)
+    opened = open_run(run)
+    with computing(where):
+        rows = list(_rows(opened, direction, sample, question, penalty, refused))
     summary = summarise({level: frame(rows)}, confidence).to_dicts()
     if as_json:
         facts = {"run": run, "penalty": penalty, "protocol": protocol}

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.options import Cluster, Workers
 from flows.terminal import say
 
 
@@ -33,17 +34,23 @@ def maps(
     method: Annotated[
         str, typer.Option(help="i2am; daam, the baseline; joint: shares of a joint softmax.")
     ] = "i2am",
+    workers: Workers = None,
+    cluster: Cluster = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
 ) -> None:
     """Maps as .npz, .zarr or .png."""
     from analysis.export import save_maps
     from analysis.maps import attribution_maps
     from flows import selection
+    from flows.clusters import computing
+    from flows.config import Computing
+    from flows.loading import amended
     from storage import open_run
 
     index = selection.from_option("--steps", steps), selection.from_option("--heads", heads)
     grid = selection.size("--size", size)
     region = selection.region("--at", at) if at is not None else None
+    where = amended(Computing(), workers=workers, cluster=cluster)
     opened = open_run(run)
     result = attribution_maps(
         opened,
@@ -59,6 +66,7 @@ def maps(
         protocol=protocol,  # type: ignore[arg-type]
         method=method,  # type: ignore[arg-type]
     )
-    save_maps(result, out, opened, overwrite=overwrite)
+    with computing(where):
+        save_maps(result, out, opened, overwrite=overwrite)
     shape = ", ".join(f"{dim} {count}" for dim, count in result.sizes.items())
     say(f"{out}: {direction} {level} maps ({shape}) in {result.attrs['units']}")

@@ -1,0 +1,240 @@
+"""The Dask scheduler of an analysis: threads, worker processes, or any cluster, by address or by class."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.config import Address, ClusterClass, Computing, Processes, Threads
+from flows.dask_report import check_report, reported
+from storage.errors import ClusterError, ConfigError, I2AMError, MissingDependency, NotFound, UnknownName
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+PROCESSES_TIMEOUT = 60.0
+"""Seconds in which a worker process of this machine must be there; it takes about one."""
+
+POLL_SECONDS = 0.1
+"""Seconds between two looks for a scheduler file."""
+
+
+@contextmanager
+def computing(where: Computing, overwrite: bool = False) -> Iterator[None]:
+    """Run the Dask work of the block where the configuration says; everything is closed at its end.
+
+    Parameters
+    ----------
+    where
+        Cluster, workers, and the place of Dask's performance report.
+    overwrite
+        Replace a file at that place that is no such report.
+
+    Raises
+    ------
+    ConfigError, UnknownName, MissingDependency
+        If there is no such class, or it does not take the arguments.
+    ClusterError
+        If the cluster does not start or answer in time, or is lost; if its workers lack this package.
+    AlreadyExists, NotFound, NoPermission
+        If the report cannot be written.
+    """
+    import dask
+
+    cluster = where.cluster
+    if where.report_dask is not None:
+        check_report(where.report_dask, overwrite)
+    with ExitStack() as stack:
+        if isinstance(cluster, Threads) and where.report_dask is None:
+            stack.enter_context(dask.config.set(scheduler="threads", num_workers=where.workers))
+        else:
+            client = stack.enter_context(_client(where))
+            _check_workers(client)
+            if where.report_dask is not None:
+                stack.enter_context(reported(where.report_dask, client))
+            stack.enter_context(_losses_explained(client))
+        yield
+
+
+@contextmanager
+def _client(where: Computing) -> Iterator[Client]:
+    """A client of the cluster that is asked for, with a worker that is ready."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise MissingDependency(
+            f"cluster {where.cluster.kind!r} and --report-dask need dask.distributed",
+            got=str(error),
+            remedy="pip install 'i2am[flows]', or use threads without a report",
+        ) from error
+
+    cluster = where.cluster
+    timeout = getattr(cluster, "timeout", PROCESSES_TIMEOUT)
+    with ExitStack() as stack:
+        if isinstance(cluster, Address):
+            place: Any = cluster.address or _scheduler_address(cluster)
+        else:
+            place = _started(cluster, where.workers)
+            stack.callback(place.close)
+        try:
+            client = stack.enter_context(Client(place, timeout=timeout))
+        except (OSError, ValueError) as error:  # ValueError: a protocol that Dask does not speak
+            raise ClusterError(
+                f"no Dask scheduler answers at {place if isinstance(place, str) else 'the cluster'}",
+                expected=f"an answer within {timeout:g} s",
+                got=_line(error),
+                remedy="check the address, and that the scheduler runs; or set cluster.timeout",
+            ) from error
+        _await_worker(client, timeout)
+        yield client
+
+
+def _started(cluster: Threads | Processes | ClusterClass, workers: int | None) -> Any:
+    """Start a cluster of our own, and ask it for workers."""
+    from dask.system import CPU_COUNT
+    from distributed import LocalCluster
+
+    make: Callable[..., Any] = LocalCluster
+    arguments: dict[str, Any] = {"n_workers": workers or CPU_COUNT, "dashboard_address": None}
+    if isinstance(cluster, ClusterClass):
+        make, arguments = _find(cluster.class_name), cluster.arguments
+    elif isinstance(cluster, Processes):
+        arguments["threads_per_worker"] = cluster.threads_per_worker
+    else:  # for the report that only such a scheduler can make: one worker, in this process
+        arguments |= {"n_workers": 1, "threads_per_worker": workers or CPU_COUNT}
+        arguments |= {"processes": False, "memory_limit": None}
+    started: Any = None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Port .* is already in use")  # of a dashboard
+            started = make(**arguments)
+        if isinstance(cluster, ClusterClass) and workers is not None:
+            started.scale(workers)
+    except Exception as error:
+        if started is not None:
+            started.close()
+        root: BaseException = error
+        while (deeper := root.__cause__ or root.__context__) is not None:
+            root = deeper  # Dask says that a nanny failed; the reason stands below
+        raise ClusterError(
+            f"{make.__name__} does not start",
+            got=f"{type(root).__name__}: {_line(root)}",
+            remedy="correct workers and cluster.arguments",
+        ) from error
+    return started
+
+
+def _find(name: str) -> Callable[..., Any]:
+    """Import a cluster class by its dotted name."""
+    path, _, last = name.rpartition(".")
+    try:
+        module = importlib.import_module(path)
+    except Exception as error:
+        raise ConfigError(
+            f"cluster class {name!r}",
+            expected="a module that can be imported",
+            got=f"{type(error).__name__}: {_line(error)}",
+            remedy="correct the name, or install the package",
+        ) from error
+    found = getattr(module, last, None)
+    if found is None:
+        known = [each for each in dir(module) if each.endswith("Cluster")]
+        raise UnknownName(f"class of module {path!r}", last, known)
+    if not isinstance(found, type) or not all(hasattr(found, part) for part in ("scale", "close")):
+        raise ConfigError(
+            f"cluster class {name!r}",
+            expected="a class of Dask clusters, such as distributed.LocalCluster",
+            got=repr(found),
+        )
+    return found
+
+
+def _scheduler_address(cluster: Address) -> str:
+    """Read the address from a scheduler file, which may have to be written yet."""
+    path = Path(str(cluster.scheduler_file))
+    end = time.monotonic() + cluster.timeout
+    while not path.is_file():
+        if time.monotonic() > end:
+            raise NotFound(
+                f"scheduler file {path} does not exist",
+                expected=f"what `dask scheduler --scheduler-file` writes, within {cluster.timeout:g} s",
+                remedy="check the path, and that the scheduler runs",
+            )
+        time.sleep(POLL_SECONDS)
+    try:
+        return str(json.loads(path.read_bytes())["address"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"scheduler file {path}",
+            expected="JSON with an address, as `dask scheduler` writes it",
+            got=_line(error),
+            remedy="name the right file, or the address itself",
+        ) from error
+
+
+def _await_worker(client: Client, timeout: float) -> None:
+    try:
+        client.wait_for_workers(1, timeout=timeout)
+    except TimeoutError as error:
+        raise ClusterError(
+            f"the Dask cluster at {client.scheduler.address} has no worker",
+            expected=f"at least one within {timeout:g} s",
+            got="none",
+            remedy="start workers, ask for some with workers, or set cluster.timeout",
+        ) from error
+
+
+def _check_workers(client: Client) -> None:
+    """Refuse workers that would compute something else, or nothing."""
+    from analysis.softmax import KERNEL_VERSION
+    from analysis.tasks import kernel_version
+
+    try:
+        found = set(client.run(kernel_version).values())
+    except Exception as error:
+        raise ClusterError(
+            "the workers of the Dask cluster cannot run this package",
+            got=f"{type(error).__name__}: {_line(error)}",
+            remedy="install i2am on the workers, in the version that is used here",
+        ) from error
+    if found != {KERNEL_VERSION}:
+        raise ClusterError(
+            "the workers of the Dask cluster have another version of this package",
+            expected=f"kernel version {KERNEL_VERSION}",
+            got=", ".join(map(str, sorted(found))),
+            remedy="install i2am on the workers, in the version that is used here",
+        )
+
+
+@contextmanager
+def _losses_explained(client: Client) -> Iterator[None]:
+    """Say in one line that the scheduler has gone, or that work has cost worker after worker."""
+    from distributed.scheduler import KilledWorker
+
+    try:
+        yield
+    except I2AMError:
+        raise
+    except KilledWorker as error:
+        raise ClusterError(
+            f"{error.allowed_failures + 1} workers were lost while they ran the same task",
+            remedy="give each worker more memory; see its log",
+        ) from error
+    except Exception as error:
+        if client.status == "running":
+            raise
+        raise ClusterError(
+            "the Dask scheduler was lost",
+            got=f"{type(error).__name__}: {_line(error)}",
+            remedy="start it and run again: finished marginals are kept",
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
