@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
@@ -134,6 +135,11 @@ class Aggregation:
             if not callable(getattr(self, part)):
                 self._refuse(part, "a function", getattr(self, part))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by cloudpickle: a user's functions go to workers whole, not by the name of their module."""
+        state = {part.name: getattr(self, part.name) for part in fields(self)}
+        return _unpacked, (cloudpickle.dumps(state),)
+
     @property
     def axes(self) -> tuple[str, ...]:
         """Axes of the result."""
@@ -146,6 +152,10 @@ class Aggregation:
 
     def _refuse(self, what: str, expected: str, got: object) -> None:
         raise InputError(f"aggregation {self.name!r}: {what}", expected=expected, got=repr(got))
+
+
+def _unpacked(state: bytes) -> Aggregation:
+    return Aggregation(**cloudpickle.loads(state))
 
 
 def join(aggregation: Aggregation, states: Sequence[State], axis: str) -> State:

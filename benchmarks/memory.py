@@ -31,7 +31,7 @@ import resource, sys, dask
 import analysis.study, analysis.report, analysis.study_figures, analysis.aggregation_page
 if len(sys.argv) > 1:
     options = analysis.study.StudyOptions(store=False if sys.argv[4] == "none" else sys.argv[4],
-                                          aggregations=("entropy", "time_variance"))
+                                          aggregations=tuple(sys.argv[5:]))
     with dask.config.set(scheduler="threads", num_workers=int(sys.argv[3])):
         analysis.study.analyse(sys.argv[1], sys.argv[2], options)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--copies", type=int, default=3, help="layers of each kind; the model has 3")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--aggregations", nargs="*", default=["time_variance"])
     parser.add_argument("--folder", help="where to write (default: the system's temporary folder)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.json")
     args = parser.parse_args()
@@ -70,7 +71,9 @@ def main() -> None:
             write_run(path, specs(SYSTEM, args.copies), args.steps, samples)
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             store = str(Path(folder) / "marginals.zarr")
-            most, seconds = peak(str(path), str(Path(folder) / "study"), str(args.threads), store)
+            most, seconds = peak(
+                str(path), str(Path(folder) / "study"), str(args.threads), store, *args.aggregations
+            )
         rows.append(
             {
                 "samples": samples,
