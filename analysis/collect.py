@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from analysis.events import Listener, StageAdvanced, StageStarted
 from analysis.maps import attribution_maps
 from analysis.marginals import FOCUS
-from analysis.outputs import drop_half_written
 from analysis.question import LEVELS, Level
 from analysis.region import image_mask, sample_image
 from analysis.selection import DIRECTIONS, Direction, has_place, select
@@ -92,7 +91,6 @@ def collect_maps(
     Collected
         The maps, and what has no answer.
     """
-    path = path.absolute()  # workers may have another working directory
     absent: list[str] = []
     found: dict[Direction, dict[str, xr.DataArray]] = {}
     for direction, level, extra in _questions(run, options):
@@ -123,7 +121,6 @@ def collect_maps(
         named = {variable(level): maps for level, maps in levels.items()}
         xr.Dataset(named).to_zarr(path, group=direction, mode="w", zarr_format=3, consolidated=False)
         tell(StageAdvanced("maps", number, len(found)))
-    drop_half_written(path)
     stored = {
         (direction, str(maps.attrs["level"])): maps
         for direction in found

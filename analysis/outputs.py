@@ -73,15 +73,15 @@ def into_place(made: Path, target: Path) -> None:
         raise
 
 
-def drop_half_written(store: Path) -> None:
+def drop_half_written(folder: Path) -> None:
     """Remove what a worker that was killed left of a chunk; the task that replaced it wrote the chunk whole.
 
     Parameters
     ----------
-    store
-        A local Zarr store that nobody writes any more.
+    folder
+        Holds Zarr stores that nobody writes any more.
     """
-    for path in store.rglob("*.partial"):  # zarr's name for a file that is not renamed yet
+    for path in folder.rglob("*.partial"):  # zarr's name for a file that is not renamed yet
         path.unlink(missing_ok=True)
 
 

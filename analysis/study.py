@@ -34,7 +34,7 @@ from analysis.cache import StorePlace
 from analysis.collect import Collected, collect_maps, collect_tables
 from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
 from analysis.fill import fill_marginals
-from analysis.outputs import into_place, refuse_inside_run
+from analysis.outputs import drop_half_written, into_place, refuse_inside_run
 from analysis.question import Protocol
 from analysis.selection import Indices, select
 from analysis.summary import summarise
@@ -200,12 +200,14 @@ def analyse(
     opened = open_run(run, options.storage_options) if isinstance(run, (str, os.PathLike)) else run
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
     directory = _directory(Path(out), overwrite)
-    staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory))
+    # Absolute, because the workers of a cluster may have another working directory.
+    staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory)).absolute()
     try:
         result = _study(opened, names, options, directory, staging, tell)
         (staging / "study.json").write_text(
             json.dumps(result.to_json() | {"run": str(opened.path)}, indent=2) + "\n"
         )
+        drop_half_written(staging)
         for name in OUTPUTS:
             if (staging / name).exists():
                 into_place(staging / name, directory / name)

@@ -16,13 +16,26 @@ from threadpoolctl import ThreadpoolController
 
 _lock = Lock()
 _inside = 0
-_limits: Any = None
+_before: list[int] = []
 
 
 @cache
-def _controller() -> Any:
-    """The libraries of this process, looked up once: that takes milliseconds."""
-    return ThreadpoolController()
+def _libraries() -> list[Any]:
+    """The BLAS libraries of this process, looked up once: that takes milliseconds."""
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+def _set(threads: list[int]) -> None:
+    """Set the number of threads of each library, whichever thread asks.
+
+    From 3.8 on, threadpoolctl hears only the thread that came first, as long as it lives. The limit here is
+    counted over all threads, so each is heard, and nobody is shut out afterwards.
+    """
+    for library, number in zip(_libraries(), threads, strict=True):
+        release = getattr(library, "clear_controlling_thread", lambda force: None)
+        release(force=True)
+        library.set_num_threads(number)
+        release(force=True)
 
 
 @contextmanager
@@ -32,10 +45,11 @@ def one_blas_thread() -> Iterator[None]:
     The limit belongs to the whole process, so it is counted: the first to enter sets it, the last to leave
     restores what was there before.
     """
-    global _inside, _limits
+    global _inside, _before
     with _lock:
         if _inside == 0:
-            _limits = _controller().limit(limits=1, user_api="blas")
+            _before = [library.num_threads for library in _libraries()]
+            _set([1] * len(_before))
         _inside += 1
     try:
         yield
@@ -43,4 +57,4 @@ def one_blas_thread() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                _limits.restore_original_limits()
+                _set(_before)

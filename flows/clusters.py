@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PROCESSES_TIMEOUT = 60.0
 """Seconds in which a worker process of this machine must be there; it takes about one."""
 
+DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""Run by our worker processes as they start: Ctrl-C reaches this process, which closes them."""
+
 POLL_SECONDS = 0.1
 """Seconds between two looks for a scheduler file."""
 
@@ -105,7 +108,7 @@ def _started(cluster: Threads | Processes | ClusterClass, workers: int | None) -
     if isinstance(cluster, ClusterClass):
         make, arguments = _find(cluster.class_name), cluster.arguments
     elif isinstance(cluster, Processes):
-        arguments["threads_per_worker"] = cluster.threads_per_worker
+        arguments |= {"threads_per_worker": cluster.threads_per_worker, "preload": [DEAF]}
     else:  # for the report that only such a scheduler can make: one worker, in this process
         arguments |= {"n_workers": 1, "threads_per_worker": workers or CPU_COUNT}
         arguments |= {"processes": False, "memory_limit": None}

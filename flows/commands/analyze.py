@@ -45,6 +45,7 @@ def analyze(
     """
     from analysis.discover import find
     from analysis.question import PROTOCOLS
+    from flows.children import termination_interrupts
     from flows.config import AnalysisConfig
     from flows.loading import amended, load_config
     from flows.orchestrate import as_flow, both_refused
@@ -63,7 +64,7 @@ def analyze(
         find(name)  # before anything is computed
     choice = both_refused(prefect, direct)
     open_run(run)  # what is wrong with the run is said at once, not from inside a flow
-    with shown(quiet):
+    with shown(quiet), termination_interrupts():
         if as_flow(choice):
             from flows.analyze_flow import analyze_flow
 

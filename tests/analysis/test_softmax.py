@@ -220,3 +220,40 @@ def test_blas_is_held_to_one_thread_inside_and_restored_after():
     # In a process of its own: BLAS threads are the process's, and other tests leave theirs in any state.
     run = subprocess.run([sys.executable, "-c", BLAS], capture_output=True, text=True, check=True)
     assert run.stdout.split("\n")[0] == "[2] [[1]] [2]"
+
+
+TURNS = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from threadpoolctl import threadpool_info, threadpool_limits
+from analysis.threads import one_blas_thread
+import numpy
+
+def threads():
+    return [pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"]]
+
+def inside():
+    with one_blas_thread():
+        return threads()
+
+def overlapping(met):
+    with one_blas_thread():
+        met.wait()
+        return threads()
+
+first, second = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+with threadpool_limits(limits=2, user_api="blas"):
+    met = Barrier(2)
+    both = [first.submit(overlapping, met), second.submit(overlapping, met)]
+    print([future.result() for future in both], threads())
+    for _ in range(2):
+        print(first.submit(inside).result(), threads(), second.submit(inside).result(), threads(), inside())
+with threadpool_limits(limits=2, user_api="blas"):
+    print(threads())
+"""
+
+
+def test_every_thread_is_held_to_one_blas_thread_whoever_came_first():
+    run = subprocess.run([sys.executable, "-c", TURNS], capture_output=True, text=True, check=True)
+    turn = "[1] [2] [1] [2] [1]"
+    assert run.stdout.splitlines() == ["[[1], [1]] [2]", turn, turn, "[2]"]
