@@ -6,8 +6,6 @@ over its image by multiplication, so that the image stays readable where attenti
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -20,6 +18,9 @@ COLOUR_MAP = "RdBu_r"
 
 LIMITS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
 """Ends of the scale to choose from: the scale runs from 1/limit to limit, times uniform."""
+
+UNKNOWN = (128, 128, 128)
+"""Colour of what is not a number."""
 
 RGB = NDArray[np.uint8]
 
@@ -34,7 +35,7 @@ def palette(count: int = 256) -> RGB:
 
 
 def limit(maps: Iterable[ArrayLike], quantile: float = 0.99) -> float:
-    """Choose the end of a scale shared by several maps.
+    """Choose the end of a scale shared by several maps, one of them in memory at a time.
 
     Parameters
     ----------
@@ -46,16 +47,28 @@ def limit(maps: Iterable[ArrayLike], quantile: float = 0.99) -> float:
     Returns
     -------
     float
-        The smallest of LIMITS that does.
+        The smallest of LIMITS that does, or the last.
     """
-    parts = [np.asarray(values, dtype=np.float64).ravel() for values in maps]
-    values = np.concatenate(parts) if parts else np.ones(1)
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return LIMITS[0]
-    # Values near zero, and below it where a resize overshoots, must not stretch the scale without end.
-    spread = 2 ** np.quantile(np.abs(np.log2(np.clip(values, 1 / 8, None))), quantile)
-    return next((end for end in LIMITS if end >= spread), LIMITS[-1])
+    edges = np.log2(LIMITS) + 1e-9
+    held = np.zeros(len(LIMITS) + 1, dtype=np.int64)
+    for part in maps:
+        values = np.asarray(part, dtype=np.float64).ravel()
+        # Values near zero, and below it where a resize overshoots, must not stretch the scale without end.
+        spread = np.abs(np.log2(np.clip(values[np.isfinite(values)], 1 / 8, None)))
+        held += np.bincount(np.searchsorted(edges, spread), minlength=len(held))
+    enough = np.cumsum(held)[:-1] >= quantile * held.sum()
+    return LIMITS[int(np.argmax(enough))] if enough.any() else LIMITS[-1]
+
+
+def scale_ticks(end: float) -> list[float]:
+    """Values to mark on a scale from 1/end to end: its ends, and the powers of two well inside."""
+    powers = [2.0**power for power in range(-5, 6) if 2 ** abs(power) <= end / 1.8]
+    return [1 / end, *powers, end]
+
+
+def times(value: float) -> str:
+    """A density with its unit, such as 0.5× or 2×."""
+    return f"{value:.3g}×"
 
 
 def position(values: ArrayLike, end: float) -> NDArray[np.float64]:
@@ -65,7 +78,45 @@ def position(values: ArrayLike, end: float) -> NDArray[np.float64]:
     return np.asarray(0.5 + np.log2(clipped) / (2 * np.log2(end)))
 
 
-def paint(values: ArrayLike, end: float, image: NDArray[np.uint8] | None = None, size: int = 256) -> RGB:
+def index(values: ArrayLike, end: float, shape: tuple[int, int], count: int = 256) -> NDArray[np.uint8]:
+    """Colours of a map as indices into the palette.
+
+    Parameters
+    ----------
+    values
+        Densities [y, x].
+    end
+        End of the scale, from `limit`.
+    shape
+        (rows, columns) of the picture: places on the scale are brought to it bilinearly, because a cubic
+        would draw rings around peaks.
+    count
+        Colours of the palette, at most 255.
+
+    Returns
+    -------
+    ndarray
+        uint8 of `shape`, 0 to ``count - 1``; `count` where the map is not a number.
+    """
+    density = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(density)
+    place = _smooth(position(np.where(known, density, 1.0), end), shape)
+    found = np.round(place * (count - 1))
+    if not known.all():
+        found[_smooth(known.astype(float), shape) < 0.5] = count
+    return found.astype(np.uint8)
+
+
+def ground(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """What an image [y, x, channel] multiplies the colours of a map above it by, 0.5 to 1."""
+    colours = image.shape[-1]
+    weights = np.array([0.299, 0.587, 0.114]) if colours >= 3 else np.ones(colours) / colours
+    return np.asarray(0.5 + 0.5 * (image[..., : len(weights)].astype(np.float64) @ weights) / 255)
+
+
+def paint(
+    values: ArrayLike, end: float, shape: tuple[int, int], image: NDArray[np.uint8] | None = None
+) -> RGB:
     """Paint a map [y, x], over its image if there is one.
 
     Parameters
@@ -74,72 +125,27 @@ def paint(values: ArrayLike, end: float, image: NDArray[np.uint8] | None = None,
         Densities [y, x]. NaN is painted grey.
     end
         End of the scale, from `limit`.
+    shape
+        (rows, columns) of the picture.
     image
-        [y, x, channel], 0 to 255; shown in grey under the colours.
-    size
-        Length of the longer side where there is no image (pixels).
+        [y, x, channel] of that size, 0 to 255; shown in grey under the colours.
 
     Returns
     -------
     ndarray
-        uint8 [y, x, 3], of the image's size.
+        uint8 [y, x, 3] of `shape`.
     """
-    density = np.asarray(values, dtype=np.float64)
-    if image is None:
-        factor = max(1, size // max(density.shape))
-        shape = (density.shape[0] * factor, density.shape[1] * factor)
-    else:
-        shape = (image.shape[0], image.shape[1])
-    known = np.isfinite(density)
-    place = _smooth(position(np.where(known, density, 1.0), end), shape)
-    scale = palette()
-    colours = scale[np.round(place * (len(scale) - 1)).astype(int)].astype(np.float64)
-    if not known.all():
-        colours[_smooth(known.astype(float), shape) < 0.5] = 128
+    scale = np.concatenate([palette(PAINTED), [UNKNOWN]]).astype(np.float64)
+    colours = scale[index(values, end, shape, PAINTED)]
     if image is not None:
-        luminance = image[..., :3].astype(np.float64) @ (
-            np.array([0.299, 0.587, 0.114])
-            if image.shape[-1] >= 3
-            else np.ones(image.shape[-1]) / image.shape[-1]
-        )
-        colours *= (0.5 + 0.5 * luminance / 255)[..., None]
+        colours = colours * ground(image)[..., None]
     return np.asarray(np.clip(np.round(colours), 0, 255), dtype=np.uint8)
 
 
+PAINTED = 255
+"""Colours of a painted map: all that fit a byte beside the one for what is not a number."""
+
+
 def _smooth(values: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Bring places on the scale to a picture's size, bilinearly: a cubic would draw rings around peaks."""
     picture = Image.fromarray(values.astype(np.float32))
     return np.asarray(picture.resize(shape[::-1], Image.Resampling.BILINEAR), dtype=np.float64)
-
-
-def outline(image: RGB, mask: NDArray[np.bool_], colour: tuple[int, int, int] = (255, 214, 10)) -> RGB:
-    """Draw the border of a mask [y, x] on an image [y, x, 3] of the same size, one pixel wide."""
-    inner = mask.copy()
-    inner[1:] &= mask[:-1]
-    inner[:-1] &= mask[1:]
-    inner[:, 1:] &= mask[:, :-1]
-    inner[:, :-1] &= mask[:, 1:]
-    inner[[0, -1]] = False
-    inner[:, [0, -1]] = False
-    drawn = image.copy()
-    drawn[mask & ~inner] = colour
-    return drawn
-
-
-def rgb(image: NDArray[np.uint8]) -> RGB:
-    """Any image [y, x, channel] as three channels."""
-    if image.ndim == 2:
-        image = image[..., None]
-    return np.asarray(image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1))
-
-
-def data_url(image: RGB, longest: int = 320) -> str:
-    """An image [y, x, 3] as a PNG data URL, brought down to `longest` pixels if it is larger."""
-    picture = Image.fromarray(image)
-    ratio = longest / max(picture.size)
-    if ratio < 1:
-        size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,68 +1,125 @@
-"""The pictures that show one sample: its images, and its maps over the images they lie on."""
+"""Panels: pictures with a title, and blocks of them; what figures and pages are made of."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.collect import Collected
-from analysis.figures import Panel
+from analysis.colour import RGB, paint
+from analysis.pictures import covered, fit, mark, outline, scaled
 from analysis.region import image_mask, sample_image
-from analysis.selection import Direction
 
 if TYPE_CHECKING:
     from storage import Run
 
-IMAGES = (
-    ("source", "source, mask outlined", "mask"),
-    ("reference", "reference, object outlined", "reference_mask"),
-    ("generated", "generated", ""),
-)
-"""(image, title, mask to outline) of the plain panels."""
+MOST_COLUMNS = 10
+"""Panels side by side, at most."""
 
-MAPS: tuple[tuple[Direction, str, str, str, str], ...] = (
-    ("r2g", "unified", "generated", "mask", "R2G"),
-    ("g2r", "unified", "reference", "reference_mask", "G2R"),
-    ("r2g", "specific", "generated", "mask", "R2G of the object's tokens"),
-    ("g2r", "specific", "reference", "reference_mask", "G2R of painted patches"),
-)
-"""(direction, level, image below, mask to outline, title) of the map panels."""
+BLANK = 244
+"""Grey of a panel whose image the run does not hold."""
 
 
-def sample_maps(collected: Collected, sample: str) -> dict[tuple[Direction, str], NDArray[np.float64]]:
-    """Unified and specific maps [y, x] of a sample, as they are drawn, by (direction, level)."""
-    return {
-        (direction, level): drawable(collected.maps[direction, level].sel(sample=sample))
-        for direction, level, *_ in MAPS
-        if (direction, level) in collected.maps
-    }
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One picture: an image, or a map over one.
+
+    Attributes
+    ----------
+    title
+        Words above it.
+    image
+        uint8 [y, x, channel], or None for a map alone.
+    values
+        Densities [y, x] to lay over it, or None.
+    mask
+        Region [y, x] to outline, of any size, or None.
+    asked
+        Region [y, x] that was asked about, to mark, of any size, or None.
+    """
+
+    title: str
+    image: NDArray[np.uint8] | None
+    values: NDArray[np.float64] | None = None
+    mask: NDArray[np.bool_] | None = None
+    asked: NDArray[np.float64] | None = None
+
+    def shape(self, longest: int) -> tuple[int, int]:
+        """(rows, columns) of the picture whose longer side is `longest` pixels."""
+        for source in (self.image, self.values, self.asked):
+            if source is not None:
+                return fit(source.shape, longest)
+        return longest, longest
+
+    def picture(self, end: float, longest: int) -> RGB:
+        """Painted panel, uint8 [y, x, 3].
+
+        Parameters
+        ----------
+        end
+            End of the colour scale.
+        longest
+            Longer side (pixels).
+        """
+        shape = self.shape(longest)
+        below = None if self.image is None else scaled(self.image, shape)
+        if self.values is not None:
+            drawn = paint(self.values, end, shape, below)
+        else:
+            drawn = np.full((*shape, 3), BLANK, np.uint8) if below is None else below
+        if self.mask is not None:
+            drawn = outline(drawn, covered(self.mask, shape), line_width(longest))
+        if self.asked is not None:
+            drawn = mark(drawn, covered(self.asked, shape), 1 + line_width(longest))
+        return drawn
 
 
-def drawable(maps: xr.DataArray) -> NDArray[np.float64]:
-    """Values for a scale in times uniform: densities as they are, official sums relative to their mean."""
-    values = np.asarray(maps, dtype=np.float64)
-    return values / values.mean() if maps.attrs["protocol"] == "official" else values
+def line_width(longest: int) -> int:
+    """Width of an outline on a picture whose longer side is `longest` pixels."""
+    return max(1, round(longest / 128))
 
 
-def sample_panels(run: Run, collected: Collected, sample: str) -> list[Panel]:
-    """Panels of a sample: source, reference, generated, then every map that there is."""
-    found = {name: sample_image(run, name, sample) for name in run.images}
-    images = {name: image for name, image in found.items() if image is not None}
-    masks: dict[str, NDArray[np.bool_]] = {
-        name: image_mask(images[name]) for name in ("mask", "reference_mask") if name in images
-    }
-    panels = [
-        Panel(title, images[name], mask=masks.get(mask or ""))
-        for name, title, mask in IMAGES
-        if name in images
-    ]
-    maps = sample_maps(collected, sample)
-    for direction, level, image, mask, title in MAPS:
-        if (direction, level) in maps:
-            similar = collected.maps[direction, level].attrs["kind"] == "similarity"
-            name = f"{title} (similarity)" if similar else title
-            panels.append(Panel(name, images.get(image), maps[direction, level], masks.get(mask)))
-    return panels
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Panels that belong together, under a heading of their own, wrapped into rows of `columns`."""
+
+    title: str
+    panels: tuple[Panel, ...]
+    columns: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of panels."""
+        return math.ceil(len(self.panels) / self.columns)
+
+
+def block(title: str, panels: Sequence[Panel], most: int = MOST_COLUMNS) -> Block:
+    """Wrap panels into as few rows of at most `most` as there can be, as even as they can be."""
+    rows = max(1, math.ceil(len(panels) / most))
+    return Block(title, tuple(panels), max(1, math.ceil(len(panels) / rows)))
+
+
+@dataclass(frozen=True, slots=True)
+class SampleImages:
+    """Images [y, x, channel] of one sample by name, and the masks [y, x] among them."""
+
+    images: Mapping[str, NDArray[np.uint8]]
+    masks: Mapping[str, NDArray[np.bool_]]
+
+    @classmethod
+    def read(cls, run: Run, sample: str) -> SampleImages:
+        """Read what the run holds of a sample."""
+        found = {name: sample_image(run, name, sample) for name in run.images}
+        images = {name: image for name, image in found.items() if image is not None}
+        masks = {
+            name: image_mask(images[name]) for name in ("mask", "reference_mask") if name in images
+        }
+        return cls(images, masks)
+
+
+NO_IMAGES = SampleImages({}, {})
+"""Of a mean over samples, or of maps without their run."""
