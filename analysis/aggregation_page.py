@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import polars as pl
 
 from analysis.aggregation_figures import draw
 from analysis.aggregation_tables import Aggregated
+from analysis.canvas import save
 from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.figures import save
 from analysis.templating import environment
 
 PAGE = "aggregations.html"
@@ -36,7 +37,9 @@ class Section:
     left_out: tuple[str, ...]
 
 
-def write_aggregation_page(aggregated: Aggregated, staging: Path, title: str, tell: Listener) -> None:
+def write_aggregation_page(
+    aggregated: Aggregated, staging: Path, title: str, tell: Listener, pages: Mapping[str, str]
+) -> None:
     """Draw every aggregation and write the page; nothing where there is none.
 
     Parameters
@@ -49,6 +52,8 @@ def write_aggregation_page(aggregated: Aggregated, staging: Path, title: str, te
         Name of the run.
     tell
         Told after each figure.
+    pages
+        Pages of the report: file name to title.
     """
     if not aggregated.results and not aggregated.absent:
         return
@@ -80,7 +85,7 @@ def write_aggregation_page(aggregated: Aggregated, staging: Path, title: str, te
     page = (
         environment()
         .get_template("aggregations.html.j2")
-        .render(title=title, sections=sections, absent=aggregated.absent)
+        .render(title=title, sections=sections, absent=aggregated.absent, pages=pages, here=PAGE)
     )
     (staging / "report" / PAGE).write_text(page, encoding="utf-8")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
+from PIL import Image
 
-from analysis.colour import palette, scale_ticks, times
+from analysis.colour import RGB, palette, scale_ticks, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,9 +26,7 @@ DPI = 160
 
 def new_figure(width: float, height: float) -> Figure:
     """Figure of a size (inches) on white."""
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
 
 
 def colour_bar(figure: Figure, axes: Axes, end: float, words: str, length: float) -> None:
@@ -51,6 +51,14 @@ def plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def save(figure: Figure, path: str | Path) -> None:
+def pixels(figure: Figure) -> RGB:
+    """Draw a figure: uint8 [y, x, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
+
+
+def save(figure: Figure | RGB, path: str | Path) -> None:
     """Write a figure as PNG, without a date, so that the same data gives the same file."""
-    figure.savefig(path, format="png", metadata={"Software": None})
+    picture = pixels(figure) if isinstance(figure, Figure) else figure
+    Image.fromarray(picture).save(path, format="PNG", compress_level=3)  # 6: a tenth less in twice the time

@@ -1,11 +1,14 @@
-"""Geometry of the report's charts: where marks go, in pixels; the template draws them as inline SVG."""
+"""Geometry of the report's charts: where marks go, in pixels; the template draws them as inline SVG.
+
+Rows of dots over samples are here; lines over steps in `line_chart`, intervals by row in `range_chart`,
+coloured tables in `heat_table`. `templates/macros.html.j2` has a macro for each.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,13 +26,13 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """A row of dots with median and quartiles (pixels), or without if there are no values."""
+    """A row of dots with median and quartiles (pixels)."""
 
     name: str
     colour: str
     y: float
     marks: tuple[Mark, ...]
-    quartiles: tuple[float, float, float] | None
+    quartiles: tuple[float, float, float]
     median: str
 
 
@@ -47,31 +50,6 @@ class StripChart:
     strips: tuple[Strip, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A series of a profile: points and band as SVG coordinates, and its dots."""
-
-    name: str
-    colour: str
-    points: str
-    band: str
-    marks: tuple[Mark, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """Medians over one level axis, with quartiles as a band."""
-
-    title: str
-    width: int
-    height: int
-    left: int
-    x_ticks: tuple[tuple[float, str, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    reference: float
-    lines: tuple[Line, ...]
-
-
 def nice_ticks(low: float, high: float, count: int = 6) -> list[float]:
     """Round values that cover low to high in about `count` equal steps."""
     span = max(high - low, 1e-9)
@@ -81,6 +59,37 @@ def nice_ticks(low: float, high: float, count: int = 6) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
     return [round(index * step, 10) for index in range(first, last + 1)]
+
+
+def axis(
+    values: Sequence[float], reference: float | None, start: float, end: float, count: int = 6
+) -> tuple[Callable[[float], float], tuple[tuple[float, str], ...]]:
+    """Place values on an axis of pixels.
+
+    Parameters
+    ----------
+    values
+        What it must hold, finite; at least one.
+    reference
+        A value that it must hold too, or None.
+    start, end
+        Pixels of its least and its largest tick; start may be the larger, for an axis that goes up.
+    count
+        Ticks, about.
+
+    Returns
+    -------
+    callable, tuple
+        Value to pixel, and (pixel, words) of the ticks.
+    """
+    every = [*values, *([] if reference is None else [reference])]
+    ticks = nice_ticks(min(every), max(every), count)
+    span = ticks[-1] - ticks[0] or 1.0
+
+    def place(value: float) -> float:
+        return round(start + (value - ticks[0]) / span * (end - start), 2)
+
+    return place, tuple((place(tick), f"{tick:g}") for tick in ticks)
 
 
 def strip_chart(
@@ -115,15 +124,9 @@ def strip_chart(
     kept = [(name, colour, table) for name, colour, table in kept if table.height]
     if not kept:
         return None
-    every = np.concatenate([table[column].to_numpy() for _, _, table in kept])
-    if reference is not None:
-        every = np.append(every, reference)
-    ticks = nice_ticks(float(every.min()), float(every.max()))
+    every = np.concatenate([table[column].to_numpy() for _, _, table in kept]).tolist()
     left, right, row_height = 170, 20, 54
-
-    def place(value: float) -> float:
-        return round(left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (width - left - right), 2)
-
+    place, ticks = axis(every, reference, left, width - right)
     strips = tuple(
         _strip(name, colour, table.sort(column), column, 20.0 + row_height * number, place)
         for number, (name, colour, table) in enumerate(kept)
@@ -134,7 +137,7 @@ def strip_chart(
         width,
         round(24 + row_height * len(kept) + 20),
         left,
-        tuple((place(tick), f"{tick:g}") for tick in ticks),
+        ticks,
         None if reference is None else place(reference),
         strips,
     )
@@ -153,87 +156,3 @@ def _strip(
     )
     low, middle, high = (float(np.quantile(values, q)) for q in (0.25, 0.5, 0.75))
     return Strip(name, colour, y, marks, (place(low), place(middle), place(high)), f"{middle:.2f}")
-
-
-def profile_chart(
-    title: str, series: Sequence[tuple[str, str, list[dict[str, Any]]]], width: int = 400, height: int = 230
-) -> Profile | None:
-    """Lay out medians of the density inside the mask over one level axis.
-
-    Parameters
-    ----------
-    title
-        Words.
-    series
-        (name, colour, rows of `analysis.tables.profile`) of one level.
-    width, height
-        Pixels.
-
-    Returns
-    -------
-    Profile or None
-        None where there is no value at all.
-    """
-    kept = [
-        (name, colour, [row for row in rows if row["inside_mid"] is not None])
-        for name, colour, rows in series
-    ]
-    kept = [(name, colour, rows) for name, colour, rows in kept if rows]
-    if not kept:
-        return None
-    values = [row[key] for _, _, rows in kept for row in rows for key in ("inside_low", "inside_high")] + [
-        1.0
-    ]
-    ticks = nice_ticks(min(values), max(values), 5)
-    left, right, top, bottom = 40, 12, 12, 30
-    labels = max((rows for _, _, rows in kept), key=len)
-
-    def across(index: int) -> float:
-        return round(left + (index + 0.5) / len(labels) * (width - left - right), 2)
-
-    def up(value: float) -> float:
-        return round(top + (ticks[-1] - value) / (ticks[-1] - ticks[0]) * (height - top - bottom), 2)
-
-    lines = tuple(_line(name, colour, rows, across, up) for name, colour, rows in kept)
-    every = max(1, math.ceil(len(labels) / 8))
-    x_ticks = tuple(
-        (
-            across(index),
-            str(row["label"]) if len(str(row["label"])) < 8 else str(index + 1),
-            str(row["label"]),
-        )
-        for index, row in enumerate(labels)
-        if index % every == 0
-    )
-    return Profile(
-        title,
-        width,
-        height,
-        left,
-        x_ticks,
-        tuple((up(tick), f"{tick:g}") for tick in ticks),
-        up(1.0),
-        lines,
-    )
-
-
-def _line(
-    name: str,
-    colour: str,
-    rows: list[dict[str, Any]],
-    across: Callable[[int], float],
-    up: Callable[[float], float],
-) -> Line:
-    """One series: its medians, and the band between its quartiles."""
-    middle = [(across(index), up(row["inside_mid"])) for index, row in enumerate(rows)]
-    upper = [(across(index), up(row["inside_high"])) for index, row in enumerate(rows)]
-    lower = [(across(index), up(row["inside_low"])) for index, row in enumerate(rows)]
-    marks = tuple(
-        Mark(x, y, f"{name}, {row['label']}: {row['inside_mid']:.2f}×", "")
-        for (x, y), row in zip(middle, rows, strict=True)
-    )
-    return Line(name, colour, _path(middle), _path([*upper, *reversed(lower)]), marks)
-
-
-def _path(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x},{y}" for x, y in points)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -12,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from analysis.colour import limit
 from analysis.outputs import MARK, drop_half_written, into_place, refuse_foreign_folder, refuse_inside_run
-from analysis.region import sample_image
 from storage.errors import AlreadyExists, InputError, NoPermission, NotFound
 
 if TYPE_CHECKING:
+    from analysis.panels import Block
     from storage import Run
 
 ENDINGS = (".npz", ".zarr", ".png")
-MAX_ROWS = 32
-"""Samples in one picture, at most."""
+MAX_TILES = 512
+"""Maps in one picture, at most: it is then some 13,000 pixels high."""
 
 
 def save_maps(
@@ -36,8 +36,8 @@ def save_maps(
         As `attribution_maps` returns them.
     path
         Ends in .npz (arrays ``maps``, ``attrs`` as JSON, and one for each coordinate), .zarr (format 3, for
-        ``xarray.open_zarr``) or .png (a row for each sample, one colour scale, over the run's images if
-        `run` is given).
+        ``xarray.open_zarr``) or .png (one colour scale, over the run's images if `run` is given, a chosen
+        region marked on its image).
     run
         For the images under the maps of a picture.
     overwrite
@@ -95,19 +95,39 @@ def _npz(maps: xr.DataArray, path: Path) -> None:
 
 
 def _picture(maps: xr.DataArray, path: Path, run: Run | None) -> None:
-    from analysis.figures import map_grid, save
+    """Draw maps as the figures of a study do: a block for each sample, or all samples in one."""
+    from analysis.canvas import save
+    from analysis.level_blocks import heading
+    from analysis.sheets import sheet
+    from analysis.units import drawable, units_of
 
-    if maps.sizes["sample"] > MAX_ROWS:
+    tiles = maps.sizes["sample"] * math.prod(maps.shape[1:-2])
+    if tiles > MAX_TILES:
         raise InputError(
-            f"a picture of {maps.sizes['sample']} samples",
-            expected=f"at most {MAX_ROWS}",
-            remedy="select samples, or save as .npz or .zarr",
+            f"a picture of {tiles} maps",
+            expected=f"at most {MAX_TILES}",
+            remedy="select samples, layers or heads, or save as .npz or .zarr",
         )
-    image = {"r2g": "generated", "g2r": "reference"}[maps.attrs["direction"]]
-    loaded = maps.compute()
-    if maps.attrs["protocol"] == "official":  # the scale is in times uniform: the nearest that sums have
-        loaded = (loaded / loaded.mean()).assign_attrs(maps.attrs)
-    under = [
-        sample_image(run, image, str(sample)) if run is not None else None for sample in maps["sample"].values
-    ]
-    save(map_grid(loaded, under, limit([loaded.values])), path)
+    attrs = maps.attrs
+    note = "Thick yellow: what was asked about." if attrs["level"] == "specific" and run is not None else ""
+    title = f"{heading(attrs)}, {attrs['level']} level"
+    save(sheet(_blocks(drawable(maps), run), title, units_of(attrs).bar, note), path)
+
+
+def _blocks(maps: xr.DataArray, run: Run | None) -> list[Block]:
+    """Drawable maps with a level axis: a block for each sample; without: one block of all samples."""
+    from analysis.level_blocks import level_block, plain_panel, specific_panels
+    from analysis.panels import NO_IMAGES, SampleImages, block
+
+    blocks, panels = [], []
+    for sample in (str(name) for name in maps["sample"].values):
+        images = NO_IMAGES if run is None else SampleImages.read(run, sample)
+        own = maps.sel(sample=sample)
+        if own.ndim == 3:
+            blocks.append(level_block(own, images, sample))
+        elif own.attrs["level"] == "specific":
+            panels += specific_panels(own, images, run, sample)
+        else:
+            panels.append(plain_panel(own, images, sample))
+    pairs = maps.attrs["level"] == "specific" and run is not None
+    return blocks or [block("", panels, together=2 if pairs else 1)]

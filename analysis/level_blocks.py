@@ -1,7 +1,8 @@
 """Maps of a level as blocks of panels: over time, heads and layers, and of a chosen region.
 
-A map of a chosen region stands beside the image that the question was about, with the region marked: G2R of
-generated patches beside the generated image, R2G of reference tokens beside the reference.
+Maps come as `analysis.units.drawable` has them. A map of a chosen region stands beside the image that the
+question was about, with the region marked: G2R of generated patches beside the generated image, R2G of
+reference tokens beside the reference.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from analysis.names import shortened
 from analysis.panels import Block, Panel, SampleImages, block
 from analysis.region import draw, image_mask
-from analysis.units import DIRECTION_WORDS, drawable, kind_words
+from analysis.units import DIRECTION_WORDS, kind_words
 
 if TYPE_CHECKING:
     from storage import Run
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Where a direction's maps lie: image below, mask to outline; and the image that regions are chosen on."""
+    """Images of a direction: below its maps, outlined on them, and the one that regions are chosen on."""
 
     below: str
     mask: str
@@ -70,7 +71,7 @@ def level_block(maps: xr.DataArray, sample: SampleImages, title: str | None = No
     Parameters
     ----------
     maps
-        (level axis, y, x), in memory.
+        (level axis, y, x), drawable.
     sample
         Its images; the one that the maps lie on comes first.
     title
@@ -79,17 +80,18 @@ def level_block(maps: xr.DataArray, sample: SampleImages, title: str | None = No
     side = SIDES[maps.attrs["direction"]]
     image, mask = sample.images.get(side.below), sample.masks.get(side.mask)
     panels = [] if image is None else [Panel(side.below, image, mask=mask)]
+    labels = maps[maps.attrs["level"]].values
     panels += [
-        Panel(words, image, values, mask)
-        for words, values in zip(label_titles(maps), drawable(maps), strict=True)
+        Panel(words, image, values, mask, whole=str(label))
+        for words, label, values in zip(label_titles(maps), labels, maps.values, strict=True)
     ]
     return block(heading(maps.attrs) if title is None else title, panels)
 
 
 def plain_panel(maps: xr.DataArray, sample: SampleImages, title: str) -> Panel:
-    """A map (y, x) without a level axis, in memory, over its image."""
+    """A drawable map (y, x) without a level axis, over its image."""
     side = SIDES[maps.attrs["direction"]]
-    return Panel(title, sample.images.get(side.below), drawable(maps), sample.masks.get(side.mask))
+    return Panel(title, sample.images.get(side.below), maps.values, sample.masks.get(side.mask))
 
 
 def specific_panels(maps: xr.DataArray, sample: SampleImages, run: Run | None, title: str) -> list[Panel]:
@@ -98,7 +100,7 @@ def specific_panels(maps: xr.DataArray, sample: SampleImages, run: Run | None, t
     Parameters
     ----------
     maps
-        Of one sample, in memory.
+        Of one sample, drawable.
     sample
         Its images.
     run

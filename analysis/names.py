@@ -44,7 +44,11 @@ def _told_apart(names: Sequence[str]) -> list[str]:
     opening = {segments[0][0] for segments in kept if segments}
     words -= opening if len(opening) == 1 else set()
     return [
-        ".".join(part for word, numbers in segments for part in ((*numbers,) if word in words else (word, *numbers)))
+        ".".join(
+            part
+            for word, numbers in segments
+            for part in ((*numbers,) if word in words else (word, *numbers))
+        )
         for segments in kept
     ]
 

@@ -40,6 +40,8 @@ class Panel:
         Region [y, x] to outline, of any size, or None.
     asked
         Region [y, x] that was asked about, to mark, of any size, or None.
+    whole
+        The title in full where it is shortened, else "".
     """
 
     title: str
@@ -47,6 +49,7 @@ class Panel:
     values: NDArray[np.float64] | None = None
     mask: NDArray[np.bool_] | None = None
     asked: NDArray[np.float64] | None = None
+    whole: str = ""
 
     def shape(self, longest: int) -> tuple[int, int]:
         """(rows, columns) of the picture whose longer side is `longest` pixels."""
@@ -97,10 +100,21 @@ class Block:
         return math.ceil(len(self.panels) / self.columns)
 
 
-def block(title: str, panels: Sequence[Panel], most: int = MOST_COLUMNS) -> Block:
-    """Wrap panels into as few rows of at most `most` as there can be, as even as they can be."""
-    rows = max(1, math.ceil(len(panels) / most))
-    return Block(title, tuple(panels), max(1, math.ceil(len(panels) / rows)))
+def block(title: str, panels: Sequence[Panel], together: int = 1) -> Block:
+    """Wrap panels into as few rows of at most MOST_COLUMNS as there can be, as even as they can be.
+
+    Parameters
+    ----------
+    title
+        Heading, or "".
+    panels
+        At least one.
+    together
+        So many neighbours stay in one row.
+    """
+    groups = math.ceil(len(panels) / together)
+    rows = math.ceil(groups / (MOST_COLUMNS // together))
+    return Block(title, tuple(panels), together * math.ceil(groups / rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +129,7 @@ class SampleImages:
         """Read what the run holds of a sample."""
         found = {name: sample_image(run, name, sample) for name in run.images}
         images = {name: image for name, image in found.items() if image is not None}
-        masks = {
+        masks: dict[str, NDArray[np.bool_]] = {
             name: image_mask(images[name]) for name in ("mask", "reference_mask") if name in images
         }
         return cls(images, masks)

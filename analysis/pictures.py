@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from analysis.colour import RGB, UNKNOWN, ground, index, palette
-from analysis.resize import area
 
 YELLOW, DARK = (255, 214, 10), (29, 28, 26)
 
@@ -40,7 +39,8 @@ def scaled(image: NDArray[np.uint8], shape: tuple[int, int]) -> RGB:
 
 def covered(mask: NDArray[np.bool_] | NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Mask [y, x] at a picture's size: pixels covered by half or more, or, if there are none, at all."""
-    share = area(mask, shape)
+    picture = Image.fromarray(mask.astype(np.float32))
+    share = np.asarray(picture.resize(shape[::-1], Image.Resampling.BOX))
     return np.asarray(share >= 0.5 if (share >= 0.5).any() else share > 0)
 
 

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.canvas import DPI, FAINT, INK, colour_bar, new_figure
+from analysis.canvas import DPI, FAINT, INK, colour_bar, new_figure, pixels
 from analysis.colour import RGB, limit
 from analysis.panels import Block
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WIDTH, LEAST, MOST = 1800, 150, 256
 """Pixels: what panels side by side share, and the longer side of one, at least and at most."""
@@ -41,7 +37,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where everything in a figure stands, in pixels: pictures, headings (x, y, words), its size, their end."""
+    """Where everything stands, in pixels: pictures, headings (x, y, words), size, and where panels end."""
 
     placed: tuple[Placed, ...]
     headings: tuple[tuple[int, int, str], ...]
@@ -91,9 +87,7 @@ def layout(blocks: Sequence[Block], end: float, note: bool = False) -> Layout:
     return Layout(tuple(placed), tuple(headings), width, height, MARGIN + widest, top - 2 * GAP)
 
 
-def sheet(
-    blocks: Sequence[Block], title: str, bar: str, note: str = "", end: float | None = None
-) -> Figure:
+def sheet(blocks: Sequence[Block], title: str, bar: str, note: str = "", end: float | None = None) -> RGB:
     """Draw blocks of panels.
 
     Parameters
@@ -106,37 +100,53 @@ def sheet(
         Words of the colour bar: what is shown, in which unit.
     end
         End of the colour scale; None for one that holds the maps shown.
+
+    Returns
+    -------
+    ndarray
+        uint8 [y, x, 3].
     """
     end = scale_end(blocks) if end is None else end
     plan = layout(blocks, end, bool(note))
-    width, height = plan.width, plan.height
-    figure = new_figure(width / DPI, height / DPI)
-    canvas = np.full((height, width, 3), 255, np.uint8)
+    drawn = _words(plan, title, bar, note, end)
     for panel in plan.placed:
         rows, columns = panel.picture.shape[:2]
-        canvas[panel.y : panel.y + rows, panel.x : panel.x + columns] = panel.picture
-    figure.figimage(canvas, origin="upper", zorder=-1)
+        drawn[panel.y : panel.y + rows, panel.x : panel.x + columns] = panel.picture
+    return drawn
 
-    def write(x: float, y: float, words: str, size: float, room: float, **more: str) -> None:
-        letters = int(room / (size * DPI / 72 * 0.56))
+
+def _words(plan: Layout, title: str, bar: str, note: str, end: float) -> RGB:
+    """Everything but the pictures: titles and the colour bar, on white."""
+    width, height = plan.width, plan.height
+    figure = new_figure(width / DPI, height / DPI)
+
+    def write(
+        x: float, y: float, words: str, size: float, room: float, colour: str, bold: bool = False
+    ) -> None:
+        shown = cut(words, int(room / (size * DPI / 72 * 0.56)))
         figure.text(
-            x / width, 1 - y / height, cut(words, letters), fontsize=size, parse_math=False, va="center", **more
+            x / width,
+            1 - y / height,
+            shown,
+            fontsize=size,
+            color=colour,
+            weight="bold" if bold else "normal",
+            va="center",
+            parse_math=False,
         )
 
-    write(MARGIN, TITLE * 0.42, title, 10, (width - 2 * MARGIN) * 0.9, color=INK, weight="bold")
+    write(MARGIN, TITLE * 0.42, title, 10, (width - 2 * MARGIN) * 0.9, INK, bold=True)
     for x, y, words in plan.headings:
-        write(x, y, words, 8, width - BAR - x, color=INK)
+        write(x, y, words, 8, width - BAR - x, INK)
     for panel in plan.placed:
-        write(panel.x, panel.y - CAPTION * 0.45, panel.title, 6.5, panel.room, color=FAINT)
+        write(panel.x, panel.y - CAPTION * 0.45, panel.title, 6.5, panel.room, FAINT)
     if note:
-        write(MARGIN, height - NOTE * 0.6, note, 7, width - 2 * MARGIN, color=FAINT)
+        write(MARGIN, height - NOTE * 0.6, note, 7, width - 2 * MARGIN, FAINT)
     first = min(panel.y for panel in plan.placed)
     length = min(plan.bottom - first, 520)
-    axes = figure.add_axes(
-        ((plan.right + 14) / width, 1 - (first + length) / height, 14 / width, length / height)
-    )
-    colour_bar(figure, axes, end, bar, length)
-    return figure
+    place = ((plan.right + 14) / width, 1 - (first + length) / height, 14 / width, length / height)
+    colour_bar(figure, figure.add_axes(place), end, bar, length)
+    return pixels(figure)
 
 
 def cut(words: str, letters: int) -> str:

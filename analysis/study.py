@@ -6,7 +6,7 @@
     OUT/tables/*.parquet   one table per level
     OUT/figures/*.png
     OUT/aggregations.zarr  a group per aggregation, if any was asked for
-    OUT/report/index.html  self-contained, with a page for the aggregations
+    OUT/report/*.html      self-contained: index.html, a page for each level, and one for the aggregations
     OUT/study.json         what was done; marks the directory's contents as a study's
 
 Everything is made in a temporary directory inside OUT and renamed into place at the end, so that a study
@@ -250,7 +250,9 @@ def _study(
 ) -> StudyResult:
     from analysis.aggregation_page import PAGE, write_aggregation_page
     from analysis.aggregation_tables import collect_aggregations
+    from analysis.means import mean_maps
     from analysis.report import write_report
+    from analysis.site import site
     from analysis.study_figures import write_figures
 
     seconds: dict[str, float] = {}
@@ -286,7 +288,8 @@ def _study(
     aggregated = collect_aggregations(run, good, options, staging, tell)
     lap("aggregations")
     refusals = tuple(Refusal(sample, reason) for sample, reason in damaged.items())
-    write_figures(run, collected, tables, staging / "figures", options.figures, tell)
+    means = mean_maps(collected)
+    write_figures(run, collected, tables, staging / "figures", options.figures, tell, means)
     lap("figures")
     pages = {PAGE: "Aggregations"} if options.aggregations else {}
     write_report(
@@ -297,9 +300,11 @@ def _study(
         refusals=refusals,
         details=options.details,
         pages=pages,
+        means=means,
         on_event=tell,
     )
-    write_aggregation_page(aggregated, staging, Path(str(run.path)).name, tell)
+    links = site(collected, pages)
+    write_aggregation_page(aggregated, staging, Path(str(run.path)).name, tell, links)
     lap("report")
     return StudyResult(
         out=out,

@@ -1,17 +1,27 @@
-"""The figures of a study: overviews of the first samples, distributions, profiles over levels."""
+"""The figures of a study: each sample at a glance and level by level, mean maps, distributions, profiles."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
+import xarray as xr
 
+from analysis.canvas import G2R_COLOUR, R2G_COLOUR, save
 from analysis.colour import limit
 from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.figures import G2R_COLOUR, R2G_COLOUR, overview, profiles, save, strips
-from analysis.panels import sample_maps, sample_panels
+from analysis.figures import profiles, strips
+from analysis.level_blocks import GRID_LEVELS, heading, level_block, plain_panel, specific_panels
+from analysis.means import MeanMaps, mean_maps
+from analysis.overview import sample_maps, sample_panels
+from analysis.panels import NO_IMAGES, Block, SampleImages, block
+from analysis.selection import DIRECTIONS
+from analysis.sheets import sheet
+from analysis.site import LEVEL_PAGES
 from analysis.tables import profile
+from analysis.units import drawable, kind_words, units_of
 
 if TYPE_CHECKING:
     from analysis.collect import Collected
@@ -25,9 +35,26 @@ SERIES = (
 )
 """(direction, level, name, colour) of the distributions."""
 
+BY = {
+    "time": "by denoiser steps",
+    "head": "by head",
+    "layer": "by layer",
+    "specific": "of a region",
+    "unified": "",
+}
+"""Levels in titles."""
+
+PRIOR = "Mean over samples: objects lie elsewhere in each, so this is what all maps share, a positional bias."
+
 
 def write_figures(
-    run: Run, collected: Collected, tables: dict[str, pl.DataFrame], out: Path, count: int, tell: Listener
+    run: Run,
+    collected: Collected,
+    tables: dict[str, pl.DataFrame],
+    out: Path,
+    count: int,
+    tell: Listener,
+    means: MeanMaps | None = None,
 ) -> None:
     """Draw the figures of a study.
 
@@ -36,21 +63,96 @@ def write_figures(
     run, collected, tables
         What to draw.
     out
-        Directory to make.
+        Directory to make: ``sample-NNNN.png`` and ``LEVEL-NNNN.png`` of the first samples,
+        ``mean-LEVEL.png``, ``density.png``, ``imacs.png``, ``profiles.png``.
     count
-        Samples that get an overview of their own.
+        Samples that get figures of their own.
     tell
-        Told after each.
+        Told after each sample and level.
+    means
+        Mean maps over samples; computed if not given.
     """
     out.mkdir()
     chosen = collected.samples[:count]
-    tell(StageStarted("figures", len(chosen) + 1))
+    levels = [level for level in LEVEL_PAGES if any(own == level for _, own in collected.maps)]
+    total = len(chosen) * (1 + len(levels)) + 1
+    tell(StageStarted("figures", total))
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        tell(StageAdvanced("figures", done, total))
+
+    _overviews(run, collected, chosen, out, step)
+    for level in levels:
+        _level(run, collected, chosen, level, out, step)
+    for level in ("unified", *levels):
+        averages = mean_maps(collected) if means is None else means
+        own = [averages[way, level] for way in DIRECTIONS if (way, level) in averages]
+        if own:
+            blocks = [sample_block(drawable(maps), NO_IMAGES, None) for maps in own]
+            title = f"Mean over samples {BY[level]}".rstrip() + _kinds(own)
+            save(sheet(blocks, title, units_of(own[0].attrs).bar, PRIOR), out / f"mean-{level}.png")
+    _distributions(tables, collected, list(run.layers), out)
+    step()
+
+
+def _overviews(
+    run: Run, collected: Collected, chosen: Sequence[str], out: Path, step: Callable[[], None]
+) -> None:
+    """Every sample's images, unified and specific maps, on one scale."""
     end = limit(maps for sample in chosen for maps in sample_maps(collected, sample).values())
+    note = "Yellow: what to paint, or the object in the reference. Pale is uniform, red more, blue less."
     for number, sample in enumerate(chosen):
-        panels = sample_panels(run, collected, sample)
-        note = "Yellow: what to paint, or the object in the reference. Pale is uniform, red more, blue less."
-        save(overview(panels, end, f"Sample {sample}", note), out / f"sample-{number:04d}.png")
-        tell(StageAdvanced("figures", number + 1, len(chosen) + 1))
+        groups = sample_panels(collected, sample, SampleImages.read(run, sample))
+        panels = [panel for group in groups.values() for panel in group]
+        maps = list(sample_maps(collected, sample).values())
+        title = f"Sample {sample}{_kinds(maps)}"
+        bar = units_of(maps[0].attrs).bar
+        save(sheet([block("", panels)], title, bar, note, end), out / f"sample-{number:04d}.png")
+        step()
+
+
+def _level(
+    run: Run, collected: Collected, chosen: Sequence[str], level: str, out: Path, step: Callable[[], None]
+) -> None:
+    """Every sample's maps of a level, both directions, on one scale."""
+    maps = [collected.maps[way, level] for way in DIRECTIONS if (way, level) in collected.maps]
+    end = limit(drawable(own.sel(sample=sample)) for sample in chosen for own in maps)
+    bar = units_of(maps[0].attrs).bar
+    for number, sample in enumerate(chosen):
+        images = SampleImages.read(run, sample)
+        blocks = [sample_block(drawable(own.sel(sample=sample)), images, run) for own in maps]
+        title = f"Sample {sample}, {BY[level]}{_kinds(maps)}"
+        save(sheet(blocks, title, bar, end=end), out / f"{level}-{number:04d}.png")
+        step()
+
+
+def sample_block(maps: xr.DataArray, images: SampleImages, run: Run | None) -> Block:
+    """Drawable maps ([level axis], y, x) of one sample, direction and level, with a heading."""
+    if maps.attrs["level"] in GRID_LEVELS:
+        return level_block(maps, images)
+    if maps.attrs["level"] == "specific":
+        return block(heading(maps.attrs), specific_panels(maps, images, run, "map"))
+    return block(heading(maps.attrs), [plain_panel(maps, images, "map")])
+
+
+def _kinds(maps: Sequence[xr.DataArray]) -> str:
+    """Words for a title that says which directions are no attention."""
+    words = [
+        f"{own.attrs['direction'].upper()}{kind_words(own.attrs['kind'])}"
+        for own in maps
+        if own.attrs["kind"] != "attention"
+    ]
+    return f": {', '.join(dict.fromkeys(words))}" if words else ""
+
+
+def _distributions(
+    tables: dict[str, pl.DataFrame], collected: Collected, order: Sequence[str], out: Path
+) -> None:
+    """Density and IMACS over samples, and over every level."""
+    units = units_of(next(iter(collected.maps.values())).attrs)
     scored = pl.concat([tables[level] for level in ("unified", "specific") if level in tables])
     rows = []
     for direction, level, name, colour in SERIES:
@@ -58,16 +160,13 @@ def write_figures(
         if values["imacs"].count():
             rows.append((name, values, colour))
     if rows:
-        densities = [(name, values["inside"].to_numpy(), colour) for name, values, colour in rows]
+        inside = [(name, values["inside"].to_numpy(), colour) for name, values, colour in rows]
         scores = [(name, values["imacs"].to_numpy(), colour) for name, values, colour in rows]
-        save(
-            strips(densities, "mean density inside the mask, × uniform", 1.0, "Attention inside the mask"),
-            out / "density.png",
-        )
+        words = f"mean {units.name} inside the mask, {units.unit}"
+        title = "Attention inside the mask"
+        save(strips(inside, words, units.uniform, title), out / "density.png")
         save(strips(scores, "IMACS, from -penalty to 1", None, "IMACS"), out / "imacs.png")
-    levels = [
-        level for level in ("time", "head", "layer") if level in tables and tables[level]["imacs"].count()
-    ]
+    levels = [level for level in GRID_LEVELS if level in tables and tables[level]["imacs"].count()]
     if levels:
-        save(profiles(profile(pl.concat([tables[level] for level in levels])), levels), out / "profiles.png")
-    tell(StageAdvanced("figures", len(chosen) + 1, len(chosen) + 1))
+        spread = profile(pl.concat([tables[level] for level in levels]))
+        save(profiles(spread, levels, units, order), out / "profiles.png")

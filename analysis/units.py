@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 DIRECTION_WORDS: Mapping[str, str] = {"r2g": "on the generated image", "g2r": "on the reference"}
 """Where each direction's maps lie."""
@@ -57,25 +56,27 @@ def units_of(attrs: Mapping[str, Any]) -> Units:
     return DENSITY
 
 
-def drawable(maps: xr.DataArray) -> NDArray[np.float64]:
+def drawable(maps: xr.DataArray) -> xr.DataArray:
     """Maps on the scale of pictures: densities as they are, anything else over the mean of all of them.
 
     Parameters
     ----------
     maps
-        Any shape, in memory, with the attributes of `analysis.maps.attribution_maps`.
+        Any shape, with the attributes of `analysis.maps.attribution_maps`.
 
     Returns
     -------
-    ndarray
-        float64 of the same shape; 1 is uniform attention, or the mean. Not finite where the maps are not.
+    xarray.DataArray
+        The same in memory, in float64; 1 is uniform attention, or the mean. Not finite where the maps are
+        not.
     """
-    values = np.asarray(maps, dtype=np.float64)
+    loaded = maps.astype(np.float64).compute()
     if units_of(maps.attrs) == DENSITY:
-        return values
+        return loaded
+    values = loaded.values
     known = values[np.isfinite(values)]
     mean = float(known.mean()) if known.size else 0.0
-    return values / mean if mean > 0 else np.where(np.isfinite(values), 1.0, np.nan)
+    return loaded.copy(data=values / mean if mean > 0 else np.where(np.isfinite(values), 1.0, np.nan))
 
 
 def kind_words(kind: str) -> str:
