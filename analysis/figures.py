@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from analysis.canvas import FAINT, INK, RULE, SERIES, new_figure, plain
+from analysis.names import axis_labels
 from analysis.series import QUARTILES, Series, labels_of, level_rows, series_of
 from analysis.units import Units
 
@@ -84,7 +85,7 @@ def profiles(table: pl.DataFrame, levels: Sequence[str], units: Units, order: Se
         labels = labels_of(rows, order)
         for series in series_of(rows, labels, QUARTILES, SERIES):
             _band(axes, series)
-        _labels(axes, labels)
+        _labels(axes, axis_labels(level, labels))
         if units.uniform is not None:
             axes.axhline(units.uniform, color=INK, lw=0.8, ls=(0, (3, 2)))
         axes.set_title(f"by {level}", fontsize=8.5, loc="left", color=INK)

@@ -11,6 +11,7 @@ import polars as pl
 from analysis.charts import StripChart, strip_chart
 from analysis.level_charts import COLOURS
 from analysis.line_chart import LineChart, line_chart
+from analysis.names import axis_labels
 from analysis.range_chart import RangeChart, range_chart
 from analysis.series import IMACS_MEAN, QUARTILES, Series, labels_of, level_rows, series_of
 from analysis.tables import profile
@@ -80,7 +81,9 @@ def front_charts(
             own = level_rows(tables[level], level)
             labels = labels_of(own, order)
             series = series_of(profile(own), labels, QUARTILES, COLOURS)
-            lines.append(line_chart(title, "", labels, series, units.uniform, sign=units.sign))
+            lines.append(
+                line_chart(title, "", axis_labels(level, labels), series, units.uniform, sign=units.sign)
+            )
     means, baselines, confidence = _means(tables.get("summary"))
     return FrontCharts(
         strips=tuple(chart for chart in strips if chart is not None),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.colour import limit, palette, position
+from analysis.colour import palette, position
 from analysis.scale_bar import Scale, css, density_scale, value_scale
 
 DENSE = 16
@@ -48,7 +48,7 @@ def heat_table(
     rows: Sequence[str],
     values: ArrayLike,
     *,
-    density: bool = False,
+    end: float | None = None,
 ) -> HeatTable | None:
     """Colour a table.
 
@@ -62,8 +62,9 @@ def heat_table(
         Words.
     values
         (row, column); NaN where there is none.
-    density
-        Colour by the diverging scale of maps, centred at 1, not from the least to the largest value.
+    end
+        End of the diverging scale of densities to colour by; None to colour from the least to the largest
+        value.
 
     Returns
     -------
@@ -74,8 +75,7 @@ def heat_table(
     known = table[np.isfinite(table)]
     if not known.size:
         return None
-    if density:
-        end = limit([known])
+    if end is not None:
         places, scale, colours = position(table, end), density_scale(end), palette()
     else:
         low, high = float(known.min()), float(known.max())

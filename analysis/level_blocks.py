@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.names import shortened
+from analysis.names import axis_labels
 from analysis.panels import Block, Panel, SampleImages, block
 from analysis.region import draw, image_mask
 from analysis.units import DIRECTION_WORDS, kind_words
@@ -53,16 +53,10 @@ def heading(attrs: Mapping[str, Any]) -> str:
 def label_titles(maps: xr.DataArray) -> list[str]:
     """Titles along the level's own axis; layers by what tells them apart."""
     level = str(maps.attrs["level"])
-    labels = [str(label) for label in maps[level].values]
-    if level == "layer":
-        return shortened(labels, most=22)
-    return [_steps(label) if level == "time" else f"{level} {label}" for label in labels]
-
-
-def _steps(group: str) -> str:
-    """A group such as "2-5" in words."""
-    first, _, last = group.partition("-")
-    return f"step {first}" if first == last else f"steps {first}–{last}"
+    labels = axis_labels(level, [str(label) for label in maps[level].values], most=22)
+    if level == "time":
+        return [f"step{'s' if '–' in label else ''} {label}" for label in labels]
+    return [f"head {label}" for label in labels] if level == "head" else labels
 
 
 def level_block(maps: xr.DataArray, sample: SampleImages, title: str | None = None) -> Block:

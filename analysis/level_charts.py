@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 
 from analysis.charts import StripChart, strip_chart
+from analysis.colour import limit
 from analysis.heat_table import HeatTable, heat_table
 from analysis.line_chart import LineChart, line_chart
-from analysis.names import shortened
+from analysis.names import axis_labels
 from analysis.range_chart import RangeChart, range_chart
 from analysis.series import (
     IMACS_MEAN,
@@ -76,12 +77,20 @@ def _along(
     if level == "time":
         yield (
             "lines",
-            line_chart(_inside(units), words, labels, inside, units.uniform, sign=units.sign, size=WIDE),
+            line_chart(
+                _inside(units),
+                words,
+                axis_labels(level, labels),
+                inside,
+                units.uniform,
+                sign=units.sign,
+                size=WIDE,
+            ),
         )
-        yield "lines", line_chart("IMACS", score_words, labels, scores, 0.0, size=WIDE)
+        yield "lines", line_chart("IMACS", score_words, axis_labels(level, labels), scores, 0.0, size=WIDE)
         return
-    short = shortened(labels, most=26) if level == "layer" else [f"{level} {label}" for label in labels]
-    named = list(zip(short, labels, strict=True))
+    short = axis_labels(level, labels)
+    named = list(zip(short if level == "layer" else [f"head {n}" for n in short], labels, strict=True))
     yield "ranges", range_chart(_inside(units), words, named, inside, units.uniform, sign=units.sign)
     yield "ranges", range_chart("IMACS", score_words, named, scores, 0.0)
 
@@ -122,20 +131,20 @@ def level_heats(
     if level not in tables or level == "specific" or len(samples) < 2:
         return
     rows = level_rows(tables[level], level).filter(pl.col("sample").is_in(list(samples)))
+    end = None if units.uniform is None else limit([rows["inside"].drop_nulls().to_numpy()])
     for way in COLOURS:
         own = rows.filter(direction=way)
         labels = labels_of(own, order)
         found = {(row["sample"], row["label"]): row["inside"] for row in own.iter_rows(named=True)}
         values = [[found.get((sample, label)) for label in labels] for sample in samples]
-        short = shortened(labels, most=26) if level == "layer" else labels
         table = heat_table(
             way.upper(),
             f"{units.name} inside the mask, sample by {'steps' if level == 'time' else level}",
             "sample",
-            list(zip(short, labels, strict=True)),
+            list(zip(axis_labels(level, labels), labels, strict=True)),
             list(samples),
             np.array(values, dtype=np.float64).reshape(len(samples), len(labels)),
-            density=units.uniform is not None,
+            end=end,
         )
         if table is not None:
             yield table

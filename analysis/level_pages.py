@@ -140,7 +140,7 @@ def _grid(
     own = drawable(maps)
     if own.attrs["level"] == "specific":
         panels = specific_panels(own, images, run, "map")
-        return image_tiles(panels, heading(own.attrs), end, longest, units.sign)
+        return image_tiles(block(heading(own.attrs), panels), end, longest, units.sign)
     return tile_grid(level_block(own, images), end, longest, units.sign)
 
 

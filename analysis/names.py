@@ -1,4 +1,4 @@
-"""Layer names made short enough for a figure, and still told apart."""
+"""Labels of levels made short enough for figures: layers by what tells them apart, groups of steps."""
 
 from __future__ import annotations
 
@@ -32,6 +32,28 @@ def shortened(names: Sequence[str], most: int = 28) -> list[str]:
     back = min(back, shortest - front - 1)
     found = [_cut(".".join(part[front : len(part) - back]), most) for part in parts]
     return found if len(set(found)) == len(found) else [f"{n} {name}" for n, name in enumerate(found)]
+
+
+def axis_labels(level: str, labels: Sequence[str], most: int = 26) -> list[str]:
+    """Labels of a level as they stand along an axis.
+
+    Parameters
+    ----------
+    level
+        time, head or layer.
+    labels
+        As the maps have them: groups such as "2-5", numbers, or module paths.
+    most
+        Characters of a layer's, at most.
+    """
+    if level == "layer":
+        return shortened(labels, most)
+    return [_steps(label) for label in labels] if level == "time" else list(labels)
+
+
+def _steps(group: str) -> str:
+    first, _, last = group.partition("-")
+    return first if first == last else f"{first}–{last}"
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:

@@ -36,11 +36,11 @@ SERIES = (
 """(direction, level, name, colour) of the distributions."""
 
 BY = {
-    "time": "by denoiser steps",
-    "head": "by head",
-    "layer": "by layer",
-    "specific": "of a region",
     "unified": "",
+    "time": ", by denoiser steps",
+    "head": ", by head",
+    "layer": ", by layer",
+    "specific": ", of a chosen region",
 }
 """Levels in titles."""
 
@@ -92,7 +92,7 @@ def write_figures(
         own = [averages[way, level] for way in DIRECTIONS if (way, level) in averages]
         if own:
             blocks = [sample_block(drawable(maps), NO_IMAGES, None) for maps in own]
-            title = f"Mean over samples {BY[level]}".rstrip() + _kinds(own)
+            title = f"Mean over samples{BY[level]}{_kinds(own)}"
             save(sheet(blocks, title, units_of(own[0].attrs).bar, PRIOR), out / f"mean-{level}.png")
     _distributions(tables, collected, list(run.layers), out)
     step()
@@ -124,7 +124,7 @@ def _level(
     for number, sample in enumerate(chosen):
         images = SampleImages.read(run, sample)
         blocks = [sample_block(drawable(own.sel(sample=sample)), images, run) for own in maps]
-        title = f"Sample {sample}, {BY[level]}{_kinds(maps)}"
+        title = f"Sample {sample}{BY[level]}{_kinds(maps)}"
         save(sheet(blocks, title, bar, end=end), out / f"{level}-{number:04d}.png")
         step()
 

@@ -7,7 +7,6 @@ sample, and the browser multiplies the two.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +43,15 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:
-    """Tiles under a heading; `ground` is the data URL of the image below its maps, or None."""
+    """Tiles under a heading, in so many columns where there is room, none wider than `longest` pixels.
+
+    `ground` is the data URL of the image below its maps, or None.
+    """
 
     title: str
     tiles: tuple[Tile, ...]
     ground: str | None
+    columns: int
     longest: int
 
 
@@ -99,7 +102,7 @@ def tile_grid(block: Block, end: float, longest: int, sign: str) -> TileGrid:
         image_tile(panel, end, longest, sign) if panel.values is None else map_tile(panel, end, longest, sign)
         for panel in block.panels
     ]
-    return TileGrid(block.title, tuple(tiles), ground, longest)
+    return TileGrid(block.title, tuple(tiles), ground, block.columns, longest)
 
 
 def map_tile(panel: Panel, end: float, longest: int, sign: str) -> Tile:
@@ -118,9 +121,10 @@ def image_tile(panel: Panel, end: float, longest: int, sign: str) -> Tile:
     return _tile(panel, data_url(picture), (picture.shape[0], picture.shape[1]), sign, over=False)
 
 
-def image_tiles(panels: Sequence[Panel], title: str, end: float, longest: int, sign: str) -> TileGrid:
-    """Panels as they are in a figure, each over an image of its own."""
-    return TileGrid(title, tuple(image_tile(panel, end, longest, sign) for panel in panels), None, longest)
+def image_tiles(block: Block, end: float, longest: int, sign: str) -> TileGrid:
+    """Tiles of panels as they are in a figure, each over an image of its own."""
+    tiles = tuple(image_tile(panel, end, longest, sign) for panel in block.panels)
+    return TileGrid(block.title, tiles, None, block.columns, longest)
 
 
 def _tile(panel: Panel, url: str, shape: tuple[int, int], sign: str, *, over: bool) -> Tile:

@@ -38,9 +38,6 @@ class Units:
     uniform: float | None
 
 
-DENSITY = Units("density", "× uniform", "attention, × uniform", "×", 1.0)
-
-
 def units_of(attrs: Mapping[str, Any]) -> Units:
     """Words for the values of maps.
 
@@ -49,11 +46,15 @@ def units_of(attrs: Mapping[str, Any]) -> Units:
     attrs
         Attributes that `analysis.maps.attribution_maps` gives.
     """
+    what = {"attention": "attention", "similarity": "similarity"}.get(
+        attrs["kind"], "attention and similarity"
+    )
+    mean = "× the mean of these maps"
     if attrs["protocol"] == "official":
-        return Units("value", "official, summed over steps", "official, × the mean of these maps", "", None)
+        return Units("value", "official, summed over steps", f"{what}, official, {mean}", "", None)
     if attrs.get("method", "i2am") == "joint":
-        return Units("value", str(attrs["units"]), "joint softmax, × the mean of these maps", "", None)
-    return DENSITY
+        return Units("value", str(attrs["units"]), f"{what}, joint softmax, {mean}", "", None)
+    return Units("density", "× uniform", f"{what}, × uniform", "×", 1.0)
 
 
 def drawable(maps: xr.DataArray) -> xr.DataArray:
@@ -71,7 +72,7 @@ def drawable(maps: xr.DataArray) -> xr.DataArray:
         not.
     """
     loaded = maps.astype(np.float64).compute()
-    if units_of(maps.attrs) == DENSITY:
+    if units_of(maps.attrs).uniform is not None:
         return loaded
     values = loaded.values
     known = values[np.isfinite(values)]
