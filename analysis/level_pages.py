@@ -108,7 +108,7 @@ def page_content(
         keys=tuple((way.upper(), f"var(--{way})") for way in maps),
         charts=tuple(level_charts(tables, level, units, list(run.layers))),
         heats=tuple(level_heats(tables, level, units, list(run.layers), shown)),
-        means=tuple(_mean_grid(own, mean_end, min(MOST, 2 * longest), units) for own in average),
+        means=tuple(_mean_grid(own, mean_end, longest, units) for own in average),
         mean_scale=density_scale(mean_end, units.bar) if average else None,
         samples=tuple(samples),
         scale=density_scale(end, units.bar),
@@ -128,9 +128,8 @@ def _room(collected: Collected, level: str, details: int) -> tuple[int, int]:
     if level == "specific":
         return tile_size(0, 2 * len(found), wanted, MOST_SPECIFIC)
     tiles = sum(maps.sizes[level] for maps in found)
-    # Mean maps are a few more: they weigh as one sample.
-    longest, count = tile_size(tiles, 2 * len(found), wanted + 1, MOST)
-    return longest, min(count, wanted)
+    longest, count = tile_size(tiles, 2 * len(found), wanted + 1, MOST)  # one more: the mean maps
+    return longest, max(count - 1, 0)
 
 
 def _grid(

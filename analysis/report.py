@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from analysis.direct import direct
 from analysis.events import Listener, StageAdvanced, StageStarted, ignore
 from analysis.front_page import front_content, front_samples
 from analysis.level_pages import page_content, shown_samples
@@ -65,11 +66,12 @@ def write_report(
     """
     tell = on_event or ignore
     out.mkdir(parents=True, exist_ok=True)
+    averages = mean_maps(collected) if means is None else means
+    collected = direct(collected)
     links = site(collected, pages or {})
     levels = [page for page in LEVEL_PAGES.values() if page.file in links]
     counts = {page.file: shown_samples(collected, page.level, details) for page in levels}
     step = _Steps(tell, front_samples(collected, details) + sum(counts.values()))
-    averages = mean_maps(collected) if means is None else means
     fixed = {
         "title": Path(str(run.path)).name,
         "pages": links,

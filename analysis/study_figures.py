@@ -11,6 +11,7 @@ import xarray as xr
 
 from analysis.canvas import G2R_COLOUR, R2G_COLOUR, save
 from analysis.colour import limit
+from analysis.direct import direct
 from analysis.events import Listener, StageAdvanced, StageStarted
 from analysis.figures import profiles, strips
 from analysis.level_blocks import GRID_LEVELS, heading, level_block, plain_panel, specific_panels
@@ -73,6 +74,8 @@ def write_figures(
         Mean maps over samples; computed if not given.
     """
     out.mkdir()
+    averages = mean_maps(collected) if means is None else means
+    collected = direct(collected)
     chosen = collected.samples[:count]
     levels = [level for level in LEVEL_PAGES if any(own == level for _, own in collected.maps)]
     total = len(chosen) * (1 + len(levels)) + 1
@@ -88,7 +91,6 @@ def write_figures(
     for level in levels:
         _level(run, collected, chosen, level, out, step)
     for level in ("unified", *levels):
-        averages = mean_maps(collected) if means is None else means
         own = [averages[way, level] for way in DIRECTIONS if (way, level) in averages]
         if own:
             blocks = [sample_block(drawable(maps), NO_IMAGES, None) for maps in own]

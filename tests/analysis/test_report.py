@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -7,9 +9,17 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
+from PIL import Image
 
+from analysis import tiles
 from analysis.charts import nice_ticks
+from analysis.collect import Collected
+from analysis.colour import palette
+from analysis.means import mean_maps
+from analysis.pictures import TILE_COLOURS
 from analysis.study import StudyOptions, analyse
 from tests.analysis.builders import build, layer
 
@@ -26,11 +36,11 @@ BROWSER = next(
 
 
 class Page(HTMLParser):
-    """Tags, links and text of a page."""
+    """Tags, links, text and pictures (words, data URL) of a page."""
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.loads, self.ids, self.anchors, self.words = [], [], set(), [], []
+        self.tags, self.loads, self.ids, self.words, self.pictures = [], [], set(), [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -38,7 +48,7 @@ class Page(HTMLParser):
         found = dict(attrs)
         self.loads += [found[name] for name in ("src", "href", "data", "srcset") if found.get(name)]
         self.ids |= {found["id"]} if "id" in found else set()
-        self.anchors += [found["href"][1:] for _ in [0] if found.get("href", "").startswith("#")]
+        self.pictures += [(found["alt"], found["src"])] if tag == "img" else []
 
     def handle_data(self, data):
         self.words.append(data)
@@ -49,33 +59,166 @@ def page(tmp_path_factory):
     place = tmp_path_factory.mktemp("hostile")
     attrs = {"model": "</title><script>alert(1)</script>", "software": {"torch": "<b>2</b>"}}
     run, _ = build(place / "run.zarr", LAYERS, steps=4, samples=HOSTILE, images=True, attrs=attrs)
-    return analyse(run, place / "out", StudyOptions(details=3)).report
+    return analyse(run, place / "out", StudyOptions(details=3, figures=0)).report
 
 
-def test_the_page_needs_nothing_else(page):
-    found = Page(page.read_text())
-    assert found.loads
-    assert all(link.startswith(("data:image/png;base64,", "#")) for link in found.loads)
-    assert not re.search(r"@import|url\(|https?://", page.read_text())
+PAGES = ("index", "time", "head", "layer", "specific")
 
 
-def test_everything_from_data_is_escaped(page):
-    found = Page(page.read_text())
-    assert found.tags.count("script") == 1
-    assert found.tags.count("title") - 1 == page.read_text().count("<title>") - 1
-    text = " ".join(found.words)
-    for sample in HOSTILE:
-        assert sample in text
-    assert "49 &" not in text
-    assert not re.search(r"<img src=x", page.read_text())
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_needs_nothing_else(page, name):
+    text = (page.parent / f"{name}.html").read_text()
+    found = Page(text)
+    assert [link for link in found.loads if link.startswith("data:")]
+    links = {f"{other}.html" for other in PAGES}
+    assert all(
+        link.startswith(("data:image/png;base64,", "#")) or link.partition("#")[0] in links
+        for link in found.loads
+    )
+    assert not re.search(r"@import|https?://", text)
+    assert all(text[at.end() :].startswith("data:image/png;base64,") for at in re.finditer(r"url\(", text))
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text).group(1)
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline';")
+    assert ("script-src" in policy) == (found.tags.count("script") == 1) == (name == "index")
 
 
-def test_details_are_bounded_links_resolve_and_every_sample_is_in_the_table(page):
+@pytest.mark.parametrize("name", PAGES)
+def test_everything_from_data_is_escaped(page, name):
+    text = (page.parent / f"{name}.html").read_text()
+    found = Page(text)
+    assert found.tags.count("script") == (1 if name == "index" else 0)
+    assert found.tags.count("title") - 1 == text.count("<title>") - 1
+    words = " ".join(found.words)
+    for sample in HOSTILE if name == "index" else HOSTILE[:3]:
+        assert sample in words
+    assert "49 &" not in words
+    assert not re.search(r"<img src=x", text)
+
+
+def test_details_are_bounded_and_every_sample_is_in_the_table(page):
     found = Page(page.read_text())
     assert found.tags.count("article") == 3
-    assert set(found.anchors) <= found.ids
     assert "first 3 of 4" in page.read_text()
     assert found.tags.count("img") == 3 * 7
+
+
+def test_links_between_pages_resolve(page):
+    pages = {f"{name}.html": Page((page.parent / f"{name}.html").read_text()) for name in PAGES}
+    for name, found in pages.items():
+        for link in (link for link in found.loads if not link.startswith("data:")):
+            file, _, anchor = link.partition("#")
+            assert not anchor or anchor in pages[file or name].ids, link
+        assert {file for file in found.loads if file.endswith(".html")} == set(pages)
+    front = {link for link in pages["index.html"].loads if "#s" in link and "html" in link}
+    assert front == {f"{name}.html#s{n}" for name in PAGES[1:] for n in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "maps", "means"), [("time", 2 * (1 + 4), 8), ("head", 2 * 3, 4), ("layer", 2 * 2, 2)]
+)
+def test_a_level_has_every_map_of_every_sample_shown_and_their_means(page, name, maps, means):
+    text = (page.parent / f"{name}.html").read_text()
+    found = Page(text)
+    assert found.tags.count("img") == 3 * maps + means
+    assert text.count('loading="lazy"') == found.tags.count("img")
+    assert text.count("--ground: url(data:") == 3 * 2
+    assert found.tags.count("article") == 3
+    assert "The first 3 of 4" in text
+    assert "positional bias" in text
+    assert text.count('class="ramp"') == 2 + 2
+    assert re.search(r"mean over samples with its 95% bootstrap interval", text)
+
+
+def test_the_page_of_regions_shows_what_was_asked(page):
+    text = (page.parent / "specific.html").read_text()
+    assert text.count("asked: reference mask</figcaption>") == 3
+    assert text.count("asked: mask</figcaption>") == 3
+    assert Page(text).tags.count("img") == 3 * 4 + 2
+
+
+def test_one_density_has_one_colour_all_over_a_page(tmp_path):
+    def data(spec, sample):  # head 0 uniform, head 1 not
+        rng = np.random.default_rng(0)
+        query = rng.normal(size=(4, 2, spec.gen, spec.head_dim)) * 3
+        query[:, 0] = 0
+        return query.astype(spec.dtype), rng.normal(size=(1, 2, spec.ref, spec.head_dim)).astype(spec.dtype)
+
+    run, _ = build(tmp_path / "run.zarr", LAYERS, steps=4, samples=("a", "b"), data=data)
+    report = analyse(run, tmp_path / "out", StudyOptions(figures=0)).report
+    tiles = Page((report.parent / "head.html").read_text()).pictures
+    uniform = palette(TILE_COLOURS)[TILE_COLOURS // 2]
+    heads = {"head 0": [], "head 1": []}
+    for words, url in tiles:
+        heads[words.partition(":")[0].replace("0", "head 0", 1) if words[0] == "0" else "head 1"].append(
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
+        )
+    assert [len(found) for found in heads.values()] == [2 * 3, 2 * 3]
+    assert all((found == uniform).all() for found in heads["head 0"])
+    assert not any((found == uniform).all() for found in heads["head 1"])
+
+
+def test_a_page_without_room_for_all_samples_says_so(page, tmp_path, monkeypatch):
+    run, _ = build(tmp_path / "run.zarr", LAYERS, steps=4, samples=("a", "b", "c"), images=True)
+    monkeypatch.setattr(tiles, "PAGE_BYTES", 200_000)
+    report = analyse(run, tmp_path / "out", StudyOptions(figures=0)).report
+    text = (report.parent / "time.html").read_text()
+    shown = Page(text).tags.count("article")
+    assert 0 < shown < 3
+    assert f"The first {shown} of 3" in text
+    front = Page(report.read_text())
+    assert {link for link in front.loads if link.startswith("time.html#")} == {
+        f"time.html#s{n}" for n in range(shown)
+    }
+    assert sum(len(url) for _, url in Page(text).pictures) < 200_000
+
+
+def test_pages_are_there_for_levels_that_have_maps(tmp_path):
+    mixed = [layer("a", gen=(8, 6), ref=(4, 3)), layer("b", heads=3, gen=(8, 6), ref=(4, 3))]
+    run, _ = build(tmp_path / "run.zarr", mixed, steps=2)  # no mask, heads that do not match, one sample
+    report = analyse(run, tmp_path / "out").report
+    names = {path.name for path in report.parent.iterdir()}
+    assert names == {"index.html", "time.html", "layer.html"}
+    assert {file for file in Page(report.read_text()).loads if file.endswith(".html")} == names
+    text = (report.parent / "layer.html").read_text()
+    assert "positional bias" not in text
+    assert 'id="scores"' not in text
+    figures = {path.name for path in (report.parents[1] / "figures").iterdir()}
+    assert figures == {"sample-0000.png", "time-0000.png", "layer-0000.png"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"spec": layer("p", ref=(0, 0), ref_prefix=1)}, "R2G is a similarity"),
+        ({"spec": LAYERS[0], "protocol": "official"}, "values are sums over steps, not densities"),
+    ],
+)
+def test_what_is_no_attention_or_no_density_is_said_on_every_page(tmp_path, options, words):
+    run, _ = build(tmp_path / "run.zarr", [options.pop("spec")], steps=2, samples=("a", "b"), images=True)
+    report = analyse(run, tmp_path / "out", StudyOptions(**options)).report
+    for name in ("time", "head", "layer"):
+        text = (report.parent / f"{name}.html").read_text()
+        assert words in text
+        assert ("similarity, × uniform" in text) == (not options)
+    if options:
+        assert "1×</b> is what uniform" not in report.read_text()
+        assert "× uniform" not in (report.parent / "layer.html").read_text()
+        assert "× uniform" not in report.read_text()
+
+
+def test_mean_maps_are_means_of_what_is_finite(tmp_path):
+    maps = np.random.default_rng(0).normal(size=(3, 2, 4, 5)).astype(np.float32)
+    maps[1, 0, 2, 2], maps[:, 1, 0, 0] = np.inf, np.nan
+    data = xr.DataArray(maps, dims=("sample", "head", "y", "x"), attrs={"kind": "attention"})
+    lazy = {("r2g", "head"): data.chunk(sample=1)}
+    (found,) = mean_maps(Collected(tmp_path, lazy, ("a", "b", "c"), ())).values()
+    expected = maps.astype(np.float64)
+    expected[~np.isfinite(expected)] = np.nan
+    for place in np.ndindex(2, 4, 5):
+        own = [value for value in expected[(slice(None), *place)] if np.isfinite(value)]
+        assert found.values[place] == pytest.approx(np.mean(own) if own else np.nan, nan_ok=True)
+    assert found.attrs == {"kind": "attention"}
+    assert mean_maps(Collected(tmp_path, lazy, ("a",), ())) == {}
 
 
 def test_colour_bars_and_scores_are_in_units(page):
