@@ -1,4 +1,4 @@
-"""Ground of all figures: matplotlib without its global state, one look, files without a date."""
+"""Ground of all charts: matplotlib without its global state, one look; and all figures' files."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
 from PIL import Image
 
-from analysis.colour import RGB, palette, scale_ticks, times
+from analysis.colour import RGB
+from analysis.lettering import FAINT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, FAINT, RULE = "#1b1b1a", "#6e6c66", "#d8d5cc"
+RULE = "#d8d5cc"
 R2G_COLOUR, G2R_COLOUR = "#a63d2f", "#2f5d8a"
 SERIES = {"r2g": R2G_COLOUR, "g2r": G2R_COLOUR}
 DPI = 160
@@ -27,18 +25,6 @@ DPI = 160
 def new_figure(width: float, height: float) -> Figure:
     """Figure of a size (inches) on white."""
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-
-
-def colour_bar(figure: Figure, axes: Axes, end: float, words: str, length: float) -> None:
-    """Draw the scale from 1/end to end into axes that are `length` pixels high."""
-    mappable = ScalarMappable(norm=LogNorm(1 / end, end), cmap=ListedColormap(palette() / 255.0))
-    bar = figure.colorbar(mappable, cax=axes, extend="both")
-    bar.set_ticks(scale_ticks(end))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: times(value)))
-    bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.ax.tick_params(labelsize=7, colors=INK, length=2, width=0.6)
-    bar.set_label(words, fontsize=min(7, 72 / DPI * length / (0.55 * len(words))), color=FAINT)
-    bar.outline.set_linewidth(0.4)
 
 
 def plain(axes: Axes) -> None:

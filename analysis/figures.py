@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
-from analysis.canvas import FAINT, INK, RULE, SERIES, new_figure, plain
+from analysis.canvas import RULE, SERIES, new_figure, plain
+from analysis.lettering import FAINT, INK
 from analysis.names import axis_labels
 from analysis.series import QUARTILES, Series, labels_of, level_rows, series_of
 from analysis.units import Units

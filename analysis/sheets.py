@@ -1,6 +1,6 @@
 """Blocks of panels as one figure, with one colour scale in units for all of them.
 
-Pictures are set pixel by pixel, never resampled by the figure: equal values have equal colours in the file.
+Pictures are set pixel by pixel and never resampled: equal values have equal colours in the file.
 """
 
 from __future__ import annotations
@@ -9,9 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
-from analysis.canvas import DPI, FAINT, INK, colour_bar, new_figure, pixels
 from analysis.colour import RGB, limit
+from analysis.lettering import (
+    CAPTION_SIZE,
+    FAINT,
+    HEADING_SIZE,
+    NOTE_SIZE,
+    TITLE_SIZE,
+    colour_bar,
+    write,
+)
 from analysis.panels import Block
 
 WIDTH, LEAST, MOST = 1800, 150, 256
@@ -19,6 +28,9 @@ WIDTH, LEAST, MOST = 1800, 150, 256
 
 MARGIN, GAP, CAPTION, HEADING, TITLE, NOTE, BAR = 20, 10, 22, 32, 56, 34, 150
 """Pixels: around all; between panels; words above a panel, a block and all; the note; the colour bar."""
+
+LONGEST_BAR = 520
+"""Pixels of the colour bar, at most."""
 
 NARROWEST = 760
 """Pixels that a figure is wide at least, so that its title has room."""
@@ -108,50 +120,16 @@ def sheet(blocks: Sequence[Block], title: str, bar: str, note: str = "", end: fl
     """
     end = scale_end(blocks) if end is None else end
     plan = layout(blocks, end, bool(note))
-    drawn = _words(plan, title, bar, note, end)
-    for panel in plan.placed:
-        rows, columns = panel.picture.shape[:2]
-        drawn[panel.y : panel.y + rows, panel.x : panel.x + columns] = panel.picture
-    return drawn
-
-
-def _words(plan: Layout, title: str, bar: str, note: str, end: float) -> RGB:
-    """Everything but the pictures: titles and the colour bar, on white."""
-    width, height = plan.width, plan.height
-    figure = new_figure(width / DPI, height / DPI)
-
-    def write(
-        x: float, y: float, words: str, size: float, room: float, colour: str, bold: bool = False
-    ) -> None:
-        shown = cut(words, int(room / (size * DPI / 72 * 0.56)))
-        figure.text(
-            x / width,
-            1 - y / height,
-            shown,
-            fontsize=size,
-            color=colour,
-            weight="bold" if bold else "normal",
-            va="center",
-            parse_math=False,
-        )
-
-    write(MARGIN, TITLE * 0.42, title, 10, (width - 2 * MARGIN) * 0.9, INK, bold=True)
+    drawn = Image.new("RGB", (plan.width, plan.height), "white")
+    room = plan.width - 2 * MARGIN
+    write(drawn, (MARGIN, TITLE * 0.42), title, TITLE_SIZE, room=room, bold=True)
     for x, y, words in plan.headings:
-        write(x, y, words, 8, width - BAR - x, INK)
+        write(drawn, (x, y), words, HEADING_SIZE, room=plan.width - MARGIN - x)
     for panel in plan.placed:
-        write(panel.x, panel.y - CAPTION * 0.45, panel.title, 6.5, panel.room, FAINT)
+        write(drawn, (panel.x, panel.y - CAPTION * 0.45), panel.title, CAPTION_SIZE, FAINT, room=panel.room)
+        drawn.paste(Image.fromarray(panel.picture), (panel.x, panel.y))
     if note:
-        write(MARGIN, height - NOTE * 0.6, note, 7, width - 2 * MARGIN, FAINT)
+        write(drawn, (MARGIN, plan.height - NOTE * 0.6), note, NOTE_SIZE, FAINT, room=room)
     first = min(panel.y for panel in plan.placed)
-    length = min(plan.bottom - first, 520)
-    place = ((plan.right + 14) / width, 1 - (first + length) / height, 14 / width, length / height)
-    colour_bar(figure, figure.add_axes(place), end, bar, length)
-    return pixels(figure)
-
-
-def cut(words: str, letters: int) -> str:
-    """Words cut in the middle to a number of letters."""
-    if len(words) <= letters:
-        return words
-    half = max(1, (letters - 1) // 2)
-    return words[:half] + "…" + words[-half:]
+    colour_bar(drawn, (plan.right + 14, first), min(plan.bottom - first, LONGEST_BAR), end, bar)
+    return np.asarray(drawn)
