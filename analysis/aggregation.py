@@ -20,12 +20,12 @@ and runs by ``i2am analyze RUN --aggregation mymodule:my_entropy``.
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
@@ -135,11 +135,6 @@ class Aggregation:
             if not callable(getattr(self, part)):
                 self._refuse(part, "a function", getattr(self, part))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by cloudpickle: a user's functions go to workers whole, not by the name of their module."""
-        state = {part.name: getattr(self, part.name) for part in fields(self)}
-        return _unpacked, (cloudpickle.dumps(state),)
-
     @property
     def axes(self) -> tuple[str, ...]:
         """Axes of the result."""
@@ -150,12 +145,18 @@ class Aggregation:
         """Title, or the name."""
         return self.title or self.name
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle functions of a user's own file whole: plain pickle would look for the file on a worker."""
+        import cloudpickle
+
+        return _restore, (cloudpickle.dumps({part.name: getattr(self, part.name) for part in fields(self)}),)
+
     def _refuse(self, what: str, expected: str, got: object) -> None:
         raise InputError(f"aggregation {self.name!r}: {what}", expected=expected, got=repr(got))
 
 
-def _unpacked(state: bytes) -> Aggregation:
-    return Aggregation(**cloudpickle.loads(state))
+def _restore(data: bytes) -> Aggregation:
+    return Aggregation(**pickle.loads(data))
 
 
 def join(aggregation: Aggregation, states: Sequence[State], axis: str) -> State:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PROCESSES_TIMEOUT = 60.0
 """Seconds in which a worker process of this machine must be there; it takes about one."""
 
+NO_DASHBOARD = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
+"""The scheduler opens a port for HTTP in any case: here a free one, on this machine alone."""
+
 DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 """Run by our worker processes as they start: Ctrl-C reaches this process, which closes them."""
 
@@ -104,7 +107,7 @@ def _started(cluster: Threads | Processes | ClusterClass, workers: int | None) -
     from distributed import LocalCluster
 
     make: Callable[..., Any] = LocalCluster
-    arguments: dict[str, Any] = {"n_workers": workers or CPU_COUNT, "dashboard_address": None}
+    arguments: dict[str, Any] = {"n_workers": workers or CPU_COUNT, **NO_DASHBOARD}
     if isinstance(cluster, ClusterClass):
         make, arguments = _find(cluster.class_name), cluster.arguments
     elif isinstance(cluster, Processes):
@@ -226,7 +229,8 @@ def _losses_explained(client: Client) -> Iterator[None]:
         raise
     except KilledWorker as error:
         raise ClusterError(
-            f"{error.allowed_failures + 1} workers were lost while they ran the same task",
+            "a task of the analysis ended every worker that ran it",
+            got=f"workers lost: {error.allowed_failures + 1}",
             remedy="give each worker more memory; see its log",
         ) from error
     except Exception as error:
