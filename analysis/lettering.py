@@ -5,6 +5,7 @@ Anything may be written: a letter that the font lacks is a box, and nothing is r
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     import matplotlib as mpl
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, size)
+    path = Path(mpl.get_data_path()) / "fonts" / "ttf" / name
+    # The basic layout is in every Pillow: the same picture with and without libraqm.
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def write(
@@ -37,7 +40,7 @@ def write(
     size: int,
     colour: str = INK,
     *,
-    room: float | None = None,
+    room: float = math.inf,
     bold: bool = False,
 ) -> None:
     """Write a line, its left end and its middle height at a place.
@@ -49,30 +52,30 @@ def write(
     place
         (x, y) in pixels.
     words
-        Of one line; white space of any kind becomes one blank.
+        Of one line.
     size, colour, bold
         Of the letters.
     room
         Pixels that there are: words that need more are cut in their middle.
     """
     letters = font(size, bold)
-    line = " ".join(words.split())
-    shown = line if room is None else fitting(line, letters, room)
-    ImageDraw.Draw(picture).text(place, shown, font=letters, fill=colour, anchor="lm")
+    line = fitting(words, letters, room)
+    ImageDraw.Draw(picture).text(place, line, font=letters, fill=colour, anchor="lm")
 
 
-def fitting(line: str, letters: ImageFont.FreeTypeFont, room: float) -> str:
-    """Cut a line in its middle, so that it needs no more than `room` pixels.
+def fitting(words: str, letters: ImageFont.FreeTypeFont, room: float) -> str:
+    """Bring words into one line, cut in its middle so that it needs no more than `room` pixels.
 
     Parameters
     ----------
-    line
-        Words without line breaks.
+    words
+        White space of any kind becomes one blank.
     letters
         How they are written.
     room
         Pixels.
     """
+    line = " ".join(words.split())
     if letters.getlength(line) <= room:
         return line
     low, high = 0, len(line) // 2  # letters kept on either side

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from analysis.colour import palette, position
 from analysis.export import MAX_TILES, save_maps
+from analysis.lettering import BAR_WIDTH, TIP, fitting, font
 from analysis.level_blocks import asked_region, asked_words, heading, level_block, specific_panels
 from analysis.maps import attribution_maps
 from analysis.panels import MOST_COLUMNS, NO_IMAGES, Block, Panel, SampleImages, block
@@ -72,6 +75,36 @@ def test_panels_wrap_into_even_rows_and_do_not_overlap(count):
         taken[placed.y - CAPTION : placed.y + rows, placed.x : placed.x + columns] += 1
     assert taken.max() == 1
     assert len(plan.placed) == 2 * count
+
+
+@pytest.mark.parametrize("title", ["$\\frac{", "two\nlines\tand a tab", "织物 🧥", "", "x" * 500, "<b>&amp;"])
+def test_any_title_can_be_written_and_stays_in_the_figure(title):
+    maps = [Panel(title, None, np.ones((4, 4)))]
+    picture = sheet([block(title, maps)], title, title or "x", title)
+    assert picture.shape[1] == layout([block(title, maps)], 2.0, True).width
+    assert (picture[:, -4:] == 255).all()
+
+
+@given(st.text(max_size=60), st.floats(0, 600))
+def test_words_are_cut_in_their_middle_to_their_room(words, room):
+    line = " ".join(words.split())
+    shown = fitting(line, font(14), room)
+    assert shown == line or (font(14).getlength(shown) <= room or shown == "…")
+    front, _, back = shown.partition("…") if shown != line else (line, "", "")
+    assert line.startswith(front)
+    assert line.endswith(back)
+
+
+def test_the_colour_bar_has_the_colours_of_the_maps():
+    end = 4.0
+    maps = [Panel("", None, np.full((4, 4), value)) for value in (1 / end, 1.0, 2.0, end)]
+    picture = sheet([block("", maps)], "", "×", end=end)
+    plan = layout([block("", maps)], end)
+    top = min(placed.y for placed in plan.placed)
+    bar = picture[top + TIP : plan.bottom - TIP, plan.right + 14 + BAR_WIDTH // 2].astype(int)
+    for placed, value in zip(plan.placed, (1 / end, 1.0, 2.0, end), strict=True):
+        row = (1 - float(position(value, end))) * (len(bar) - 1)
+        assert np.abs(bar[round(row)] - placed.picture[0, 0]).max() <= 4  # one pixel of the bar
 
 
 def test_pairs_stay_in_one_row():

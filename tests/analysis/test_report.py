@@ -19,8 +19,10 @@ from analysis.charts import nice_ticks
 from analysis.collect import Collected
 from analysis.colour import palette
 from analysis.means import mean_maps
+from analysis.panels import Panel, block
 from analysis.pictures import TILE_COLOURS
 from analysis.study import StudyOptions, analyse
+from analysis.templating import environment
 from tests.analysis.builders import build, layer
 
 HOSTILE = (
@@ -262,26 +264,40 @@ def test_a_real_browser_runs_no_script_of_the_data_and_sorts_the_table(page, tmp
     assert found["filtered"] == [HOSTILE[0]]
 
 
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+def test_a_real_browser_draws_a_tile_as_the_figures_do(tmp_path):
+    rng = np.random.default_rng(0)
+    mask = np.zeros((96, 96), bool)
+    mask[20:50, 30:70] = True
+    image = rng.integers(0, 255, (96, 96, 3)).astype(np.uint8)
+    panel = Panel("a", image, np.exp(rng.normal(size=(6, 6))), mask)
+    grid = tiles.tile_grid(block("", [panel]), 4.0, 96, "×")
+    page = (
+        "<!doctype html><style>{% include 'report.css' %}{% include 'charts.css' %}</style>"
+        "{% from 'macros.html.j2' import tiles %}<div style='width: 96px'>{{ tiles(grid) }}</div>"
+    )
+    (tmp_path / "tile.html").write_text(environment().from_string(page).render(grid=grid))
+    chromium(tmp_path / "tile.html", tmp_path, f"screenshot={tmp_path / 'shot.png'}", "window-size=1000,200")
+    shot = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)[6:102, :96]
+    assert np.abs(shot - panel.picture(4.0, 96)).max() <= 12  # 63 colours in a page, 255 in a figure
+
+
 def browse(path: Path, tmp_path: Path) -> str:
-    flags = [
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-sync",
-        "dump-dom",
-    ]
-    flags += ["disable-background-networking", "disable-component-update", "virtual-time-budget=5000"]
+    from html import unescape
+
+    found = chromium(path, tmp_path, "dump-dom", "virtual-time-budget=5000")
+    match = re.search(r'data-found="([^"]*)"', found)
+    assert match, found[-500:]
+    return unescape(match.group(1))
+
+
+def chromium(path: Path, tmp_path: Path, *more: str) -> str:
+    flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"]
+    flags += ["disable-background-networking", "disable-component-update", "hide-scrollbars", *more]
     command = [
         BROWSER,
         *(f"--{flag}" for flag in flags),
         f"--user-data-dir={tmp_path / 'profile'}",
         path.as_uri(),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=270, check=True)
-    from html import unescape
-
-    match = re.search(r'data-found="([^"]*)"', done.stdout)
-    assert match, done.stdout[-500:]
-    return unescape(match.group(1))
+    return subprocess.run(command, capture_output=True, text=True, timeout=270, check=True).stdout
