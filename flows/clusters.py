@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +91,8 @@ def _client(where: Computing) -> Iterator[Client]:
             place = _started(cluster, where.workers)
             stack.callback(place.close)
         try:
+            if isinstance(place, str):
+                _knock(place, timeout)
             client = stack.enter_context(Client(place, timeout=timeout))
         except (OSError, ValueError) as error:  # ValueError: a protocol that Dask does not speak
             raise ClusterError(
@@ -182,6 +186,26 @@ def _scheduler_address(cluster: Address) -> str:
             got=_line(error),
             remedy="name the right file, or the address itself",
         ) from error
+
+
+def _knock(address: str, timeout: float) -> None:
+    """Shake hands with a scheduler; `Client` would wait for ever for one that listens and says nothing.
+
+    Raises
+    ------
+    OSError
+        If there is no handshake in time.
+    """
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    async def shake() -> None:
+        arguments = Security().get_connection_args("client")
+        comm = await asyncio.wait_for(connect(address, timeout=timeout, **arguments), timeout)
+        comm.abort()
+
+    with ThreadPoolExecutor(1) as elsewhere:  # this thread may have an event loop that runs
+        elsewhere.submit(lambda: asyncio.run(shake())).result()
 
 
 def _await_worker(client: Client, timeout: float) -> None:
