@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from analysis.aggregation_tables import Aggregated, collect_aggregations
 from analysis.baselines import collect_baselines
 from analysis.bootstrap import CONFIDENCE, check_confidence
 from analysis.cache import StorePlace
@@ -204,19 +205,23 @@ def analyse(
     staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory)).absolute()
     try:
         result = _study(opened, names, options, directory, staging, tell)
-        (staging / "study.json").write_text(
-            json.dumps(result.to_json() | {"run": str(opened.path)}, indent=2) + "\n"
-        )
+        facts = result.to_json() | {"run": str(opened.path)}
+        (staging / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
         drop_half_written(staging)
-        for name in OUTPUTS:
-            if (staging / name).exists():
-                into_place(staging / name, directory / name)
-            elif (directory / name).exists():  # of an earlier study that asked for more
-                os.replace(directory / name, staging / f"old-{name}")
+        _into_place(staging, directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     tell(StudyFinished(str(directory), time.perf_counter() - begun))
     return result
+
+
+def _into_place(staging: Path, directory: Path) -> None:
+    """Replace the study before this one; what only that one had goes with it."""
+    for name in OUTPUTS:
+        if (staging / name).exists():
+            into_place(staging / name, directory / name)
+        elif (directory / name).exists():
+            os.replace(directory / name, staging / f"old-{name}")
 
 
 def _directory(out: Path, overwrite: bool) -> Path:
@@ -248,49 +253,87 @@ def _directory(out: Path, overwrite: bool) -> Path:
 def _study(
     run: Run, names: Sequence[str], options: StudyOptions, out: Path, staging: Path, tell: Listener
 ) -> StudyResult:
-    from analysis.aggregation_page import PAGE, write_aggregation_page
-    from analysis.aggregation_tables import collect_aggregations
-    from analysis.means import mean_maps
-    from analysis.report import write_report
-    from analysis.site import site
-    from analysis.study_figures import write_figures
-
-    seconds: dict[str, float] = {}
-    mark = time.perf_counter()
-
-    def lap(stage: str) -> None:
-        nonlocal mark
-        now = time.perf_counter()
-        seconds[stage] = round(now - mark, 3)
-        mark = now
-
+    laps = _Laps()
     tell(StageStarted("check", len(names)))
     damaged = _check(run, names)
-    lap("check")
+    laps.end("check")
     damaged |= fill_marginals(run, [name for name in names if name not in damaged], options, tell)
-    lap("marginals")
+    laps.end("marginals")
     for sample, reason in damaged.items():
         tell(SampleRefused(sample, reason))
     good = tuple(name for name in names if name not in damaged)
     if not good:
         raise _all_damaged(damaged)
-    collected: Collected = collect_maps(run, good, options, staging / "maps.zarr", tell)
-    lap("maps")
+    refusals = tuple(Refusal(sample, reason) for sample, reason in damaged.items())
+    collected = collect_maps(run, good, options, staging / "maps.zarr", tell)
+    laps.end("maps")
+    tables, absent = _tables(run, collected, options, staging, tell)
+    laps.end("tables")
+    aggregated = collect_aggregations(run, good, options, staging, tell)
+    laps.end("aggregations")
+    _draw(run, collected, aggregated, tables, refusals, options, staging, tell, laps)
+    return StudyResult(
+        out=out,
+        report=out / "report" / "index.html",
+        maps=out / "maps.zarr",
+        tables=tables,
+        samples=good,
+        refusals=refusals,
+        absent=(*collected.absent, *absent, *aggregated.absent),
+        seconds=laps.seconds,
+    )
+
+
+class _Laps:
+    """Wall clock of each stage, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._mark = time.perf_counter()
+
+    def end(self, stage: str) -> None:
+        """Note the time since the last stage ended."""
+        now = time.perf_counter()
+        self.seconds[stage] = round(now - self._mark, 3)
+        self._mark = now
+
+
+def _tables(
+    run: Run, collected: Collected, options: StudyOptions, staging: Path, tell: Listener
+) -> tuple[dict[str, pl.DataFrame], tuple[str, ...]]:
+    """Write the tables of all levels, of the baselines, and the summary; and what has no answer."""
     tables = collect_tables(run, collected, options, tell)
-    baselines = collect_baselines(run, good, options, staging / "maps.zarr", tell)
+    baselines = collect_baselines(run, collected.samples, options, staging / "maps.zarr", tell)
     if baselines.table.height:
         tables["baselines"] = baselines.table
     tables["summary"] = summarise(tables, options.confidence)
     (staging / "tables").mkdir()
     for name, table in tables.items():
         table.write_parquet(staging / "tables" / f"{name}.parquet")
-    lap("tables")
-    aggregated = collect_aggregations(run, good, options, staging, tell)
-    lap("aggregations")
-    refusals = tuple(Refusal(sample, reason) for sample, reason in damaged.items())
+    return tables, baselines.absent
+
+
+def _draw(
+    run: Run,
+    collected: Collected,
+    aggregated: Aggregated,
+    tables: dict[str, pl.DataFrame],
+    refusals: tuple[Refusal, ...],
+    options: StudyOptions,
+    staging: Path,
+    tell: Listener,
+    laps: _Laps,
+) -> None:
+    """Draw the figures, and write the pages of the report."""
+    from analysis.aggregation_page import PAGE, write_aggregation_page
+    from analysis.means import mean_maps
+    from analysis.report import write_report
+    from analysis.site import site
+    from analysis.study_figures import write_figures
+
     means = mean_maps(collected)
     write_figures(run, collected, tables, staging / "figures", options.figures, tell, means)
-    lap("figures")
+    laps.end("figures")
     pages = {PAGE: "Aggregations"} if options.aggregations else {}
     write_report(
         run,
@@ -303,19 +346,8 @@ def _study(
         means=means,
         on_event=tell,
     )
-    links = site(collected, pages)
-    write_aggregation_page(aggregated, staging, Path(str(run.path)).name, tell, links)
-    lap("report")
-    return StudyResult(
-        out=out,
-        report=out / "report" / "index.html",
-        maps=out / "maps.zarr",
-        tables=tables,
-        samples=good,
-        refusals=refusals,
-        absent=(*collected.absent, *baselines.absent, *aggregated.absent),
-        seconds=seconds,
-    )
+    write_aggregation_page(aggregated, staging, Path(str(run.path)).name, tell, site(collected, pages))
+    laps.end("report")
 
 
 def _check(run: Run, names: Sequence[str]) -> dict[str, str]:

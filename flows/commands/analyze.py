@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands.options import Cluster, Workers
 from flows.terminal import emit, note, say
+
+if TYPE_CHECKING:
+    from flows.config import AnalysisConfig
 
 
 def analyze(
@@ -43,25 +46,14 @@ def analyze(
 
     Exit status 1: samples were refused as damaged; the others are analysed.
     """
-    from analysis.discover import find
-    from analysis.question import PROTOCOLS
     from flows.children import termination_interrupts
-    from flows.config import AnalysisConfig
-    from flows.loading import amended, load_config
+    from flows.loading import amended
     from flows.orchestrate import as_flow, both_refused
     from flows.progress import shown
-    from storage import UnknownName, open_run
+    from storage import open_run
 
-    settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
+    settings = _settings(config, aggregation or [], protocol)
     settings = amended(settings, workers=workers, cluster=cluster, report_dask=report_dask)
-    changes: dict[str, Any] = {"aggregations": [*settings.aggregations, *(aggregation or [])]}
-    if protocol is not None:
-        if protocol not in PROTOCOLS:
-            raise UnknownName("protocol", protocol, PROTOCOLS)
-        changes["protocol"] = protocol
-    settings = settings.model_copy(update=changes)
-    for name in settings.aggregations:
-        find(name)  # before anything is computed
     choice = both_refused(prefect, direct)
     open_run(run)  # what is wrong with the run is said at once, not from inside a flow
     with shown(quiet), termination_interrupts():
@@ -73,14 +65,37 @@ def analyze(
             from flows.analyze_job import run_analysis
 
             summary = run_analysis(run, str(out), settings, overwrite)
+    _show(summary, as_json)
+    if summary["refusals"]:
+        raise typer.Exit(1)
+
+
+def _settings(config: Path | None, aggregations: list[str], protocol: str | None) -> AnalysisConfig:
+    """The configuration with what the options add to it; names are looked up before anything is computed."""
+    from analysis.discover import find
+    from analysis.question import PROTOCOLS
+    from flows.config import AnalysisConfig
+    from flows.loading import load_config
+    from storage import UnknownName
+
+    settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
+    changes: dict[str, Any] = {"aggregations": [*settings.aggregations, *aggregations]}
+    if protocol is not None:
+        if protocol not in PROTOCOLS:
+            raise UnknownName("protocol", protocol, PROTOCOLS)
+        changes["protocol"] = protocol
+    for name in changes["aggregations"]:
+        find(name)
+    return settings.model_copy(update=changes)
+
+
+def _show(summary: dict[str, Any], as_json: bool) -> None:
     for entry in summary["refusals"]:
         note(f"i2am: refused: {entry['reason']}")
     if as_json:
         emit(summary)
-    else:
-        for line in summary["absent"]:
-            say(f"not computed: {line}")
-        say(f"analysed {len(summary['samples'])} samples")
-        say(f"report: {summary['report']}")
-    if summary["refusals"]:
-        raise typer.Exit(1)
+        return
+    for line in summary["absent"]:
+        say(f"not computed: {line}")
+    say(f"analysed {len(summary['samples'])} samples")
+    say(f"report: {summary['report']}")
