@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from storage.errors import InputError
+from storage.errors import InputError, ShapeMismatch
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -60,22 +60,27 @@ def mean_intervals(
     ------
     InputError
         If `confidence` or `resamples` is out of range.
+    ShapeMismatch
+        If the values are not (sample, column).
     """
     check_confidence(confidence)
     if resamples < 1:
         raise InputError("resamples", expected="at least 1", got=repr(resamples))
     table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2:
+        raise ShapeMismatch("values", expected="(sample, column)", got=f"shape {table.shape}")
     there = np.isfinite(table)
     count = there.sum(axis=0)
-    filled = np.where(there, table, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = filled.sum(axis=0) / count
+    with np.errstate(invalid="ignore"):
+        mean = table.sum(axis=0, where=there) / count
     low, high = np.full(count.shape, np.nan), np.full(count.shape, np.nan)
     usable = count > 1
     if usable.any():
         # About its mean, so that a column of equal numbers has an interval of no width, to the bit.
-        about = np.where(there, table - mean, 0.0)[:, usable]
-        draws = _draws(about, there[:, usable].astype(np.float64), resamples, seed)
+        about, known = table[:, usable], there[:, usable]
+        about -= mean[usable]
+        about[~known] = 0
+        draws = _draws(about, None if known.all() else known.astype(np.float64), resamples, seed)
         ends = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
         low[usable], high[usable] = mean[usable] + ends
     return Intervals(count, mean, low, high)
@@ -93,8 +98,8 @@ def check_confidence(confidence: float) -> None:
         raise InputError("confidence", expected="a number above 0 and below 1", got=repr(confidence))
 
 
-def _draws(about: Float64, there: Float64, resamples: int, seed: int) -> Float64:
-    """Means (resample, column) of draws with replacement."""
+def _draws(about: Float64, there: Float64 | None, resamples: int, seed: int) -> Float64:
+    """Means (resample, column) of draws with replacement; None for `there`: no value is missing."""
     samples = len(about)
     chance = np.random.default_rng(seed)
     many = max(1, BLOCK_BYTES // (16 * samples))
@@ -105,5 +110,5 @@ def _draws(about: Float64, there: Float64, resamples: int, seed: int) -> Float64
             [np.bincount(chance.integers(0, samples, samples), minlength=samples) for _ in range(rows)]
         ).astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found[start : start + rows] = (times @ about) / (times @ there)
+            found[start : start + rows] = (times @ about) / (samples if there is None else times @ there)
     return found

@@ -44,11 +44,12 @@ def imacs(
     Parameters
     ----------
     maps
-        [..., y, x], any size, any unit.
+        [..., y, x], any size, any unit; the axes of a DataArray are known by their names, in any order.
     masks
         [..., y, x] of any size with the maps' aspect ratio (official: of any size), 1 inside. One mask for
-        all maps, or one for each sample (the first axis), or one for each map. R2G is scored against the
-        inpainting mask, G2R against the object's mask in the reference.
+        all maps, or one for each sample (the axis "sample", else the first), or one for each map. Masks with
+        a coordinate "sample" are matched by it. R2G is scored against the inpainting mask, G2R against the
+        object's mask in the reference.
     direction
         "r2g" or "g2r"; read from the attributes of a DataArray, to be given for a plain array.
     penalty
@@ -70,20 +71,25 @@ def imacs(
     NoAnswer
         If a mask is empty or full: then one of the two means does not exist.
     InputError
-        If the direction is neither known nor given, or the penalty is negative or not a number.
+        If the direction is neither known nor given, or contradicts the maps' attributes, or the penalty is
+        negative or not a number.
+    UnknownName
+        For a direction or protocol that does not exist, or a sample that the masks lack.
     """
     way = _direction(maps, direction)
     if protocol not in ("corrected", "official"):
         raise UnknownName("protocol", protocol, ("corrected", "official"))
     check_penalty(penalty)
-    values = np.asarray(maps, dtype=np.float64)
-    inside = matching_masks(values.shape, masks, any_aspect=protocol == "official")
+    ordered = _ordered(maps)
+    values = np.asarray(ordered, dtype=np.float64)
+    inside = matching_masks(values.shape, _matched(masks, maps), any_aspect=protocol == "official")
     score = official_score if protocol == "official" else _corrected_score
     scores = np.empty(values.shape[:-2])
     for index in np.ndindex(scores.shape):
         scores[index] = score(values[index], inside[index], way, penalty)
-    if isinstance(maps, xr.DataArray):
-        return _labelled(scores, maps, penalty, protocol)
+    if isinstance(maps, xr.DataArray) and isinstance(ordered, xr.DataArray):
+        found = _labelled(scores, ordered, penalty, protocol)
+        return found.transpose(*(dim for dim in maps.dims if dim in found.dims))
     return scores if scores.ndim else float(scores)
 
 
@@ -99,11 +105,32 @@ def check_penalty(penalty: float) -> None:
         raise InputError("penalty", expected="a number of 0 or more; the paper's is 3", got=repr(penalty))
 
 
+def _ordered(maps: xr.DataArray | ArrayLike) -> xr.DataArray | ArrayLike:
+    """Named axes in the order (sample, ..., y, x); other names keep their places."""
+    if isinstance(maps, xr.DataArray):
+        return maps.transpose("sample", ..., "y", "x", missing_dims="ignore")
+    return maps
+
+
+def _matched(masks: ArrayLike, maps: xr.DataArray | ArrayLike) -> ArrayLike:
+    """Masks in the order of the maps' samples, where both name their samples."""
+    if not isinstance(masks, xr.DataArray):
+        return masks
+    found = masks
+    if isinstance(maps, xr.DataArray) and "sample" in masks.indexes and "sample" in maps.coords:
+        known = list(masks.indexes["sample"])
+        for sample in np.atleast_1d(maps["sample"].values).tolist():
+            if sample not in known:
+                raise UnknownName("sample of the masks", sample, known)
+        found = masks.sel(sample=maps["sample"])
+    return np.asarray(_ordered(found))
+
+
 def _labelled(scores: Float64, maps: xr.DataArray, penalty: float, protocol: str) -> xr.DataArray:
     """Scores with the maps' axes and attributes; the maps' own protocol is kept as `maps_protocol`."""
     made = maps.attrs.get("protocol", "unknown")
     attrs = {**maps.attrs, "units": "IMACS", "penalty": penalty, "protocol": protocol, "maps_protocol": made}
-    coords = {name: coord for name, coord in maps.coords.items() if not {"y", "x"} & set(coord.dims)}
+    coords = {name: coord for name, coord in maps.coords.items() if not set(maps.dims[-2:]) & set(coord.dims)}
     return xr.DataArray(scores, dims=maps.dims[:-2], coords=coords, attrs=attrs, name="imacs")
 
 

@@ -12,8 +12,8 @@ from analysis import bootstrap
 from analysis.bootstrap import mean_intervals
 from analysis.study import StudyOptions, analyse
 from analysis.summary import KEYS, summarise
-from analysis.tables import frame
-from storage.errors import InputError
+from analysis.tables import SCHEMA, frame
+from storage.errors import InputError, ShapeMismatch
 from tests.analysis.builders import build, layer
 
 VALUES = st.lists(st.floats(-100, 100), min_size=2, max_size=12)
@@ -49,6 +49,29 @@ def test_shift_and_scale_carry_over(values, shift, scale):
     moved = mean_intervals(np.array(values)[:, None] * scale + shift, resamples=100)
     for name in ("mean", "low", "high"):
         np.testing.assert_allclose(getattr(moved, name), getattr(plain, name) * scale + shift, atol=1e-8)
+
+
+SCIPY = [
+    ([1.0, 4.0, 2.0], 0.8, (1.333333, 3.333333)),
+    ([0.3, -1.2, 2.5, 0.9, 0.1, 4.0], 0.95, (-0.166667, 2.516667)),
+    ([n**2 / 50 for n in range(40)], 0.9, (7.892, 12.728)),
+]
+"""Values, confidence, and the percentile interval of scipy.stats.bootstrap 1.17.1 with 200,000 resamples."""
+
+
+@pytest.mark.parametrize(("values", "confidence", "ends"), SCIPY)
+def test_equals_scipy_up_to_the_chance_of_the_draws(values, confidence, ends):
+    found = mean_intervals(np.array(values)[:, None], confidence, 20_000, seed=3)
+    np.testing.assert_allclose([found.low[0], found.high[0]], ends, atol=0.04 * (ends[1] - ends[0]))
+
+
+def test_the_order_of_the_samples_matters_no_more_than_the_draws():
+    values = np.random.default_rng(0).gamma(2, size=(30, 1))
+    plain, turned = mean_intervals(values, resamples=20_000), mean_intervals(values[::-1], resamples=20_000)
+    width = plain.high - plain.low
+    np.testing.assert_allclose(turned.mean, plain.mean)
+    np.testing.assert_allclose(turned.low, plain.low, atol=0.04 * width[0])
+    np.testing.assert_allclose(turned.high, plain.high, atol=0.04 * width[0])
 
 
 def test_the_mean_lies_in_the_interval_which_narrows_with_samples():
@@ -91,6 +114,11 @@ def test_settings_out_of_range(wrong):
         mean_intervals([[1.0], [2.0]], **wrong)
 
 
+def test_values_without_columns_are_refused():
+    with pytest.raises(ShapeMismatch, match=r"\(sample, column\); got shape \(2,\)"):
+        mean_intervals([1.0, 2.0])
+
+
 def test_the_summary_of_a_study_says_what_its_tables_say(tmp_path):
     layers = [layer("a", gen=(8, 6), ref=(4, 3)), layer("b", gen=(4, 3), ref=(4, 3))]
     run, _ = build(tmp_path / "run.zarr", layers, steps=3, samples=("x", "y", "z"), images=True)
@@ -99,10 +127,12 @@ def test_the_summary_of_a_study_says_what_its_tables_say(tmp_path):
     scored = pl.concat([table for name, table in result.tables.items() if name != "summary"])
     for row in summary.iter_rows(named=True):
         own = scored.filter(*[pl.col(key).eq_missing(row[key]) for key in KEYS])
-        assert row["samples"] == row["scored"] == 3
+        assert (row["samples"], row["scored"], row["missing"]) == (3, 3, 0)
         for metric in ("imacs", "inside", "share"):
             values = own[metric].to_list()
             assert row[f"{metric}_mean"] == pytest.approx(np.mean(values))
+            quartiles = [row[f"{metric}_{name}"] for name in ("q25", "median", "q75")]
+            assert quartiles == pytest.approx(np.quantile(values, [0.25, 0.5, 0.75]))
             if max(values) > min(values):
                 low, high = literal(values, 0.95, 2000, 0)
                 assert row[f"{metric}_mean_low"] == pytest.approx(low)
@@ -116,4 +146,21 @@ def test_a_summary_of_rows_without_scores():
     summary = summarise({"unified": frame([row])})
     assert summary["samples"].to_list() == [1]
     assert summary["scored"].to_list() == [0]
-    assert summary["imacs_mean"].to_list() == [None]
+    assert summary["missing"].to_list() == [1]
+    for name in ("mean", "mean_low", "mean_high", "q25", "median", "q75"):
+        assert summary[f"imacs_{name}"].to_list() == [None]
+
+
+def test_samples_without_a_score_are_counted_and_their_order_changes_nothing():
+    scores = {f"s{n}": None if n == 4 else float(n**2) for n in range(15)}
+    fixed = dict.fromkeys(SCHEMA) | {"direction": "g2r", "level": "head", "label": "0"}
+    rows = [fixed | {"sample": name, "imacs": score} for name, score in scores.items()]
+    summary = summarise({"head": frame(rows)})
+    (row,) = summary.iter_rows(named=True)
+    assert (row["samples"], row["scored"], row["missing"]) == (15, 14, 1)
+    known = [score for score in scores.values() if score is not None]
+    assert row["imacs_mean"] == pytest.approx(np.mean(known))
+    assert row["imacs_median"] == np.median(known)
+    assert row["imacs_mean_low"] < row["imacs_mean"] < row["imacs_mean_high"]
+    assert (row["inside_mean"], row["inside_median"]) == (None, None)
+    assert summarise({"head": frame(rows[::-1])}).equals(summary)

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.imacs import imacs
+from analysis.maps import attribution_maps
 from storage.errors import InputError, NoAnswer, ShapeMismatch, UnknownName
 from tests.analysis import oracle
-from tests.analysis.builders import disc
+from tests.analysis.builders import build, disc, layer
 
 MASK = disc((16, 12), (7, 6), 4)
 
@@ -54,6 +55,54 @@ def test_leading_axes_and_the_direction_of_a_data_array():
         for head in range(3):
             assert scores[sample, head] == imacs(maps.values[sample, head], masks[sample], "r2g")
     assert imacs(maps.values, MASK, "r2g").shape == (2, 3)
+
+
+def named_maps():
+    """Maps of three samples and three heads, so that axes could be mistaken for each other."""
+    return xr.DataArray(
+        np.random.default_rng(0).random((3, 3, 8, 6)),
+        dims=("sample", "head", "y", "x"),
+        coords={"sample": ["a", "b", "c"], "head": [0, 1, 2]},
+        attrs={"direction": "g2r"},
+    )
+
+
+def test_axes_are_known_by_their_names():
+    maps, masks = named_maps(), np.stack([MASK, ~MASK, np.roll(MASK, 2)])
+    plain = imacs(maps, masks)
+    turned = imacs(maps.transpose("x", "head", "y", "sample"), masks)
+    assert turned.dims == ("head", "sample")
+    np.testing.assert_array_equal(turned.transpose("sample", "head"), plain)
+
+
+def test_masks_that_name_their_samples_are_matched_by_name():
+    maps, masks = named_maps(), np.stack([MASK, ~MASK, np.roll(MASK, 2)])
+    plain = imacs(maps, masks)
+    named = xr.DataArray(masks, dims=("sample", "y", "x"), coords={"sample": ["a", "b", "c"]})
+    np.testing.assert_array_equal(imacs(maps, named[::-1].transpose("x", "sample", "y")), plain)
+    np.testing.assert_array_equal(imacs(maps.sel(sample="b"), named), plain[1])
+    with pytest.raises(UnknownName, match="unknown sample of the masks 'c'"):
+        imacs(maps, named[:2])
+
+
+@pytest.mark.parametrize("level", ["unified", "time", "head", "layer", "specific"])
+@pytest.mark.parametrize("direction", ["r2g", "g2r"])
+def test_maps_of_any_level_with_a_mask_for_each_sample(tmp_path, level, direction):
+    layers = [layer("a", gen=(8, 6), ref=(4, 3)), layer("b", gen=(4, 3), ref=(4, 3))]
+    run, _ = build(tmp_path / "run.zarr", layers, samples=("one", "two"))
+    more = {"time": {"time_groups": 2}, "specific": {"at": (1, 1)}}.get(level, {})
+    maps, masks = attribution_maps(run, direction, level, **more), np.stack([MASK, np.roll(MASK, 2)])
+    scores = imacs(maps, masks)
+    assert scores.dims == maps.dims[:-2]
+    for index in np.ndindex(scores.shape):
+        expected = oracle.imacs(maps[index].values, masks[index[0]], 3.0)
+        assert scores.values[index] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_direction_that_contradicts_the_maps_is_refused():
+    with pytest.raises(InputError, match="expected 'g2r', which the maps' attributes say; got 'r2g'"):
+        imacs(named_maps(), MASK, "r2g")
+    assert imacs(named_maps(), MASK, "g2r").shape == (3, 3)
 
 
 @pytest.mark.parametrize(
