@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.attention import Attention
-from storage.errors import InputError
+from storage.errors import AggregationError, InputError
 
 if TYPE_CHECKING:
     from storage import LayerSpec
@@ -149,14 +149,28 @@ class Aggregation:
         """Pickle functions of a user's own file whole: plain pickle would look for the file on a worker."""
         import cloudpickle
 
-        return _restore, (cloudpickle.dumps({part.name: getattr(self, part.name) for part in fields(self)}),)
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return _restore, (self.name, cloudpickle.dumps(parts))
 
     def _refuse(self, what: str, expected: str, got: object) -> None:
         raise InputError(f"aggregation {self.name!r}: {what}", expected=expected, got=repr(got))
 
 
-def _restore(data: bytes) -> Aggregation:
-    return Aggregation(**pickle.loads(data))
+def _restore(name: str, data: bytes) -> Aggregation:
+    """Load on a worker. What cannot be loaded says so when it is run: an error here would end the worker."""
+    try:
+        return Aggregation(**pickle.loads(data))
+    except Exception as error:  # noqa: BLE001 - told by the task, below
+        reason = f"{type(error).__name__}: {error}"
+
+    def refuse(attention: Attention) -> State:
+        raise AggregationError(
+            f"aggregation {name!r} cannot be loaded by a worker",
+            got=reason,
+            remedy="keep what it imports in its own folder, or install that on the workers",
+        )
+
+    return Aggregation(name, refuse)
 
 
 def join(aggregation: Aggregation, states: Sequence[State], axis: str) -> State:

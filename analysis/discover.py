@@ -1,8 +1,8 @@
 """Finding aggregations by name, by entry point, or by import path ``module:name``.
 
 Those that come with the project and those of installed packages are entry points of one group,
-``i2am.aggregations``. A module named by its path is looked for in the working directory too, and travels to
-Dask workers by value, since they may not have the file.
+``i2am.aggregations``. A module named by its path is looked for in the working directory too. It travels to
+Dask workers by value, with the files of its folder that it imports, since they may not have them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 
 from analysis.aggregation import Aggregation
 from storage.errors import AlreadyExists, InputError, UnknownName
 
 GROUP = "i2am.aggregations"
+OURS = ("analysis", "flows", "i2am", "pipeline", "storage")
+"""Packages that every worker has: `flows.clusters` checks that."""
 
 
 def known() -> dict[str, EntryPoint]:
@@ -79,6 +83,7 @@ def find(name: str) -> Aggregation:
 def _imported(module: str, name: str) -> ModuleType:
     """Import a module, with the working directory first; its own errors become one line."""
     here = os.getcwd()
+    before = set(sys.modules)
     sys.path.insert(0, here)
     try:
         found = importlib.import_module(module)
@@ -93,14 +98,29 @@ def _imported(module: str, name: str) -> ModuleType:
         ) from error
     finally:
         sys.path.remove(here)
-    _travel_by_value(found)
+    _travel_by_value(found, [sys.modules[each] for each in set(sys.modules) - before])
     return found
 
 
-def _travel_by_value(module: ModuleType) -> None:
-    """Have the functions of a user's own file sent to workers whole, not by the name of their module."""
+def _travel_by_value(module: ModuleType, loaded: Sequence[ModuleType]) -> None:
+    """Have functions of a user's own file, and of its neighbours among `loaded`, sent to workers whole."""
     import cloudpickle
 
+    if not _is_users(module):
+        return
+    folder = (
+        Path(str(module.__file__))
+        .resolve()
+        .parents[
+            module.__name__.count(".") + hasattr(module, "__path__")  # a package's own file lies one deeper
+        ]
+    )
+    for each in (module, *filter(_is_users, loaded)):
+        if Path(str(each.__file__)).resolve().is_relative_to(folder):
+            cloudpickle.register_pickle_by_value(each)
+
+
+def _is_users(module: ModuleType) -> bool:
+    """Whether a module is a file that is neither installed nor this project's."""
     file = getattr(module, "__file__", None)
-    if file is not None and "site-packages" not in file and module.__name__.split(".")[0] != "analysis":
-        cloudpickle.register_pickle_by_value(module)
+    return file is not None and "site-packages" not in file and module.__name__.split(".")[0] not in OURS

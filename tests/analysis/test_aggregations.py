@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import cloudpickle
 import dask
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from analysis.marginals import compute_marginals
 from storage.errors import AggregationError, InputError, NoAnswer, UnknownName
 from tests.analysis import builders, oracle
 
+ROOT = Path(__file__).parents[2]
 SHIPPED = (CENTRE, CENTRE_VARIATION, ENTROPY, HEAD_SIMILARITY, TIME_VARIANCE, TOP_MASS)
 
 
@@ -173,6 +175,34 @@ not_one = chunk
 """
 
 
+BESIDE = """
+from i2am import Aggregation
+import my_helpers
+
+def chunk(attention):
+    return my_helpers.double(attention)
+
+doubled = Aggregation("doubled", chunk)
+"""
+
+AWAY = """
+from i2am import Aggregation
+import my_library
+
+doubled = Aggregation("doubled", lambda attention: my_library.double(attention))
+"""
+
+LOAD = "import pickle, sys; print(pickle.load(sys.stdin.buffer).chunk(21))"
+
+
+def on_a_worker(name, folder):
+    """Run the chunk of an aggregation in a process that has this project, and none of the user's files."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", LOAD], input=pickle.dumps(find(name)), cwd=folder, env=env, capture_output=True
+    )
+
+
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     (tmp_path / "my_module.py").write_text(textwrap.dedent(MINE))
@@ -189,6 +219,37 @@ def test_a_file_of_ones_own_in_the_working_directory(run, mine):
     np.testing.assert_allclose(found.values, normal.values * math.log(7), rtol=1e-5)
     # To a process that does not have the file, the functions travel by value.
     np.testing.assert_array_equal(found.compute(scheduler="processes"), found.values)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Files of a user: in the working directory, and in a library that is not installed; an empty folder."""
+    for folder in ("here", "library", "empty"):
+        (tmp_path / folder).mkdir()
+    double = "def double(value): return 2 * value"
+    (tmp_path / "here" / "my_helpers.py").write_text(double)
+    (tmp_path / "here" / "beside_module.py").write_text(textwrap.dedent(BESIDE))
+    (tmp_path / "here" / "away_module.py").write_text(textwrap.dedent(AWAY))
+    (tmp_path / "library" / "my_library.py").write_text(double)
+    monkeypatch.syspath_prepend(str(tmp_path / "library"))
+    monkeypatch.chdir(tmp_path / "here")
+    yield tmp_path / "empty"
+    for name in ("my_helpers", "beside_module", "away_module", "my_library"):
+        module = sys.modules.pop(name, None)
+        if module is not None and name in cloudpickle.list_registry_pickle_by_value():
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def test_files_beside_it_travel_to_workers_too(elsewhere):
+    done = on_a_worker("beside_module:doubled", elsewhere)
+    assert done.stdout.split() == [b"42"], done.stderr
+
+
+def test_one_that_a_worker_cannot_load_fails_in_its_task_not_in_the_worker(elsewhere):
+    """Dask unpickles outside of tasks: an error there ends one worker after the other."""
+    done = on_a_worker("away_module:doubled", elsewhere)
+    assert b"AggregationError: aggregation 'doubled' cannot be loaded by a worker" in done.stderr
+    assert b"No module named 'my_library'" in done.stderr
 
 
 @pytest.mark.parametrize(
