@@ -103,7 +103,8 @@ def collect_maps(
                 steps=options.steps,
                 heads=options.heads,
                 samples=names,
-                size=options.size,
+                # Official G2R maps keep their layers' own grid.
+                size=None if (options.protocol, direction) == ("official", "g2r") else options.size,
                 protocol=options.protocol,
                 store=options.store,
                 storage_options=options.storage_options,

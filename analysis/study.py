@@ -35,11 +35,20 @@ from analysis.cache import StorePlace
 from analysis.collect import Collected, collect_maps, collect_tables
 from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
 from analysis.fill import fill_marginals
+from analysis.imacs import check_penalty
 from analysis.outputs import drop_half_written, into_place, refuse_inside_run
-from analysis.question import Protocol
+from analysis.question import PROTOCOLS, Protocol
 from analysis.selection import Indices, select
 from analysis.summary import summarise
-from storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission, NotFound
+from storage.errors import (
+    AlreadyExists,
+    DamagedSample,
+    DamageError,
+    NoAnswer,
+    NoPermission,
+    NotFound,
+    UnknownName,
+)
 
 if TYPE_CHECKING:
     from storage import Run
@@ -197,14 +206,14 @@ def analyse(
     tell = on_event or ignore
     begun = time.perf_counter()
     options = options or StudyOptions()
-    check_confidence(options.confidence)
+    _check_options(options)
     opened = open_run(run, options.storage_options) if isinstance(run, (str, os.PathLike)) else run
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
     directory = _directory(Path(out), overwrite)
     # Absolute, because the workers of a cluster may have another working directory.
     staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory)).absolute()
     try:
-        result = _study(opened, names, options, directory, staging, tell)
+        result = _without_damaged(opened, names, options, directory, staging, tell)
         facts = result.to_json() | {"run": str(opened.path)}
         (staging / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
         drop_half_written(staging)
@@ -213,6 +222,30 @@ def analyse(
         shutil.rmtree(staging, ignore_errors=True)
     tell(StudyFinished(str(directory), time.perf_counter() - begun))
     return result
+
+
+def _check_options(options: StudyOptions) -> None:
+    """Refuse what would fail only after the marginals pass."""
+    check_confidence(options.confidence)
+    check_penalty(options.penalty)
+    if options.protocol not in PROTOCOLS:
+        raise UnknownName("protocol", options.protocol, PROTOCOLS)
+
+
+def _without_damaged(
+    run: Run, names: Sequence[str], options: StudyOptions, out: Path, staging: Path, tell: Listener
+) -> StudyResult:
+    """Study; a sample that turns out damaged only when its attention is read again is left out too."""
+    damaged: dict[str, str] = {}
+    while True:
+        try:
+            return _study(run, names, damaged, options, out, staging, tell)
+        except DamagedSample as error:
+            if error.sample in damaged or error.sample not in names or len(damaged) + 1 == len(names):
+                raise
+            damaged[error.sample] = str(error)
+            for path in staging.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _into_place(staging: Path, directory: Path) -> None:
@@ -251,11 +284,17 @@ def _directory(out: Path, overwrite: bool) -> Path:
 
 
 def _study(
-    run: Run, names: Sequence[str], options: StudyOptions, out: Path, staging: Path, tell: Listener
+    run: Run,
+    names: Sequence[str],
+    known: dict[str, str],
+    options: StudyOptions,
+    out: Path,
+    staging: Path,
+    tell: Listener,
 ) -> StudyResult:
     laps = _Laps()
     tell(StageStarted("check", len(names)))
-    damaged = _check(run, names)
+    damaged = known | _check(run, [name for name in names if name not in known])
     laps.end("check")
     damaged |= fill_marginals(run, [name for name in names if name not in damaged], options, tell)
     laps.end("marginals")
@@ -266,6 +305,13 @@ def _study(
         raise _all_damaged(damaged)
     refusals = tuple(Refusal(sample, reason) for sample, reason in damaged.items())
     collected = collect_maps(run, good, options, staging / "maps.zarr", tell)
+    if not collected.maps:
+        raise NoAnswer(
+            "a study of this run",
+            expected="at least one level that can answer",
+            got=collected.absent[0] if collected.absent else "no question",
+            remedy="select other layers, or use the corrected protocol",
+        )
     laps.end("maps")
     tables, absent = _tables(run, collected, options, staging, tell)
     laps.end("tables")

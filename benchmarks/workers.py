@@ -6,8 +6,8 @@ Eight layers of 1024 to 4096 generated and 256 to 1024 reference tokens, random 
 `fill_marginals` by a `LocalCluster` of one process, then of two, one thread each, taking turns (A B A B ...).
 Each pass has a new cluster and an empty derived store; the clock runs over the pass alone, once the workers
 have loaded what they need. Every pass must leave the same bytes. The ratio says something about the project
-only where two cores are free: the load of the machine before each pass is written beside it. The CPU seconds of
-all workers tell, on any machine, whether two of them do more work than one.
+only where two cores are free: the load of the machine before each pass is written beside it. The CPU seconds
+of all workers tell, on any machine, whether two of them do more work than one.
 """
 
 from __future__ import annotations

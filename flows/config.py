@@ -209,7 +209,9 @@ class AnalysisConfig(Computing):
     steps: Selection | None = None
     heads: Selection | None = None
     time_groups: Annotated[int, Field(ge=1)] = 5
-    penalty: Annotated[float, Field(gt=0, description="weight of attention outside the mask in IMACS")] = 3.0
+    penalty: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="weight of attention outside the mask in IMACS")
+    ] = 3.0
     protocol: Annotated[
         Literal["corrected", "official"], Field(description="official: the paper's own code")
     ] = "corrected"

@@ -335,18 +335,3 @@ def test_marginals_are_taken_from_the_derived_store(run, monkeypatch):
             cache.ensure(layer, sample)
     monkeypatch.setattr(type(run), "read", None)
     assert np.isfinite(aggregate(run, TIME_VARIANCE).values).all()
-
-
-def test_a_file_of_ones_own_travels_to_a_process_without_it(run, mine, tmp_path):
-    # Plain pickle, as distributed uses it, would write the name of the module.
-    data = pickle.dumps(find("my_module:my_entropy"))
-    code = "import pickle, sys; print(pickle.loads(sys.stdin.buffer.read()).chunk.__name__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=data, capture_output=True, cwd="/", check=True, env=elsewhere()
-    )
-    assert done.stdout.split() == [b"chunk"]
-
-
-def elsewhere():
-    """An environment in which the project is found, and the working directory is not."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -18,7 +18,7 @@ from analysis.export import save_maps
 from analysis.imacs import imacs
 from analysis.maps import attribution_maps
 from analysis.study import OUTPUTS, StudyOptions, analyse
-from storage.errors import AlreadyExists, DamagedSample, InputError, NotFound
+from storage.errors import AlreadyExists, DamagedSample, InputError, NoAnswer, NotFound
 from tests.analysis.builders import build, damage, layer
 
 ROOT = Path(__file__).parents[2]
@@ -209,3 +209,40 @@ def test_importing_the_package_loads_nothing_heavy():
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("options", [{"protocol": "official"}, {"aggregations": ("entropy",)}])
+def test_a_sample_that_is_damaged_after_its_marginals_were_made_is_left_out(run, tmp_path, options):
+    analyse(run, tmp_path / "first", StudyOptions(figures=0, details=0))
+    damage(tmp_path / "run.zarr", index=1)
+    told = []
+    out = tmp_path / "out"
+    result = analyse(
+        run.path, out, StudyOptions(figures=0, details=0, **options), on_event=told.append, overwrite=True
+    )
+    assert result.samples == ("one", "three")
+    assert [entry.sample for entry in result.refusals] == ["two"]
+    assert [event.sample for event in told if isinstance(event, SampleRefused)] == ["two"]
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_an_official_study_of_a_size_keeps_the_reference_grid(run, tmp_path):
+    options = StudyOptions(protocol="official", size=(64, 48), layers=("a",), figures=0, details=0)
+    result = analyse(run, tmp_path / "out", options)
+    sizes = {way: xr.open_zarr(result.maps, group=way, consolidated=False).sizes for way in ("r2g", "g2r")}
+    assert (sizes["r2g"]["y"], sizes["r2g"]["x"]) == (64, 48)
+    assert (sizes["g2r"]["y"], sizes["g2r"]["x"]) == (4, 3)
+    assert result.tables["unified"].filter(pl.col("direction") == "g2r").height == 3
+
+
+def test_a_study_without_any_answer_says_so(tmp_path):
+    run, _ = build(tmp_path / "run.zarr", [layer("unet.mid_block.attn2")], images=True)
+    with pytest.raises(NoAnswer, match="middle block"):
+        analyse(run, tmp_path / "out", StudyOptions(protocol="official"))
+
+
+@pytest.mark.parametrize("wrong", [{"penalty": -1.0}, {"protocol": "oficial"}, {"confidence": 95}])
+def test_wrong_options_are_refused_before_anything_is_computed(run, tmp_path, wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        analyse(run, tmp_path / "out", StudyOptions(**wrong))
+    assert not (tmp_path / "out").exists()
