@@ -74,6 +74,11 @@ def imacs(
         emit(facts | {"scores": rows, "summary": summary, "refusals": refused})
     else:
         _show(rows, summary, confidence)
+    _end(refused)
+
+
+def _end(refused: list[dict[str, str]]) -> None:
+    """Name the damaged samples; exit with 1 if there are any."""
     for entry in refused:
         note(f"i2am: refused: {entry['reason']}")
     if refused:
