@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from analysis.marginals import ON_REFERENCE, Marginals, compute_marginals, quantities
 from analysis.recall import recent
 from analysis.softmax import KERNEL_VERSION
-from storage.errors import AlreadyExists, NoPermission
+from storage.errors import AlreadyExists, DamageError, NoPermission
 from storage.location import Location, locate
 from storage.staging import sweep
 
@@ -101,8 +101,11 @@ class MarginalCache:
 
     def likely(self, layer: LayerSpec, sample: str, name: str) -> bool:
         """Whether `get` will cost next to nothing, as far as that can be told without reading."""
-        if self.key(layer, sample, name) in recent:
-            return True
+        try:
+            if self.key(layer, sample, name) in recent:
+                return True
+        except DamageError:  # a damaged record: whoever asks for the values is told
+            return False
         if self.place is None or self.place.root is None:
             return False
         index = self.run.declared.index(sample)

@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.memory [--samples 1] [--steps 10] [--threads 2] [--folder DIR] [--out FILE]
 
 Each study runs in a process of its own, whole: marginals, maps, tables, aggregations, figures, report. The
-figure is the process's largest resident set, as the system counts it; the same for a process that only
+figure is the process's largest resident set, VmHWM of /proc (Linux); the same for a process that only
 imports what a study needs is beside it. 16 samples of ``--system "IP-Adapter SD1.5, 257 tokens" --copies 6
 --steps 50`` are 23 GB.
 """
@@ -26,14 +26,15 @@ from rich.table import Table
 from benchmarks.systems import SYSTEMS, specs, write_run
 
 STUDY = """
-import resource, sys, dask
+import re, sys, dask
+from pathlib import Path
 import analysis.study, analysis.report, analysis.study_figures, analysis.aggregation_page
 if len(sys.argv) > 1:
     options = analysis.study.StudyOptions(store=False if sys.argv[4] == "none" else sys.argv[4],
                                           aggregations=tuple(sys.argv[5:]))
     with dask.config.set(scheduler="threads", num_workers=int(sys.argv[3])):
         analysis.study.analyse(sys.argv[1], sys.argv[2], options)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 

@@ -16,6 +16,7 @@ from analysis.maps import attribution_maps
 from analysis.marginals import compute_marginals
 from analysis.recall import Recall, recent
 from analysis.study import StudyOptions
+from storage import open_run
 from storage.errors import AlreadyExists, DamagedSample
 from tests.analysis.builders import build, damage, layer
 
@@ -184,3 +185,12 @@ def test_a_damaged_sample_is_named_whatever_the_slabs(run, tmp_path, monkeypatch
     found = fill_marginals(run, run.samples, StudyOptions(), lambda event: None)
     assert list(found) == ["one"]
     assert "sample 'one', layer" in found["one"]
+
+
+def test_a_damaged_record_is_said_by_the_values_not_by_the_question(run, tmp_path):
+    record = tmp_path / "run.zarr" / "commits" / "one.json"
+    record.write_bytes(record.read_bytes()[:-9])
+    maps = attribution_maps(open_run(run.path), "r2g")
+    assert np.isfinite(maps.sel(sample="two")).all()
+    with pytest.raises(DamagedSample, match="sample 'one'"):
+        maps.compute()
