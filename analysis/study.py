@@ -213,11 +213,11 @@ def analyse(
     # Absolute, because the workers of a cluster may have another working directory.
     staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory)).absolute()
     try:
-        result = _without_damaged(opened, names, options, directory, staging, tell)
+        result, made = _without_damaged(opened, names, options, directory, staging, tell)
         facts = result.to_json() | {"run": str(opened.path)}
-        (staging / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
-        drop_half_written(staging)
-        _into_place(staging, directory)
+        (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
+        drop_half_written(made)
+        _into_place(made, directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     tell(StudyFinished(str(directory), time.perf_counter() - begun))
@@ -234,18 +234,21 @@ def _check_options(options: StudyOptions) -> None:
 
 def _without_damaged(
     run: Run, names: Sequence[str], options: StudyOptions, out: Path, staging: Path, tell: Listener
-) -> StudyResult:
-    """Study; a sample that turns out damaged only when its attention is read again is left out too."""
+) -> tuple[StudyResult, Path]:
+    """Study; a sample that turns out damaged only when its attention is read again is left out too.
+
+    Each attempt has a folder of its own: tasks of the one before may still be writing.
+    """
     damaged: dict[str, str] = {}
     while True:
+        made = staging / f"attempt-{len(damaged)}"
+        made.mkdir()
         try:
-            return _study(run, names, damaged, options, out, staging, tell)
+            return _study(run, names, damaged, options, out, made, tell), made
         except DamagedSample as error:
             if error.sample in damaged or error.sample not in names or len(damaged) + 1 == len(names):
                 raise
             damaged[error.sample] = str(error)
-            for path in staging.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _into_place(staging: Path, directory: Path) -> None:
