@@ -171,15 +171,16 @@ def test_a_cluster_that_loses_a_worker_at_work_and_then_its_scheduler(
     from distributed import default_client
 
     with foreign_cluster(tmp_path / "there", workers=2) as cluster:
-        busy: list[str] = []
+        set_traps: list[str] = []
 
         def listen(event: Event) -> None:
-            if isinstance(event, StageAdvanced) and event.stage == "marginals" and not busy:
+            if isinstance(event, StageStarted) and event.stage == "marginals":
                 client = default_client()
-                busy.extend(worker for worker, tasks in client.processing().items() if tasks)
-                os.kill(client.run(os.getpid)[busy[0]], signal.SIGKILL)
+                set_traps.append(min(client.nthreads()))  # four tasks for two workers: each gets some
+                client.run(die_at, "fsync", workers=set_traps)
 
         same(study(study_run, tmp_path / "one-left", listen, cluster=str(cluster.file)), expected)
+        assert len(set_traps) == 1
         assert [worker.poll() for worker in cluster.workers].count(-signal.SIGKILL) == 1
         with (
             dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
