@@ -8,22 +8,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch import nn
-
-from pipeline.adapters.contract import Adapter, Site
+from pipeline.adapters.contract import Adapter
 from pipeline.adapters.registry import find_adapter
 from pipeline.events import Listener, ignore
 from pipeline.geometry import Split
+from pipeline.guidance import Calls, as_layout, scheduler_progress
 from pipeline.images import ImageLike, to_uint8
 from pipeline.recording import Plan, Recording, SampleHandle
 from pipeline.runs import CaptureRun, Target
-from pipeline.selection import Names, Numbers, select_numbers
-from pipeline.taps import ProjectionTap
-from pipeline.timesteps import announced, timestep_of
+from pipeline.selection import Layers, Numbers, select_layers, select_numbers
+from pipeline.timesteps import Moment
 from pipeline.transfer import HostCopies
+from pipeline.watching import Watch
 from storage.errors import CaptureError, InputError
-from storage.matching import matching_names
 from storage.spec import Representation
 
 
@@ -31,7 +28,7 @@ def capture(
     pipe: Any,
     path: str | Path,
     samples: Sequence[str] | None = None,
-    layers: Names = None,
+    layers: Layers = None,
     steps: Numbers = None,
     heads: Numbers = None,
     adapter: str | Adapter | None = None,
@@ -39,6 +36,7 @@ def capture(
     roles: Sequence[str] = ("cond",),
     *,
     timesteps: Sequence[float] | None = None,
+    guidance: Sequence[Sequence[str]] | None = None,
     attrs: Mapping[str, Any] | None = None,
     on_event: Listener = ignore,
     **store: Any,
@@ -54,7 +52,8 @@ def capture(
     samples
         Ids of all samples the run shall hold; None for those an existing run declares.
     layers, steps, heads
-        What to keep: layer names or patterns, indices, ranges or slices of denoiser calls and of heads.
+        What to keep: layers by name, pattern, number or range in the model's order; indices, ranges or
+        slices of steps and of heads.
     adapter
         Name of an adapter, or one; None finds the one that matches.
     representation
@@ -62,7 +61,10 @@ def capture(
     roles
         Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``.
     timesteps
-        Timesteps of all denoiser calls, where the scheduler does not announce them.
+        Timesteps of all steps, where the scheduler does not announce them.
+    guidance
+        Calls of a step, each a list of its row blocks, where they differ from the family's habit:
+        ``[["uncond", "cond"]]``, ``[["uncond"], ["cond"]]``, ``[["cond", "image", "uncond"]]``.
     attrs
         JSON values to keep with the run, such as the configuration.
     on_event
@@ -81,30 +83,39 @@ def capture(
         Before anything is generated: unknown names, a run of another shape, a model without the layers.
     """
     found = find_adapter(pipe, adapter)
-    plan = make_plan(pipe, found, layers, steps, heads, representation, roles, timesteps)
+    plan = make_plan(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
     selection = {"layers": [site.name for site in plan.sites], "steps": _json(steps), "heads": _json(heads)}
     notes = {"adapter": found.name, "selection": selection, "roles": list(roles), **(attrs or {})}
     run = CaptureRun(path, samples, pipe, notes, store, on_event)
-    return Capture(found.denoiser(pipe), plan, run, on_event)
+    return Capture(pipe, found, plan, run, on_event)
 
 
 def make_plan(
     pipe: Any,
     adapter: Adapter,
-    layers: Names,
+    layers: Layers,
     steps: Numbers,
     heads: Numbers,
     representation: Representation,
     roles: Sequence[str],
     timesteps: Sequence[float] | None,
+    guidance: Sequence[Sequence[str]] | None,
 ) -> Plan:
     """Resolve what to keep against the model; parameters and errors as in :func:`capture`."""
-    sites = {site.name: site for site in adapter.sites(pipe)}
+    layout = as_layout(guidance)
+    order = adapter.calls(pipe)
+
+    def schedule(first: Moment) -> list[float]:
+        if timesteps is not None:
+            return [float(t) for t in timesteps]
+        return adapter.schedule(pipe, first.value, first.tolerance)
+
     return Plan(
-        [sites[name] for name in matching_names("layer", layers, list(sites))],
+        select_layers(layers, adapter.sites(pipe)),
         Split(pipe, adapter, roles, heads, representation),
-        schedule=lambda first: announced(getattr(pipe, "scheduler", None), first, timesteps),
+        schedule=schedule,
         steps=lambda count: select_numbers("step", steps, count),
+        calls=lambda: Calls(layout, order, scheduler_progress(pipe)),
     )
 
 
@@ -113,8 +124,8 @@ class Capture:
 
     Parameters
     ----------
-    denoiser
-        Module whose calls are the steps.
+    pipe, adapter
+        The pipeline, and what is known of its family.
     plan
         What to keep.
     run
@@ -123,8 +134,9 @@ class Capture:
         Listener.
     """
 
-    def __init__(self, denoiser: nn.Module, plan: Plan, run: Target, on_event: Listener) -> None:
-        self._denoiser, self._plan, self._run, self._on_event = denoiser, plan, run, on_event
+    def __init__(self, pipe: Any, adapter: Adapter, plan: Plan, run: Target, on_event: Listener) -> None:
+        self._plan, self._run, self._on_event = plan, run, on_event
+        self._watch = Watch(pipe, adapter, plan.sites, lambda: self._recording)
         self._copies = HostCopies()
         self._recording: Recording | None = None
         self._hooks = ExitStack()
@@ -133,11 +145,7 @@ class Capture:
         with ExitStack() as hooks:
             hooks.enter_context(self._run)
             hooks.callback(self._copies.close)
-            tap = hooks.enter_context(ProjectionTap(self._plan.sites, self._receive))
-            before = self._denoiser.register_forward_pre_hook(self._begin(tap), with_kwargs=True)
-            hooks.callback(before.remove)
-            after = self._denoiser.register_forward_hook(self._end)
-            hooks.callback(after.remove)
+            hooks.enter_context(self._watch)
             self._hooks = hooks.pop_all()
         return self
 
@@ -222,29 +230,14 @@ class Capture:
         recording = Recording(self._plan, handles, self._run, self._copies, self._on_event)
         self._recording = recording
         try:
-            yield handles
+            with self._watch.generation():
+                yield handles
             recording.finish()
         except BaseException as error:
             recording.abandon(error)
             raise
         finally:
             self._recording = None
-
-    def _receive(self, site: Site, query: torch.Tensor, key: torch.Tensor, grid: tuple[int, int]) -> None:
-        if self._recording is not None:
-            self._recording.receive(site, query, key, grid)
-
-    def _begin(self, tap: ProjectionTap) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            tap.reset()
-            if self._recording is not None:
-                self._recording.begin_call(timestep_of(args, kwargs))
-
-        return hook
-
-    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._recording is not None:
-            self._recording.end_call()
 
 
 def _json(numbers: Numbers) -> Any:

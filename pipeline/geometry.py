@@ -1,31 +1,40 @@
-"""From a projection's rows to samples, guidance roles and heads, with the geometry that was recorded."""
+"""From what a tap saw to samples, guidance roles, tiles and heads, with the geometry that was recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 
-from pipeline.adapters.contract import Adapter, Site
+from pipeline.adapters.contract import Adapter, Site, TokenLayout
 from pipeline.selection import Numbers, select_numbers
-from storage.errors import CaptureError, UnknownName
+from pipeline.taps import Tapped
+from storage import Tile
+from storage.errors import CaptureError
 from storage.spec import DType, LayerSpec, Representation
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """One layer of one sample in one role: query [head, gen, dim] and key [head, ref, dim] on the device."""
+    """One layer of one sample in one role: [head, token, dim] and lse [head, gen], on the device."""
 
     spec: LayerSpec
     sample: int
     query: torch.Tensor
     key: torch.Tensor
+    lse: torch.Tensor | None = None
+
+    @property
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """What there is to store, by the store's names."""
+        found = {"query": self.query, "key": self.key}
+        return found if self.lse is None else {**found, "lse": self.lse}
 
 
 class Split:
-    """Splits projections [row, token, heads * head dim] by role, sample and head.
+    """Splits what a tap saw by role, sample and head.
 
     Rows come role by role, samples in order inside each: [uncond a, uncond b, cond a, cond b].
 
@@ -39,11 +48,6 @@ class Split:
         Heads to keep.
     representation
         Passed on to every layer's specification.
-
-    Attributes
-    ----------
-    rows
-        Roles of the row blocks of the last call that was split.
     """
 
     def __init__(
@@ -55,71 +59,130 @@ class Split:
         representation: Representation,
     ) -> None:
         self._pipe, self._adapter = pipe, adapter
-        self._roles, self._heads, self._representation = tuple(roles), heads, representation
-        self.rows: tuple[str, ...] = ()
+        self.roles, self._heads, self._representation = tuple(roles), heads, representation
 
-    def __call__(
-        self, site: Site, query: torch.Tensor, key: torch.Tensor, grid: tuple[int, int], samples: int
-    ) -> Iterator[Attention]:
-        """The kept parts of one layer's projections.
+    def rows(self, tapped: Tapped, samples: int, known: tuple[str, ...] | None) -> tuple[str, ...]:
+        """Roles of the row blocks of a call.
+
+        Parameters
+        ----------
+        tapped
+            One of its layers.
+        samples
+            Samples of the pipeline call.
+        known
+            Roles where the call itself tells them.
 
         Raises
         ------
         CaptureError
-            If rows, tokens or dtype are not what the recorded geometry says.
-        UnknownName
-            If a role to keep is not in this call.
+            If the rows are not a whole number of blocks, or another number than ``known`` says.
         """
-        count, _, width = query.shape
-        if count % samples or key.shape[0] != count:
+        count = tapped.query.shape[0]
+        if count % samples or tapped.key.shape[0] != count:
             raise CaptureError(
-                f"layer {site.name!r}: rows of a denoiser call",
+                f"layer {tapped.site.name!r}: rows of a denoiser call",
                 expected=f"a multiple of {samples} declared samples, equal for query and key",
-                got=f"{count} and {key.shape[0]}",
+                got=f"{count} and {tapped.key.shape[0]}",
                 remedy="declare every image of the call: cap.samples([...]) takes one id for each",
             )
-        self.rows = self._adapter.roles(self._pipe, count // samples)
-        spec = self._spec(site, query, key, grid)
-        kept = select_numbers("head", self._heads, site.heads)
-        for role in self._roles:
-            if role not in self.rows:
-                raise UnknownName("role", role, self.rows)
-            named = spec if role == "cond" else _renamed(spec, role)
-            first = self.rows.index(role) * samples
-            for sample in range(samples):
-                q, k = (
-                    x[first + sample].view(x.shape[1], site.heads, width // site.heads).transpose(0, 1)
-                    for x in (query, key)
-                )
-                yield Attention(named, sample, *((q, k) if len(kept) == site.heads else (q[kept], k[kept])))
+        if known is None:
+            return self._adapter.roles(self._pipe, count // samples)
+        if len(known) * samples != count:
+            raise CaptureError(
+                f"layer {tapped.site.name!r}: rows of a denoiser call",
+                expected=f"{len(known)} for each of {samples} samples: {', '.join(known)}",
+                got=str(count),
+                remedy="declare every image of the call, or give its layout: guidance=[[...]]",
+            )
+        return known
 
-    def _spec(self, site: Site, query: torch.Tensor, key: torch.Tensor, grid: tuple[int, int]) -> LayerSpec:
-        tokens, width = query.shape[1:]
-        dtype = str(query.dtype).removeprefix("torch.")
-        if grid[0] * grid[1] != tokens or width % site.heads or dtype not in get_args(DType):
+    def __call__(
+        self, tapped: Tapped, rows: tuple[str, ...], samples: int, tile: Tile | None
+    ) -> Iterator[Attention]:
+        """The kept parts of one layer's call.
+
+        Parameters
+        ----------
+        tapped
+            The layer's query and key.
+        rows
+            Roles of the row blocks.
+        samples
+            Samples of the pipeline call.
+        tile
+            Where the call's latents lie on the whole picture, if they are a tile.
+
+        Raises
+        ------
+        CaptureError
+            If tokens or dtype are not what the recorded geometry says.
+        """
+        heads = tapped.query.shape[2]
+        kept = select_numbers("head", self._heads, heads)
+        for role in self.roles:
+            if role not in rows:
+                continue
+            spec = self._spec(tapped, role, len(kept), tile)
+            first = rows.index(role) * samples
+            for sample in range(samples):
+                row = first + sample
+                query, key = tapped.query[row].transpose(0, 1), tapped.key[row].transpose(0, 1)
+                lse = None if tapped.lse is None else tapped.lse[row]
+                if len(kept) < heads:
+                    query, key = query[kept], key[kept]
+                    lse = None if lse is None else lse[kept]
+                yield Attention(spec, sample, query, key, lse)
+
+    def _spec(self, tapped: Tapped, role: str, heads: int, tile: Tile | None) -> LayerSpec:
+        site, grid = tapped.site, tapped.grid
+        tokens, dtype = tapped.query.shape[1], str(tapped.query.dtype).removeprefix("torch.")
+        if grid[0] * grid[1] != tokens or dtype not in get_args(DType):
             raise CaptureError(
                 f"layer {site.name!r}: query",
-                expected=f"[row, {grid[0]}x{grid[1]} tokens, a multiple of {site.heads} heads], "
-                + ", ".join(get_args(DType)),
-                got=f"{tuple(query.shape)}, {dtype}",
+                expected=f"[row, {grid[0]}x{grid[1]} tokens, head, dim], " + ", ".join(get_args(DType)),
+                got=f"{tuple(tapped.query.shape)}, {dtype}",
                 remedy="use an adapter that knows this layer's geometry",
             )
-        layout = self._adapter.layout(self._pipe, key.shape[1])
+        layout = self._layout(tapped)
+        shared = tile is None or self._adapter.shared_reference(self._pipe)
         return LayerSpec(
-            name=site.name,
-            heads=len(select_numbers("head", self._heads, site.heads)),
-            head_dim=width // site.heads,
+            name=_name(site.name, tapped.part, tile, role),
+            heads=heads,
+            head_dim=tapped.query.shape[3],
             gen_grid=grid,
             ref_grid=layout.grid,
             ref_prefix=layout.prefix,
             representation=self._representation,
-            static_key=site.static_key,
+            static_key=isinstance(site, Site) and site.static_key,
             dtype=dtype,  # type: ignore[arg-type]
-            scale=site.scale,
+            scale=tapped.scale,
+            lse=tapped.lse is not None,
             module_class=site.module_class,
+            role=role,
+            tile=tile,
+            ref_tile=None if shared else tile,
         )
 
+    def _layout(self, tapped: Tapped) -> TokenLayout:
+        if tapped.layout is not None:
+            return tapped.layout
+        site = tapped.site
+        if not isinstance(site, Site):
+            raise TypeError("a joint layer brings its layout along")
+        tokens = tapped.key.shape[1]
+        layout = self._adapter.layout(self._pipe, site, tokens, tapped.grid)
+        if layout.tokens != tokens:
+            raise CaptureError(
+                f"layer {site.name!r}: reference tokens",
+                expected=f"{layout.tokens} ({layout.prefix} without a place, grid {layout.grid})",
+                got=str(tokens),
+                remedy="check the reference encoder's configuration against the denoiser's input",
+            )
+        return layout
 
-def _renamed(spec: LayerSpec, role: str) -> LayerSpec:
-    """``spec`` for another role than the conditional one: a layer of its own in the store."""
-    return replace(spec, name=f"{spec.name}@{role}", role=role)
+
+def _name(layer: str, part: str, tile: Tile | None, role: str) -> str:
+    """Name in the store: references, tiles and roles other than "cond" are layers of their own."""
+    marks = [part, f"tile-{tile.top}-{tile.left}" if tile else "", "" if role == "cond" else role]
+    return "@".join([layer, *filter(None, marks)])

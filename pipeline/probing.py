@@ -15,7 +15,7 @@ from pipeline.adapters.registry import find_adapter
 from pipeline.capturing import Capture, make_plan
 from pipeline.events import ignore
 from pipeline.recording import SampleHandle
-from pipeline.selection import Names, Numbers
+from pipeline.selection import Layers, Numbers
 from storage import LayerSpec, Sink
 from storage.errors import CaptureError
 from storage.spec import Representation
@@ -31,26 +31,27 @@ class Geometry:
         Specification of every layer.
     timesteps
         Timesteps of the kept steps.
-    rows
-        Guidance roles of the row blocks of a denoiser call.
+    calls
+        Guidance roles of the row blocks of each denoiser call of a step.
     """
 
     layers: tuple[LayerSpec, ...]
     timesteps: tuple[float, ...]
-    rows: tuple[str, ...]
+    calls: tuple[tuple[str, ...], ...]
 
 
 def probe(
     pipe: Any,
     generate: Callable[[], object],
     samples: int = 1,
-    layers: Names = None,
+    layers: Layers = None,
     steps: Numbers = None,
     heads: Numbers = None,
     adapter: str | Adapter | None = None,
     representation: Representation = "auto",
     roles: Sequence[str] = ("cond",),
     timesteps: Sequence[float] | None = None,
+    guidance: Sequence[Sequence[str]] | None = None,
 ) -> Geometry:
     """Run ``generate`` up to the end of the first kept denoiser call, and say what a capture would store.
 
@@ -62,13 +63,13 @@ def probe(
         Calls it; its result is never reached.
     samples
         Images that the call generates.
-    layers, steps, heads, adapter, representation, roles, timesteps
+    layers, steps, heads, adapter, representation, roles, timesteps, guidance
         As for :func:`pipeline.capturing.capture`.
 
     Returns
     -------
     Geometry
-        Layers, timesteps and rows.
+        Layers, timesteps and calls.
 
     Raises
     ------
@@ -76,10 +77,10 @@ def probe(
         If the pipeline ends without a denoiser call, or is not what its adapter says.
     """
     found = find_adapter(pipe, adapter)
-    plan = make_plan(pipe, found, layers, steps, heads, representation, roles, timesteps)
+    plan = make_plan(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
     ids = [str(i) for i in range(samples)]
     try:
-        with Capture(found.denoiser(pipe), plan, _Probe(ids), ignore) as cap, cap.samples(ids):
+        with Capture(pipe, found, plan, _Probe(ids), ignore) as cap, cap.samples(ids):
             generate()
     except _Learnt as learnt:
         return learnt.geometry
@@ -115,11 +116,11 @@ class _Probe:
         self,
         specs: Sequence[LayerSpec],
         timesteps: Sequence[float],
-        rows: Sequence[str],
+        calls: Sequence[Sequence[str]],
         images: Mapping[str, NDArray[Any]],
     ) -> NoReturn:
         """Stop here."""
-        raise _Learnt(Geometry(tuple(specs), tuple(timesteps), tuple(rows)))
+        raise _Learnt(Geometry(tuple(specs), tuple(timesteps), tuple(map(tuple, calls))))
 
     def add_image(self, name: str, image: NDArray[Any]) -> None:
         """Nothing is kept."""

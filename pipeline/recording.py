@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-import torch
 from numpy.typing import NDArray
 
-from pipeline.adapters.contract import Site
+from pipeline.adapters.contract import AnySite
 from pipeline.events import Listener, SampleDone, StepDone
 from pipeline.geometry import Attention, Split
+from pipeline.guidance import Calls, Place
 from pipeline.images import ImageLike, to_uint8
+from pipeline.taps import Tapped
+from pipeline.timesteps import Moment
 from pipeline.transfer import Array, HostCopies
-from storage import LayerSpec, Sink
-from storage.errors import CaptureError
+from storage import LayerSpec, Sink, Tile
+from storage.errors import CaptureError, UnknownName
 
 
 @dataclass(slots=True)
@@ -63,7 +65,7 @@ class Store(Protocol):
         self,
         specs: Sequence[LayerSpec],
         timesteps: Sequence[float],
-        rows: Sequence[str],
+        calls: Sequence[Sequence[str]],
         images: Mapping[str, NDArray[Any]],
     ) -> None:
         """Create the run, or check that it is the same one."""
@@ -84,17 +86,20 @@ class Plan:
     sites
         Layers, in order.
     split
-        Turns a projection's output into samples, roles and heads.
+        Turns what a tap saw into samples, roles and heads.
     schedule
-        Timesteps of all calls, given that of the first one.
+        Timesteps of all steps, given the first call's.
     steps
-        Indices to keep, given the number of calls.
+        Indices to keep, given the number of steps.
+    calls
+        Makes what tells steps apart, for one generation.
     """
 
-    sites: Sequence[Site]
+    sites: Sequence[AnySite]
     split: Split
-    schedule: Callable[[float], list[float]]
+    schedule: Callable[[Moment], list[float]]
     steps: Callable[[int], list[int]]
+    calls: Callable[[], Calls]
 
 
 class Recording:
@@ -124,65 +129,80 @@ class Recording:
     ) -> None:
         self._plan, self._handles, self._store = plan, tuple(handles), store
         self._copies, self._listener = copies, listener
+        self._calls = plan.calls()
         self._schedule: list[float] = []
         self._kept: list[int] = []
-        self._call = -1
+        self._place: Place | None = None
+        self._tile: Tile | None = None
+        self._settled = 0
         self._seen: set[str] = set()
+        self._rows: dict[int, tuple[str, ...]] = {}
+        self._specs: dict[str, LayerSpec] = {}
         self._early: list[tuple[Attention, int, dict[str, Array]]] = []
         self._sinks: dict[int, Sink] | None = None
         self._hold = ExitStack()
         self._started = time.perf_counter()
 
-    def begin_call(self, timestep: float) -> None:
-        """A call of the denoiser begins, at the scheduler's ``timestep``."""
-        self._call += 1
-        if self._call == 0:
-            self._schedule = self._plan.schedule(timestep)
+    @property
+    def keeps(self) -> bool:
+        """Whether the current call is one to keep."""
+        place = self._place
+        if place is None or place.step not in self._kept:
+            return False
+        return place.rows is None or not set(place.rows).isdisjoint(self._plan.split.roles)
+
+    def begin_call(self, now: Moment, tile: Tile | None = None, label: str = "") -> None:
+        """A call of the denoiser begins, at the scheduler's timestep ``now``."""
+        if not self._schedule:
+            self._schedule = self._plan.schedule(now)
             self._kept = self._plan.steps(len(self._schedule))
-        if self._call >= len(self._schedule) or self._schedule[self._call] != timestep:
-            announced = self._schedule[self._call] if self._call < len(self._schedule) else "no further call"
-            raise CaptureError(
-                f"denoiser call {self._call}",
-                expected=f"{announced} (of {len(self._schedule)} announced timesteps)",
-                got=f"timestep {timestep:g}",
-                remedy="make one pipeline call in each sample context; give timesteps=[...] where the "
-                "scheduler does not announce them",
-            )
+        before = self._calls.steps
+        place = self._calls.begin(now, self._schedule, tile, label)
+        if place.step == before:
+            self._settle(before)
+        self._place, self._tile = place, tile
         self._seen.clear()
 
-    def receive(self, site: Site, query: torch.Tensor, key: torch.Tensor, grid: tuple[int, int]) -> None:
-        """A layer's projections, [row, token, heads * head dim], in the current call."""
-        if self._call not in self._kept:
+    def receive(self, tapped: Tapped) -> None:
+        """A layer's query and key, in the current call."""
+        place, name = self._place, tapped.site.name + tapped.part
+        if place is None or place.step not in self._kept:
             return
-        if site.name in self._seen:
+        if name in self._seen:
             raise CaptureError(
-                f"layer {site.name!r}: calls in denoiser call {self._call}", expected="1", got="2 or more",
+                f"layer {name!r}: calls in a call of the denoiser at step {place.step}", expected="1",
+                got="2 or more",
                 remedy="leave the layer out with layers=, or use an adapter that tells its calls apart",
             )  # fmt: skip
-        self._seen.add(site.name)
-        step = self._kept.index(self._call)
-        for part in self._plan.split(site, query, key, grid, len(self._handles)):
+        self._seen |= {name, tapped.site.name}
+        rows = self._plan.split.rows(tapped, len(self._handles), place.rows)
+        if len(rows) >= len(self._rows.get(place.index, ())):  # a ControlNet may see the cond rows alone
+            self._rows[place.index] = rows
+        step = self._kept.index(place.step)
+        for part in self._plan.split(tapped, rows, len(self._handles), self._tile):
+            self._specs.setdefault(part.spec.name, part.spec)
             if not self._handles[part.sample].kept:
                 continue
             put = self._collector(part, step)
-            self._copies.submit(part.query, partial(put, "query"))
-            self._copies.submit(part.key, partial(put, "key"))
+            for name, tensor in part.arrays.items():
+                self._copies.submit(tensor, partial(put, name))
 
     def end_call(self) -> None:
         """The denoiser's call has ended."""
-        if self._call in self._kept:
-            silent = [site.name for site in self._plan.sites if site.name not in self._seen]
-            if silent:
-                raise CaptureError(
-                    f"denoiser call {self._call}: captured layers",
-                    expected=f"{len(self._plan.sites)}",
-                    got=f"{len(self._seen)}, not {', '.join(silent[:3])}",
-                    remedy="leave out with layers= what this model does not call",
-                )
-            if self._sinks is None:
-                self._open()
-        ids = tuple(handle.id for handle in self._handles)
-        self._listener(StepDone(ids, self._call + 1, len(self._schedule)))
+        place, self._place = self._place, None
+        if place is None:
+            return
+        silent = [site.name for site in self._plan.sites if site.name not in self._seen]
+        wanted = place.rows is None or not set(place.rows).isdisjoint(self._plan.split.roles)
+        if silent and wanted and place.step in self._kept:
+            raise CaptureError(
+                f"step {place.step}: layers that the denoiser called",
+                expected=f"{len(self._plan.sites)}",
+                got=f"{len(self._plan.sites) - len(silent)}, not {', '.join(silent[:3])}",
+                remedy="leave out with layers= or steps= what this model does not call",
+            )
+        if self._calls.complete:
+            self._settle(self._calls.steps)
 
     def finish(self) -> None:
         """Write the images and commit every sample.
@@ -192,10 +212,12 @@ class Recording:
         CaptureError
             If the generation did not make every announced call.
         """
-        if self._sinks is None or self._call + 1 != len(self._schedule):
+        if self._calls.finished():
+            self._settle(self._calls.steps)
+        if self._sinks is None or not self._calls.finished():
             raise CaptureError(
                 "denoiser calls in the sample context",
-                expected=f"{len(self._schedule) or 'at least 1'}", got=f"{self._call + 1}",
+                expected=f"{len(self._schedule) or 'at least 1'} steps", got=f"{self._calls.steps}",
                 remedy="run the whole pipeline call inside the context, and give timesteps=[...] where it "
                 "makes fewer calls than its scheduler announces",
             )  # fmt: skip
@@ -215,13 +237,23 @@ class Recording:
         """Undo everything: after ``error`` the samples do not exist."""
         self._hold.__exit__(type(error), error, error.__traceback__)
 
-    def _collector(self, part: Attention, step: int) -> Callable[[str, Array], None]:
-        """Puts a layer's query and key once both have arrived; before the run exists, keeps them aside."""
-        arrived: dict[str, Array] = {}
+    def _settle(self, steps: int) -> None:
+        """All calls of the first ``steps`` steps are known to be over."""
+        if steps <= self._settled:
+            return
+        self._settled = steps
+        if self._sinks is None and steps - 1 in self._kept:
+            self._open()
+        self._listener(StepDone(tuple(handle.id for handle in self._handles), steps, len(self._schedule)))
 
-        def put(half: str, array: Array) -> None:
-            arrived[half] = array
-            if len(arrived) == 2:
+    def _collector(self, part: Attention, step: int) -> Callable[[str, Array], None]:
+        """Puts a layer's arrays once all have arrived; before the run exists, keeps them aside."""
+        arrived: dict[str, Array] = {}
+        wanted = len(part.arrays)
+
+        def put(name: str, array: Array) -> None:
+            arrived[name] = array
+            if len(arrived) == wanted:
                 if self._sinks is None:
                     self._early.append((part, step, arrived))
                 else:
@@ -231,9 +263,12 @@ class Recording:
 
     def _open(self) -> None:
         self._copies.drain()
-        specs = {part.spec.name: part.spec for part, _, _ in self._early}
+        calls = [self._rows[index] for index in sorted(self._rows)]
+        for role in self._plan.split.roles:
+            if not any(role in rows for rows in calls):
+                raise UnknownName("role", role, [role for rows in calls for role in rows])
         timesteps = [self._schedule[i] for i in self._kept]
-        self._store.prepare(list(specs.values()), timesteps, self._plan.split.rows, self._handles[0].images)
+        self._store.prepare(list(self._specs.values()), timesteps, calls, self._handles[0].images)
         self._sinks = {
             index: self._store.open_sample(handle, self._hold)
             for index, handle in enumerate(self._handles)

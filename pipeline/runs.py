@@ -127,7 +127,7 @@ class CaptureRun:
         self,
         specs: Sequence[LayerSpec],
         timesteps: Sequence[float],
-        rows: Sequence[str],
+        calls: Sequence[Sequence[str]],
         images: Mapping[str, NDArray[Any]],
     ) -> None:
         """Create the run with this geometry, or check that the existing one has it.
@@ -140,7 +140,7 @@ class CaptureRun:
         if self._writer is None:
             attrs = {
                 **describe(self._pipe),
-                "guidance": {"rows": list(rows)},
+                "guidance": {"calls": [list(rows) for rows in calls]},
                 "dtype": specs[0].dtype,
                 **self._notes,
             }

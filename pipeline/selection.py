@@ -5,13 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
+from pipeline.adapters.contract import AnySite
 from storage.errors import InputError
-
-Names: TypeAlias = str | Sequence[str] | None
-"""Layer names or shell patterns (``*up_blocks*``); None is all."""
+from storage.matching import matching_names
 
 Numbers: TypeAlias = int | slice | Iterable[int] | None
 """An index, a slice, or indices (a range, a list); None is all. Negative indices count from the end."""
+
+Layers: TypeAlias = str | Sequence[str] | Numbers
+"""Layer names or shell patterns (``*up_blocks*``), or numbers in the model's order; None is all."""
+
+
+def select_layers(wanted: Layers, sites: Sequence[AnySite]) -> list[AnySite]:
+    """The sites that ``wanted`` asks for, in the model's order.
+
+    Raises
+    ------
+    UnknownName, InputError
+        If a name or number is not there, or nothing is left.
+    """
+    named = {site.name: site for site in sites}
+    if wanted is None or isinstance(wanted, (int, slice)):
+        return [sites[i] for i in select_numbers("layer", wanted, len(sites))]
+    each: list[str | int] = [wanted] if isinstance(wanted, str) else list(wanted)
+    names = [name for name in each if isinstance(name, str)]
+    numbers = [int(number) for number in each if not isinstance(number, str)]
+    chosen = set(matching_names("layer", names, list(named))) if names else set()
+    if numbers or not names:
+        chosen |= {sites[i].name for i in select_numbers("layer", numbers, len(sites))}
+    return [site for site in sites if site.name in chosen]
 
 
 def select_numbers(kind: str, wanted: Numbers, count: int) -> list[int]:

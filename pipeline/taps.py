@@ -8,45 +8,81 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from pipeline.adapters.contract import Site
+from pipeline.adapters.contract import AnySite, Site, TokenLayout
 from storage.errors import CaptureError
 
-Receive: TypeAlias = Callable[[Site, torch.Tensor, torch.Tensor, tuple[int, int]], None]
-"""Called with (site, query, key, generated grid) once a site's projections have both run."""
+
+@dataclass(frozen=True, slots=True)
+class Tapped:
+    """What one call of a layer computed. The tensors are the model's own: copy before returning.
+
+    Attributes
+    ----------
+    site
+        The layer.
+    query, key
+        [row, token, head, head dim], before the scale.
+    grid
+        Generated tokens as (rows, columns), as recorded.
+    scale
+        Factor on q·k.
+    layout
+        Where the reference tokens stand, if the tap knows it.
+    lse
+        Log-sum-exp of each row over all keys of a joint softmax, [row, head, token] float32.
+    part
+        Tells several references of one layer apart.
+    """
+
+    site: AnySite
+    query: torch.Tensor
+    key: torch.Tensor
+    grid: tuple[int, int]
+    scale: float
+    layout: TokenLayout | None = None
+    lse: torch.Tensor | None = None
+    part: str = ""
+
+
+Receive: TypeAlias = Callable[[Tapped], None]
+"""Called once for each call of a layer, as soon as query and key both exist."""
 
 
 class ProjectionTap:
     """Forward hooks on the projections of ``sites``; they only read, and all leave with the context.
+
+    Sites may share a query (several IP-Adapters on one layer).
 
     Parameters
     ----------
     sites
         Layers to tap.
     receive
-        Gets each layer's query and key, [row, token, heads * head dim], as soon as both exist. The tensors
-        are the model's own: copy before returning.
+        Gets each layer's query and key.
     """
 
     def __init__(self, sites: Sequence[Site], receive: Receive) -> None:
         self._sites, self._receive = tuple(sites), receive
-        self._grids: dict[str, tuple[int, int]] = {}
-        self._half: dict[str, dict[str, torch.Tensor]] = {}
+        self._grids: dict[nn.Module, tuple[int, int]] = {}
+        self._queries: dict[str, torch.Tensor] = {}
+        self._keys: dict[str, torch.Tensor] = {}
         self._hooks = ExitStack()
 
     def __enter__(self) -> ProjectionTap:
         with ExitStack() as hooks:
-            for site in self._sites:
+            for grid in dict.fromkeys(site.grid for site in self._sites):
                 # One at a time: where a later registration fails, the earlier ones leave.
-                grid = site.grid.register_forward_pre_hook(self._on_grid(site), with_kwargs=True)
-                hooks.callback(grid.remove)
-                for module, half in ((site.query, "query"), (site.key, "key")):
-                    projection = module.register_forward_hook(self._on_projection(site, half))
+                hooks.callback(grid.register_forward_pre_hook(self._on_grid, with_kwargs=True).remove)
+            for site in self._sites:
+                for module, held in ((site.query, self._queries), (site.key, self._keys)):
+                    projection = module.register_forward_hook(self._on_projection(site, held))
                     hooks.callback(projection.remove)
             self._hooks = hooks.pop_all()
         return self
@@ -60,29 +96,58 @@ class ProjectionTap:
     def reset(self) -> None:
         """Forget what a crashed or finished call of the denoiser left behind."""
         self._grids.clear()
-        self._half.clear()
+        self._queries.clear()
+        self._keys.clear()
 
-    def _on_grid(self, site: Site) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            features = args[0] if args else kwargs.get("hidden_states")
-            if not isinstance(features, torch.Tensor) or features.ndim != 4:
-                shape = tuple(getattr(features, "shape", ()))
-                raise CaptureError(
-                    f"layer {site.name!r}: input of its {type(module).__name__}",
-                    expected="a feature map [row, channel, rows, columns]",
-                    got=f"{type(features).__name__} {shape}",
-                    remedy="use an adapter that knows where this model keeps its grid",
-                )
-            self._grids[site.name] = (int(features.shape[2]), int(features.shape[3]))
+    def end(self) -> None:
+        """A denoiser call ends.
 
-        return hook
+        Raises
+        ------
+        CaptureError
+            If a layer computed keys more than once for one query (several masked reference images).
+        """
+        if self._keys:
+            raise CaptureError(
+                f"layer {next(iter(self._keys))!r}: keys for one query", expected="computed once",
+                got="computed again", remedy="give each reference image an adapter of its own, or leave the "
+                "layer out with layers=",
+            )  # fmt: skip
 
-    def _on_projection(self, site: Site, half: str) -> Callable[..., None]:
+    def _on_grid(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        features = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+        if not isinstance(features, torch.Tensor) or features.ndim != 4:
+            name = next(site.name for site in self._sites if site.grid is module)
+            shape = tuple(getattr(features, "shape", ()))
+            raise CaptureError(
+                f"layer {name!r}: input of its {type(module).__name__}",
+                expected="a feature map [row, channel, rows, columns]",
+                got=f"{type(features).__name__} {shape}",
+                remedy="use an adapter that knows where this model keeps its grid",
+            )
+        self._grids[module] = (int(features.shape[2]), int(features.shape[3]))
+
+    def _on_projection(self, site: Site, held: dict[str, torch.Tensor]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            held = self._half.setdefault(site.name, {})
-            held[half] = output.detach()
-            if len(held) == 2:
-                del self._half[site.name]
-                self._receive(site, held["query"], held["key"], self._grids[site.name])
+            held[site.name] = output.detach()
+            if site.name in self._queries and site.name in self._keys:
+                query, key = self._queries.pop(site.name), self._keys.pop(site.name)
+                self._receive(_tapped(site, query, key, self._grids.get(site.grid)))
 
         return hook
+
+
+def _tapped(site: Site, query: torch.Tensor, key: torch.Tensor, grid: tuple[int, int] | None) -> Tapped:
+    width = query.shape[-1]
+    if grid is None or query.ndim != 3 or width % site.heads or key.shape[-1] != width:
+        raise CaptureError(
+            f"layer {site.name!r}: query and key",
+            expected=f"[row, token, a multiple of {site.heads} heads], under a {type(site.grid).__name__} "
+            "that was called first",
+            got=f"{tuple(query.shape)} and {tuple(key.shape)}, grid {grid}",
+            remedy="use an adapter that knows this layer's geometry",
+        )
+    # Several reference images of one layer come as [row, image, token, width].
+    key = key.flatten(1, -2) if key.ndim > 3 else key
+    query, key = (x.reshape(*x.shape[:2], site.heads, width // site.heads) for x in (query, key))
+    return Tapped(site, query, key, grid, site.scale)

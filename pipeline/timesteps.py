@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,38 +11,61 @@ import torch
 from storage.errors import CaptureError
 
 
-def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-    """The timestep in a denoiser's call: its second argument, or ``timestep``.
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A timestep as a denoiser call carries it.
+
+    Attributes
+    ----------
+    value
+        In the unit of the schedule.
+    tolerance
+        Half-precision models are called with a rounded timestep: how far ``value`` may be off.
+    """
+
+    value: float
+    tolerance: float = 0.0
+
+    def near(self, announced: float) -> bool:
+        """Whether this is the announced timestep, as far as its precision tells."""
+        return abs(self.value - announced) <= self.tolerance
+
+
+def moment(value: Any) -> Moment:
+    """Read a timestep that a denoiser is called with.
 
     Parameters
     ----------
-    args, kwargs
-        The call's arguments.
+    value
+        A number, or a tensor with one value or one for each row, which must agree.
 
     Returns
     -------
-    float
-        The scheduler's value; for a batch of timesteps, which must agree, the common one.
+    Moment
+        The value, and how exact it is.
 
     Raises
     ------
     CaptureError
         If there is none, or the rows of one call are at different timesteps.
     """
-    value = kwargs["timestep"] if "timestep" in kwargs else args[1] if len(args) > 1 else None
-    values = torch.as_tensor(value if value is not None else []).flatten()
+    tensor = torch.as_tensor(value if value is not None else [])
+    values = tensor.flatten()
     if values.numel() == 0 or bool((values != values[0]).any()):
         raise CaptureError(
             "timestep of a denoiser call",
-            expected="one value, as the second argument or as timestep=",
+            expected="one value for all rows",
             got="none" if values.numel() == 0 else str(values.tolist()),
             remedy="use an adapter that knows how this denoiser is called",
         )
-    return float(values[0])
+    found = float(values[0])
+    exact = not tensor.is_floating_point()
+    # Rounded on its way into the model, and again where it is scaled there and back.
+    return Moment(found, 0.0 if exact else 2 * abs(found) * torch.finfo(tensor.dtype).eps)
 
 
-def announced(scheduler: Any, first: float, given: Sequence[float] | None = None) -> list[float]:
-    """The timesteps of the calls to come, the first one included.
+def announced(scheduler: Any, first: float, tolerance: float = 0.0) -> list[float]:
+    """The timesteps of the steps to come, the first one included.
 
     Parameters
     ----------
@@ -49,28 +73,38 @@ def announced(scheduler: Any, first: float, given: Sequence[float] | None = None
         The pipeline's scheduler, its timesteps set; partial schedules (image-to-image strength) start later.
     first
         Timestep of the first call.
-    given
-        The user's own list, which wins.
+    tolerance
+        How far ``first`` may be off.
 
     Returns
     -------
     list of float
-        One value for each call.
+        One value for each step.
 
     Raises
     ------
     CaptureError
         If the scheduler does not announce the first call's timestep.
     """
-    if given is not None:
-        return [float(t) for t in given]
     timesteps = getattr(scheduler, "timesteps", None)
     schedule = [] if timesteps is None else [float(t) for t in torch.as_tensor(timesteps).flatten()]
-    if first not in schedule:
+    return starting_at(schedule, first, tolerance, f"{len(schedule)} timesteps of {type(scheduler).__name__}")
+
+
+def starting_at(schedule: Sequence[float], first: float, tolerance: float, got: str) -> list[float]:
+    """``schedule`` from the value nearest to ``first`` on; ``got`` describes it where there is none.
+
+    Raises
+    ------
+    CaptureError
+        If no value is within ``tolerance``.
+    """
+    distances = [abs(t - first) for t in schedule]
+    if not distances or min(distances) > tolerance:
         raise CaptureError(
             "timesteps of the generation",
             expected=f"a schedule that holds the first call's timestep {first:g}",
-            got=f"{len(schedule)} timesteps of {type(scheduler).__name__}",
+            got=got,
             remedy="give them: capture(..., timesteps=[...])",
         )
-    return schedule[schedule.index(first) :]
+    return list(schedule[distances.index(min(distances)) :])

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from storage.run_writer import RunWriter as RunWriter
     from storage.sink import Sink as Sink
     from storage.spec import LayerSpec as LayerSpec
+    from storage.tile import Tile as Tile
     from storage.verification import VerifyReport as VerifyReport
     from storage.verification import verify as verify
 
@@ -69,6 +70,7 @@ __getattr__, __dir__, __all__ = attach(
         **dict.fromkeys(_ERRORS, "storage.errors"),
         "Block": "storage.block",
         "LayerSpec": "storage.spec",
+        "Tile": "storage.tile",
         "Plan": "storage.planning",
         "Run": "storage.run",
         "RunWriter": "storage.run_writer",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any, Literal, cast, get_args
 
 from storage.errors import InputError
 from storage.names import check_segment
+from storage.tile import Tile
 
 Representation = Literal["auto", "factors", "scores"]
 DType = Literal["float16", "bfloat16", "float32"]
@@ -49,6 +50,9 @@ class LayerSpec:
         Class name of the module, for the record.
     role : str
         Guidance role of the rows that were kept.
+    tile, ref_tile : Tile or six ints, optional
+        Where the generated (and the reference) patches lie, if latents were cut into tiles; None: they are
+        the whole picture.
     """
 
     name: str
@@ -64,6 +68,8 @@ class LayerSpec:
     lse: bool = False
     module_class: str = ""
     role: str = "cond"
+    tile: Tile | None = None
+    ref_tile: Tile | None = None
 
     def __post_init__(self) -> None:
         """Normalise numbers and grids, and refuse what cannot be.
@@ -99,6 +105,8 @@ class LayerSpec:
         for field in ("module_class", "role"):
             if not isinstance(getattr(self, field), str):
                 raise self._wrong(field, "a text", getattr(self, field))
+        for field in ("tile", "ref_tile"):
+            object.__setattr__(self, field, Tile.read(getattr(self, field)))
 
     def _wrong(self, field: str, expected: str, got: object) -> InputError:
         return InputError(f"layer {self.name!r}: {field}", expected=expected, got=repr(got))
@@ -185,7 +193,8 @@ class LayerSpec:
         dict
             One entry per field; grids as lists.
         """
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: _plain(value) for name, value in found.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LayerSpec:
@@ -213,3 +222,9 @@ class LayerSpec:
             raise InputError(
                 "layer description", expected="the fields of a LayerSpec", got=str(error)
             ) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tile):
+        return value.to_json()
+    return list(value) if isinstance(value, tuple) else value

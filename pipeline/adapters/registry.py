@@ -7,11 +7,34 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from pipeline.adapters.contract import Adapter
+from pipeline.adapters.diffusers_text import DiffusersText
 from pipeline.adapters.diffusers_unet import DiffusersUNet
+from pipeline.adapters.flux_kontext import FluxKontext
+from pipeline.adapters.flux_redux import FluxRedux
+from pipeline.adapters.ip_adapter import IPAdapter
+from pipeline.adapters.ldm import LatentDiffusion
+from pipeline.adapters.pasd import PASD
+from pipeline.adapters.qwen_image import QwenImageEdit
+from pipeline.adapters.seesr import SeeSR
+from pipeline.adapters.stableviton import StableVITON
 from storage.errors import CaptureError, UnknownName
 
 GROUP = "i2am.adapters"
 """Entry-point group: a name, and a class or factory that takes no argument and returns an adapter."""
+
+
+_BUILT_IN: tuple[type[Adapter], ...] = (
+    DiffusersUNet,
+    DiffusersText,
+    IPAdapter,
+    LatentDiffusion,
+    StableVITON,
+    PASD,
+    SeeSR,
+    FluxKontext,
+    FluxRedux,
+    QwenImageEdit,
+)
 
 
 @cache
@@ -23,7 +46,7 @@ def adapters() -> dict[str, Adapter]:
     dict
         Name to adapter.
     """
-    found: dict[str, Adapter] = {adapter.name: adapter for adapter in (DiffusersUNet(),)}
+    found: dict[str, Adapter] = {family.name: family() for family in _BUILT_IN}
     for entry in entry_points(group=GROUP):
         adapter: Adapter = entry.load()()
         found[adapter.name] = adapter

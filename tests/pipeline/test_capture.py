@@ -97,7 +97,7 @@ def test_roles_are_kept_apart(tmp_path):
     with attention_witness(pipe.unet) as seen:
         generate(pipe, 2)
     run = open_run(tmp_path / "run.zarr")
-    assert run.attrs["guidance"] == {"rows": ["uncond", "cond"]}
+    assert run.attrs["guidance"] == {"calls": [["uncond", "cond"]]}
     for name, calls in seen.items():
         for role, first in (("uncond", 0), ("cond", 2)):
             stored = name if role == "cond" else f"{name}@uncond"
@@ -251,7 +251,7 @@ def test_wrong_use_is_named(tmp_path):
     with capture(pipe, path, samples=["a", "b", "c"]) as cap:
         with pytest.raises(CaptureError, match="one id for each"), cap.samples(["a", "b", "c"]):
             generate(pipe, 1)
-        with pytest.raises(CaptureError, match="rows for one sample.*1 .no guidance. or 2"), cap.sample("a"):
+        with pytest.raises(CaptureError, match="rows for one sample.*1 .cond. or 2"), cap.sample("a"):
             generate(pipe, 3)
         with pytest.raises(CaptureError, match="no further call"), cap.sample("a"):
             generate(pipe)
@@ -307,7 +307,7 @@ def test_a_layer_that_is_not_called_is_an_error(tmp_path, monkeypatch):
     block = pipe.unet.mid_block.attentions[0]
     monkeypatch.setattr(block, "forward", lambda x, **kwargs: (x,))
     with (
-        pytest.raises(CaptureError, match=r"captured layers.*expected 4.*mid_block"),
+        pytest.raises(CaptureError, match=r"layers that the denoiser called.*expected 4.*mid_block"),
         capture(pipe, tmp_path / "run.zarr", ["a"]) as cap,
         cap.sample("a"),
     ):

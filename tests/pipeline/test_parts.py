@@ -19,7 +19,7 @@ from pipeline.images import to_uint8
 from pipeline.jobs import Call, run_job
 from pipeline.provenance import describe
 from pipeline.selection import select_numbers
-from pipeline.timesteps import announced, timestep_of
+from pipeline.timesteps import Moment, announced, moment
 from pipeline.transfer import HostCopies
 from storage import Sink, open_run
 from storage.errors import CaptureError, InputError, ShapeMismatch, UnknownName
@@ -52,20 +52,26 @@ def test_selected_names_follow_patterns_and_the_models_order():
 
 
 def test_timesteps_come_from_the_call_and_the_scheduler():
-    assert timestep_of((None, torch.tensor(7)), {}) == 7.0
-    assert timestep_of((None,), {"timestep": torch.tensor([3, 3])}) == 3.0
-    for args, kwargs in (((None,), {}), ((None, torch.tensor([3, 4])), {})):
+    assert moment(torch.tensor(7)) == Moment(7.0, 0.0)
+    assert moment(torch.tensor([3, 3])).value == 3.0
+    for value in (None, torch.tensor([3, 4])):
         with pytest.raises(CaptureError, match="timestep of a denoiser call"):
-            timestep_of(args, kwargs)
+            moment(value)
 
     class Scheduler:
         timesteps = torch.tensor([9, 6, 6, 3])
 
     assert announced(Scheduler(), 9.0) == [9.0, 6.0, 6.0, 3.0]
     assert announced(Scheduler(), 6.0) == [6.0, 6.0, 3.0]  # a partial schedule starts late
-    assert announced(None, 5.0, given=[5, 1]) == [5.0, 1.0]
     with pytest.raises(CaptureError, match=r"timestep 5.*capture\(\.\.\., timesteps"):
         announced(Scheduler(), 5.0)
+
+
+@given(st.floats(0.01, 1000), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
+def test_a_timestep_rounded_on_its_way_is_still_known(timestep, dtype):
+    seen = moment(torch.tensor([timestep], dtype=torch.float64).to(dtype) / 1000 * 1000)
+    assert seen.near(timestep)
+    assert not seen.near(timestep * 1.05)
 
 
 def test_images_in_every_form_become_uint8():
@@ -193,7 +199,7 @@ def test_a_probe_learns_what_a_run_will_hold(tmp_path):
     with capture(pipe, tmp_path / "run.zarr", ["0", "1"], steps=slice(1, None)) as cap:
         run_job(cap, pipe, SmallTask.load, CALL, batch_size=2)
     run = open_run(tmp_path / "run.zarr")
-    assert geometry.rows == ("uncond", "cond")
+    assert geometry.calls == (("uncond", "cond"),)
     assert list(geometry.timesteps) == list(run.timesteps)
     assert [s.name for s in geometry.layers] == list(run.layers)
     for spec in geometry.layers:

@@ -1,0 +1,60 @@
+"""FLUX.1 Kontext (Black Forest Labs, 2025): generated and reference latents in one joint sequence.
+
+The sequence of all 19 double and 38 single blocks is [text, generated, reference]; position ids, [stream,
+row, column], tell the two image streams apart and give their grids. True guidance makes separate calls, the
+conditional one first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.adapters.contract import Spans
+from pipeline.adapters.joint import Joint, grid_of, layout_of
+
+
+class FluxKontext(Joint):
+    """Adapter of ``FluxKontextPipeline`` and its inpainting variant."""
+
+    name = "flux-kontext"
+    blocks = ("transformer_blocks", "single_transformer_blocks")
+
+    def matches(self, pipe: Any) -> bool:
+        """True for the pipelines' classes and their subclasses."""
+        return any(parent.__name__.startswith("FluxKontext") for parent in type(pipe).__mro__)
+
+    def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
+        """Generated tokens have stream 0 in ``img_ids``, those of the reference stream 1."""
+        text = int(arguments["encoder_hidden_states"].shape[1])
+        ids = arguments["img_ids"]
+        ids = ids[0] if ids.ndim == 3 else ids
+        streams = [int(n) for n in ids[:, 0].unique(sorted=True).tolist()]
+        start, found = text, []
+        for stream in streams:
+            own = ids[ids[:, 0] == stream]
+            grid = grid_of(own)
+            if grid is None:
+                raise self._no_reference(
+                    "position ids that fill a rectangle",
+                    f"{len(own)} ids of stream {stream}",
+                    "use the pipeline's own ids",
+                )
+            found.append((start, grid))
+            start += len(own)
+        if len(found) < 2:
+            raise self._no_reference(
+                "generated and reference tokens in img_ids",
+                "generated ones alone",
+                "give the pipeline image=",
+            )
+        references = tuple((first, layout_of(grid)) for first, grid in found[1:])
+        return Spans(start, text, found[0][1], references)
+
+    def timestep(self, arguments: Mapping[str, Any]) -> Any:
+        """FLUX is called with a thousandth of the scheduler's timestep."""
+        return arguments["timestep"] * 1000
+
+    def inputs(self, pipe: Any) -> Mapping[str, str]:
+        """The image to edit, and the instruction."""
+        return {"image": "source", "prompt": "prompt"}

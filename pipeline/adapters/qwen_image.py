@@ -1,0 +1,49 @@
+"""Qwen-Image-Edit (Qwen team, 2025): text, generated and reference latents in one joint sequence.
+
+All 60 blocks attend over [text, generated, reference...]; ``img_shapes`` gives the grids. The text holds
+further tokens of the reference, seen by the language model; they count as text here. Guidance makes separate
+calls, which the pipeline labels itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from pipeline.adapters.contract import Spans
+from pipeline.adapters.joint import Joint, layout_of
+
+
+class QwenImageEdit(Joint):
+    """Adapter of ``QwenImageEditPipeline``, its inpainting variant and the one of several images."""
+
+    name = "qwen-image-edit"
+
+    def matches(self, pipe: Any) -> bool:
+        """True for the pipelines' classes and their subclasses."""
+        return any(parent.__name__.startswith("QwenImageEdit") for parent in type(pipe).__mro__)
+
+    def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
+        """The first of ``img_shapes`` is the generated image, the others are references."""
+        text = int(arguments["encoder_hidden_states"].shape[1])
+        shapes = arguments["img_shapes"]
+        own = [tuple(shape) for shape in (shapes[0] if isinstance(shapes[0], list) else shapes)]
+        if len(own) < 2:
+            raise self._no_reference(
+                "generated and reference shapes in img_shapes", "one shape", "give the pipeline image="
+            )
+        starts = [text + sum(map(prod, own[:number])) for number in range(len(own) + 1)]
+        references = tuple(
+            (start, layout_of((rows, columns)))
+            for start, (_, rows, columns) in zip(starts[1:], own[1:], strict=False)
+        )
+        return Spans(starts[-1], text, own[0][1:], references)
+
+    def timestep(self, arguments: Mapping[str, Any]) -> Any:
+        """The model is called with a thousandth of the scheduler's timestep."""
+        return arguments["timestep"] * 1000
+
+    def inputs(self, pipe: Any) -> Mapping[str, str]:
+        """The image to edit, and the instruction."""
+        return {"image": "source", "prompt": "prompt"}

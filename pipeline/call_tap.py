@@ -1,0 +1,166 @@
+"""The call tap: q and k of joint attention, after normalisation and rotary embedding, at the attention call.
+
+Diffusers' processors call ``dispatch_attention_fn``, which each module imports by name, [row, token, head,
+dim]; others call ``scaled_dot_product_attention``, [row, head, token, dim]. Both are seen here while an
+attention module of interest runs, and both are passed on untouched, so the image stays as it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import ModuleType, TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from pipeline.adapters.contract import JointSite, Spans
+from pipeline.logsumexp import row_logsumexp
+from pipeline.taps import Receive, Tapped
+from storage.errors import CaptureError
+
+_DISPATCH = "dispatch_attention_fn"
+
+
+class CallTap:
+    """Watches the attention calls of ``sites``; everything it put in place leaves with the context.
+
+    Parameters
+    ----------
+    sites
+        Layers to tap.
+    receive
+        Gets query, key and log-sum-exp of the generated rows, once for each reference.
+    wanted
+        Whether the current denoiser call is kept: nothing is computed for the others.
+    """
+
+    def __init__(self, sites: Sequence[JointSite], receive: Receive, wanted: Callable[[], bool]) -> None:
+        self._sites, self._receive, self._wanted = tuple(sites), receive, wanted
+        self._spans: Spans | None = None
+        self._current: JointSite | None = None
+        self._seen = False
+        self._mode: _Watch | None = None
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> CallTap:
+        with ExitStack() as hooks:
+            for module in dict.fromkeys(filter(None, map(_dispatching, self._sites))):
+                self._wrap(module, hooks)
+            for site in self._sites:
+                before = site.module.register_forward_pre_hook(self._enter_site(site))
+                hooks.callback(before.remove)
+                after = site.module.register_forward_hook(self._leave_site, always_call=True)
+                hooks.callback(after.remove)
+            self._hooks = hooks.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.reset()
+        self._hooks.close()
+
+    def begin(self, spans: Spans) -> None:
+        """A denoiser call begins, whose tokens stand as ``spans`` says."""
+        self._spans = spans
+
+    def reset(self) -> None:
+        """Forget what a crashed or finished call of the denoiser left behind."""
+        self._spans = self._current = None
+        self._stop_watching()
+
+    def _wrap(self, module: ModuleType, hooks: ExitStack) -> None:
+        original = getattr(module, _DISPATCH)
+
+        def dispatch(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._current is not None:
+                mask = args[0] if args else kwargs.get("attn_mask")
+                self._saw(query, key, mask, kwargs.get("scale"))
+            return original(query, key, value, *args, **kwargs)
+
+        setattr(module, _DISPATCH, dispatch)
+        hooks.callback(setattr, module, _DISPATCH, original)
+
+    def _enter_site(self, site: JointSite) -> Callable[..., None]:
+        dispatches = _dispatching(site) is not None
+
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if self._spans is None or not self._wanted():
+                return
+            self._current, self._seen = site, False
+            if not dispatches:
+                self._mode = _Watch(self._saw_sdpa)
+                self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+        return hook
+
+    def _leave_site(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        site, self._current = self._current, None
+        self._stop_watching()
+        if site is not None and not self._seen and output is not None:
+            raise CaptureError(
+                f"layer {site.name!r}: its joint attention call",
+                expected=f"a call of {_DISPATCH} or scaled_dot_product_attention with "
+                f"{self._spans.length if self._spans else 0} tokens",
+                got=f"none from {type(getattr(module, 'processor', module)).__name__}",
+                remedy="use a processor that calls one of them, or another adapter",
+            )
+
+    def _stop_watching(self) -> None:
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._mode = None
+
+    def _saw_sdpa(self, query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any) -> None:
+        self._saw(query.transpose(1, 2), key.transpose(1, 2), attn_mask, kwargs.get("scale"))
+
+    def _saw(self, query: torch.Tensor, key: torch.Tensor, mask: Any, scale: float | None) -> None:
+        """An attention call inside the current site: the joint one has all tokens on both sides."""
+        spans, site = self._spans, self._current
+        if spans is None or site is None or self._seen or query.ndim != 4:
+            return
+        if query.shape[1] != spans.length or key.shape[1] != spans.length:
+            return
+        self._seen = True
+        query, key = query.detach(), key.detach()
+        factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
+        generated = query[:, spans.start : spans.start + spans.grid[0] * spans.grid[1]]
+        lse = row_logsumexp(generated, key, factor, _masked(mask, spans, generated.shape[1]))
+        for number, (start, layout) in enumerate(spans.references):
+            reference = key[:, start : start + layout.tokens]
+            part = f"reference-{number}" if number else ""
+            self._receive(Tapped(site, generated, reference, spans.grid, factor, layout, lse, part))
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, saw: Callable[..., None]) -> None:
+        super().__init__()
+        self._saw = saw
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self._saw(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _dispatching(site: JointSite) -> ModuleType | None:
+    """The module whose own name for diffusers' dispatch the site's processor calls, if it has one."""
+    processor = getattr(site.module, "processor", site.module)
+    module = sys.modules.get(type(processor).__module__)
+    return module if hasattr(module, _DISPATCH) else None
+
+
+def _masked(mask: Any, spans: Spans, rows: int) -> torch.Tensor | None:
+    """The part of a mask [.., query, key] that concerns the generated rows."""
+    if mask is None:
+        return None
+    found: torch.Tensor = mask
+    if found.shape[-2] != 1:
+        found = found[..., spans.start : spans.start + rows, :]
+    return found

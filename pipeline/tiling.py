@@ -1,0 +1,77 @@
+"""Where a tile lies: seen when the pipeline cuts it out of the latents, never computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from storage import Tile
+
+
+class TileWatch:
+    """Sees 4-D tensors being cut (``latents[:, :, y0:y1, x0:x1]``) between the denoiser's calls.
+
+    Inside a call it is paused, so that it costs the model nothing.
+    """
+
+    def __init__(self) -> None:
+        self._cuts: list[Tile] = []
+        self._mode: _Mode | None = None
+
+    def __enter__(self) -> TileWatch:
+        self.resume()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Stop looking."""
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._mode = None
+
+    def resume(self) -> None:
+        """Look again."""
+        if self._mode is None:
+            self._mode = _Mode(self._cuts.append)
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def place(self, rows: int, columns: int) -> Tile | None:
+        """Where the tile of this size that was cut last lies, None if none was cut since the last answer.
+
+        Several tensors are cut for one call (latents, the ControlNet's input, the image); the latents have
+        the size of the denoiser's input.
+        """
+        found = [cut for cut in self._cuts if (cut.rows, cut.columns) == (rows, columns)]
+        self._cuts.clear()
+        return found[-1] if found else None
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, saw: Callable[[Tile], None]) -> None:
+        super().__init__()
+        self._saw = saw
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.__getitem__ and args[0].ndim == 4:
+            self._note(args[0].shape[2:], args[1])
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, canvas: torch.Size, index: Any) -> None:
+        if not (isinstance(index, tuple) and len(index) == 4 and all(isinstance(i, slice) for i in index)):
+            return
+        (top, bottom, skip_rows), (left, right, skip_columns) = (
+            part.indices(size) for part, size in zip(index[2:], canvas, strict=True)
+        )
+        cut = (bottom - top, right - left)
+        if skip_rows == skip_columns == 1 and min(cut) > 0 and cut != tuple(canvas):
+            self._saw(Tile(top, left, bottom - top, right - left, int(canvas[0]), int(canvas[1])))

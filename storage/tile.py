@@ -1,0 +1,75 @@
+"""`Tile`: where the patches of a layer lie, when a large picture is denoised in overlapping pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+from storage.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Tile:
+    """A rectangle on a canvas, in units of the denoiser's input latents.
+
+    Parameters
+    ----------
+    top, left : int
+        Its first row and column.
+    rows, columns : int
+        Its size.
+    canvas_rows, canvas_columns : int
+        Size of the whole.
+    """
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+    canvas_rows: int
+    canvas_columns: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no rectangle inside the canvas.
+
+        Raises
+        ------
+        InputError
+            Saying what was expected and what came.
+        """
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in astuple(self))
+        if not whole or not (
+            0 <= self.top <= self.top + self.rows <= self.canvas_rows
+            and 0 <= self.left <= self.left + self.columns <= self.canvas_columns
+            and min(self.rows, self.columns) > 0
+        ):
+            raise InputError(
+                "tile",
+                expected="top, left, rows, columns, canvas rows and columns: a rectangle inside its canvas",
+                got=repr(astuple(self)),
+            )
+
+    def to_json(self) -> list[int]:
+        """Return the six numbers.
+
+        Returns
+        -------
+        list of int
+            In the order of the fields.
+        """
+        return list(astuple(self))
+
+    @classmethod
+    def read(cls, value: Tile | Sequence[int] | None) -> Tile | None:
+        """Take a tile, its six numbers, or None.
+
+        Raises
+        ------
+        InputError
+            If it is something else.
+        """
+        if value is None or isinstance(value, Tile):
+            return value
+        if not isinstance(value, (list, tuple)) or len(value) != 6:
+            raise InputError("tile", expected="six integers, or None", got=repr(value))
+        return cls(*value)
