@@ -11,7 +11,7 @@ from flows.config import CaptureConfig
 from flows.describe import describe
 from flows.progress import Progress, report
 from flows.samples import SampleSet, open_samples
-from flows.selection import selected
+from flows.selection import selected, selected_layers
 from storage import open_run
 from storage.errors import ConfigError, NotFound, UnknownName
 
@@ -69,12 +69,14 @@ def run_capture(config: CaptureConfig) -> dict[str, Any]:
 def kept(config: CaptureConfig) -> dict[str, Any]:
     """Return what a configuration keeps, as arguments of ``pipeline.capture`` and ``pipeline.probe``."""
     return {
-        "layers": config.layers,
+        "layers": selected_layers(config.layers),
         "steps": selected(config.steps),
         "heads": selected(config.heads),
         "adapter": config.adapter,
         "representation": config.representation,
         "roles": tuple(config.roles),
+        "timesteps": config.timesteps,
+        "guidance": config.guidance,
     }
 
 

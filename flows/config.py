@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from flows.selection import Selection
+from flows.selection import Layers, Selection
 
+Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 Positive: TypeAlias = Annotated[int, Field(ge=1, le=16384)]
 
 
@@ -98,8 +99,15 @@ class CaptureConfig(Strict):
     ] = 0
     batch_size: Annotated[int, Field(ge=1)] = 1
     adapter: str | None = None
-    roles: Annotated[list[Literal["cond", "uncond"]], Field(min_length=1)] = ["cond"]
-    layers: Annotated[list[str] | None, Field(min_length=1, description="names or patterns")] = None
+    roles: Annotated[list[Name], Field(min_length=1)] = ["cond"]
+    guidance: Annotated[
+        list[Annotated[list[Name], Field(min_length=1)]] | None,
+        Field(min_length=1, description="calls of a step, each a list of row blocks; None: the family's"),
+    ] = None
+    timesteps: Annotated[
+        list[float] | None, Field(min_length=1, description="of all steps, where nothing announces them")
+    ] = None
+    layers: Layers | None = None
     steps: Selection | None = None
     heads: Selection | None = None
     representation: Literal["auto", "factors", "scores"] = "auto"

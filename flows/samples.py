@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ class SampleInput:
         Of its noise.
     images
         Name (``source``, ``reference``, ``mask``, and ``reference_mask`` where it is known) to a PIL image.
+    texts
+        Name (``prompt``, ``negative_prompt``) to text.
     """
 
     id: str
     seed: int
     images: dict[str, Any]
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,40 @@ def selected(selection: list[int] | str | None) -> list[int] | slice | None:
     return selection
 
 
+def _checked_layers(value: Any) -> list[str | int] | str:
+    """Read names and patterns, numbers, or a slice such as ``"0:10"``."""
+    if isinstance(value, str):
+        return str(_checked(value)) if _SLICE.fullmatch(value.replace(" ", "")) else [value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    named = isinstance(value, list) and all(type(each) in (int, str) and each != "" for each in value)
+    if not named or not value:
+        raise ValueError("layer names or patterns, numbers in the model's order, or a slice such as 0:10")
+    return list(value)
+
+
+Layers: TypeAlias = Annotated[list[str | int] | str, PlainValidator(_checked_layers)]
+"""Layer names, patterns and numbers, or a slice as text; a pydantic field type."""
+
+
+def selected_layers(layers: list[str | int] | str | None) -> list[str | int] | slice | None:
+    """Turn checked ``Layers`` into what :func:`pipeline.capturing.capture` takes.
+
+    Parameters
+    ----------
+    layers
+        A checked ``Layers``; None selects everything.
+
+    Returns
+    -------
+    list, slice or None
+        Names and numbers, or a slice.
+    """
+    if isinstance(layers, str):
+        return slice(*(int(part) if part else None for part in layers.split(":")))
+    return layers
+
+
 def from_option(name: str, text: str | None) -> list[int] | slice | None:
     """Read a selection given on the command line.
 

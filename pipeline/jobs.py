@@ -27,6 +27,10 @@ class Task(Protocol):
     def images(self) -> Mapping[str, ImageLike]:
         """``source``, ``reference``, ``mask``, ... by name."""
 
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """``prompt``, ``negative_prompt``, ... by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -35,7 +39,7 @@ class Call:
     Attributes
     ----------
     inputs
-        Argument of the call -> name of the task's image that it takes.
+        Argument of the call -> name of the task's image or text that it takes.
     arguments
         The other arguments: steps, guidance scale, size.
     """
@@ -45,11 +49,9 @@ class Call:
 
     def __call__(self, pipe: Any, tasks: Sequence[Task]) -> Any:
         """The pipeline's ``images`` for ``tasks``, in order; each has its own noise, whatever its batch."""
-        images = {
-            argument: [_image(task.images[name]) for task in tasks] for argument, name in self.inputs.items()
-        }
+        given = {argument: [_input(task, name) for task in tasks] for argument, name in self.inputs.items()}
         generators = [torch.Generator("cpu").manual_seed(task.seed) for task in tasks]
-        single = {argument: batch[0] for argument, batch in images.items()} if len(tasks) == 1 else images
+        single = {argument: batch[0] for argument, batch in given.items()} if len(tasks) == 1 else given
         generator = generators[0] if len(tasks) == 1 else generators
         return pipe(**single, **self.arguments, generator=generator).images
 
@@ -97,12 +99,15 @@ def run_job(
         with cap.samples(ids, keep=missing, **images) as handles:
             for handle, task, image in zip(handles, tasks, call(pipe, tasks), strict=True):
                 handle.generated = image
-                handle.annotate(seed=task.seed)
+                handle.annotate(seed=task.seed, **task.texts)
     return len(waiting)
 
 
-def _image(image: ImageLike) -> Any:
-    """What pipelines take: PIL images, which arrays are turned into."""
+def _input(task: Task, name: str) -> Any:
+    """What pipelines take: a text, or a PIL image, which arrays are turned into."""
     from PIL import Image
 
+    if name in task.texts:
+        return task.texts[name]
+    image = task.images[name]
     return image if isinstance(image, Image.Image) else Image.fromarray(image)

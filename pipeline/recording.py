@@ -176,8 +176,9 @@ class Recording:
             )  # fmt: skip
         self._seen |= {name, tapped.site.name}
         rows = self._plan.split.rows(tapped, len(self._handles), place.rows)
-        if len(rows) >= len(self._rows.get(place.index, ())):  # a ControlNet may see the cond rows alone
-            self._rows[place.index] = rows
+        call = 0 if self._tile is not None else place.index  # all tiles have the same rows
+        if len(rows) >= len(self._rows.get(call, ())):  # a ControlNet may see the cond rows alone
+            self._rows[call] = rows
         step = self._kept.index(place.step)
         for part in self._plan.split(tapped, rows, len(self._handles), self._tile):
             self._specs.setdefault(part.spec.name, part.spec)

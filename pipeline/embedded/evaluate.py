@@ -36,7 +36,7 @@ class SceneTask:
 
     def __init__(self, seed: int) -> None:
         self.seed, self.id, self.scene = seed, f"{seed:05d}", make_scene(seed)
-        self.images = self.scene.images
+        self.images, self.texts = self.scene.images, dict[str, str]()
 
 
 def evaluate(

@@ -174,6 +174,7 @@ class SmallTask:
     id: str
     seed: int
     images: dict = field(default_factory=dict)
+    texts: dict = field(default_factory=dict)
 
     @classmethod
     def load(cls, id):

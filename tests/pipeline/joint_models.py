@@ -1,0 +1,127 @@
+"""Small joint-attention pipelines of diffusers' real classes, with random weights."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
+    QwenImageTransformer2DModel,
+)
+
+WIDTH = 32
+
+
+def _flux_transformer() -> FluxTransformer2DModel:
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=[4, 4, 8],
+    ).eval()
+
+
+def _flux_parts() -> dict[str, Any]:
+    vae = AutoencoderKL(
+        sample_size=32,
+        block_out_channels=(4,),
+        latent_channels=1,
+        norm_num_groups=1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+    )
+    empty = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "vae": vae.eval(),
+        "transformer": _flux_transformer(),
+        **empty,
+    }
+
+
+def flux_kontext() -> FluxKontextPipeline:
+    """Two double and two single blocks, two heads."""
+    torch.manual_seed(0)
+    pipe = FluxKontextPipeline(**_flux_parts())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class Redux:
+    """A base pipeline with the prior beside it, as a user's factory returns them."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.base = FluxPipeline(**_flux_parts())
+        self.base.set_progress_bar_config(disable=True)
+        # Only the sizes of the prior's image encoder matter to capture.
+        self.prior = type("FluxPriorReduxPipeline", (), {})()
+        self.prior.image_encoder = SimpleNamespace(config=SimpleNamespace(image_size=8, patch_size=4))
+
+    @property
+    def scheduler(self) -> Any:
+        return self.base.scheduler
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.base(**arguments)
+
+
+def _qwen_parts() -> dict[str, Any]:
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(8, 4, 4),
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "vae": vae.eval(),
+        "text_encoder": None,
+        "tokenizer": None,
+        "processor": None,
+        "transformer": transformer.eval(),
+    }
+
+
+def qwen_edit() -> QwenImageEditPipeline:
+    """Two blocks, three heads."""
+    torch.manual_seed(0)
+    pipe = QwenImageEditPipeline(**_qwen_parts())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def qwen_edit_plus() -> QwenImageEditPlusPipeline:
+    """The variant that takes several images."""
+    torch.manual_seed(0)
+    pipe = QwenImageEditPlusPipeline(**_qwen_parts())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,260 @@
+"""Joint attention on diffusers' own FLUX and Qwen-Image: spans, roles, log-sum-exp, kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxKontextPipeline
+
+from pipeline import capture
+from pipeline.logsumexp import row_logsumexp
+from storage import open_run, verify
+from storage.errors import CaptureError, UnknownName
+from tests.pipeline import joint_models, models
+from tests.pipeline.kernel_spy import kernel_witness
+
+STEPS, TEXT = 3, 7
+EVERY = np.ones((1, 1, 1, 1), bool)
+ATTENTION = r"(single_)?transformer_blocks\.\d+\.attn"
+
+
+def embeddings(count, seed, mask=False):
+    """Prompt embeddings as the text encoders would give them."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {"prompt_embeds": torch.randn(count, TEXT, joint_models.WIDTH, generator=generator)}
+    if mask:
+        keep = torch.ones(count, TEXT, dtype=torch.bool)
+        if count > 1:
+            keep[1, 4:] = False  # prompts of two lengths, padded
+        found["prompt_embeds_mask"] = keep
+    else:
+        found["pooled_prompt_embeds"] = torch.randn(count, joint_models.WIDTH, generator=generator)
+    return found
+
+
+def edit(pipe, count=1, guidance=2.0, height=32, width=48, **more):
+    """Generate with a pipeline of either family."""
+    qwen = "Qwen" in type(pipe).__name__
+    arguments = embeddings(count, 1, mask=qwen)
+    if guidance > 1:
+        arguments |= {f"negative_{k}": v for k, v in embeddings(count, 2, mask=qwen).items()}
+    if isinstance(pipe, FluxKontextPipeline):
+        arguments |= {"max_area": height * width, "_auto_resize": False}
+    if not isinstance(pipe, joint_models.Redux):
+        arguments |= {"image": [models.picture(5, 24, 32)], "true_cfg_scale": guidance}
+    return pipe(
+        **arguments,
+        height=height,
+        width=width,
+        num_inference_steps=STEPS,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+        **more,
+    ).images
+
+
+@pytest.fixture
+def small_references(monkeypatch):
+    """The reference of Qwen's pipelines at 24x32 pixels instead of a megapixel."""
+    for name, size in (("edit", (32, 24, None)), ("edit_plus", (32, 24))):
+        module = f"diffusers.pipelines.qwenimage.pipeline_qwenimage_{name}"
+        monkeypatch.setattr(f"{module}.calculate_dimensions", lambda area, ratio, size=size: size)
+
+
+def record(pipe, path, count=1, **options):
+    images = {name: options.pop(name) for name in ("guidance", "height", "width", "image") if name in options}
+    ids = [f"s{i}" for i in range(count)]
+    with capture(pipe, path, samples=ids, **options) as cap, cap.samples(ids) as handles:
+        out = edit(pipe, count, **images)
+        for handle, image in zip(handles, out, strict=True):
+            handle.generated = image
+    return out
+
+
+def check(run, seen, start, references, roles, count):
+    """Stored scores, and the share of every reference, are those of the kernel's own joint logits."""
+    for name, forwards in seen.items():
+        for index, role in enumerate(roles):
+            for number, (first, tokens) in enumerate(references):
+                marks = [f"reference-{number}"] * (number > 0) + [role] * (role != "cond")
+                layer = "@".join([f"transformer.{name}", *marks])
+                spec = run.layers[layer]
+                assert (spec.role, spec.lse, spec.ref, spec.static_key) == (role, True, tokens, False)
+                calls = [forward[0] for forward in forwards[index :: len(roles)]]
+                assert len(calls) == STEPS
+                logits = np.stack([c.logits[..., start : start + spec.gen, :].numpy() for c in calls], axis=1)
+                masked = np.stack(
+                    [np.where(EVERY if c.mask is None else c.mask.numpy(), 0, -np.inf) for c in calls],
+                    axis=1,
+                )
+                scores = run.scores(layer).compute()
+                own = logits[..., first : first + tokens]
+                np.testing.assert_allclose(scores, own, rtol=1e-5, atol=1e-5 * np.abs(own).max())
+                lse = np.logaddexp.reduce(logits + masked, axis=-1)
+                np.testing.assert_allclose(run.lse(layer), lse, rtol=1e-5, atol=1e-5)
+    assert len(run.samples) == count
+
+
+@pytest.mark.parametrize(
+    ("count", "guidance", "size"), [(1, 1.0, (32, 48)), (1, 2.0, (32, 32)), (3, 2.0, (48, 32))]
+)
+@pytest.mark.parametrize("family", ["kontext", "qwen"])
+def test_images_are_equal_and_scores_are_the_models_own(
+    tmp_path, monkeypatch, small_references, family, count, guidance, size
+):
+    pipe = joint_models.flux_kontext() if family == "kontext" else joint_models.qwen_edit()
+    images = {"guidance": guidance, "height": size[0], "width": size[1]}
+    plain = edit(pipe, count, **images)
+    roles = ("cond", "uncond") if guidance > 1 else ("cond",)
+    np.testing.assert_array_equal(record(pipe, tmp_path / "r.zarr", count, roles=roles, **images), plain)
+    np.testing.assert_array_equal(edit(pipe, count, **images), plain)
+    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
+        edit(pipe, count, **images)
+
+    run = open_run(tmp_path / "r.zarr")
+    down = 2 if family == "kontext" else 4  # small autoencoders; then patches of 2x2
+    generated = (size[0] // down, size[1] // down)
+    reference = (24 // down, 32 // down)
+    assert len(run.layers) == len(seen) * len(roles) == (4 if family == "kontext" else 2) * len(roles)
+    assert all(spec.gen_grid == generated and spec.ref_grid == reference for spec in run.layers.values())
+    assert run.attrs["guidance"] == {"calls": [[role] for role in roles]}
+    assert list(run.timesteps) == [float(t) for t in pipe.scheduler.timesteps]
+    first = TEXT + generated[0] * generated[1]
+    check(run, seen, TEXT, [(first, reference[0] * reference[1])], roles, count)
+    assert verify(tmp_path / "r.zarr").ok
+
+
+def test_several_references_are_layers_of_their_own(tmp_path, monkeypatch, small_references):
+    pipe = joint_models.qwen_edit_plus()
+    images = [models.picture(1, 24, 32), models.picture(2, 24, 32)]
+
+    def generate():
+        keep = embeddings(1, 1, mask=True)
+        return pipe(
+            image=images, **keep, true_cfg_scale=1.0, height=24, width=16, num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(0), output_type="np",
+        ).images  # fmt: skip
+
+    with capture(pipe, tmp_path / "r.zarr", samples=["a"]) as cap, cap.sample("a") as sample:
+        sample.generated = generate()[0]
+    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
+        generate()
+    run = open_run(tmp_path / "r.zarr")
+    assert len(run.layers) == 2 * len(seen)
+    check(run, seen, TEXT, [(TEXT + 24, 48), (TEXT + 72, 48)], ("cond",), 1)
+
+
+def test_redux_tokens_stand_at_the_end_of_the_text(tmp_path, monkeypatch):
+    pipe = joint_models.Redux()
+    out = record(pipe, tmp_path / "r.zarr")
+    np.testing.assert_array_equal(out, edit(pipe, guidance=1.0))
+    with kernel_witness(pipe.base.transformer, ATTENTION, monkeypatch) as seen:
+        edit(pipe, guidance=1.0)
+    run = open_run(tmp_path / "r.zarr")
+    assert all(spec.ref_grid == (2, 2) for spec in run.layers.values())
+    check(run, seen, TEXT, [(TEXT - 4, 4)], ("cond",), 1)
+
+
+@pytest.mark.parametrize("backend", ["native", "_native_math"])
+def test_every_kernel_gives_the_same_scores(tmp_path, backend):
+    pipe = joint_models.flux_kontext()
+    record(pipe, tmp_path / "default.zarr")
+    pipe.transformer.set_attention_backend(backend)
+    record(pipe, tmp_path / "other.zarr")
+    first, second = open_run(tmp_path / "default.zarr"), open_run(tmp_path / "other.zarr")
+    for name in first.layers:
+        np.testing.assert_allclose(second.scores(name), first.scores(name), rtol=1e-4, atol=1e-4)
+
+
+def test_a_processor_that_calls_torch_itself_is_seen_too(tmp_path):
+    """A user's processor, in a module that does not know diffusers' dispatch."""
+    pipe = joint_models.flux_kontext()
+    record(pipe, tmp_path / "default.zarr")
+    original = pipe.transformer.transformer_blocks[0].attn.processor
+
+    class Own(type(original)):
+        def __call__(self, attn, *args, **kwargs):
+            import diffusers.models.transformers.transformer_flux as module
+
+            dispatch = module.dispatch_attention_fn
+
+            def plain(query, key, value, **rest):
+                heads = [x.transpose(1, 2) for x in (query, key, value)]
+                return torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2)
+
+            module.dispatch_attention_fn = plain
+            try:
+                return super().__call__(attn, *args, **kwargs)
+            finally:
+                module.dispatch_attention_fn = dispatch
+
+    for block in pipe.transformer.transformer_blocks:
+        block.attn.processor = Own()
+    record(pipe, tmp_path / "own.zarr")
+    first, second = open_run(tmp_path / "default.zarr"), open_run(tmp_path / "own.zarr")
+    for name in first.layers:
+        np.testing.assert_allclose(second.scores(name), first.scores(name), rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_is_stored_as_it_was_and_its_rounded_timesteps_are_known(tmp_path, monkeypatch):
+    pipe = joint_models.flux_kontext().to(torch.bfloat16)
+
+    def generate():
+        arguments = {k: v.bfloat16() for k, v in embeddings(1, 1).items()}
+        negative = {f"negative_{k}": v.bfloat16() for k, v in embeddings(1, 2).items()}
+        return pipe(
+            image=[models.picture(5, 16, 16)], **arguments, **negative, true_cfg_scale=2.0, height=16,
+            width=16, max_area=256, _auto_resize=False, num_inference_steps=40, output_type="np",
+            generator=torch.Generator().manual_seed(0),
+        ).images  # fmt: skip
+
+    plain = generate()
+    with capture(pipe, tmp_path / "r.zarr", samples=["a"], layers=[0, -1]) as cap, cap.sample("a") as sample:
+        image = generate()[0]
+        sample.generated = image
+    np.testing.assert_array_equal(image, plain[0])
+    run = open_run(tmp_path / "r.zarr")
+    assert len(run.timesteps) == 40
+    assert {spec.dtype for spec in run.layers.values()} == {"bfloat16"}
+    assert verify(tmp_path / "r.zarr").ok
+
+
+def test_what_cannot_be_is_said_before_an_image_exists(tmp_path):
+    pipe = joint_models.flux_kontext()
+    with (
+        capture(pipe, tmp_path / "r.zarr", samples=["a"], roles=("uncond",)) as cap,
+        pytest.raises(UnknownName, match="role 'uncond'"),
+        cap.sample("a"),
+    ):
+        edit(pipe, guidance=1.0)
+    with (
+        capture(pipe, tmp_path / "r.zarr", samples=["a"]) as cap,
+        pytest.raises(CaptureError, match=r"reference tokens.*give the pipeline image="),
+        cap.sample("a"),
+    ):
+        pipe(**embeddings(1, 1), height=32, width=32, max_area=1024, num_inference_steps=1, output_type="np")
+    assert not (tmp_path / "r.zarr").exists()
+    for module in pipe.transformer.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_logsumexp_in_blocks_is_the_whole_one(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, n, 3, 8, generator=generator) for n in (13, 29))
+    masks = {
+        "none": None,
+        "keys": torch.rand(2, 1, 1, 29, generator=generator) > 0.3,
+        "pairs": torch.rand(2, 1, 13, 29, generator=generator) > 0.3,
+        "added": torch.randn(2, 3, 13, 29, generator=generator),
+    }
+    logits = torch.einsum("bqhd,bkhd->bhqk", query.double(), key.double()) * 0.5
+    monkeypatch.setattr("pipeline.logsumexp._BLOCK_BYTES", {"cpu": 4 * 2 * 3 * 29 * 4})
+    for name, mask in masks.items():
+        whole = (
+            logits if mask is None else logits + mask if name == "added" else logits.where(mask, -torch.inf)
+        )
+        found = row_logsumexp(query, key, 0.5, mask)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), whole.logsumexp(-1), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,263 @@
+"""Capture on stand-ins of Paint-by-Example, DCI-VTON, StableVITON, PASD and SeeSR: see tests/standins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import capture
+from pipeline.adapters.registry import find_adapter
+from storage import Tile, open_run, verify
+from storage.errors import CaptureError
+from tests.pipeline import models
+from tests.pipeline.kernel_spy import kernel_witness
+from tests.standins import ldm, pasd, seesr, stableviton
+
+LDM = [f"input_blocks.{i}.1" for i in (1, 2, 4, 5, 7, 8)] + ["middle_block.1"]
+LDM += [f"output_blocks.{i}.1" for i in range(3, 12)]
+WARPS = [f"warp_flow_blks.{i}" for i in range(9)]
+PASD = [f"unet.up_blocks.{i}.pixel_attentions.{j}" for i in range(4) for j in range(3)]
+LIGHT = [f"unet.up_blocks.{i}.attentions.{j}" for i in (1, 2, 3) for j in range(3)]
+DOWN = [f"down_blocks.{i}.image_attentions.{j}" for i in range(3) for j in range(2)]
+UP = [f"up_blocks.{i}.image_attentions.{j}" for i in (1, 2, 3) for j in range(3)]
+MID = ["mid_block.image_attentions.0"]
+SEESR = [f"controlnet.{name}" for name in DOWN + MID] + [f"unet.{name}" for name in DOWN + MID + UP]
+
+
+def blocks(names, end="attn2"):
+    """The attention of these transformers."""
+    return {f"{name}.transformer_blocks.0.{end}" for name in names}
+
+
+def generate(pipe, count=1, guidance=2.0, size=(32, 32), seed=0, **more):
+    images = {"image": [models.picture(seed + i, *size) for i in range(count)]}
+    if hasattr(pipe, "sampler"):
+        images["mask_image"] = [models.hole(*size) for _ in range(count)]
+        images["reference_image"] = [models.picture(seed + 50 + i, *size) for i in range(count)]
+    single = {name: batch[0] for name, batch in images.items()} if count == 1 else images
+    more.setdefault("num_inference_steps", 2)
+    found = pipe(
+        **single, guidance_scale=guidance, generator=torch.Generator().manual_seed(seed), **more
+    ).images
+    return np.stack([np.asarray(image) for image in found])
+
+
+def record(pipe, path, count=1, options=None, **images):
+    ids = [f"s{i}" for i in range(count)]
+    with capture(pipe, path, samples=ids, **(options or {})) as cap, cap.samples(ids) as handles:
+        out = generate(pipe, count, **images)
+        for handle, image in zip(handles, out, strict=True):
+            handle.generated = Image.fromarray(image)
+    return out
+
+
+@pytest.fixture
+def logits_of(monkeypatch):
+    """Run a generation and give the logits of each layer's calls, seen at the model's own kernel."""
+
+    def witness(pipe, path, run):
+        if hasattr(pipe, "sampler"):
+            return _ldm_logits(pipe.model.model.diffusion_model, path, run, monkeypatch)
+        found = {}
+        with (
+            kernel_witness(pipe.unet, path, monkeypatch) as unet,
+            kernel_witness(pipe.controlnet, path, monkeypatch) as controlnet,
+        ):
+            run()
+        for part, seen in (("unet", unet), ("controlnet", controlnet)):
+            found |= {f"{part}.{name}": [calls[0].logits for calls in each] for name, each in seen.items()}
+        return found
+
+    return witness
+
+
+def _ldm_logits(unet, path, run, monkeypatch):
+    names = {module: name for name, module in unet.named_modules()}
+    found = {}
+    for kind in (ldm.CrossAttention, ldm.MemoryEfficientCrossAttention):
+        original = kind.attend
+
+        def attend(self, q, k, v, original=original):
+            logits = q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5
+            found.setdefault(names.get(self, ""), []).append(logits)
+            return original(self, q, k, v)
+
+        monkeypatch.setattr(kind, "attend", attend)
+    run()
+    return {name: calls for name, calls in found.items() if name.endswith("attn2") and name}
+
+
+SYSTEMS = {
+    "paint-by-example": (lambda: ldm.Pipeline(ldm.PLMSSampler), blocks(LDM), "ldm"),
+    "dci-vton": (
+        lambda: ldm.Pipeline(ldm.DDIMSampler, ldm.MemoryEfficientCrossAttention),
+        blocks(LDM),
+        "ldm",
+    ),
+    "stableviton": (stableviton.Pipeline, blocks(LDM + WARPS), "stableviton"),
+    "stableviton-ddim": (
+        lambda: stableviton.Pipeline(
+            stableviton.SeparateDDIMSampler, attention=ldm.MemoryEfficientCrossAttention
+        ),
+        blocks(LDM + WARPS),
+        "stableviton",
+    ),
+    "pasd": (pasd.make, blocks(PASD), "pasd"),
+    "pasd-light": (lambda: pasd.make(light=True), blocks(LIGHT, "attn2_plus"), "pasd"),
+    "seesr": (seesr.make, blocks(SEESR), "seesr"),
+}
+
+
+@pytest.mark.parametrize(
+    ("count", "guidance", "size"), [(1, 1.0, (32, 32)), (1, 2.0, (48, 32)), (3, 2.0, (32, 48))]
+)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_images_are_equal_and_scores_are_the_models_own(tmp_path, logits_of, system, count, guidance, size):
+    make, layers, adapter = SYSTEMS[system]
+    pipe = make()
+    separate = "stableviton" in system and guidance > 1
+    roles = ("cond", "uncond") if separate else ("cond",)
+    images = {"count": count, "guidance": guidance, "size": size}
+    plain = generate(pipe, **images)
+    np.testing.assert_array_equal(
+        record(pipe, tmp_path / "r.zarr", options={"roles": roles}, **images), plain
+    )
+    np.testing.assert_array_equal(generate(pipe, **images), plain)
+    seen = logits_of(pipe, r".*(attn2|attn2_plus)", lambda: generate(pipe, **images))
+
+    run = open_run(tmp_path / "r.zarr")
+    assert run.attrs["adapter"] == adapter
+    assert {name for name in run.layers if "@" not in name} == layers
+    calls = {1.0: [["cond"]], 2.0: [["cond"], ["uncond"]] if separate else [["uncond", "cond"]]}[guidance]
+    assert run.attrs["guidance"] == {"calls": calls}
+    for name in layers:
+        for number, role in enumerate(roles):
+            layer = name if role == "cond" else f"{name}@{role}"
+            rows = [call[-count:].numpy() for call in seen[name][number :: len(roles)]]
+            own = np.stack(rows, axis=1)
+            np.testing.assert_allclose(run.scores(layer), own, rtol=1e-5, atol=1e-5 * np.abs(own).max())
+            spec = run.layers[layer]
+            assert spec.gen_grid[0] * size[1] == spec.gen_grid[1] * size[0]
+            assert spec.static_key == ("warp" not in name and "pasd" not in system)
+            expected = {
+                "ldm": ((0, 0), 1),
+                "seesr": ((12, 12), 1),
+                "pasd": (spec.gen_grid, 0),
+                "stableviton": (spec.gen_grid, 0) if "warp" in name else ((0, 0), 1),
+            }[adapter]
+            assert (spec.ref_grid, spec.ref_prefix) == expected
+    assert verify(tmp_path / "r.zarr").ok
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_stand_in_uses_its_reference(system):
+    """Else the tests above would show nothing."""
+    pipe = SYSTEMS[system][0]()
+    name, _ = next((n, m) for n, m in _root(pipe).named_modules() if n.endswith(("attn2", "attn2_plus")))
+    before = generate(pipe)
+    wanted = [m for n, m in _root(pipe).named_modules() if n.endswith(("attn2", "attn2_plus"))]
+    for attention in wanted:
+        torch.nn.init.zeros_(attention.to_v.weight)
+    assert name
+    assert (generate(pipe) != before).any()
+
+
+def _root(pipe):
+    return pipe.model.model.diffusion_model if hasattr(pipe, "sampler") else pipe.unet
+
+
+def test_plms_calls_once_more_and_every_call_is_a_step(tmp_path):
+    pipe = ldm.Pipeline(ldm.PLMSSampler)
+    record(pipe, tmp_path / "r.zarr", num_inference_steps=4)
+    assert open_run(tmp_path / "r.zarr").timesteps == (751, 501, 501, 251, 1)
+    record(ldm.Pipeline(), tmp_path / "d.zarr", num_inference_steps=4)
+    assert open_run(tmp_path / "d.zarr").timesteps == (751, 501, 251, 1)
+    record(pipe, tmp_path / "one.zarr", num_inference_steps=1)
+    assert open_run(tmp_path / "one.zarr").timesteps == (1, 1)
+
+
+def test_separate_calls_in_the_other_order_are_told_by_the_user(tmp_path, monkeypatch):
+    pipe = stableviton.Pipeline()
+    noise = stableviton._SeparateCalls._noise
+
+    def other_order(self, x, step, cond, unconditional_guidance_scale=1.0, unconditional_conditioning=None):
+        return noise(self, x, step, unconditional_conditioning, 1 - unconditional_guidance_scale, cond)
+
+    record(pipe, tmp_path / "usual.zarr", options={"roles": ("cond", "uncond"), "steps": 0})
+    monkeypatch.setattr(stableviton._SeparateCalls, "_noise", other_order)
+    with pytest.raises(CaptureError, match=r"denoiser call at step 0.*guidance="):
+        record(pipe, tmp_path / "odd.zarr", options={"guidance": [["cond"], ["image"], ["uncond"]]})
+    options = {"guidance": [["uncond"], ["cond"]], "roles": ("cond", "uncond"), "steps": 0}
+    record(pipe, tmp_path / "other.zarr", options=options)
+    usual, other = open_run(tmp_path / "usual.zarr"), open_run(tmp_path / "other.zarr")
+    assert other.attrs["guidance"] == {"calls": [["uncond"], ["cond"]]}
+    for name in usual.layers:
+        np.testing.assert_allclose(other.scores(name), usual.scores(name), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("system", ["pasd", "seesr"])
+def test_tiles_are_recorded_with_their_places(tmp_path, logits_of, system):
+    make, layers, _ = SYSTEMS[system]
+    pipe = make()
+    images = {"count": 2, "size": (64, 48), "tile_size": 16, "num_inference_steps": 2}
+    plain = generate(pipe, **images)
+    np.testing.assert_array_equal(record(pipe, tmp_path / "r.zarr", **images), plain)
+    seen = logits_of(pipe, r".*(attn2|attn2_plus)", lambda: generate(pipe, **images))
+    run = open_run(tmp_path / "r.zarr")
+    # 32 x 24 latents, tiles of 16 that overlap by 2, column by column, the last ones moved to the edge
+    corners = [(top, left) for left in (0, 8) for top in (0, 14, 16)]
+    assert len(run.layers) == len(layers) * len(corners)
+    assert run.attrs["guidance"] == {"calls": [["uncond", "cond"]]}
+    for name in layers:
+        for number, corner in enumerate(corners):
+            layer = f"{name}@tile-{corner[0]}-{corner[1]}"
+            tile = Tile(*corner, 16, 16, 32, 24)
+            assert run.layers[layer].tile == tile
+            assert run.layers[layer].ref_tile == (tile if system == "pasd" else None)
+            calls = seen[name][number :: len(corners)]
+            own = np.stack([call[-2:].numpy() for call in calls], axis=1)
+            np.testing.assert_allclose(run.scores(layer), own, rtol=1e-5, atol=1e-5 * np.abs(own).max())
+    assert verify(tmp_path / "r.zarr").ok
+
+
+def test_a_schedule_that_starts_late_is_recorded_as_it_runs(tmp_path):
+    pipe = seesr.make()
+    record(pipe, tmp_path / "r.zarr", start_steps=400, num_inference_steps=4)
+    assert open_run(tmp_path / "r.zarr").timesteps == (251, 1)
+
+
+def test_without_a_sampler_the_timesteps_must_be_given(tmp_path):
+    pipe = ldm.Pipeline()
+    sampler, pipe.sampler = pipe.sampler, None
+
+    class Bare:
+        model = pipe.model
+
+    def call():
+        pipe.sampler = sampler
+        return generate(pipe)[0]
+
+    with (
+        capture(Bare(), tmp_path / "r.zarr", samples=["a"]) as cap,
+        pytest.raises(CaptureError, match=r"timesteps of the generation.*timesteps=\[\.\.\.\]"),
+        cap.sample("a"),
+    ):
+        call()
+    with (
+        capture(Bare(), tmp_path / "r.zarr", samples=["a"], timesteps=[501, 1]) as cap,
+        cap.sample("a") as sample,
+    ):
+        sample.generated = call()
+    assert open_run(tmp_path / "r.zarr").samples == ("a",)
+
+
+def test_each_system_has_one_adapter(monkeypatch):
+    for make, _, adapter in SYSTEMS.values():
+        pipe = make()
+        assert find_adapter(pipe).name == adapter
+    sampler = ldm.Pipeline().sampler
+    assert find_adapter(sampler).name == "ldm"  # a sampler that holds the model is enough
+    with pytest.raises(CaptureError, match=r"adapter for object.*expected exactly one.*got none"):
+        find_adapter(object())

@@ -1,0 +1,1 @@
+"""Small systems with the module names, class names and call patterns of public research code."""
