@@ -5,18 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from flows.datasets.config import Samples
 from flows.selection import Layers, Selection
-
-Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
-Positive: TypeAlias = Annotated[int, Field(ge=1, le=16384)]
-
-
-class Strict(BaseModel):
-    """Base of every configuration model: no unknown key, no change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+from flows.strict import Name, Size, Strict
 
 
 class EmbeddedSource(Strict):
@@ -57,29 +50,6 @@ PipelineSource: TypeAlias = Annotated[
 ]
 
 
-class Scenes(Strict):
-    """Procedural scenes of the embedded model, one for each seed."""
-
-    count: Annotated[int, Field(ge=1)]
-    first_seed: Annotated[int, Field(ge=0)] = 0
-
-
-class Samples(Strict):
-    """Where the samples come from: exactly one of ``scenes`` and ``manifest``."""
-
-    scenes: Scenes | None = None
-    manifest: Path | None = None
-    limit: Annotated[int | None, Field(ge=1, description="first N rows of the manifest")] = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Samples:
-        if (self.scenes is None) == (self.manifest is None):
-            raise ValueError("exactly one of scenes and manifest")
-        if self.limit is not None and self.manifest is None:
-            raise ValueError("limit together with manifest only")
-        return self
-
-
 class CaptureConfig(Strict):
     """One capture: which pipeline, which samples, what to keep, where to write it.
 
@@ -91,8 +61,8 @@ class CaptureConfig(Strict):
     samples: Samples
     call: Annotated[dict[str, Any], Field(description="arguments of the pipeline's call")] = {}
     inputs: Annotated[
-        dict[str, Literal["source", "reference", "mask"]] | None,
-        Field(description="call argument -> image of the sample; None: known from the pipeline's class"),
+        dict[str, Name] | None,
+        Field(description="call argument -> image or text of the sample; None: the family's"),
     ] = None
     seed: Annotated[
         int, Field(ge=0, description="of samples that name none of their own: seed + position")
@@ -118,7 +88,7 @@ class CaptureConfig(Strict):
     @model_validator(mode="after")
     def _scenes_need_the_embedded_pipeline(self) -> CaptureConfig:
         if self.samples.scenes is not None and self.pipeline.kind == "pretrained":
-            raise ValueError("samples.manifest for a pretrained pipeline; scenes are the embedded model's")
+            raise ValueError("images for a pretrained pipeline; scenes are the embedded model's")
         return self
 
 
@@ -224,7 +194,7 @@ class AnalysisConfig(Computing):
         Literal["corrected", "official"], Field(description="official: the paper's own code")
     ] = "corrected"
     confidence: Annotated[float, Field(gt=0, lt=1, description="of intervals over samples")] = 0.95
-    size: tuple[Positive, Positive] | None = None
+    size: Size | None = None
     aggregations: Annotated[list[str], Field(description="names, or module:name")] = []
     details: Annotated[int, Field(ge=0, description="samples shown in full in the report")] = 24
     figures: Annotated[int, Field(ge=0, description="samples that get figures of their own")] = 12

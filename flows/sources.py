@@ -64,7 +64,8 @@ def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Argument name to ``source``, ``reference`` or ``mask``.
+        Argument name to ``source``, ``reference``, ``mask``, ``prompt``, ...; an argument that the
+        configuration's call gives is not asked of the samples.
 
     Raises
     ------
@@ -75,7 +76,8 @@ def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str]:
         return dict(config.inputs)
     from pipeline.adapters.registry import find_adapter
 
-    return dict(find_adapter(pipe, config.adapter).inputs(pipe))
+    known = find_adapter(pipe, config.adapter).inputs(pipe)
+    return {argument: name for argument, name in known.items() if argument not in config.call}
 
 
 def _check_device(device: str) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.capturing import Capture
 from pipeline.images import ImageLike
+from storage.errors import InputError
 
 
 class Task(Protocol):
@@ -109,5 +110,11 @@ def _input(task: Task, name: str) -> Any:
 
     if name in task.texts:
         return task.texts[name]
+    if name not in task.images:
+        raise InputError(
+            f"sample {task.id!r}", expected=f"an image or a text {name!r}",
+            got=", ".join([*task.images, *task.texts]) or "nothing",
+            remedy="add it to the data set, give it in call:, or say with inputs: what the pipeline takes",
+        )  # fmt: skip
     image = task.images[name]
     return image if isinstance(image, Image.Image) else Image.fromarray(image)

@@ -1,0 +1,144 @@
+"""COCO by the paper's rule: per image the first object whose box covers 10 to 30% of it.
+
+The mask is the box, the reference its crop (the paper's detection protocol, on val2017).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.datasets.common import (
+    SampleInput,
+    SampleSet,
+    folder_of,
+    inside,
+    once,
+    read_image,
+    read_text,
+    resized,
+)
+from flows.datasets.config import Coco
+from storage.errors import ConfigError, ShapeMismatch
+
+
+class Box(NamedTuple):
+    """Pixels from ``left`` and ``top`` up to, not including, ``right`` and ``bottom``."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def open_coco(config: Coco, seed: int, limit: int | None, size: tuple[int, int] | None) -> SampleSet:
+    """One sample for each image that has an object of the right size.
+
+    Parameters
+    ----------
+    config
+        Annotation file, folder of images, bounds on the box's share of its image (inclusive).
+    seed
+        Of the first sample.
+    limit
+        First samples to take.
+    size
+        Rows and columns that source and mask are resized to, and the reference as well.
+
+    Returns
+    -------
+    SampleSet
+        Ids are COCO's image ids with twelve digits; ``left_out`` counts images without such an object.
+
+    Raises
+    ------
+    NotFound, NoPermission, ConfigError
+        If a file is not there, or the annotations are not COCO's.
+    """
+    folder = folder_of(config.images, "image folder")
+    images, objects = _read(config.annotations)
+    boxes = {
+        number: box
+        for number, image in images.items()
+        if (box := choose(image, objects.get(number, []), config.smallest, config.largest)) is not None
+    }
+    left_out = len(images) - len(boxes)
+    chosen = dict(list(boxes.items())[:limit])
+    names = {f"{number:012d}": number for number in chosen}
+    once(list(names), f"objects of {config.annotations} that cover {config.smallest} to {config.largest}")
+    files = {id: inside(folder, str(images[number]["file_name"]), id) for id, number in names.items()}
+    seeds = {id: seed + position for position, id in enumerate(names)}
+
+    def load(id: str) -> SampleInput:
+        """Cut one sample out of its image."""
+        source, image = read_image(files[id], "source"), images[names[id]]
+        if source.size != (image["width"], image["height"]):
+            raise ShapeMismatch(
+                f"image {files[id]}", expected=f"{image['width']}×{image['height']} pixels, as annotated",
+                got=f"{source.width}×{source.height}", remedy="use the images that belong to the annotations",
+            )  # fmt: skip
+        found = _cut(source, boxes[names[id]])
+        return SampleInput(id, seeds[id], {name: resized(each, name, size) for name, each in found.items()})
+
+    return SampleSet(seeds, load, left_out)
+
+
+def choose(
+    image: Mapping[str, Any], objects: list[Mapping[str, Any]], smallest: float, largest: float
+) -> Box | None:
+    """The box of the first object, in the file's order, that covers the right share of its image.
+
+    Parameters
+    ----------
+    image
+        COCO's entry: ``width`` and ``height`` in pixels.
+    objects
+        COCO's annotations of this image: ``bbox`` [left, top, width, height]; crowds are passed over.
+    smallest, largest
+        Share of the image's area, both included.
+
+    Returns
+    -------
+    Box or None
+        In whole pixels; None if there is none.
+    """
+    width, height = float(image["width"]), float(image["height"])
+    for each in objects:
+        left, top, across, down = (float(number) for number in each["bbox"])
+        if not each.get("iscrowd") and smallest <= across * down / (width * height) <= largest:
+            right, bottom = min(round(left + across), int(width)), min(round(top + down), int(height))
+            return Box(max(round(left), 0), max(round(top), 0), right, bottom)
+    return None
+
+
+def _read(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Mapping[str, Any]]]]:
+    """Images, and objects in the file's order, by image id."""
+    try:
+        content = json.loads(read_text(path, "annotation file"))
+        images = {
+            int(image["id"]): {key: image[key] for key in ("file_name", "width", "height")}
+            for image in content["images"]
+        }
+        objects: dict[int, list[Mapping[str, Any]]] = {}
+        for each in content["annotations"]:
+            kept = {"bbox": [float(n) for n in each["bbox"]], "iscrowd": each.get("iscrowd", 0)}
+            if len(kept["bbox"]) != 4:
+                raise ValueError("a bbox has four numbers")
+            objects.setdefault(int(each["image_id"]), []).append(kept)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"annotation file {path}",
+            expected="COCO's images (id, file_name, width, height) and annotations (image_id, bbox)",
+            got=f"{type(error).__name__}: {error}"[:120],
+        ) from None
+    return images, objects
+
+
+def _cut(source: Any, box: Box) -> dict[str, Any]:
+    from PIL import Image
+
+    mask = Image.new("L", source.size, 0)
+    mask.paste(255, (box.left, box.top, box.right, box.bottom))
+    return {"source": source, "mask": mask, "reference": source.crop(tuple(box))}

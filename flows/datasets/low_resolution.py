@@ -1,0 +1,67 @@
+"""A folder of small images, as PASD and SeeSR take them: upscaled first, then made sharp by the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.datasets.common import SampleInput, SampleSet, folder_of, inside, once, read_image, read_text
+from flows.datasets.config import LowResolution
+
+_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+def open_low_resolution(
+    config: LowResolution, seed: int, limit: int | None, size: tuple[int, int] | None
+) -> SampleSet:
+    """One sample for each picture of the folder, in the order of their names.
+
+    Parameters
+    ----------
+    config
+        Folder, scale, and what the sides are multiples of.
+    seed
+        Of the first sample.
+    limit
+        First pictures to take.
+    size
+        Rows and columns of all inputs, in place of the scale.
+
+    Returns
+    -------
+    SampleSet
+        The upscaled picture is ``source`` and ``reference``; ``prompt`` is the text of NAME.txt, or empty.
+
+    Raises
+    ------
+    NotFound, ConfigError
+        If the folder is not there or empty, or two pictures have one name.
+    """
+    folder = folder_of(config.folder, "image folder")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)[:limit]
+    once([path.stem for path in found], f"pictures in {folder}")
+    files = {path.stem: inside(folder, path.name, path.stem) for path in found}
+    seeds = {id: seed + number for number, id in enumerate(files)}
+
+    def load(id: str) -> SampleInput:
+        """Read and upscale one picture."""
+        from PIL import Image
+
+        image = read_image(files[id], "source")
+        columns, rows = _sides(image.size, config) if size is None else size[::-1]
+        large = image.resize((columns, rows), Image.Resampling.BICUBIC)
+        return SampleInput(
+            id, seeds[id], {"source": large, "reference": large}, {"prompt": _prompt(files[id])}
+        )
+
+    return SampleSet(seeds, load)
+
+
+def _sides(size: tuple[int, int], config: LowResolution) -> tuple[int, int]:
+    """Columns and rows, at least one multiple each."""
+    columns, rows = (max(1, side * config.scale // config.multiple) * config.multiple for side in size)
+    return columns, rows
+
+
+def _prompt(image: Path) -> str:
+    text = image.with_suffix(".txt")
+    return read_text(text, "prompt").strip() if text.is_file() else ""

@@ -1,0 +1,105 @@
+"""A table of samples, CSV or Parquet: a column for each image and text, paths relative to the table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.datasets.common import SampleSet, check_sizes, first_line, inside, once
+from flows.datasets.files import Entry, from_files
+from storage.errors import ConfigError, NoPermission, NotFound, UnknownName
+
+IMAGES = ("source", "reference", "mask", "reference_mask", "agnostic", "densepose")
+"""Columns of image paths; any other but id and seed is a text."""
+
+
+def open_manifest(
+    path: Path, needed: Collection[str], seed: int, limit: int | None, size: tuple[int, int] | None
+) -> SampleSet:
+    """Samples of a table.
+
+    Parameters
+    ----------
+    path
+        A .csv or .parquet file with a column ``id``.
+    needed
+        Images and texts that the pipeline is given.
+    seed
+        Of the first sample, where the table has no column ``seed``.
+    limit
+        First rows to take.
+    size
+        Rows and columns that images are resized to.
+
+    Returns
+    -------
+    SampleSet
+        The samples.
+
+    Raises
+    ------
+    NotFound, NoPermission, ConfigError, UnknownName, ShapeMismatch
+        As :func:`flows.samples.open_samples` says.
+    """
+    rows = _read_table(path)[:limit]
+    if not rows:
+        raise ConfigError(f"manifest {path}", expected="at least one row", got="none")
+    for column in ("id", *sorted(set(needed) or {"reference"})):
+        if column not in rows[0]:
+            raise UnknownName(f"column in {path}", column, rows[0], remedy=f"add a column {column!r}")
+    ids = [str(row["id"]) for row in rows]
+    once(ids, f"manifest {path}")
+    folder = path.parent.resolve()
+    entries = {id: _entry(folder, id, row, needed) for id, row in zip(ids, rows, strict=True)}
+    return from_files(entries, seed, size)
+
+
+def _entry(folder: Path, sample: str, row: Mapping[str, Any], needed: Collection[str]) -> Entry:
+    """A row's images, inside the folder, mask and source of one size; its texts; its seed."""
+    files = {name: inside(folder, str(row[name]), sample) for name in IMAGES if row.get(name)}
+    texts = {
+        str(name): str(value)
+        for name, value in row.items()
+        if name not in (*IMAGES, "id", "seed") and value not in (None, "")
+    }
+    if missing := sorted(set(needed) - set(files) - set(texts)):
+        kind = "an image" if missing[0] in IMAGES else "a text"
+        raise ConfigError(
+            f"sample {sample!r}", expected=f"{kind} in column {missing[0]!r}", got="an empty cell"
+        )
+    check_sizes(sample, files)
+    return Entry(files, texts, _seed(row.get("seed"), sample))
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    import polars
+
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(
+            f"manifest {path}", expected="a .csv or .parquet file", got=path.suffix or "no ending"
+        )
+    try:
+        if path.suffix == ".csv":
+            # Text throughout: an id such as 007 keeps its zeros.
+            return polars.read_csv(path, infer_schema=False).to_dicts()
+        return polars.read_parquet(path).to_dicts()
+    except FileNotFoundError:
+        raise NotFound(
+            f"manifest {path} does not exist", remedy="paths are read from the configuration's folder"
+        ) from None
+    except PermissionError:
+        raise NoPermission(f"manifest {path} may not be read", remedy="change its permissions") from None
+    except (polars.exceptions.PolarsError, OSError) as error:
+        raise ConfigError(
+            f"manifest {path}", expected="a table with a heading", got=first_line(error)
+        ) from None
+
+
+def _seed(value: Any, sample: str) -> int | None:
+    if value is None or value == "":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"sample {sample!r}: seed", expected="an integer", got=repr(value)) from None

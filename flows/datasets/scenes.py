@@ -1,0 +1,36 @@
+"""Procedural scenes of the embedded model."""
+
+from __future__ import annotations
+
+from flows.datasets.common import SampleInput, SampleSet
+from flows.datasets.config import Scenes
+
+
+def open_scenes(config: Scenes) -> SampleSet:
+    """One scene for each seed.
+
+    Parameters
+    ----------
+    config
+        How many, and the first seed.
+
+    Returns
+    -------
+    SampleSet
+        Ids ``scene-SEED``.
+    """
+
+    def load(id: str) -> SampleInput:
+        """Make the images of one sample."""
+        from PIL import Image
+
+        from pipeline.embedded.scenes import make_scene
+
+        arrays = make_scene(seeds[id]).images
+        images = {
+            name: Image.fromarray(a).convert("L" if a.ndim == 2 else "RGB") for name, a in arrays.items()
+        }
+        return SampleInput(id, seeds[id], images)
+
+    seeds = {f"scene-{seed:07d}": seed for seed in range(config.first_seed, config.first_seed + config.count)}
+    return SampleSet(seeds, load)

@@ -1,0 +1,68 @@
+"""VITON-HD (Choi et al., 2021): people and garments, in the folders that try-on code expects.
+
+``ROOT/{split}_pairs.txt`` has lines "person.jpg garment.jpg"; ``ROOT/{split}/`` has ``image``, ``cloth``,
+``cloth-mask``, ``agnostic-v3.2``, ``agnostic-mask`` (NAME_mask.png) and ``image-densepose``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.datasets.common import SampleSet, folder_of, inside, once, read_text
+from flows.datasets.config import VitonHD
+from flows.datasets.files import Entry, from_files
+from storage.errors import ConfigError
+
+
+def open_viton_hd(config: VitonHD, seed: int, limit: int | None, size: tuple[int, int] | None) -> SampleSet:
+    """Pairs of a person (``source``) and a garment (``reference``).
+
+    Parameters
+    ----------
+    config
+        Root, split and pairing.
+    seed
+        Of the first sample.
+    limit
+        First pairs to take.
+    size
+        Rows and columns that images are resized to.
+
+    Returns
+    -------
+    SampleSet
+        With ``mask`` (where the garment goes: the agnostic mask), ``reference_mask`` (the garment's own),
+        ``agnostic`` and ``densepose`` where their folders exist.
+
+    Raises
+    ------
+    NotFound, NoPermission, ConfigError
+        If the list or an image is not there, or a line is no pair.
+    """
+    root = folder_of(config.root, "VITON-HD folder")
+    listing = root / f"{config.split}_pairs.txt"
+    pairs = [line.split() for line in read_text(listing, "list of pairs").splitlines() if line.strip()]
+    for number, pair in enumerate(pairs, 1):
+        if len(pair) != 2:
+            raise ConfigError(
+                f"{listing}, line {number}", expected="a person and a garment", got=" ".join(pair)[:60]
+            )
+    chosen = [(person, person if config.pairing == "paired" else cloth) for person, cloth in pairs][:limit]
+    ids = [f"{Path(person).stem}_{Path(cloth).stem}" for person, cloth in chosen]
+    once(ids, str(listing))
+    folder = folder_of(root / config.split, "split")
+    return from_files(
+        {id: Entry(_files(folder, id, *pair)) for id, pair in zip(ids, chosen, strict=True)}, seed, size
+    )
+
+
+def _files(folder: Path, sample: str, person: str, cloth: str) -> dict[str, Path]:
+    masked = f"{person.rpartition('.')[0]}_mask.png"
+    wanted = {"source": f"image/{person}", "reference": f"cloth/{cloth}", "mask": f"agnostic-mask/{masked}"}
+    extra = {
+        "reference_mask": f"cloth-mask/{cloth}",
+        "agnostic": f"agnostic-v3.2/{person}",
+        "densepose": f"image-densepose/{person}",
+    }
+    wanted |= {name: path for name, path in extra.items() if (folder / path.partition("/")[0]).is_dir()}
+    return {name: inside(folder, path, sample) for name, path in wanted.items()}
