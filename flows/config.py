@@ -18,6 +18,15 @@ class EmbeddedSource(Strict):
     kind: Literal["embedded"] = "embedded"
 
 
+class IPAdapterWeights(Strict):
+    """An IP-Adapter to load into a diffusers pipeline."""
+
+    location: Annotated[str, Field(min_length=1, description="folder or hub id")]
+    subfolder: str = ""
+    weight_name: Annotated[str, Field(pattern=r"^[^/]+\.safetensors$")]
+    scale: float | dict[str, Any] = 1.0
+
+
 class PretrainedSource(Strict):
     """A diffusers pipeline from a local folder or a hub id; weights are read from safetensors alone."""
 
@@ -27,6 +36,10 @@ class PretrainedSource(Strict):
     revision: str | None = None
     variant: str | None = None
     trust_remote_code: bool = False
+    ip_adapters: Annotated[list[IPAdapterWeights], Field(description="loaded after the pipeline")] = []
+    image_encoder_folder: Annotated[
+        str | None, Field(description="of the IP-Adapters' image encoder; None: the pipeline has one")
+    ] = None
 
 
 class FactorySource(Strict):

@@ -120,15 +120,34 @@ def load_capture(path: str | Path, out: str | None = None) -> CaptureConfig:
     changes: dict[str, Any] = {
         "out": _anchored(out, Path.cwd()) if out is not None else _anchored(config.out, base)
     }
-    if config.samples.manifest is not None:
-        manifest = (base / config.samples.manifest.expanduser()).resolve()
-        changes["samples"] = config.samples.model_copy(update={"manifest": manifest})
-    if config.pipeline.kind == "pretrained" and (base / config.pipeline.location).is_dir():
-        location = str((base / config.pipeline.location).resolve())
-        changes["pipeline"] = config.pipeline.model_copy(update={"location": location})
+    changes["samples"] = _rooted(config.samples, base)
+    if config.pipeline.kind == "pretrained":
+        adapters = [
+            adapter.model_copy(update={"location": _local(adapter.location, base)})
+            for adapter in config.pipeline.ip_adapters
+        ]
+        found = {"location": _local(config.pipeline.location, base), "ip_adapters": adapters}
+        changes["pipeline"] = config.pipeline.model_copy(update=found)
     if config.pipeline.kind == "factory":
         changes["pipeline"] = config.pipeline.model_copy(update={"folder": base})
     return config.model_copy(update=changes)
+
+
+def _rooted(model: Model, base: Path) -> Model:
+    """``model`` with every path in it, and in the models it holds, read from ``base``."""
+    changes: dict[str, Any] = {}
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, Path):
+            changes[name] = (base / value.expanduser()).resolve()
+        elif isinstance(value, BaseModel):
+            changes[name] = _rooted(value, base)
+    return model.model_copy(update=changes)
+
+
+def _local(location: str, base: Path) -> str:
+    """A folder beside the configuration by its absolute path; a hub id as it is."""
+    return str((base / location).resolve()) if (base / location).is_dir() else location
 
 
 def _anchored(location: str, base: Path) -> str:

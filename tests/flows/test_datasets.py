@@ -94,9 +94,7 @@ def coco(folder: Path, boxes: dict[int, list[Any]], size: tuple[int, int] = (40,
         ],
     }
     (folder / "instances.json").write_text(json.dumps(content))
-    return settings(
-        {"coco": {"annotations": str(folder / "instances.json"), "images": str(folder / "val")}}
-    )
+    return settings({"coco": {"annotations": str(folder / "instances.json"), "images": str(folder / "val")}})
 
 
 def test_coco_takes_the_first_object_of_the_right_size(tmp_path: Path) -> None:

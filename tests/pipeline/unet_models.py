@@ -119,20 +119,22 @@ def _resampler(latents: int = 6, depth: int = 4, heads: int = 1) -> dict[str, to
     return {"latents": torch.randn(1, latents, WIDTH), **found}
 
 
+def ip_adapter_state(pipe: Any, kind: str) -> dict[str, dict[str, torch.Tensor]]:
+    """Random weights of an IP-Adapter ("base", "plus", "full"), by the original repository's names."""
+    torch.manual_seed(len(kind))
+    keys, number = {}, 1
+    for name in pipe.unet.attn_processors:
+        if name.endswith("attn2.processor"):
+            width = pipe.unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+            for half in ("k", "v"):
+                keys[f"{number}.to_{half}_ip.weight"] = torch.randn(width, WIDTH) * 0.3
+            number += 2
+    return {"image_proj": _projection(kind), "ip_adapter": keys}
+
+
 def with_ip_adapters(pipe: Any, *kinds: str) -> Any:
-    """Load IP-Adapters ("base", "plus", "full") of random weights the way ``load_ip_adapter`` does."""
-    torch.manual_seed(1)
-    states = []
-    for kind in kinds:
-        keys, number = {}, 1
-        for name, processor in pipe.unet.attn_processors.items():
-            if name.endswith("attn2.processor"):
-                width = pipe.unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
-                for half in ("k", "v"):
-                    keys[f"{number}.to_{half}_ip.weight"] = torch.randn(width, WIDTH) * 0.3
-                number += 2
-            del processor
-        states.append({"image_proj": _projection(kind), "ip_adapter": keys})
+    """Load IP-Adapters the way ``load_ip_adapter`` does."""
+    states = [ip_adapter_state(pipe, kind) for kind in kinds]
     pipe.unet._load_ip_adapter_weights(states, low_cpu_mem_usage=False)
     pipe.set_ip_adapter_scale([0.8] * len(kinds))
     return pipe

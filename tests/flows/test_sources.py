@@ -1,0 +1,115 @@
+"""Loading pipelines as configurations describe them: folders, IP-Adapters, the Redux pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPImageProcessor, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from flows.config import CaptureConfig
+from flows.sources import call_inputs, load_pipeline
+from pipeline.adapters.registry import find_adapter
+from storage.errors import CaptureError, ConfigError
+from tests.pipeline import unet_models
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline as ``save_pretrained`` writes it, and two IP-Adapters in the original format."""
+    folder = tmp_path_factory.mktemp("models")
+    vision = CLIPVisionConfig(
+        hidden_size=24, projection_dim=unet_models.CLIP, intermediate_size=16, num_attention_heads=2,
+        num_hidden_layers=3, image_size=8, patch_size=4,
+    )  # fmt: skip
+    pipe = unet_models.stable_diffusion()
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}
+    pipe.register_modules(
+        image_encoder=CLIPVisionModelWithProjection(vision),
+        feature_extractor=CLIPImageProcessor(size=8, crop_size=8),
+        tokenizer=CLIPTokenizer(vocab=words, merges=[]),
+    )
+    pipe.save_pretrained(folder / "sd")
+    for kind in ("base", "full"):
+        state = unet_models.ip_adapter_state(pipe, kind)
+        flat = {f"{part}.{name}": value for part, each in state.items() for name, value in each.items()}
+        save_file({name: value.contiguous() for name, value in flat.items()}, folder / f"{kind}.safetensors")
+    return folder
+
+
+def settings(folders: Path, **source: Any) -> CaptureConfig:
+    pipeline = {
+        "kind": "pretrained", "location": str(folders / "sd"), "class": "StableDiffusionPipeline", **source
+    }  # fmt: skip
+    samples = {"manifest": "m.csv"}
+    return CaptureConfig.model_validate({"out": "a.zarr", "pipeline": pipeline, "samples": samples})
+
+
+def adapters(folders: Path, *scales: float) -> list[dict[str, Any]]:
+    names = ("full", "base")
+    return [
+        {"location": str(folders), "weight_name": f"{name}.safetensors", "scale": scale}
+        for name, scale in zip(names, scales, strict=False)
+    ]
+
+
+def test_ip_adapters_are_loaded_with_their_scales(folders: Path) -> None:
+    config = settings(folders, ip_adapters=adapters(folders, 0.5, 0.25))
+    pipe = load_pipeline(config)
+    adapter = find_adapter(pipe)
+    assert adapter.name == "ip-adapter"
+    assert len(adapter.sites(pipe)) == 2 * 4
+    processor = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.processor
+    assert processor.scale == [0.5, 0.25]
+    wanted = unet_models.ip_adapter_state(unet_models.stable_diffusion(), "full")["ip_adapter"]
+    loaded = [p.to_k_ip[0].weight for p in pipe.unet.attn_processors.values() if hasattr(p, "to_k_ip")]
+    for name, weight in zip([n for n in wanted if "to_k" in n], loaded, strict=True):
+        torch.testing.assert_close(weight, wanted[name])
+    site = adapter.sites(pipe)[0]
+    assert adapter.layout(pipe, site, 5, (4, 4)).grid == (2, 2)  # the image encoder's: 8 pixels, patches of 4
+    assert call_inputs(config, pipe) == {"ip_adapter_image": "reference", "prompt": "prompt"}
+
+
+def test_what_cannot_be_loaded_is_one_error(folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected a StableDiffusionPipeline with safetensors weights"):
+        load_pipeline(
+            settings(folders, ip_adapters=[{"location": str(tmp_path), "weight_name": "a.safetensors"}])
+        )
+    with pytest.raises(ValueError, match="pattern"):
+        settings(folders, ip_adapters=[{"location": "x", "weight_name": "a.bin"}])
+    pipe_without = settings(folders, **{"class": "DDIMPipeline"}, ip_adapters=adapters(folders, 1.0))
+    with pytest.raises((CaptureError, ConfigError)):
+        load_pipeline(pipe_without)
+
+
+def test_an_argument_of_the_call_is_not_asked_of_the_samples(folders: Path) -> None:
+    config = settings(folders).model_copy(update={"call": {"prompt": "a cat"}})
+    assert call_inputs(config, load_pipeline(config)) == {}
+
+
+def test_a_redux_pair_asks_its_prior_once_for_each_image() -> None:
+    from pipeline.redux import ReduxPair
+
+    asked, painted = [], []
+
+    def prior(image: Any) -> Any:
+        asked.append(image)
+        return SimpleNamespace(
+            prompt_embeds=torch.full((1, 2, 3), image), pooled_prompt_embeds=torch.ones(1, 4)
+        )
+
+    def base(**arguments: Any) -> str:
+        painted.append(arguments)
+        return "images"
+
+    assert ReduxPair(prior, base)([1.0, 2.0], height=8) == "images"
+    assert asked == [1.0, 2.0]
+    assert painted[0]["height"] == 8
+    assert painted[0]["prompt_embeds"].shape == (2, 2, 3)
+    assert painted[0]["prompt_embeds"][1, 0, 0] == 2.0
