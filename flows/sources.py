@@ -116,31 +116,40 @@ def _pretrained(source: PretrainedSource, device: str, dtype: str) -> Any:
         pipe = cls.from_pretrained(
             source.location, dtype=getattr(torch, dtype), use_safetensors=True, **options
         )
-        if source.ip_adapters:
-            _load_ip_adapters(pipe, source)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"pipeline.location {source.location!r}",
             expected=f"a {source.class_name} with safetensors weights",
             got=" ".join(str(error).split())[:200],
         ) from error
+    if source.ip_adapters:
+        _load_ip_adapters(pipe, source)
     return pipe.to(device)
 
 
 def _load_ip_adapters(pipe: Any, source: PretrainedSource) -> None:
     """Load all IP-Adapters at once, which is the only way diffusers takes several."""
+    from safetensors import SafetensorError
+
     if not hasattr(pipe, "load_ip_adapter"):
         raise CaptureError(
             f"pipeline.class {source.class_name!r}", expected="one that takes IP-Adapters", got="none",
             remedy="leave out pipeline.ip_adapters",
         )  # fmt: skip
     adapters = source.ip_adapters
-    pipe.load_ip_adapter(
-        [adapter.location for adapter in adapters],
-        subfolder=[adapter.subfolder for adapter in adapters],
-        weight_name=[adapter.weight_name for adapter in adapters],
-        image_encoder_folder=source.image_encoder_folder,
-    )
+    try:
+        pipe.load_ip_adapter(
+            [adapter.location for adapter in adapters],
+            subfolder=[adapter.subfolder for adapter in adapters],
+            weight_name=[adapter.weight_name for adapter in adapters],
+            image_encoder_folder=source.image_encoder_folder,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            "pipeline.ip_adapters " + ", ".join(adapter.weight_name for adapter in adapters),
+            expected=f"safetensors weights that fit a {source.class_name}",
+            got=" ".join(str(error).split())[:200],
+        ) from error
     pipe.set_ip_adapter_scale([adapter.scale for adapter in adapters])
 
 

@@ -6,6 +6,7 @@ The mask is the box, the reference its crop (the paper's detection protocol, on 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,7 +96,8 @@ def choose(
     image
         COCO's entry: ``width`` and ``height`` in pixels.
     objects
-        COCO's annotations of this image: ``bbox`` [left, top, width, height]; crowds are passed over.
+        COCO's annotations of this image: ``bbox`` [left, top, width, height]; crowds, and boxes
+        without a pixel inside the image, are passed over.
     smallest, largest
         Share of the image's area, both included.
 
@@ -109,7 +111,9 @@ def choose(
         left, top, across, down = (float(number) for number in each["bbox"])
         if not each.get("iscrowd") and smallest <= across * down / (width * height) <= largest:
             right, bottom = min(round(left + across), int(width)), min(round(top + down), int(height))
-            return Box(max(round(left), 0), max(round(top), 0), right, bottom)
+            box = Box(max(round(left), 0), max(round(top), 0), right, bottom)
+            if box.left < box.right and box.top < box.bottom:
+                return box
     return None
 
 
@@ -121,10 +125,12 @@ def _read(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Mapping
             int(image["id"]): {key: image[key] for key in ("file_name", "width", "height")}
             for image in content["images"]
         }
+        if any(not (image["width"] >= 1 and image["height"] >= 1) for image in images.values()):
+            raise ValueError("an image has a width and a height of at least 1")
         objects: dict[int, list[Mapping[str, Any]]] = {}
         for each in content["annotations"]:
             kept = {"bbox": [float(n) for n in each["bbox"]], "iscrowd": each.get("iscrowd", 0)}
-            if len(kept["bbox"]) != 4:
+            if len(kept["bbox"]) != 4 or not all(map(math.isfinite, kept["bbox"])):
                 raise ValueError("a bbox has four numbers")
             objects.setdefault(int(each["image_id"]), []).append(kept)
     except (ValueError, KeyError, TypeError) as error:

@@ -108,10 +108,10 @@ def inside(folder: Path, name: str, sample: str) -> Path:
             f"sample {sample!r}: path {name!r}",
             expected=f"a path inside {folder}",
             got="one outside",
-            remedy="move the image or the manifest",
+            remedy="move the image into it",
         )
     if not path.is_file():
-        raise NotFound(f"sample {sample!r}: image {path} does not exist", remedy="correct the manifest")
+        raise NotFound(f"sample {sample!r}: image {path} does not exist", remedy="correct the data set")
     return path
 
 
@@ -155,8 +155,8 @@ def read_image(path: Path, name: str) -> Any:
 
     Raises
     ------
-    ConfigError, NoPermission
-        If it is damaged, or may not be read.
+    NotFound, ConfigError, NoPermission
+        If it is gone or damaged, or may not be read.
     """
     from PIL import Image
 
@@ -183,14 +183,16 @@ def first_line(error: BaseException) -> str:
 
 
 def _open(path: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
             return image
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except FileNotFoundError:
+        raise NotFound(f"image {path} does not exist", remedy="correct the data set") from None
+    except PermissionError:
+        raise NoPermission(f"image {path} may not be read", remedy="change its permissions") from None
+    except (OSError, Image.DecompressionBombError) as error:
         raise ConfigError(
             f"image {path}", expected="a picture that PIL reads", got=first_line(error)
         ) from None
-    except PermissionError:
-        raise NoPermission(f"image {path} may not be read", remedy="change its permissions") from None

@@ -142,6 +142,11 @@ def test_coco_boxes_against_a_literal_reading(data: Any) -> None:
         ("{", "expected COCO's images"),
         ("[]", "expected COCO's images"),
         ('{"images": [], "annotations": [{"bbox": [1]}]}', "a bbox has four numbers"),
+        ('{"images": [], "annotations": [{"bbox": [0, 0, NaN, 1]}]}', "a bbox has four numbers"),
+        (
+            '{"images": [{"id": 1, "file_name": "1.png", "width": 0, "height": 9}], "annotations": []}',
+            "width",
+        ),
         ('{"images": [], "annotations": []}', "expected at least one row; got none"),
     ],
 )
@@ -150,6 +155,28 @@ def test_coco_that_is_not_whole(tmp_path: Path, content: str, words: str) -> Non
     (tmp_path / "instances.json").write_text(content)
     with pytest.raises(ConfigError, match=words):
         open_samples(wanted)
+
+
+@pytest.mark.parametrize("box", [[90, 90, 10, 10], [20, 15, -10, -10], [0.2, 0, 0.3, 300]])
+def test_coco_boxes_without_a_pixel_are_passed_over(box: list[float]) -> None:
+    image = {"width": 40, "height": 20}
+    objects = [{"bbox": box}, {"bbox": [1, 2, 10, 10]}]
+    assert choose(image, objects[:1], 0.1, 0.3) is None
+    assert choose(image, objects, 0.1, 0.3) == (1, 2, 11, 12)
+
+
+def test_a_picture_that_is_gone_or_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "lr" / "a.png"
+    picture(path)
+    found = open_samples(settings({"low_resolution": {"folder": str(path.parent)}}))
+    whole = path.read_bytes()
+    for length in (4, 20, 40):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ConfigError, match=r"a\.png; expected a picture that PIL reads"):
+            found.load("a")
+    path.unlink()
+    with pytest.raises(NotFound, match=r"a\.png does not exist"):
+        found.load("a")
 
 
 def test_coco_images_of_another_size(tmp_path: Path) -> None:

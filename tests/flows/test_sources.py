@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from flows.config import CaptureConfig
@@ -77,14 +77,23 @@ def test_ip_adapters_are_loaded_with_their_scales(folders: Path) -> None:
 
 
 def test_what_cannot_be_loaded_is_one_error(folders: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"expected a StableDiffusionPipeline with safetensors weights"):
-        load_pipeline(
-            settings(folders, ip_adapters=[{"location": str(tmp_path), "weight_name": "a.safetensors"}])
-        )
+    wanted = settings(folders, ip_adapters=[{"location": str(tmp_path), "weight_name": "a.safetensors"}])
+    message = r"ip_adapters a\.safetensors; expected safetensors weights that fit a StableDiffusionPipeline"
+    with pytest.raises(ConfigError, match=message):  # not there
+        load_pipeline(wanted)
+    fitting = load_file(folders / "base.safetensors")
+    small = {name: torch.ones(3, 3) if "to_k_ip" in name else value for name, value in fitting.items()}
+    for state in (small, {"x": torch.ones(2)}):
+        save_file(state, tmp_path / "a.safetensors")
+        with pytest.raises(ConfigError, match=message):
+            load_pipeline(wanted)
+    (tmp_path / "a.safetensors").write_bytes(b"junk" * 30)
+    with pytest.raises(ConfigError, match=message):
+        load_pipeline(wanted)
     with pytest.raises(ValueError, match="pattern"):
         settings(folders, ip_adapters=[{"location": "x", "weight_name": "a.bin"}])
     pipe_without = settings(folders, **{"class": "DDIMPipeline"}, ip_adapters=adapters(folders, 1.0))
-    with pytest.raises((CaptureError, ConfigError)):
+    with pytest.raises(CaptureError, match="expected one that takes IP-Adapters"):
         load_pipeline(pipe_without)
 
 
