@@ -1,87 +1,127 @@
 """Factories for CompVis-style repositories: Paint-by-Example, DCI-VTON and StableVITON in their own code.
 
 Each adds the user's checkout to the path, builds the repository's model from its own configuration and
-checkpoint, and returns a callable with ``model`` and ``sampler``, which is all that capture needs.
+checkpoint, and returns a callable with ``model`` and ``sampler``, which is all that capture needs. Paths are
+read from the checkout. The repositories' samplers need CUDA.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from research_common import autocast, inside, seeded
+
+from storage.errors import ConfigError
 
 
-def paint_by_example(device: str, dtype: str, checkout: str, config: str, checkpoint: str) -> Any:
+def paint_by_example(device: str, dtype: str, **where: Any) -> Any:
     """Paint-by-Example: PLMS, [uncond, cond] in one batch."""
-    return _Inpainting(_load(checkout, config, checkpoint, device), "plms", device, dtype)
+    return _PaintByExample(_load(device, **where), device, dtype)
 
 
-def dci_vton(device: str, dtype: str, checkout: str, config: str, checkpoint: str) -> Any:
-    """DCI-VTON: DDIM, no guidance at its default scale 1; starts from the warped garment."""
-    return _Inpainting(_load(checkout, config, checkpoint, device), "ddim", device, dtype)
+def dci_vton(device: str, dtype: str, **where: Any) -> Any:
+    """DCI-VTON: PLMS, no guidance at its default scale 1; starts from the warped garment."""
+    return _DCIVTON(_load(device, **where), device, dtype)
 
 
-def stableviton(device: str, dtype: str, checkout: str, config: str, checkpoint: str) -> Any:
-    """StableVITON: PLMS; guidance, if on, in separate calls."""
-    return _StableVITON(_load(checkout, config, checkpoint, device), device, dtype)
+def stableviton(device: str, dtype: str, **where: Any) -> Any:
+    """StableVITON: PLMS; guidance, if on, in separate calls. Its images have 512 rows and 384 columns."""
+    return _StableVITON(_load(device, **where), device, dtype)
 
 
-def _load(checkout: str, config: str, checkpoint: str, device: str) -> Any:
-    root = str(Path(checkout).expanduser().resolve())
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    from ldm.util import instantiate_from_config  # the repository's own
-    from omegaconf import OmegaConf
+def _load(device: str, checkout: str, config: str, checkpoint: str, trust: bool = False) -> Any:
+    """The repository's model; ``trust`` lets its checkpoint hold more than weights, which can run code."""
+    with inside(checkout):
+        from ldm.util import instantiate_from_config  # the repository's own
+        from omegaconf import OmegaConf
 
-    model = instantiate_from_config(OmegaConf.load(Path(root, config)).model)
-    weights = torch.load(Path(root, checkpoint), map_location="cpu", weights_only=True)
-    model.load_state_dict(weights.get("state_dict", weights), strict=False)
+        model = instantiate_from_config(OmegaConf.load(config).model)
+        try:
+            weights = torch.load(checkpoint, map_location="cpu", weights_only=not trust)
+        except pickle.UnpicklingError as error:
+            raise ConfigError(
+                f"checkpoint {checkpoint}", expected="weights alone", got=str(error).splitlines()[0][:120],
+                remedy="if you trust its origin, add trust: true to pipeline.arguments",
+            ) from error  # fmt: skip
+    missing = model.load_state_dict(weights.get("state_dict", weights), strict=False).missing_keys
+    if lost := [name for name in missing if name.startswith("model.")]:
+        raise ConfigError(
+            f"checkpoint {checkpoint}", expected=f"all weights of the model in {config}",
+            got=f"{len(lost)} of its UNet missing, the first {lost[0]!r}",
+            remedy="use the configuration and the checkpoint that belong together",
+        )  # fmt: skip
     return model.to(device).eval()
 
 
-class _Inpainting:
-    """The inference scripts of Paint-by-Example and DCI-VTON as a callable."""
+class _PaintByExample:
+    """Paint-by-Example's ``scripts/inference.py`` as a callable."""
 
-    def __init__(self, model: Any, kind: str, device: str, dtype: str) -> None:
-        from ldm.models.diffusion.ddim import DDIMSampler
+    def __init__(self, model: Any, device: str, dtype: str) -> None:
         from ldm.models.diffusion.plms import PLMSSampler
 
-        self.model, self.device, self.dtype = model, device, getattr(torch, dtype)
-        self.sampler = (PLMSSampler if kind == "plms" else DDIMSampler)(model)
+        self.model, self.device, self.dtype = model, device, dtype
+        self.sampler = PLMSSampler(model)
 
     @torch.no_grad()
     def __call__(
-        self, image: Any, mask_image: Any, reference_image: Any, warped_image: Any = None,
-        generator: Any = None, num_inference_steps: int = 50, guidance_scale: float = 1.0,
+        self, image: Any, mask_image: Any, reference_image: Any,
+        generator: Any = None, num_inference_steps: int = 50, guidance_scale: float = 5.0,
     ) -> Any:  # fmt: skip
-        with torch.autocast(self.device.split(":")[0], self.dtype, enabled=self.dtype != torch.float32):
-            source, kept = _pixels(image).to(self.device), 1 - _mask(mask_image).to(self.device)
-            reference = _clip(reference_image).to(self.device)
-            cond = self.model.proj_out(self.model.get_learned_conditioning(reference))
-            uncond = None
-            if guidance_scale != 1:
-                uncond = self.model.learnable_vector.repeat(len(source), 1, 1)
-            latents = self._encode(source * kept)
-            small = torch.nn.functional.interpolate(kept, latents.shape[2:])
+        with autocast(self.device, self.dtype), seeded(generator, self.device):
+            kept = 1 - _mask(mask_image).to(self.device)
+            latents = self._encode(_pixels(image).to(self.device) * kept)
             noise = _noise(latents.shape, generator).to(self.device)
-            if warped_image is not None:
-                start = torch.full((len(source),), self.model.num_timesteps - 1, device=self.device)
-                noise = self.model.q_sample(self._encode(_pixels(warped_image).to(self.device)), start, noise)
-            found, _ = self.sampler.sample(
-                S=num_inference_steps, conditioning=cond, batch_size=len(source), verbose=False,
-                shape=list(latents.shape[1:]), unconditional_guidance_scale=guidance_scale,
-                unconditional_conditioning=uncond,
-                eta=0.0, x_T=noise, test_model_kwargs={"inpaint_image": latents, "inpaint_mask": small},
-            )  # fmt: skip
-            return SimpleNamespace(images=_images(self.model.decode_first_stage(found)))
+            return self._paint(
+                latents, kept, _clip(reference_image), noise, num_inference_steps, guidance_scale
+            )
+
+    def _paint(
+        self, latents: torch.Tensor, kept: torch.Tensor, reference: torch.Tensor, noise: torch.Tensor,
+        steps: int, scale: float,
+    ) -> Any:  # fmt: skip
+        cond = self.model.proj_out(self.model.get_learned_conditioning(reference.to(self.device)))
+        uncond = None if scale == 1 else self.model.learnable_vector.repeat(len(latents), 1, 1)
+        small = torch.nn.functional.interpolate(kept, latents.shape[2:], mode="bilinear")
+        found, _ = self.sampler.sample(
+            S=steps, conditioning=cond, batch_size=len(latents), shape=list(latents.shape[1:]), verbose=False,
+            unconditional_guidance_scale=scale, unconditional_conditioning=uncond, eta=0.0, x_T=noise,
+            test_model_kwargs={"inpaint_image": latents, "inpaint_mask": small},
+        )  # fmt: skip
+        return SimpleNamespace(images=_images(self.model.decode_first_stage(found)))
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model.get_first_stage_encoding(self.model.encode_first_stage(pixels)).detach()
+
+
+class _DCIVTON(_PaintByExample):
+    """DCI-VTON's ``test.py`` as a callable.
+
+    The warped garment fills the mask and, noised, starts the sampling. The mask is the data set's agnostic
+    mask, where the script makes one from the parsing map and shows the hands once more.
+    """
+
+    @torch.no_grad()
+    def __call__(
+        self, image: Any, mask_image: Any, reference_image: Any, reference_mask: Any, warped_image: Any,
+        warped_mask: Any, generator: Any = None, num_inference_steps: int = 100, guidance_scale: float = 1.0,
+    ) -> Any:  # fmt: skip
+        with autocast(self.device, self.dtype), seeded(generator, self.device):
+            kept = 1 - _mask(mask_image)
+            warped = _pixels(warped_image) * _mask(warped_mask)
+            latents = self._encode((warped * (1 - kept) + _pixels(image) * kept).to(self.device))
+            last = torch.full((len(latents),), self.model.num_timesteps - 1, device=self.device)
+            start = self.model.q_sample(latents, last, _noise(latents.shape, generator).to(self.device))
+            garments = [
+                _cut_out(*pair) for pair in zip(_list(reference_image), _list(reference_mask), strict=True)
+            ]
+            return self._paint(
+                latents, kept.to(self.device), _clip(garments), start, num_inference_steps, guidance_scale
+            )
 
 
 class _StableVITON:
@@ -90,7 +130,7 @@ class _StableVITON:
     def __init__(self, model: Any, device: str, dtype: str) -> None:
         from cldm.plms_hacked import PLMSSampler
 
-        self.model, self.device, self.dtype = model, device, getattr(torch, dtype)
+        self.model, self.device, self.dtype = model, device, dtype
         self.sampler = PLMSSampler(model)
 
     @torch.no_grad()
@@ -98,7 +138,7 @@ class _StableVITON:
         self, image: Any, mask_image: Any, reference_image: Any, agnostic_image: Any, densepose_image: Any,
         generator: Any = None, num_inference_steps: int = 50, guidance_scale: float = 1.0,
     ) -> Any:  # fmt: skip
-        with torch.autocast(self.device.split(":")[0], self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.device, self.dtype), seeded(generator, self.device):
             batch = {
                 "image": _last(_pixels(image)),
                 "cloth": _last(_pixels(reference_image)),
@@ -144,6 +184,18 @@ def _clip(images: Any) -> torch.Tensor:
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
     deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
     return (_pixels(small) / 2 + 0.5 - mean) / deviation
+
+
+def _cut_out(garment: Image.Image, mask: Image.Image) -> Image.Image:
+    """The garment's box, 15% larger; the repository's loader draws 10 to 20% at random."""
+    left, top, right, bottom = mask.convert("L").point(lambda value: 255 * (value >= 128)).getbbox() or (
+        0, 0, *garment.size
+    )  # fmt: skip
+    across, down = round(0.075 * (right - left)), round(0.075 * (bottom - top))
+    return garment.crop(
+        (max(left - across, 0), max(top - down, 0), min(right + across, garment.width),
+         min(bottom + down, garment.height))
+    )  # fmt: skip
 
 
 def _last(batch: torch.Tensor) -> torch.Tensor:

@@ -5,24 +5,21 @@ The returned object has the repository's ``unet``, ``controlnet`` and ``schedule
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from research_common import autocast, inside, seeded
 
 _TILES = {"latent_tiled_size": 320, "latent_tiled_overlap": 8}
+_ADDED = "clean, high-resolution, 8k"
 
 
 def pasd(
     device: str, dtype: str, checkout: str, base: str, weights: str, light: bool = False, **options: Any
 ) -> Any:
     """PASD or PASD-light; ``base`` is Stable Diffusion 1.5, ``weights`` the checkpoint's folder."""
-    _add(checkout)
-    from test_pasd import load_pasd_pipeline  # the repository's own
-
     settings = {
         "pretrained_model_path": base,
         "pasd_model_path": weights,
@@ -38,51 +35,61 @@ def pasd(
         **_TILES,
         **options,
     }
-    pipe = load_pasd_pipeline(Namespace(**settings), _accelerator(device, dtype), False)
-    return _Restoration(pipe, lambda **call: pipe(Namespace(**settings), **call))
+    with inside(checkout):
+        from test_pasd import load_pasd_pipeline  # the repository's own
+
+        pipe = load_pasd_pipeline(Namespace(**settings), _accelerator(device, dtype), False)
+
+    def call(image: Any, prompt: str, num_inference_steps: int = 20, **more: Any) -> Any:
+        # The start is noised to the schedule that these settings give, not to the call's.
+        now = Namespace(**settings, num_inference_steps=num_inference_steps)
+        text = f"{prompt}, {_ADDED}" if prompt else _ADDED
+        return pipe(now, text, image, num_inference_steps=num_inference_steps, **more)
+
+    return _Restoration(pipe, call, device)
 
 
 def seesr(
     device: str, dtype: str, checkout: str, base: str, weights: str, tagger: str, **options: Any
 ) -> Any:
-    """SeeSR; ``base`` is Stable Diffusion 2, ``weights`` its own, ``tagger`` the fine-tuned RAM."""
-    _add(checkout)
-    from test_seesr import get_validation_prompt, load_seesr_pipeline, load_tag_model  # the repository's own
+    """SeeSR; ``base`` is Stable Diffusion 2, ``weights`` its own, ``tagger`` the fine-tuned RAM.
 
-    settings = Namespace(
-        **{"pretrained_model_path": base, "seesr_model_path": weights, "ram_ft_path": tagger, "prompt": "",
-           "vae_encoder_tiled_size": 1024, "vae_decoder_tiled_size": 224, **_TILES, **options}
-    )  # fmt: skip
-    pipe = load_seesr_pipeline(settings, _accelerator(device, dtype), False)
-    model = load_tag_model(settings, device)
+    The repository reads RAM itself from its ``preset/models``. Tags come from the upscaled image.
+    """
+    settings = {
+        "pretrained_model_path": base, "seesr_model_path": weights, "ram_ft_path": tagger,
+        "vae_encoder_tiled_size": 1024, "vae_decoder_tiled_size": 224, **_TILES, **options,
+    }  # fmt: skip
+    with inside(checkout):
+        from test_seesr import get_validation_prompt, load_seesr_pipeline, load_tag_model
+
+        pipe = load_seesr_pipeline(Namespace(**settings), _accelerator(device, dtype), False)
+        model = load_tag_model(Namespace(**settings), device)
 
     def call(image: Any, prompt: str, **more: Any) -> Any:
-        tags, tokens = get_validation_prompt(settings, image, model, device)
-        return pipe(
-            f"{prompt} {tags} clean, high-resolution, 8k", image, height=image.height, width=image.width,
-            ram_encoder_hidden_states=tokens, start_point="lr", args=settings,
-            latent_tiled_size=settings.latent_tiled_size,
-            latent_tiled_overlap=settings.latent_tiled_overlap, **more,
-        )  # fmt: skip
+        now = Namespace(**settings, prompt=prompt)
+        tags, tokens = get_validation_prompt(now, image, model, device)
+        with autocast(device, dtype):
+            return pipe(
+                f"{tags} {_ADDED}", image, height=image.height, width=image.width, start_point="lr", args=now,
+                ram_encoder_hidden_states=tokens, latent_tiled_size=now.latent_tiled_size,
+                latent_tiled_overlap=now.latent_tiled_overlap, **more,
+            )  # fmt: skip
 
-    return _Restoration(pipe, call)
+    return _Restoration(pipe, call, device)
 
 
 class _Restoration:
     """One image in each call: the repositories' tiles hold no batch."""
 
-    def __init__(self, pipe: Any, call: Any) -> None:
+    def __init__(self, pipe: Any, call: Any, device: str) -> None:
         self.unet, self.controlnet, self.scheduler = pipe.unet, pipe.controlnet, pipe.scheduler
-        self._call = call
+        self._call, self._device = call, device
 
+    @torch.no_grad()
     def __call__(self, image: Any, prompt: str = "", generator: Any = None, **arguments: Any) -> Any:
-        return self._call(image=image, prompt=prompt, generator=generator, **arguments)
-
-
-def _add(checkout: str) -> None:
-    root = str(Path(checkout).expanduser().resolve())
-    if root not in sys.path:
-        sys.path.insert(0, root)
+        with seeded(generator, self._device):
+            return self._call(image=image, prompt=prompt, generator=generator, **arguments)
 
 
 def _accelerator(device: str, dtype: str) -> Any:

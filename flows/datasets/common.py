@@ -9,7 +9,7 @@ from typing import Any
 
 from storage.errors import ConfigError, NoPermission, NotFound, ShapeMismatch
 
-MASKS = ("mask", "reference_mask")
+MASKS = ("mask", "reference_mask", "warped_mask")
 """Images of one channel, resized without interpolation."""
 
 

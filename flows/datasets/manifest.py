@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.datasets.common import SampleSet, check_sizes, first_line, inside, once
+from flows.datasets.common import MASKS, SampleSet, check_sizes, first_line, inside, once
 from flows.datasets.files import Entry, from_files
 from storage.errors import ConfigError, NoPermission, NotFound, UnknownName
 
-IMAGES = ("source", "reference", "mask", "reference_mask", "agnostic", "densepose")
+IMAGES = (*MASKS, "source", "reference", "agnostic", "densepose", "warped")
 """Columns of image paths; any other but id and seed is a text."""
 
 

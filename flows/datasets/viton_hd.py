@@ -1,7 +1,8 @@
 """VITON-HD (Choi et al., 2021): people and garments, in the folders that try-on code expects.
 
 ``ROOT/{split}_pairs.txt`` has lines "person.jpg garment.jpg"; ``ROOT/{split}/`` has ``image``, ``cloth``,
-``cloth-mask``, ``agnostic-v3.2``, ``agnostic-mask`` (NAME_mask.png) and ``image-densepose``.
+``cloth-mask``, ``agnostic-v3.2``, ``agnostic-mask`` (NAME_mask.png) and ``image-densepose``. DCI-VTON adds
+``cloth-warp``, ``cloth-warp-mask`` and the same with ``unpaired-`` before them, named after the person.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def open_viton_hd(config: VitonHD, seed: int, limit: int | None, size: tuple[int
     -------
     SampleSet
         With ``mask`` (where the garment goes: the agnostic mask), ``reference_mask`` (the garment's own),
-        ``agnostic`` and ``densepose`` where their folders exist.
+        ``agnostic``, ``densepose``, ``warped`` and ``warped_mask`` where their folders exist.
 
     Raises
     ------
@@ -51,18 +52,23 @@ def open_viton_hd(config: VitonHD, seed: int, limit: int | None, size: tuple[int
     ids = [f"{Path(person).stem}_{Path(cloth).stem}" for person, cloth in chosen]
     once(ids, str(listing))
     folder = folder_of(root / config.split, "split")
+    warps = "cloth-warp" if config.pairing == "paired" else "unpaired-cloth-warp"
     return from_files(
-        {id: Entry(_files(folder, id, *pair)) for id, pair in zip(ids, chosen, strict=True)}, seed, size
+        {id: Entry(_files(folder, id, *pair, warps)) for id, pair in zip(ids, chosen, strict=True)},
+        seed,
+        size,
     )
 
 
-def _files(folder: Path, sample: str, person: str, cloth: str) -> dict[str, Path]:
+def _files(folder: Path, sample: str, person: str, cloth: str, warps: str) -> dict[str, Path]:
     masked = f"{person.rpartition('.')[0]}_mask.png"
     wanted = {"source": f"image/{person}", "reference": f"cloth/{cloth}", "mask": f"agnostic-mask/{masked}"}
     extra = {
         "reference_mask": f"cloth-mask/{cloth}",
         "agnostic": f"agnostic-v3.2/{person}",
         "densepose": f"image-densepose/{person}",
+        "warped": f"{warps}/{person}",
+        "warped_mask": f"{warps}-mask/{person}",
     }
     wanted |= {name: path for name, path in extra.items() if (folder / path.partition("/")[0]).is_dir()}
     return {name: inside(folder, path, sample) for name, path in wanted.items()}

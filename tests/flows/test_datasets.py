@@ -52,7 +52,13 @@ def test_viton_hd(viton: Path) -> None:
     assert set(sample.images) == {"source", "reference", "mask", "reference_mask", "agnostic"}
     assert sample.images["mask"].mode == sample.images["reference_mask"].mode == "L"
     assert sample.images["source"].getpixel((0, 0))[0] < 100 < sample.images["reference"].getpixel((0, 0))[0]
-    assert open_samples(settings({"viton_hd": {"root": str(viton)}})).ids == ("a_a", "b_b")
+    picture(viton / "test/unpaired-cloth-warp" / "a.jpg")
+    picture(viton / "test/unpaired-cloth-warp" / "b.jpg")
+    unpaired = open_samples(settings({"viton_hd": {"root": str(viton), "pairing": "unpaired"}}))
+    assert "warped" in unpaired.load("a_b").images
+    paired = open_samples(settings({"viton_hd": {"root": str(viton)}}))
+    assert paired.ids == ("a_a", "b_b")
+    assert "warped" not in paired.load("a_a").images
     small = open_samples(settings({"viton_hd": {"root": str(viton)}, "limit": 1, "size": [6, 4]}))
     assert small.ids == ("a_a",)
     assert {image.size for image in small.load("a_a").images.values()} == {(4, 6)}

@@ -1,0 +1,222 @@
+"""The factories of ``examples/`` on checkouts whose modules have the repositories' names and signatures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flows.config import CaptureConfig
+from flows.sources import load_pipeline
+from storage.errors import ConfigError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+RESTORATION = """
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+class Pipe:
+    unet = controlnet = scheduler = "part"
+    calls = []
+    def __call__(self, *given, **named):
+        self.calls.append((given, named))
+        return SimpleNamespace(images=[float(torch.rand(1))])
+def load(args, accelerator, xformers):
+    assert Path(args.pretrained_model_path).is_dir(), "paths are read from the checkout"
+    assert accelerator.mixed_precision == "no" and not xformers
+    return Pipe()
+load_pasd_pipeline = load_seesr_pipeline = load
+def load_tag_model(args, device):
+    assert Path("base").is_dir(), "RAM is read from the checkout"
+    return "tagger"
+def get_validation_prompt(args, image, model, device):
+    return f"tags, {args.prompt},", "tokens"
+"""
+
+LDM = """
+import torch
+from types import SimpleNamespace
+from torch import nn
+def instantiate_from_config(config):
+    return Model()
+class Model(nn.Module):
+    num_timesteps = 1000
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Module()
+        self.model.diffusion_model = nn.Linear(1, 1)
+        self.learnable_vector = nn.Parameter(torch.zeros(1, 1, 2))
+    def encode_first_stage(self, pixels): return nn.functional.avg_pool2d(pixels, 8)
+    def get_first_stage_encoding(self, mean): return mean + 1e-3 * torch.randn(mean.shape)
+    def decode_first_stage(self, latents): return latents
+    def get_learned_conditioning(self, images): return images.mean((2, 3))[:, None]
+    def proj_out(self, tokens): return tokens
+    def q_sample(self, latents, step, noise): return latents * 0.1 + noise
+    def get_input(self, batch, key):
+        images = batch[key].permute(0, 3, 1, 2)
+        cond = {"c_crossattn": [images], "c_concat": [], "first_stage_cond": 0}
+        return self.encode_first_stage(images), cond
+    def get_unconditional_conditioning(self, count): return self.learnable_vector.repeat(count, 1, 1)
+class PLMSSampler:
+    calls = []
+    def __init__(self, model): self.model = model
+    def sample(self, *given, **named):
+        self.calls.append((given, named))
+        return named["x_T"], None
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Path]:
+    """Both kinds of repository in one folder; what they add to Python is taken away again."""
+    modules, path = set(sys.modules), list(sys.path)
+    (tmp_path / "base").mkdir()
+    plms = "from ldm.util import PLMSSampler"
+    hacked = """from ldm.util import PLMSSampler as Plain
+class PLMSSampler(Plain):
+    def sample(self, *given, **named): return *super().sample(*given, **named), None
+"""
+    config = (
+        "import types\nOmegaConf = types.SimpleNamespace(load=lambda path: types.SimpleNamespace(model=0))"
+    )
+    texts = {
+        "test_pasd.py": RESTORATION, "test_seesr.py": RESTORATION, "ldm/util.py": LDM, "omegaconf.py": config,
+        "ldm/models/diffusion/plms.py": plms, "cldm/plms_hacked.py": hacked,
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.partition(".")[0] in {"ldm", "cldm", "omegaconf", "test_pasd", "test_seesr"} | {
+            file.stem for file in EXAMPLES.glob("*.py")
+        }:
+            del sys.modules[name]
+
+
+def build(function: str, **arguments: Any) -> Any:
+    source = {"kind": "factory", "function": function, "folder": str(EXAMPLES), "arguments": arguments}
+    samples = {"manifest": "m.csv"}
+    return load_pipeline(
+        CaptureConfig.model_validate({"out": "a.zarr", "pipeline": source, "samples": samples})
+    )
+
+
+def grey(value: int, rows: int = 32, columns: int = 24) -> Image.Image:
+    return Image.new("RGB", (columns, rows), (value, value, value))
+
+
+def left_half() -> Image.Image:
+    mask = Image.new("L", (24, 32), 0)
+    mask.paste(255, (0, 0, 8, 32))
+    return mask
+
+
+def seed(number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def test_pasd(checkout: Path) -> None:
+    pipe = build("research_restoration:pasd", checkout=str(checkout), base="base", weights="w", light=True)
+    assert (pipe.unet, pipe.controlnet, pipe.scheduler) == ("part",) * 3
+    before = torch.get_rng_state()
+    images = [pipe(grey(9), "a wall", seed(n), num_inference_steps=7).images for n in (1, 1, 2)]
+    assert images[0] == images[1] != images[2]  # what the encoder draws is the sample's own
+    assert torch.equal(before, torch.get_rng_state())
+    (settings, prompt, _), named = sys.modules["test_pasd"].Pipe.calls[0]
+    assert (settings.num_inference_steps, settings.use_pasd_light) == (7, True)
+    assert named["num_inference_steps"] == 7
+    assert prompt == "a wall, clean, high-resolution, 8k"
+
+
+def test_seesr(checkout: Path) -> None:
+    where = {"checkout": str(checkout), "base": "base", "weights": "w", "tagger": "t"}
+    pipe = build("research_restoration:seesr", **where, latent_tiled_size=96)
+    pipe(grey(9), "a wall", seed(1), negative_prompt="blur")
+    (prompt, image), named = sys.modules["test_seesr"].Pipe.calls[0]
+    assert prompt == "tags, a wall, clean, high-resolution, 8k"
+    assert (named["height"], named["width"]) == image.size[::-1] == (32, 24)
+    assert named["ram_encoder_hidden_states"] == "tokens"
+    assert (named["latent_tiled_size"], named["start_point"]) == (96, "lr")
+    assert named["negative_prompt"] == "blur"
+
+
+def ldm(checkout: Path, name: str, state: dict[str, Any] | None = None, **more: Any) -> Any:
+    weights = {"model.diffusion_model.weight": torch.ones(1, 1), "model.diffusion_model.bias": torch.ones(1)}
+    torch.save(weights if state is None else state, checkout / "m.ckpt")
+    return build(f"research_ldm:{name}", checkout=str(checkout), config="c.yaml", checkpoint="m.ckpt", **more)
+
+
+def test_paint_by_example(checkout: Path) -> None:
+    pipe = ldm(checkout, "paint_by_example")
+    assert pipe.model.model.diffusion_model.bias.item() == 1  # the checkpoint's
+    both = {"image": [grey(255)] * 2, "mask_image": [left_half()] * 2, "reference_image": [grey(9)] * 2}
+    first = pipe(**both, generator=[seed(1), seed(2)], num_inference_steps=3, guidance_scale=5.0).images
+    again = pipe(**both, generator=[seed(1), seed(2)], num_inference_steps=3, guidance_scale=5.0).images
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    _, named = pipe.sampler.calls[-1]
+    kept = np.array([0, 1, 1])[None, None, None].repeat(2, 0).repeat(4, 2)
+    np.testing.assert_array_equal(named["test_model_kwargs"]["inpaint_mask"], kept)
+    np.testing.assert_allclose(named["test_model_kwargs"]["inpaint_image"], kept.repeat(3, 1), atol=0.01)
+    assert (named["S"], named["batch_size"], named["shape"]) == (3, 2, [3, 4, 3])
+    assert named["unconditional_conditioning"].shape == (2, 1, 2)
+    assert not torch.equal(named["x_T"][0], named["x_T"][1])
+    pipe(grey(255), left_half(), grey(9), generator=seed(1), guidance_scale=1.0)
+    assert pipe.sampler.calls[-1][1]["unconditional_conditioning"] is None
+    assert torch.equal(pipe.sampler.calls[-1][1]["x_T"][0], named["x_T"][0])  # whatever its batch
+
+
+def test_dci_vton_paints_from_the_warped_garment(checkout: Path) -> None:
+    pipe = ldm(checkout, "dci_vton")
+    garment = grey(0)
+    garment.paste((255, 255, 255), (8, 8, 16, 16))
+    own = garment.convert("L")
+    pipe(
+        grey(255), left_half(), garment, own, grey(0), Image.new("L", (24, 32), 255),
+        generator=seed(1), num_inference_steps=3,
+    )  # fmt: skip
+    _, named = pipe.sampler.calls[-1]
+    latents = named["test_model_kwargs"]["inpaint_image"]
+    expected = np.array([-1, 1, 1])[None, None, None].repeat(3, 1).repeat(4, 2)
+    np.testing.assert_allclose(latents, expected, atol=0.01)
+    np.testing.assert_allclose(
+        named["x_T"] - 0.1 * latents, torch.randn((1, 3, 4, 3), generator=seed(1))[0][None]
+    )
+    white = (1 - np.array([0.48145466, 0.4578275, 0.40821073])) / [0.26862954, 0.26130258, 0.27577711]
+    whole = ldm(checkout, "paint_by_example")
+    whole(grey(255), left_half(), garment, generator=seed(1))
+    seen, unseen = (call[1]["conditioning"][0, 0].numpy() for call in pipe.sampler.calls[-2:])
+    assert (
+        np.abs(seen - white) < np.abs(unseen - white)
+    ).all()  # cut out, the garment is most of the picture
+
+
+def test_stableviton(checkout: Path) -> None:
+    pipe = ldm(checkout, "stableviton")
+    pipe(grey(255), left_half(), grey(9), grey(50), grey(60), generator=seed(1), num_inference_steps=3)
+    batch = pipe.model.batch
+    assert batch["agn_mask"].shape == (1, 32, 24, 1)
+    np.testing.assert_array_equal(batch["agn_mask"][0, 0, :, 0], [0] * 8 + [1] * 16)  # 1 where it is kept
+    assert batch["agn"].unique().item() == pytest.approx(50 / 127.5 - 1)
+    given, named = pipe.sampler.calls[-1]
+    assert given[:3] == (3, 1, (3, 4, 3))
+    assert given[3]["c_crossattn"][0].shape == (1, 1, 3)
+    assert named["unconditional_conditioning"]["first_stage_cond"] == 0
+
+
+def test_a_checkpoint_that_does_not_fit_or_holds_code(checkout: Path) -> None:
+    with pytest.raises(ConfigError, match=r"m\.ckpt; expected all weights .* 2 of its UNet missing"):
+        ldm(checkout, "paint_by_example", {})
+    whole = {"state_dict": {}, "callback": Path("x")}
+    with pytest.raises(ConfigError, match="expected weights alone"):
+        ldm(checkout, "paint_by_example", whole)
+    with pytest.raises(ConfigError, match="2 of its UNet missing"):
+        ldm(checkout, "paint_by_example", whole, trust=True)
