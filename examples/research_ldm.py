@@ -19,22 +19,28 @@ from research_common import autocast, inside, seeded
 from storage.errors import ConfigError
 
 
-def paint_by_example(device: str, dtype: str, **where: Any) -> Any:
+def paint_by_example(
+    device: str, dtype: str, checkout: str, config: str, checkpoint: str, trust: bool = False
+) -> Any:
     """Paint-by-Example: PLMS, [uncond, cond] in one batch."""
-    return _PaintByExample(_load(device, **where), device, dtype)
+    return _PaintByExample(_load(device, checkout, config, checkpoint, trust), device, dtype)
 
 
-def dci_vton(device: str, dtype: str, **where: Any) -> Any:
+def dci_vton(
+    device: str, dtype: str, checkout: str, config: str, checkpoint: str, trust: bool = False
+) -> Any:
     """DCI-VTON: PLMS, no guidance at its default scale 1; starts from the warped garment."""
-    return _DCIVTON(_load(device, **where), device, dtype)
+    return _DCIVTON(_load(device, checkout, config, checkpoint, trust), device, dtype)
 
 
-def stableviton(device: str, dtype: str, **where: Any) -> Any:
+def stableviton(
+    device: str, dtype: str, checkout: str, config: str, checkpoint: str, trust: bool = False
+) -> Any:
     """StableVITON: PLMS; guidance, if on, in separate calls. Its images have 512 rows and 384 columns."""
-    return _StableVITON(_load(device, **where), device, dtype)
+    return _StableVITON(_load(device, checkout, config, checkpoint, trust), device, dtype)
 
 
-def _load(device: str, checkout: str, config: str, checkpoint: str, trust: bool = False) -> Any:
+def _load(device: str, checkout: str, config: str, checkpoint: str, trust: bool) -> Any:
     """The repository's model; ``trust`` lets its checkpoint hold more than weights, which can run code."""
     with inside(checkout):
         from ldm.util import instantiate_from_config  # the repository's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.config import CaptureConfig
+from flows.config import CaptureConfig, FactorySource
+from flows.loading import load_capture
 from flows.sources import load_pipeline
+from pipeline.adapters.ldm import LatentDiffusion
+from pipeline.adapters.pasd import PASD
+from pipeline.adapters.seesr import SeeSR
+from pipeline.adapters.stableviton import StableVITON
 from storage.errors import ConfigError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -210,6 +216,31 @@ def test_stableviton(checkout: Path) -> None:
     assert given[:3] == (3, 1, (3, 4, 3))
     assert given[3]["c_crossattn"][0].shape == (1, 1, 3)
     assert named["unconditional_conditioning"]["first_stage_cond"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        ("paint-by-example-ldm", LatentDiffusion()),
+        ("dci-vton", LatentDiffusion()),
+        ("stableviton", StableVITON()),
+        ("pasd", PASD()),
+        ("pasd-light", PASD()),
+        ("seesr", SeeSR()),
+    ],
+)
+def test_an_example_calls_its_pipeline_with_what_it_takes(checkout: Path, name: str, adapter: Any) -> None:
+    config = load_capture(EXAMPLES / f"capture-{name}.yaml")
+    assert isinstance(config.pipeline, FactorySource)
+    arguments = {**config.pipeline.arguments, "checkout": str(checkout)}
+    if "base" in arguments:
+        (checkout / arguments["base"]).mkdir(parents=True)
+    else:
+        ldm(checkout, "paint_by_example")
+        arguments["checkpoint"] = "m.ckpt"
+    pipe = build(config.pipeline.function, **arguments)
+    inputs = config.inputs or adapter.inputs(pipe)
+    assert inspect.signature(pipe.__call__).bind(**dict.fromkeys(inputs), **config.call, generator=None)
 
 
 def test_a_checkpoint_that_does_not_fit_or_holds_code(checkout: Path) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from flows.config import CaptureConfig
+from flows.loading import load_capture
 from flows.sources import call_inputs, load_pipeline
 from pipeline.adapters.registry import find_adapter
 from storage.errors import CaptureError, ConfigError
 from tests.pipeline import unet_models
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
@@ -95,6 +100,24 @@ def test_what_cannot_be_loaded_is_one_error(folders: Path, tmp_path: Path) -> No
     pipe_without = settings(folders, **{"class": "DDIMPipeline"}, ip_adapters=adapters(folders, 1.0))
     with pytest.raises(CaptureError, match="expected one that takes IP-Adapters"):
         load_pipeline(pipe_without)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("capture-*.yaml")), ids=lambda p: p.stem)
+def test_what_an_example_passes_is_what_its_pipeline_takes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_capture(path)
+    source = config.pipeline
+    if source.kind == "embedded":
+        assert set(config.call) <= set(inspect.signature(load_pipeline(config).__call__).parameters)
+    elif source.kind == "pretrained":
+        taken = inspect.signature(getattr(diffusers, source.class_name).__call__).parameters
+        assert {"generator", *(config.inputs or {}), *config.call} <= set(taken)
+    else:
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        module, _, name = source.function.partition(":")
+        function = getattr(importlib.import_module(module), name)
+        assert inspect.signature(function).bind(device="cpu", dtype="float32", **source.arguments)
 
 
 def test_an_argument_of_the_call_is_not_asked_of_the_samples(folders: Path) -> None:
