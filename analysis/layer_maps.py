@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis import mosaic
 from analysis.resize import Grid, bicubic
 from analysis.selection import Direction
 
@@ -56,7 +57,8 @@ def density_maps(tokens: Tokens, plan: Plan, spec: LayerSpec, sample: str) -> ND
     Returns
     -------
     ndarray
-        (k, y, x) at the plan's size, 1 for uniform attention: k time groups, or heads, or 1.
+        (k, y, x) at the plan's size (of a tile: at its own, see `analysis.mosaic`), 1 for uniform attention:
+        k time groups, or heads, or 1.
     """
     if plan.by_head:
         values = tokens(spec, sample)
@@ -66,7 +68,7 @@ def density_maps(tokens: Tokens, plan: Plan, spec: LayerSpec, sample: str) -> ND
         over_heads = tokens.over_heads(spec, sample, plan.heads)
         kept = np.stack([over_heads[_index(group)].mean(axis=0) for group in plan.groups])
     grid = spec.gen_grid if plan.direction == "r2g" else spec.ref_grid
-    return bicubic(kept.reshape(-1, *grid), plan.size)
+    return bicubic(kept.reshape(-1, *grid), mosaic.target(spec, plan.direction, plan.size))
 
 
 def _index(steps: tuple[int, ...]) -> slice | list[int]:

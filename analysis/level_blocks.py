@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from analysis import mosaic
 from analysis.names import axis_labels
 from analysis.panels import Block, Panel, SampleImages, block
 from analysis.region import draw, image_mask
@@ -154,5 +155,5 @@ def asked_region(run: Run, attrs: Mapping[str, Any], sample: SampleImages) -> ND
         pixels = sample.images.get(at)
         return None if pixels is None else image_mask(pixels).astype(np.float64)
     layers = [run.layers[name] for name in attrs["layers"]]
-    grids = [layer.gen_grid if attrs["direction"] == "g2r" else layer.ref_grid for layer in layers]
+    grids = [mosaic.whole_grid(layer, "gen" if attrs["direction"] == "g2r" else "ref") for layer in layers]
     return draw(np.asarray(at), max(grids, key=lambda grid: grid[0] * grid[1]))

@@ -41,9 +41,9 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from analysis import official, region
+from analysis import mosaic, official, region
 from analysis.cache import StorePlace, open_cache
-from analysis.layer_maps import density_maps
+from analysis.layer_maps import Plan, density_maps
 from analysis.question import Level, Protocol, Question, ask
 from analysis.resize import Grid
 from analysis.selection import Direction, Indices, is_similarity, placed
@@ -147,12 +147,12 @@ def _lazy(make: LayerMaps, run: Run, question: Question) -> Any:
     for number, group in enumerate(groups):
         key = (name, number, *([0] * len(shape)))
         if stored[number]:
-            tasks[key] = (_samples, make, layers, group, level)
+            tasks[key] = (partial(_samples, make, layers, group, question.plan), level)
             continue
         parts = [(f"layer-{name}", number, place) for place in range(len(layers))]
         for part, spec in zip(parts, layers, strict=True):
             tasks[part] = (make, spec, group[0])
-        tasks[key] = (_together, parts, level)
+        tasks[key] = (partial(_together, layers, question.plan), parts, level)
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=[])
     chunks = (tuple(len(group) for group in groups), *((length,) for length in shape))
     return da.Array(graph, name, chunks, dtype=np.float32)
@@ -172,13 +172,17 @@ def _is_stored(make: LayerMaps, spec: LayerSpec, sample: str) -> bool:
 
 
 def _samples(
-    make: LayerMaps, layers: tuple[LayerSpec, ...], samples: tuple[str, ...], level: Level
+    make: LayerMaps, layers: tuple[LayerSpec, ...], samples: tuple[str, ...], plan: Plan, level: Level
 ) -> NDArray[np.float32]:
-    return np.concatenate([_together([make(spec, sample) for spec in layers], level) for sample in samples])
+    each = [_together(layers, plan, [make(spec, sample) for spec in layers], level) for sample in samples]
+    return np.concatenate(each)
 
 
-def _together(parts: list[NDArray[np.float64]], level: Level) -> NDArray[np.float32]:
+def _together(
+    layers: tuple[LayerSpec, ...], plan: Plan, parts: list[NDArray[np.float64]], level: Level
+) -> NDArray[np.float32]:
     """Mean over layers, or the layers side by side; float32, with an axis of one sample in front."""
+    parts = mosaic.together(parts, layers, plan.direction, plan.size)
     if level == "layer":
         return np.concatenate(parts).astype(np.float32)[None]
     mean = sum(parts[1:], start=parts[0]) / len(parts)

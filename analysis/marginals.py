@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import region
+from analysis import mosaic, region
 from analysis.aggregation import Aggregation, State, join
 from analysis.attention import Attention
 from analysis.reduce import reduce_slab, slabs
@@ -142,17 +142,20 @@ def _projection(run: Run, layer: LayerSpec, sample: str | None) -> Projection:
     if has_place(layer):
         gen[""] = np.ones(layer.gen, dtype=np.float32)
         if FOCUS["g2r"] in run.images:
-            gen[FOCUS["g2r"]] = _covered(run, FOCUS["g2r"], sample, layer.gen_grid)
+            gen[FOCUS["g2r"]] = _covered(run, FOCUS["g2r"], sample, layer, "gen")
         if FOCUS["r2g"] in run.images:
-            ref[FOCUS["r2g"]] = _covered(run, FOCUS["r2g"], sample, layer.ref_grid)
+            ref[FOCUS["r2g"]] = _covered(run, FOCUS["r2g"], sample, layer, "ref")
     return Projection(Regions(gen, ref))
 
 
-def _covered(run: Run, image: str, sample: str | None, grid: tuple[int, int]) -> NDArray[np.float32]:
+def _covered(
+    run: Run, image: str, sample: str | None, layer: LayerSpec, side: mosaic.Side
+) -> NDArray[np.float32]:
+    grid = layer.gen_grid if side == "gen" else layer.ref_grid
     pixels = None if sample is None else region.sample_image(run, image, sample)
     # A sample without the image has an empty region: its marginal is NaN, the others' are not touched.
     mask = np.zeros(grid, dtype=bool) if pixels is None else region.image_mask(pixels)
-    return region.weights(mask, grid)
+    return region.weights(mosaic.part_of(mask, mosaic.tile_of(layer, side)), grid)
 
 
 def named(run: Run, layer: LayerSpec, states: Sequence[State], regions: Regions | None = None) -> Marginals:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from analysis import official, region
+from analysis import mosaic, official, region
 from analysis.layer_maps import Plan
 from analysis.official_layers import official_selection, official_size
 from analysis.resize import Grid
@@ -72,7 +72,7 @@ class Question:
             return [f"{group[0]}-{group[-1]}" for group in self.plan.groups]
         if self.level == "head":
             return list(self.chosen.heads or range(self.chosen.layers[0].heads))
-        return [spec.name for spec in self.chosen.layers] if self.level == "layer" else None
+        return list(mosaic.in_wholes(self.chosen.layers)) if self.level == "layer" else None
 
 
 def ask(
@@ -111,6 +111,7 @@ def ask(
         chosen = select(run, way, *asked, place=way == "g2r" or kind == "specific")
         if what == "joint":
             chosen = joint_only(chosen, named=asked[0] is not None)
+    _check_tiles(chosen, way, rules)
     groups = split_steps(chosen.steps, time_groups) if kind == "time" else [chosen.steps]
     if kind == "head":
         _check_heads(chosen)
@@ -169,8 +170,20 @@ def _checked_size(size: Grid | None) -> Grid | None:
     return int(values[0]), int(values[1])
 
 
+def _check_tiles(chosen: Selection, direction: Direction, protocol: Protocol) -> None:
+    mosaic.check_covered(chosen.layers, direction)
+    tiled = [spec.name for spec in chosen.layers if spec.tile is not None]
+    if tiled and protocol == "official":
+        raise NoAnswer(
+            f"the official protocol for layer {tiled[0]!r}",
+            expected="layers of whole pictures: the paper's code has no tiles",
+            got="a tile",
+            remedy="use the corrected protocol",
+        )
+
+
 def _largest_grid(chosen: Selection, direction: Direction) -> Grid:
-    grids = [spec.gen_grid if direction == "r2g" else spec.ref_grid for spec in chosen.layers]
+    grids = [mosaic.whole_grid(spec, mosaic.side_of(direction)) for spec in chosen.layers]
     return max(grids, key=lambda grid: grid[0] * grid[1])
 
 

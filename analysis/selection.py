@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from analysis.mosaic import whole_name
 from storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
 from storage.matching import matching_names
 
@@ -163,7 +164,7 @@ def _layers(
             raise InputError(
                 "layers is empty", expected="at least one layer", remedy="pass None for all layers"
             )
-        asked = [run.layers[name] for name in matching_names("layer", wanted, list(run.layers))]
+        asked = _named(run, wanted)
         silent = [layer for layer in asked if place and not has_place(layer)]
         named = [layer for layer in silent if layer.name in wanted]
         if named or len(silent) == len(asked):
@@ -185,6 +186,13 @@ def _layers(
         )
     kept = tuple([layer for layer in able if not is_similarity(layer)] or able)
     return kept, tuple(name for name, layer in run.layers.items() if layer not in kept)
+
+
+def _named(run: Run, wanted: list[str]) -> list[LayerSpec]:
+    """Layers by name or pattern; the name of a layer that was captured in tiles means all of them."""
+    wholes = {whole_name(layer): layer for layer in run.layers.values()}
+    found = set(matching_names("layer", wanted, list(dict(run.layers) | wholes)))
+    return [layer for name, layer in run.layers.items() if name in found or whole_name(layer) in found]
 
 
 def _samples(run: Run, names: Sequence[str] | str | None) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import region, resize
+from analysis import mosaic, region, resize
 from analysis.cache import MarginalCache
 from analysis.marginals import FOCUS, Regions, compute_marginals, quantity
 from analysis.recall import recent
@@ -109,6 +109,7 @@ class Measured(Tokens):
         else:
             mask = self.region
         grid = layer.gen_grid if self.direction == "g2r" else layer.ref_grid
+        mask = mosaic.part_of(mask, mosaic.tile_of(layer, "gen" if self.direction == "g2r" else "ref"))
         weights = region.weights(resize.nearest(mask, grid) if self.nearest else mask, grid)
         regions = Regions(gen={"at": weights}) if self.direction == "g2r" else Regions(ref={"at": weights})
         return compute_marginals(self.run, layer, sample, regions)[quantity(self.kind, "at")]
@@ -154,6 +155,6 @@ def tokens_for(
         if at == FOCUS[direction] and not nearest:
             return Stored(cache, quantity(kind, at))
         return Measured(run, direction, kind, at, nearest)
-    grids = [spec.gen_grid if direction == "g2r" else spec.ref_grid for spec in chosen.layers]
+    grids = [mosaic.whole_grid(spec, "gen" if direction == "g2r" else "ref") for spec in chosen.layers]
     drawn = region.draw(at, max(grids, key=lambda grid: grid[0] * grid[1]))
     return Measured(run, direction, kind, drawn, nearest)

@@ -106,7 +106,11 @@ class LayerSpec:
             if not isinstance(getattr(self, field), str):
                 raise self._wrong(field, "a text", getattr(self, field))
         for field in ("tile", "ref_tile"):
-            object.__setattr__(self, field, Tile.read(getattr(self, field)))
+            try:
+                object.__setattr__(self, field, Tile.read(getattr(self, field)))
+            except InputError as error:
+                expected = "None or a rectangle (top, left, rows, columns) inside its canvas (rows, columns)"
+                raise self._wrong(field, expected, getattr(self, field)) from error
 
     def _wrong(self, field: str, expected: str, got: object) -> InputError:
         return InputError(f"layer {self.name!r}: {field}", expected=expected, got=repr(got))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 
 from storage.errors import InputError
 
@@ -37,6 +37,10 @@ class Tile:
         InputError
             Saying what was expected and what came.
         """
+        for field in fields(self):
+            number = getattr(self, field.name)
+            if hasattr(number, "__index__") and not isinstance(number, bool):
+                object.__setattr__(self, field.name, int(number.__index__()))
         whole = all(isinstance(n, int) and not isinstance(n, bool) for n in astuple(self))
         if not whole or not (
             0 <= self.top <= self.top + self.rows <= self.canvas_rows
