@@ -261,3 +261,18 @@ def test_each_system_has_one_adapter(monkeypatch):
     assert find_adapter(sampler).name == "ldm"  # a sampler that holds the model is enough
     with pytest.raises(CaptureError, match=r"adapter for object.*expected exactly one.*got none"):
         find_adapter(object())
+
+
+def test_an_adapter_of_another_package_is_found_by_its_entry_point(monkeypatch):
+    from importlib.metadata import EntryPoint, EntryPoints
+
+    from pipeline.adapters import registry
+
+    entry = EntryPoint("mine", "tests.standins.own_adapter:Mine", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([entry]))
+    registry.adapters.cache_clear()
+    try:
+        pipe = ldm.Pipeline()
+        assert find_adapter(pipe, "mine").sites(pipe)[0].name.startswith("output_blocks.11")
+    finally:
+        registry.adapters.cache_clear()

@@ -1,0 +1,130 @@
+"""Bytes of one sample for each system's real geometry: predicted by the plan, as factors and as full scores.
+
+`python -m benchmarks.table` prints the README's table; `--write SYSTEM` writes one sample of random factors
+and compares its size on disk with the prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from storage import LayerSpec, create_run, plan
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Equal layers: how many, grids, tokens without a place, heads, head dimension."""
+
+    count: int
+    gen: Grid
+    ref: Grid
+    prefix: int
+    heads: int
+    dim: int
+    static: bool = True
+    lse: bool = False
+    dtype: str = "float16"
+
+
+def _unet(heads: tuple[int, ...], dims: tuple[int, ...], base: Grid, ref: Grid, prefix: int) -> list[Group]:
+    """Sixteen cross-attentions of Stable Diffusion: 5, 5, 5 and 1 at each resolution."""
+    return [
+        Group(count, (base[0] >> level, base[1] >> level), ref, prefix, heads[level], dims[level])
+        for level, count in enumerate((5, 5, 5, 1))
+    ]
+
+
+SD = ((8, 8, 8, 8), (40, 80, 160, 160))
+SYSTEMS: dict[str, tuple[int, list[Group]]] = {
+    "Paint-by-Example, 512²": (50, _unet(*SD, (64, 64), (0, 0), 1)),
+    "DCI-VTON, 512²": (100, _unet(*SD, (64, 64), (0, 0), 1)),
+    "StableVITON, warping blocks, 512×384": (
+        50,
+        [
+            # Each block has the width of the features that come from below: 160, 80 and 40 a head.
+            Group(3, (16, 12), (16, 12), 0, 8, 160, False),
+            Group(1, (32, 24), (32, 24), 0, 8, 160, False),
+            Group(2, (32, 24), (32, 24), 0, 8, 80, False),
+            Group(1, (64, 48), (64, 48), 0, 8, 80, False),
+            Group(2, (64, 48), (64, 48), 0, 8, 40, False),
+        ],
+    ),
+    "PASD, 768²": (
+        20,
+        [
+            Group(3, (size, size), (size, size), 0, 8, dim, False)
+            for size, dim in ((12, 160), (24, 160), (48, 80), (96, 40))
+        ],
+    ),
+    "SeeSR, UNet and ControlNet, 512²": (
+        50,
+        [
+            *_unet((5, 10, 20, 20), (64,) * 4, (64, 64), (12, 12), 1),
+            *(Group(2, (64 >> n, 64 >> n), (12, 12), 1, heads, 64) for n, heads in enumerate((5, 10, 20))),
+            Group(1, (8, 8), (12, 12), 1, 20, 64),
+        ],
+    ),
+    "IP-Adapter full, SD 1.5, 512²": (50, _unet(*SD, (64, 64), (16, 16), 1)),
+    "FLUX Kontext, 1024²": (28, [Group(57, (64, 64), (64, 64), 0, 24, 128, False, True, "bfloat16")]),
+    "Qwen-Image-Edit, 1024²": (50, [Group(60, (64, 64), (64, 64), 0, 24, 128, False, True, "bfloat16")]),
+}
+"""Steps and layers: the conditional rows of one sample."""
+
+
+def specs(groups: list[Group]) -> list[LayerSpec]:
+    return [
+        LayerSpec(
+            f"layer{number}.{copy}", group.heads, group.dim, group.gen, group.ref, group.prefix,
+            static_key=group.static, lse=group.lse, dtype=group.dtype,  # type: ignore[arg-type]
+        )
+        for number, group in enumerate(groups)
+        for copy in range(group.count)
+    ]  # fmt: skip
+
+
+def write(steps: int, layers: list[LayerSpec]) -> tuple[int, int]:
+    """Predicted and measured bytes of a run of one sample of random factors."""
+    times = list(range(steps, 0, -1))
+    predicted = plan(layers, times, ["a"], {}).total_bytes
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "one.zarr"
+        with create_run(path, layers, times, ["a"]) as run, run.sample("a") as sink:
+            for spec in layers:
+                key = rng.standard_normal((spec.heads, spec.ref, spec.head_dim), np.float32).astype(
+                    np.float16
+                )
+                query = rng.standard_normal((spec.heads, spec.gen, spec.head_dim), np.float32).astype(
+                    np.float16
+                )
+                for step in range(steps):
+                    sink.put(spec.name, step, query=np.roll(query, step, 1), key=key)
+        return predicted, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", choices=list(SYSTEMS))
+    args = parser.parse_args()
+    if args.write:
+        steps, groups = SYSTEMS[args.write]
+        predicted, measured = write(steps, specs(groups))
+        print(f"{args.write}: predicted {predicted:,}, measured {measured:,}: {measured / predicted:.4f}")
+        return
+    print("| system | layers | steps | stored | full scores |\n|---|---|---|---|---|")
+    for name, (steps, groups) in SYSTEMS.items():
+        layers = specs(groups)
+        found = plan(layers, list(range(steps, 0, -1)), ["a"], {})
+        stored, full = (f"{n / 1e9:,.2f} GB" for n in (found.sample_bytes, found.score_bytes))
+        print(f"| {name} | {len(layers)} | {steps} | {stored} | {full} |")
+
+
+if __name__ == "__main__":
+    main()
