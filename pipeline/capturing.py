@@ -50,25 +50,20 @@ def capture(
     path
         The run, ``NAME.zarr``: created at the first denoiser call, or resumed where it exists.
     samples
-        Ids of all samples the run shall hold; None for those an existing run declares.
+        Ids of all samples the run shall hold; None: those an existing run declares.
     layers, steps, heads
         What to keep: layers by name, pattern, number or range in the model's order; indices, ranges or
         slices of steps and of heads.
-    adapter
-        Name of an adapter, or one; None finds the one that matches.
-    representation
-        "auto", "factors" or "scores", for every layer.
+    adapter, representation
+        An adapter or its name, None: the one that matches; "auto", "factors" or "scores" for every layer.
     roles
         Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``.
     timesteps
         Timesteps of all steps, where the scheduler does not announce them.
     guidance
-        Calls of a step, each a list of its row blocks, where they differ from the family's habit:
-        ``[["uncond", "cond"]]``, ``[["uncond"], ["cond"]]``, ``[["cond", "image", "uncond"]]``.
-    attrs
-        JSON values to keep with the run, such as the configuration.
-    on_event
-        Told of steps and samples.
+        Calls of a step, each a list of its row blocks, where unusual: ``[["uncond"], ["cond"]]``.
+    attrs, on_event
+        JSON values to keep with the run; told of steps and samples.
     **store
         Passed to :func:`storage.create_run`: ``codec``, ``shard_bytes``, ``storage_options``.
 
