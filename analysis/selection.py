@@ -176,7 +176,10 @@ def _layers(
                 remedy="ask for unified r2g, or leave this layer out",
             )
         return tuple(layer for layer in asked if layer not in silent), tuple(layer.name for layer in silent)
-    able = [layer for layer in run.layers.values() if has_place(layer) or not place]
+    # Other guidance roles are there to be compared with, never to be averaged in unasked.
+    every = list(run.layers.values())
+    meant = [layer for layer in every if layer.role == "cond"] or every
+    able = [layer for layer in meant if has_place(layer) or not place]
     if not able:
         raise NoAnswer(
             f"this {direction} question to this run",

@@ -169,3 +169,15 @@ def test_a_tile_is_a_rectangle_inside_its_canvas(numbers):
     else:
         with pytest.raises(InputError, match=r"layer 'a': tile; expected None or a rectangle"):
             LayerSpec("a", 1, 1, (1, 1), (1, 1), tile=numbers)
+
+
+def test_other_guidance_roles_are_not_averaged_in_unasked(tmp_path):
+    layer = LayerSpec("net", 2, 4, (3, 3), (3, 3), static_key=False, dtype="float32")
+    run = write(tmp_path / "r.zarr", [layer, replace(layer, name="net@uncond", role="uncond")], random)
+    whole = attribution_maps(run, "r2g")
+    assert whole.attrs["layers"] == ["net"]
+    assert whole.attrs["left_out"] == ["net@uncond"]
+    other = attribution_maps(run, "r2g", layers="net@uncond")
+    assert abs(whole - other).max() > 0.01
+    both = attribution_maps(run, "r2g", "layer", layers=["net", "net@uncond"])
+    assert list(both["layer"].values) == ["net", "net@uncond"]
