@@ -253,7 +253,7 @@ def test_wrong_use_is_named(tmp_path):
             generate(pipe, 1)
         with pytest.raises(CaptureError, match="rows for one sample.*1 .cond. or 2"), cap.sample("a"):
             generate(pipe, 3)
-        with pytest.raises(CaptureError, match="no further call"), cap.sample("a"):
+        with pytest.raises(CaptureError, match="no further step"), cap.sample("a"):
             generate(pipe)
             generate(pipe)
         with pytest.raises(CaptureError, match="denoiser calls in the sample context"), cap.sample("a"):
