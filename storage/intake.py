@@ -12,9 +12,17 @@ from storage.block import scaled_logits
 from storage.dtypes import check_float, exact, stored_dtype
 from storage.errors import InputError, ShapeMismatch
 from storage.spec import LayerSpec
+from storage.widen import widened
 
 Array = np.ndarray[Any, Any]
 Rows = Callable[[slice], Array]
+
+_SERIAL = 1 << 16
+"""Multiplications that OpenBLAS does on the calling thread: its own threads spin after each product, and
+would take processors from a model that runs beside the writers (15% of a generation on two cores)."""
+
+_FEWEST = 8
+"""Rows of queries below which a product is left whole."""
 
 _AXES = {
     "query": "[head, gen, dim]",
@@ -202,7 +210,14 @@ def _multiplied(spec: LayerSpec, query: Array, key: Array) -> Rows:
             exact(f"layer {spec.name!r}: {kind}", array[heads], spec.dtype)
             for kind, array in (("query", query), ("key", key))
         )
+        out = np.empty((*left.shape[:2], right.shape[1]), stored_dtype(spec.dtype))
+        few = _SERIAL // (right.shape[1] * right.shape[2])
+        few = few if few >= _FEWEST else left.shape[1]
+        right = widened(right)
         with np.errstate(over="ignore"):
-            return scaled_logits(left, right, spec.logit_scale).astype(stored_dtype(spec.dtype), copy=False)
+            for start in range(0, left.shape[1], few):
+                part = slice(start, start + few)
+                out[:, part] = scaled_logits(left[:, part], right, spec.logit_scale)
+        return out
 
     return rows
