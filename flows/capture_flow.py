@@ -14,20 +14,22 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from flows.capture_job import run_capture
+from flows.capture_job import Todo, run_capture
 from flows.config import CaptureConfig
 from flows.progress import Progress, heard_by
 from flows.terminal import human_bytes
 
 
 @task(name="capture samples", cache_policy=NO_CACHE, persist_result=False)
-def capture_samples(config: CaptureConfig) -> dict[str, Any]:
+def capture_all(config: CaptureConfig, retry_failed: bool, keep_going: bool) -> dict[str, Any]:
     """Run or resume the capture, and keep a progress artifact up to date.
 
     Parameters
     ----------
     config
         The capture.
+    retry_failed, keep_going
+        As for :class:`flows.capture_job.Todo`.
 
     Returns
     -------
@@ -47,7 +49,7 @@ def capture_samples(config: CaptureConfig) -> dict[str, Any]:
             update_progress_artifact(artifact_id=artifact, progress=100.0 * event.done / max(event.total, 1))
 
     with heard_by(listen):
-        summary = run_capture(config)
+        summary = run_capture(config, Todo(retry_failed=retry_failed, keep_going=keep_going))
     update_progress_artifact(artifact_id=artifact, progress=100.0)
     return summary
 
@@ -74,19 +76,23 @@ def publish_capture(summary: dict[str, Any]) -> None:
 
 
 @flow(name="i2am-capture", flow_run_name="capture {config.out}", persist_result=False)
-def capture_flow(config: CaptureConfig) -> dict[str, Any]:
+def capture_flow(
+    config: CaptureConfig, retry_failed: bool = False, keep_going: bool = False
+) -> dict[str, Any]:
     """Run or resume a capture.
 
     Parameters
     ----------
     config
         The capture; paths as seen by the worker.
+    retry_failed, keep_going
+        As for :class:`flows.capture_job.Todo`.
 
     Returns
     -------
     dict
         The summary of :func:`flows.capture_job.run_capture`.
     """
-    summary = capture_samples(config)
+    summary = capture_all(config, retry_failed, keep_going)
     publish_capture(summary)
     return summary

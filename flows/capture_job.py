@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flows.config import CaptureConfig
@@ -12,32 +13,54 @@ from flows.describe import describe
 from flows.progress import Progress, report
 from flows.samples import SampleSet, open_samples
 from flows.selection import selected, selected_layers
-from storage import open_run
-from storage.errors import ConfigError, NotFound, UnknownName
+from storage import failures, open_run
+from storage.errors import ConfigError, I2AMError, NotFound, UnknownName
+from storage.failures import set_aside, take_back
 
 if TYPE_CHECKING:
     from pipeline.events import Event
     from pipeline.jobs import Call
     from storage import Run
 
-_MAY_DIFFER = frozenset({"out", "storage_options"})
+_MAY_DIFFER = frozenset({"out", "storage_options", "sweep"})
 """Keys that may change between the start of a capture and its resumption."""
 
 
-def run_capture(config: CaptureConfig) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """Which samples of a capture are to be taken.
+
+    Attributes
+    ----------
+    only
+        Ids; None for all.
+    retry_failed
+        Take those again that were set aside as failed; otherwise they are passed over.
+    keep_going
+        Set a sample aside that fails, and go on; otherwise its error ends the capture.
+    """
+
+    only: tuple[str, ...] | None = None
+    retry_failed: bool = False
+    keep_going: bool = False
+
+
+def run_capture(config: CaptureConfig, todo: Todo | None = None) -> dict[str, Any]:
     """Run a capture, or go on with one; samples that are committed are not touched.
 
     Parameters
     ----------
     config
         The capture, with absolute paths.
+    todo
+        Which samples; None for all that are neither committed nor set aside.
 
     Returns
     -------
     dict
         JSON-ready: ``run`` (its path), ``captured`` (now), ``committed``, ``declared``, ``bytes`` and
         ``files`` of all committed samples, ``seconds``, ``samples`` (id, seed, seconds, bytes of each that is
-        committed).
+        committed), ``failed`` (sample and error of each that is set aside).
 
     Raises
     ------
@@ -48,12 +71,71 @@ def run_capture(config: CaptureConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     samples = open_samples(config)
+    before, ids = waiting(config, samples, todo or Todo())
+    if ids:
+        report(Progress("capture", before, len(samples.ids)))
+        capture_samples(config, samples, prepare(config), ids, keep_going=(todo or Todo()).keep_going)
+    return summarise(config, before, time.perf_counter() - started)
+
+
+def waiting(config: CaptureConfig, samples: SampleSet, todo: Todo) -> tuple[int, list[str]]:
+    """Ask the run what there is to do, and take back the failures that are to be tried again.
+
+    Parameters
+    ----------
+    config, samples
+        The capture and its samples.
+    todo
+        Which of them.
+
+    Returns
+    -------
+    committed : int
+        Samples that are there.
+    ids : list of str
+        Samples to take now, in declared order.
+
+    Raises
+    ------
+    ConfigError
+        If the run exists with another configuration.
+    UnknownName
+        If `todo` names a sample that there is not.
+    """
+    for id in todo.only or ():
+        if id not in samples.ids:
+            raise UnknownName("sample", id, samples.ids)
     existing = _existing(config)
-    before = len(existing.samples) if existing is not None else 0
-    if before < len(samples.ids):
-        _capture(config, samples, before)
+    committed = set(existing.samples) if existing is not None else set()
+    chosen = set(samples.ids if todo.only is None else todo.only) - committed
+    failed = failures(config.out, config.storage_options or None) if existing is not None else {}
+    if todo.retry_failed:
+        take_back(config.out, chosen & set(failed), config.storage_options or None)
+    else:
+        chosen -= set(failed)
+    return len(committed), [id for id in samples.ids if id in chosen]
+
+
+def summarise(config: CaptureConfig, before: int, seconds: float) -> dict[str, Any]:
+    """Collect what :func:`run_capture` returns.
+
+    Parameters
+    ----------
+    config
+        The capture.
+    before
+        Samples that were committed when it began.
+    seconds
+        How long it took.
+
+    Returns
+    -------
+    dict
+        JSON-ready.
+    """
     run = open_run(config.out, config.storage_options or None)
     facts = describe(run)
+    aside = failures(config.out, config.storage_options or None)
     return {
         "run": config.out,
         "captured": facts["samples"]["committed"] - before,
@@ -61,8 +143,9 @@ def run_capture(config: CaptureConfig) -> dict[str, Any]:
         "declared": facts["samples"]["declared"],
         "bytes": facts["bytes"],
         "files": facts["files"],
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
         "samples": [_row(run, sample) for sample in run.samples],
+        "failed": [{"sample": each.sample, "error": each.error} for each in aside.values()],
     }
 
 
@@ -119,28 +202,70 @@ def prepare(config: CaptureConfig) -> tuple[Any, Call]:
     return pipe, Call(inputs, config.call)
 
 
-def _capture(config: CaptureConfig, samples: SampleSet, committed: int) -> None:
-    report(Progress("capture", committed, len(samples.ids)))
-    pipe, call = prepare(config)
+def capture_samples(
+    config: CaptureConfig,
+    samples: SampleSet,
+    prepared: tuple[Any, Call],
+    ids: Sequence[str],
+    *,
+    keep_going: bool = False,
+) -> None:
+    """Capture some samples with a pipeline that is loaded.
+
+    Parameters
+    ----------
+    config, samples
+        The capture and all its samples.
+    prepared
+        Of :func:`prepare`.
+    ids
+        The samples to take.
+    keep_going
+        Set a sample aside that fails, and go on.
+
+    Raises
+    ------
+    InputError
+        If a sample fails and nothing is to be set aside, or if none could be captured and there is no run.
+    """
     from pipeline.capturing import capture
     from pipeline.events import SampleDone
     from pipeline.jobs import run_job
 
-    done = committed
+    pipe, call = prepared
+    done, total = len(samples.ids) - len(ids), len(samples.ids)
+    failed: dict[str, Exception] = {}
 
     def listen(event: Event) -> None:
         """Count committed samples."""
         nonlocal done
         if isinstance(event, SampleDone):
             done += 1
-            report(Progress("capture", done, len(samples.ids), event.sample))
+            report(Progress("capture", done, total, event.sample))
+
+    def fail(batch: Sequence[str], error: Exception) -> None:
+        """Remember a batch that failed."""
+        failed.update(dict.fromkeys(batch, error))
 
     options: dict[str, Any] = {"storage_options": config.storage_options} if config.storage_options else {}
     notes = {"configuration": comparable(config), "seeds": dict(samples.seeds)}
-    with capture(
-        pipe, config.out, list(samples.ids), **kept(config), attrs=notes, on_event=listen, **options
-    ) as cap:
-        run_job(cap, pipe, samples.load, call, config.batch_size)
+    try:
+        with capture(
+            pipe, config.out, list(samples.ids), **kept(config), attrs=notes, on_event=listen, **options
+        ) as cap:
+            on_failure = fail if keep_going else None
+            run_job(cap, pipe, samples.load, call, config.batch_size, only=ids, on_failure=on_failure)
+    finally:
+        if failed and _existing(config) is not None:
+            lines = {id: _one_line(error) for id, error in failed.items()}
+            set_aside(config.out, lines, config.storage_options or None)
+    if failed and _existing(config) is None:
+        raise next(iter(failed.values()))  # nothing worked, and there is no run to note it in
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error) if isinstance(error, I2AMError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:500]
 
 
 def _existing(config: CaptureConfig) -> Run | None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 GRACE_SECONDS = 10.0
@@ -17,7 +17,11 @@ GRACE_SECONDS = 10.0
 
 @contextmanager
 def child(
-    command: Sequence[str], *, env: Mapping[str, str] | None = None, quiet: bool = False
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    quiet: bool = False,
+    talk: bool = False,
 ) -> Iterator[subprocess.Popen[str]]:
     """Start a process and make sure that it is gone when the block ends.
 
@@ -29,6 +33,8 @@ def child(
         Its whole environment; None: the parent's.
     quiet
         Drop its standard error; otherwise it is the parent's.
+    talk
+        Give it a pipe as standard input; otherwise it has none.
 
     Yields
     ------
@@ -38,7 +44,7 @@ def child(
     process = subprocess.Popen(
         command,
         env=dict(env) if env is not None else None,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
         stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
         stderr=subprocess.DEVNULL if quiet else None,
         text=True,
@@ -49,6 +55,9 @@ def child(
         yield process
     finally:
         stop(process)
+        if process.stdin is not None:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
         if process.stdout is not None:
             process.stdout.close()
 

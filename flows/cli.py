@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows.commands import analyze, capture, demo, imacs, inspect, maps, plan, verify
+from flows.commands import analyze, capture, demo, imacs, inspect, maps, plan, prune, sweep, verify
 from flows.terminal import note, say
 from storage.errors import I2AMError
 
@@ -57,8 +57,10 @@ for _command in (
     demo.demo,
     plan.plan,
     capture.capture,
+    sweep.sweep,
     inspect.inspect,
     verify.verify,
+    prune.prune,
     analyze.analyze,
     maps.maps,
     imacs.imacs,

@@ -63,6 +63,19 @@ PipelineSource: TypeAlias = Annotated[
 ]
 
 
+class Sweep(Strict):
+    """How a sweep is spread over processes, and how hard it tries."""
+
+    gpus: Annotated[
+        list[Annotated[str, Field(pattern=r"^[\w-]+$")] | Annotated[int, Field(ge=0)]] | None,
+        Field(min_length=1, description="one process for each, as CUDA_VISIBLE_DEVICES names them"),
+    ] = None
+    workers: Annotated[int, Field(ge=1, description="processes where no GPUs are named")] = 1
+    shard: Annotated[int, Field(ge=1, description="samples of one task, rounded up to whole batches")] = 64
+    retries: Annotated[int, Field(ge=0, description="of a shard whose process is lost or fails")] = 3
+    backoff: Annotated[float, Field(ge=0, description="seconds before the first retry; doubles")] = 10.0
+
+
 class CaptureConfig(Strict):
     """One capture: which pipeline, which samples, what to keep, where to write it.
 
@@ -97,6 +110,7 @@ class CaptureConfig(Strict):
     device: str = "cpu"
     dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     storage_options: dict[str, Any] = {}
+    sweep: Annotated[Sweep, Field(description="used by i2am sweep alone")] = Sweep()
 
     @model_validator(mode="after")
     def _scenes_need_the_embedded_pipeline(self) -> CaptureConfig:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
 from pipeline.capturing import Capture
 from pipeline.images import ImageLike
-from storage.errors import InputError
+from storage.errors import CaptureError, InputError, NoPermission, StorageFull
+
+ENOUGH = 3
+"""Batches in a row that are loaded but not generated, after which a job gives up."""
+
+OnFailure: TypeAlias = Callable[[Sequence[str], Exception], None]
+"""Told of samples that are set aside."""
 
 
 class Task(Protocol):
@@ -64,6 +71,9 @@ def run_job(
     call: Call,
     batch_size: int = 1,
     limit: int | None = None,
+    *,
+    only: Collection[str] | None = None,
+    on_failure: OnFailure | None = None,
 ) -> int:
     """Generate and capture every sample of ``cap`` that is missing.
 
@@ -81,27 +91,108 @@ def run_job(
         Samples in one call.
     limit
         Most samples to take now.
+    only
+        Samples to take, of those that are missing; None for all.
+    on_failure
+        Called with the samples of a batch that could not be loaded or generated, and why; the job then goes
+        on. None: the first error ends the job.
 
     Returns
     -------
     int
         Samples captured now.
+
+    Raises
+    ------
+    StorageFull, NoPermission, MemoryError
+        Whatever `on_failure` is: the next sample would fare no better.
+    CaptureError
+        If ENOUGH batches in a row were loaded but not generated: the model or the machine is at fault.
     """
-    declared, waiting = cap.declared, set(cap.missing[:limit])
+    missing = cap.missing if only is None else [id for id in cap.missing if id in set(only)]
+    waiting, failed = set(missing[:limit]), _Failures(on_failure)
+    declared = cap.declared
     for start in range(0, len(declared), batch_size):
         ids = declared[start : start + batch_size]
-        missing = [id for id in ids if id in waiting]
-        if not missing:
+        kept = [id for id in ids if id in waiting]
+        if not kept:
             continue
-        # The whole batch, also where a part of it is committed: other rows could change the last bits.
-        tasks = [load(id) for id in ids]
-        names = sorted(set.intersection(*(set(task.images) for task in tasks)))
-        images = {name: [task.images[name] for task in tasks] for name in names}
-        with cap.samples(ids, keep=missing, **images) as handles:
-            for handle, task, image in zip(handles, tasks, call(pipe, tasks), strict=True):
-                handle.generated = image
-                handle.annotate(seed=task.seed, **task.texts)
-    return len(waiting)
+        with failed.loading(kept):
+            # The whole batch, also where a part of it is committed: other rows could change the last bits.
+            tasks = [load(id) for id in ids]
+            with failed.generating(kept):
+                _generate(cap, pipe, call, tasks, kept)
+    failed.tell()
+    return len(waiting) - failed.count
+
+
+def _generate(cap: Capture, pipe: Any, call: Call, tasks: Sequence[Task], kept: Sequence[str]) -> None:
+    names = sorted(set.intersection(*(set(task.images) for task in tasks)))
+    images = {name: [task.images[name] for task in tasks] for name in names}
+    with cap.samples([task.id for task in tasks], keep=kept, **images) as handles:
+        for handle, task, image in zip(handles, tasks, call(pipe, tasks), strict=True):
+            handle.generated = image
+            handle.annotate(seed=task.seed, **task.texts)
+
+
+class _Failures:
+    """Tells sample's faults from the machine's: failures are told once something worked after them."""
+
+    def __init__(self, tell: OnFailure | None) -> None:
+        self._tell = tell
+        self._held: list[tuple[list[str], Exception]] = []
+        self.count = 0
+
+    @contextmanager
+    def loading(self, ids: list[str]) -> Iterator[None]:
+        """Set a batch aside that cannot be read."""
+        try:
+            yield
+        except _Stop as stop:
+            raise stop.error from stop.error.__cause__
+        except Exception as error:
+            if self._tell is None:
+                raise
+            self._tell(ids, error)
+            self.count += len(ids)
+
+    @contextmanager
+    def generating(self, ids: list[str]) -> Iterator[None]:
+        """Hold a batch that fails, until another works; ENOUGH in a row end the job."""
+        try:
+            yield
+        except Exception as error:
+            if self._tell is None or isinstance(error, (StorageFull, NoPermission, MemoryError)):
+                raise _Stop(error) from error
+            self._held.append((ids, error))
+            if len(self._held) == ENOUGH:
+                raise _Stop(_all_failed(ids[0], error)) from error
+        else:
+            self.tell()
+
+    def tell(self) -> None:
+        """Set aside what is held."""
+        for ids, error in self._held:
+            if self._tell is not None:
+                self._tell(ids, error)
+            self.count += len(ids)
+        self._held.clear()
+
+
+class _Stop(Exception):
+    """Carries an error past the handler of the sample's own faults."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _all_failed(sample: str, error: Exception) -> CaptureError:
+    return CaptureError(
+        f"{ENOUGH} batches in a row failed, the last with sample {sample!r}",
+        got=f"{type(error).__name__}: {error}",
+        remedy="mend the model or the machine, and run again: what is committed is kept",
+    )
 
 
 def _input(task: Task, name: str) -> Any:

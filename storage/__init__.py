@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from storage.errors import ShapeMismatch as ShapeMismatch
     from storage.errors import StorageFull as StorageFull
     from storage.errors import UnknownName as UnknownName
+    from storage.failures import Failure as Failure
+    from storage.failures import failures as failures
     from storage.planning import Plan as Plan
     from storage.planning import plan as plan
+    from storage.prune import prune as prune
     from storage.run import Run as Run
     from storage.run import open_run as open_run
     from storage.run_writer import RunWriter as RunWriter
@@ -71,6 +74,8 @@ __getattr__, __dir__, __all__ = attach(
         "Block": "storage.block",
         "LayerSpec": "storage.spec",
         "Tile": "storage.tile",
+        "Failure": "storage.failures",
+        "failures": "storage.failures",
         "Plan": "storage.planning",
         "Run": "storage.run",
         "RunWriter": "storage.run_writer",
@@ -78,6 +83,7 @@ __getattr__, __dir__, __all__ = attach(
         "create_run": "storage.create",
         "open_run": "storage.run",
         "plan": "storage.planning",
+        "prune": "storage.prune",
         "resume_run": "storage.create",
         "verify": "storage.verification",
         "VerifyReport": "storage.verification",

@@ -181,8 +181,8 @@ class Run:
             If the bytes are not what was written.
         """
         spec = self.spec(layer)
-        at = _indices("step", steps, len(self.timesteps))
-        rows = _indices("head", heads, spec.heads)
+        at = selected_indices("step", steps, len(self.timesteps))
+        rows = selected_indices("head", heads, spec.heads)
         if spec.representation == "scores":
             return Block(None, None, self.read_kind(spec, "scores", sample, at, rows), spec.logit_scale)
         query = self.read_kind(spec, "query", sample, at, rows)
@@ -413,7 +413,28 @@ def _damage(sample: str, layer: str) -> Iterator[None]:
         raise DamagedSample(sample, layer, str(error)) from error
 
 
-def _indices(axis: str, selection: Selection, size: int) -> list[int]:
+def selected_indices(axis: str, selection: Selection, size: int) -> list[int]:
+    """Return what a selection takes of an axis.
+
+    Parameters
+    ----------
+    axis : str
+        Its name, for the message.
+    selection : slice or sequence of int, optional
+        None for all; negative numbers count from the end.
+    size : int
+        Length of the axis.
+
+    Returns
+    -------
+    list of int
+        From 0 to `size` - 1.
+
+    Raises
+    ------
+    InputError
+        If an index is out of range.
+    """
     if selection is None:
         return list(range(size))
     if isinstance(selection, slice):

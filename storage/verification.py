@@ -9,6 +9,7 @@ from typing import Any
 
 from storage.document import sha256
 from storage.errors import DamagedRun, DamagedSample
+from storage.failures import FOLDER as FAILURES
 from storage.header import ROOT, Header, load_header
 from storage.location import STAGING, Location, locate
 from storage.names import sample_file
@@ -185,6 +186,9 @@ def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[
         folder, _, name = path.rpartition("/")
         parts = name.split(".")
         if path.startswith(f"{STAGING}/"):
+            continue
+        if folder == FAILURES:
+            check.notes.append(f"{path}: a sample that was set aside as failed")
             continue
         image = folder.startswith("images/") and folder.count("/") == 1
         if not (folder in arrays or image) or parts[0] != "c":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from flows.terminal import emit, human_bytes, say
+from flows.terminal import emit, human_bytes, note, say
 
 
 def capture(
@@ -15,6 +15,12 @@ def capture(
     out: Annotated[
         str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")
     ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Take samples again that a sweep set aside as failed.")
+    ] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Set a sample aside that fails, and go on with the next.")
+    ] = False,
     prefect: Annotated[
         bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
     ] = False,
@@ -24,7 +30,8 @@ def capture(
 ) -> None:
     """Run or resume a capture.
 
-    What is committed is never done again; a run of another configuration is refused.
+    What is committed is never done again; a run of another configuration is refused. Exit status 1: samples
+    are set aside as failed.
     """
     from flows.loading import load_capture
     from flows.orchestrate import as_flow, both_refused
@@ -36,16 +43,47 @@ def capture(
         if choice:
             from flows.capture_flow import capture_flow
 
-            summary = capture_flow(settings)
+            summary = capture_flow(settings, retry_failed, keep_going)
         else:
-            from flows.capture_job import run_capture
+            from flows.capture_job import Todo, run_capture
 
-            summary = run_capture(settings)
+            summary = run_capture(settings, Todo(retry_failed=retry_failed, keep_going=keep_going))
+    show_capture(summary, as_json)
+
+
+def show_capture(summary: dict[str, Any], as_json: bool) -> None:
+    """Say what was captured and what was set aside.
+
+    Parameters
+    ----------
+    summary
+        Of :func:`flows.capture_job.run_capture`.
+    as_json
+        Write it as it is.
+
+    Raises
+    ------
+    typer.Exit
+        With status 1 if samples are set aside.
+    """
+    for entry in summary["failed"]:
+        note(f"i2am: set aside: {entry['sample']}: {entry['error']}")
     if as_json:
         emit(summary)
-        return
+    else:
+        _say(summary)
+    if summary["failed"]:
+        raise typer.Exit(1)
+
+
+def _say(summary: dict[str, Any]) -> None:
     say(
         f"{summary['run']}: captured {summary['captured']} samples in {summary['seconds']:.1f} s, "
         f"{summary['committed']} of {summary['declared']} committed, {human_bytes(summary['bytes'])} "
         f"in {summary['files']} files"
+        + (
+            f"; {len(summary['failed'])} set aside, i2am capture --retry-failed takes them again"
+            if summary["failed"]
+            else ""
+        )
     )

@@ -254,3 +254,19 @@ def test_a_study_under_the_official_protocol(i2am: I2am, run: Path, tmp_path: Pa
     page = (tmp_path / "D" / "report" / "index.html").read_text()
     assert "official" in page
     i2am("analyze", run, "--out", tmp_path / "E", "--protocol", "oficial").refused("official")
+
+
+def test_prune_states_the_error_of_the_maps(run: Path, i2am: Callable[..., Outcome], tmp_path: Path) -> None:
+    exact = i2am("prune", run, "--out", tmp_path / "exact.zarr", "--sample", "b", "--steps", "::2", "--json")
+    assert exact.status == 0, exact.err
+    assert exact.json["samples"] == ["b"]
+    assert exact.json["errors"] == []
+    small = i2am("prune", run, "--out", tmp_path / "small.zarr", "--bits", "4", "--heads", "1", "--json")
+    assert small.status == 0, small.err
+    assert small.json["bytes"]["after"] < small.json["bytes"]["before"]
+    found = {(each["direction"], each["level"]): each["worst"] for each in small.json["errors"]}
+    assert set(found) == {(d, level) for d in ("r2g", "g2r") for level in ("unified", "layer")}
+    assert all(0 < worst < 1 for worst in found.values())
+    full = i2am("prune", run, "--out", tmp_path / "full.zarr", "--bits", "23", "--json")
+    assert all(each["worst"] == 0 for each in full.json["errors"])
+    i2am("prune", run, "--out", tmp_path / "no.zarr", "--bits", "24").refused("expected 1 to 23")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
-def build(device: str, dtype: str, delay: float = 0.0) -> Any:
-    """Make a pipeline of about 0.1 million parameters; ``delay`` seconds are slept in every denoiser call."""
+def build(device: str, dtype: str, delay: float = 0.0, broken: Sequence[str] = (), mended: str = "") -> Any:
+    """Make a pipeline of about 0.1 million parameters; ``delay`` seconds are slept in every denoiser call.
+
+    The scenes of the ids ``broken`` cannot be painted until there is a file ``mended``.
+    """
     import time
 
     import torch
@@ -32,7 +37,22 @@ def build(device: str, dtype: str, delay: float = 0.0) -> Any:
     if delay:
         unet.register_forward_pre_hook(lambda *_: time.sleep(delay))
     pipe = ReferencePainter(unet=unet, reference_encoder=ReferenceEncoder(), scheduler=DDIMScheduler())
-    return pipe.to(device, getattr(torch, dtype))
+    pipe = pipe.to(device, getattr(torch, dtype))
+    if broken:
+        _break(pipe, {int(id.rsplit("-", 1)[1]) for id in broken}, Path(mended))
+    return pipe
+
+
+def _break(pipe: Any, seeds: set[int], mended: Path) -> None:
+    whole = type(pipe)
+
+    class Broken(whole):  # type: ignore[misc, valid-type]
+        def __call__(self, *args: Any, generator: Any, **rest: Any) -> Any:
+            if generator.initial_seed() in seeds and not mended.exists():
+                raise ValueError("this scene cannot be painted")
+            return super().__call__(*args, generator=generator, **rest)
+
+    pipe.__class__ = Broken
 
 
 def not_a_pipeline(device: str, dtype: str) -> int:

@@ -1,0 +1,119 @@
+"""``i2am prune``: a smaller copy of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.terminal import emit, human_bytes, say
+
+if TYPE_CHECKING:
+    from storage import Run
+
+
+def prune(
+    run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
+    out: Annotated[str, typer.Option(help="The new run; one that was interrupted is gone on with.")],
+    sample: Annotated[list[str] | None, typer.Option(help="Sample to keep; repeat for more.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Layer or pattern such as '*up*' to keep; repeat for more.")
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="Steps to keep: 3 or 0,4 or ::2.")] = None,
+    heads: Annotated[str | None, typer.Option(help="Heads to keep: 3 or 0,4 or 0:4.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(min=1, help="Bits of the fraction to keep: float16 has 10, float32 23.")
+    ] = None,
+    codec: Annotated[str | None, typer.Option(help="Compression of the new run; see FORMAT.md.")] = None,
+    check: Annotated[
+        int, typer.Option(min=0, help="Samples on which the error of rounding is measured.")
+    ] = 4,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Copy a part of a run, exactly or with rounded numbers, and measure what rounding does to the maps."""
+    from flows import selection
+    from flows.describe import describe
+    from flows.progress import Progress, report, shown
+    from storage import open_run
+    from storage import prune as copy_part
+
+    source = open_run(run)
+    index = selection.from_option("--steps", steps), selection.from_option("--heads", heads)
+    total, done = len(sample or source.samples), 0
+
+    def listen(name: str) -> None:
+        """Count a sample."""
+        nonlocal done
+        done += 1
+        report(Progress("prune", done, total, name))
+
+    with shown(quiet):
+        made = copy_part(
+            source,
+            out,
+            samples=sample,
+            layers=layer,
+            steps=index[0],
+            heads=index[1],
+            bits=bits,
+            codec=codec,
+            on_sample=listen,
+        )
+    errors = _errors(source, made, check) if bits is not None and check else []
+    sizes = {"before": describe(source)["bytes"], "after": describe(made)["bytes"]}
+    if as_json:
+        emit({"run": out, "samples": list(made.samples), "bytes": sizes, "errors": errors})
+        return
+    say(
+        f"{out}: {len(made.samples)} samples, {human_bytes(sizes['after'])} of {human_bytes(sizes['before'])}"
+    )
+    for each in errors:
+        say(
+            f"{each['direction']} {each['level']} maps differ by {each['worst']:.2g} at most and "
+            f"{each['mean']:.2g} on average (1 is uniform attention), on {each['samples']} samples"
+        )
+
+
+def _errors(source: Run, made: Run, count: int) -> list[dict[str, Any]]:
+    """Differences of the maps to those of the same layers, steps and heads of the source."""
+    import numpy as np
+
+    from analysis.maps import attribution_maps
+    from storage import NoAnswer
+
+    kept = made.attrs["pruned"]
+    heads = next(iter(kept["layers"].values()))
+    same_heads = all(rows == heads for rows in kept["layers"].values())
+    found = []
+    for direction in ("r2g", "g2r"):
+        for level in ("unified", "layer"):
+            try:
+                maps = [
+                    np.asarray(
+                        attribution_maps(
+                            run,
+                            direction,
+                            level,
+                            layers=list(kept["layers"]),
+                            steps=steps,
+                            heads=rows if same_heads else None,
+                            samples=list(made.samples[:count]),
+                            store=False,
+                        )
+                    )
+                    for run, steps, rows in ((source, kept["steps"], heads), (made, None, None))
+                ]
+            except NoAnswer:
+                continue
+            difference = np.abs(maps[0] - maps[1])
+            found.append(
+                {
+                    "direction": direction,
+                    "level": level,
+                    "worst": float(difference.max()),
+                    "mean": float(difference.mean()),
+                    "samples": len(made.samples[:count]),
+                }
+            )
+    return found

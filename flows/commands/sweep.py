@@ -1,0 +1,72 @@
+"""``i2am sweep``: a capture over several processes, as a Prefect flow."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.capture import show_capture
+from flows.terminal import note
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="Configuration (YAML) of the capture; see examples/.")],
+    out: Annotated[
+        str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Capture processes, without GPUs.")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="GPUs, one process for each: 0,1,2,3, as CUDA_VISIBLE_DEVICES.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Take samples again that were set aside as failed.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Run or resume a capture over several processes, as a Prefect flow.
+
+    Uses the server that PREFECT_API_URL names, or a temporary one. A process that is lost is replaced, a
+    sample that fails is set aside; run the command again to go on. Exit status 1: samples are set aside, or
+    shards were given up.
+    """
+    from flows.children import termination_interrupts
+    from flows.config import Sweep
+    from flows.loading import load_capture
+    from flows.orchestrate import as_flow
+    from flows.progress import shown
+
+    settings = load_capture(config, out)
+    given = {"workers": workers, "gpus": gpus.split(",") if gpus is not None else None}
+    changes = {key: value for key, value in given.items() if value is not None}
+    spread = Sweep.model_validate({**settings.sweep.model_dump(), **changes})
+    settings = settings.model_copy(update={"sweep": spread})
+    as_flow(True)
+    with shown(quiet), termination_interrupts(), _server():
+        from flows.sweep_flow import sweep_flow
+
+        summary = sweep_flow(settings, retry_failed)
+    for line in summary["lost"]:
+        note(f"i2am: given up: {line}")
+    show_capture(summary, as_json)
+    if summary["lost"]:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _server() -> Iterator[None]:
+    """The server of the environment, or a temporary one."""
+    if os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+    from flows.server import temporary_server
+
+    with tempfile.TemporaryDirectory(prefix="i2am-prefect-") as home, temporary_server(Path(home)) as env:
+        os.environ.update(env)
+        yield

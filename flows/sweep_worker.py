@@ -1,0 +1,63 @@
+"""A capture process of a sweep: loads the model once, takes shards from standard input, tells what it does.
+
+Lines of JSON. In: the configuration, then {"ids": [...]} for each shard. Out: {"done": sample} for each that
+is committed, {"end": true} after a shard, or {"error": one line, "input": whether the user can mend it}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, TextIO
+
+from flows.capture_job import Todo, capture_samples, prepare, waiting
+from flows.config import CaptureConfig
+from flows.progress import Progress, heard_by
+from flows.samples import open_samples
+from storage.errors import CaptureError, I2AMError, InputError
+
+
+def main(commands: TextIO, answers: TextIO) -> None:
+    """Serve shards until standard input ends.
+
+    Parameters
+    ----------
+    commands, answers
+        The two pipes.
+    """
+
+    def tell(message: dict[str, Any]) -> None:
+        """Send one line."""
+        print(json.dumps(message), file=answers, flush=True)
+
+    def listen(event: Progress) -> None:
+        """Pass on each sample."""
+        if event.what:
+            tell({"done": event.what})
+
+    config = CaptureConfig.model_validate_json(commands.readline())
+    samples, prepared = open_samples(config), None
+    for line in commands:
+        todo = Todo(only=tuple(json.loads(line)["ids"]), keep_going=True)
+        try:
+            _, ids = waiting(config, samples, todo)
+            if ids:
+                prepared = prepared or prepare(config)
+                with heard_by(listen):
+                    capture_samples(config, samples, prepared, ids, keep_going=True)
+            tell({"end": True})
+        except Exception as error:  # noqa: BLE001 - the boundary of the process: told to the parent
+            text = str(error) if isinstance(error, I2AMError) else f"{type(error).__name__}: {error}"
+            mendable = isinstance(error, InputError) and not isinstance(error, CaptureError)
+            tell({"error": " ".join(text.split()), "input": mendable})
+            return  # after an error the model's state is not to be trusted
+
+
+if __name__ == "__main__":
+    own = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is not the protocol
+    try:
+        main(sys.stdin, own)
+    except KeyboardInterrupt:
+        sys.exit(130)  # the parent was interrupted, and says so
