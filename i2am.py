@@ -17,8 +17,8 @@ _STORAGE = (
     "AggregationError", "AlreadyExists", "CaptureError", "ConfigError", "DamageError", "DamagedRun",
     "DamagedSample", "EmptyRun", "I2AMError", "InputError", "LayerSpec", "MissingDependency", "NewerFormat",
     "NoAnswer", "NoPermission", "NotARun", "NotFound", "Plan", "Run", "RunWriter", "SampleBusy",
-    "ShapeMismatch", "Sink", "StorageFull", "Tile", "UnknownName", "VerifyReport", "create_run", "open_run",
-    "plan", "prune", "resume_run", "verify",
+    "ShapeMismatch", "Sink", "StorageFull", "StoreUnavailable", "Tile", "UnknownName", "VerifyReport",
+    "create_run", "open_run", "plan", "prune", "resume_run", "verify",
 )  # fmt: skip
 
 _lazy, __dir__, __all__ = attach(

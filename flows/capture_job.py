@@ -14,8 +14,8 @@ from flows.progress import Progress, report
 from flows.samples import SampleSet, open_samples
 from flows.selection import selected, selected_layers
 from storage import failures, open_run
+from storage.aside import set_aside, take_back
 from storage.errors import ConfigError, I2AMError, NotFound, UnknownName
-from storage.failures import set_aside, take_back
 
 if TYPE_CHECKING:
     from pipeline.events import Event

@@ -15,7 +15,7 @@ from flows.capture_job import Todo, capture_samples, prepare, waiting
 from flows.config import CaptureConfig
 from flows.progress import Progress, heard_by
 from flows.samples import open_samples
-from storage.errors import CaptureError, I2AMError, InputError
+from storage.errors import CaptureError, I2AMError, InputError, StoreUnavailable
 
 
 def main(commands: TextIO, answers: TextIO) -> None:
@@ -49,7 +49,8 @@ def main(commands: TextIO, answers: TextIO) -> None:
             tell({"end": True})
         except Exception as error:  # noqa: BLE001 - the boundary of the process: told to the parent
             text = str(error) if isinstance(error, I2AMError) else f"{type(error).__name__}: {error}"
-            mendable = isinstance(error, InputError) and not isinstance(error, CaptureError)
+            passing = (CaptureError, StoreUnavailable)  # another process, or a later one, may do better
+            mendable = isinstance(error, InputError) and not isinstance(error, passing)
             tell({"error": " ".join(text.split()), "input": mendable})
             return  # after an error the model's state is not to be trusted
 

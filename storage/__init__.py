@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from storage.lazy import attach
 
 if TYPE_CHECKING:
+    from storage.aside import Failure as Failure
+    from storage.aside import failures as failures
     from storage.block import Block as Block
     from storage.create import create_run as create_run
     from storage.create import resume_run as resume_run
@@ -29,12 +31,11 @@ if TYPE_CHECKING:
     from storage.errors import SampleBusy as SampleBusy
     from storage.errors import ShapeMismatch as ShapeMismatch
     from storage.errors import StorageFull as StorageFull
+    from storage.errors import StoreUnavailable as StoreUnavailable
     from storage.errors import UnknownName as UnknownName
-    from storage.failures import Failure as Failure
-    from storage.failures import failures as failures
     from storage.planning import Plan as Plan
     from storage.planning import plan as plan
-    from storage.prune import prune as prune
+    from storage.pruning import prune as prune
     from storage.run import Run as Run
     from storage.run import open_run as open_run
     from storage.run_writer import RunWriter as RunWriter
@@ -64,6 +65,7 @@ _ERRORS = (
     "SampleBusy",
     "ShapeMismatch",
     "StorageFull",
+    "StoreUnavailable",
     "UnknownName",
 )
 
@@ -74,8 +76,8 @@ __getattr__, __dir__, __all__ = attach(
         "Block": "storage.block",
         "LayerSpec": "storage.spec",
         "Tile": "storage.tile",
-        "Failure": "storage.failures",
-        "failures": "storage.failures",
+        "Failure": "storage.aside",
+        "failures": "storage.aside",
         "Plan": "storage.planning",
         "Run": "storage.run",
         "RunWriter": "storage.run_writer",
@@ -83,7 +85,7 @@ __getattr__, __dir__, __all__ = attach(
         "create_run": "storage.create",
         "open_run": "storage.run",
         "plan": "storage.planning",
-        "prune": "storage.prune",
+        "prune": "storage.pruning",
         "resume_run": "storage.create",
         "verify": "storage.verification",
         "VerifyReport": "storage.verification",

@@ -148,7 +148,8 @@ def _write_new(location: Location, header: Header, queue_bytes: int | None, thre
         return header
     for name, data in documents.items():
         location.write(name, data)
-    location.write(ROOT, root)
+    if not location.write_new(ROOT, root):
+        raise AlreadyExists(f"{location.url} already exists", remedy="another process has just created it")
     return header
 
 

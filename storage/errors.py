@@ -17,6 +17,7 @@ Grouped by what a handler would do: correct the input, or distrust the data.
     │   ├── ConfigError         a configuration that says something impossible
     │   ├── StorageFull         (OSError) no space left, or a plan that would not fit
     │   ├── NoPermission        (PermissionError) the system refused access
+    │   ├── StoreUnavailable    (OSError) an object store does not answer, or answers with errors
     │   ├── MissingDependency   (ImportError) an optional package is absent
     │   ├── SampleBusy          another process is writing this sample
     │   ├── CaptureError        the model does not do what the capture expects
@@ -196,6 +197,12 @@ class NoPermission(InputError, PermissionError):
 
     code = "no-permission"
     errno = _errno.EACCES
+
+
+class StoreUnavailable(InputError, OSError):
+    """An object store does not answer, or went on answering with errors while it was asked again."""
+
+    code = "store-unavailable"
 
 
 class MissingDependency(InputError, ImportError):

@@ -1,7 +1,7 @@
 """Runs on object stores and other file systems, through fsspec or obstore's fsspec classes.
 
-There is no rename, no lock and no exclusive creation that all of them share: an object is put whole, and two
-processes must not be given the same sample.
+There is no rename and no lock: an object is put whole, and two processes must not be given the same sample.
+Object stores create an object exclusively, other file systems do not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import InputError, MissingDependency
-from storage.location import STREAM_BYTES, system_errors
+from storage.location import STREAM_BYTES
+from storage.object_store import is_object_store, object_filesystem, put_new, store_errors
 
 _MERGE = 16 << 20
 """Neighbouring ranges are fetched together up to this many bytes."""
@@ -44,7 +45,7 @@ class RemoteLocation:
 
     def read(self, path: str) -> bytes:
         """Return a whole object; see `storage.location.Location`."""
-        with system_errors(f"{self.url}/{path}"):
+        with store_errors(f"{self.url}/{path}"):
             return bytes(self._fs.cat_file(self._at(path)))
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
@@ -58,7 +59,7 @@ class RemoteLocation:
                 merged.append([start, stop])
             places.append((len(merged) - 1, start, stop))
         parts: list[bytes] = []
-        with system_errors(f"{self.url}/{path}"):
+        with store_errors(f"{self.url}/{path}"):
             for start, stop in merged:
                 parts.append(bytes(self._fs.cat_file(self._at(path), start=start, end=stop)))
                 if len(parts[-1]) != stop - start:
@@ -70,14 +71,14 @@ class RemoteLocation:
         size = self.size(path)
         if size is None:
             raise FileNotFoundError(f"{self.url}/{path}")
-        with system_errors(f"{self.url}/{path}"):
+        with store_errors(f"{self.url}/{path}"):
             for start in range(0, size, STREAM_BYTES):
                 stop = min(size, start + STREAM_BYTES)
                 yield bytes(self._fs.cat_file(self._at(path), start=start, end=stop))
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes or None; see `storage.location.Location`."""
-        with system_errors(f"{self.url}/{path}"):
+        with store_errors(f"{self.url}/{path}"):
             try:
                 info = self._fs.info(self._at(path))
             except FileNotFoundError:
@@ -86,7 +87,7 @@ class RemoteLocation:
 
     def names(self, path: str) -> list[str]:
         """Return the names below a prefix; see `storage.location.Location`."""
-        with system_errors(f"{self.url}/{path}"):
+        with store_errors(f"{self.url}/{path}"):
             self._fs.invalidate_cache(self._at(path))
             try:
                 found = self._fs.ls(self._at(path), detail=False)
@@ -98,7 +99,7 @@ class RemoteLocation:
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield every object; see `storage.location.Location`."""
         self._fs.invalidate_cache()
-        with system_errors(self.url):
+        with store_errors(self.url):
             found = self._fs.find(self._prefix, detail=True)
         base = self._prefix.strip("/")
         for name, info in found.items():
@@ -106,13 +107,16 @@ class RemoteLocation:
 
     def write(self, path: str, data: bytes) -> None:
         """Put one object; see `storage.location.Location`."""
-        with system_errors(f"{self.url}/{path}"):
+        with store_errors(f"{self.url}/{path}"):
             self._fs.pipe_file(self._at(path), data)
 
     def write_new(self, path: str, data: bytes) -> bool:
-        """Put one object if there is none yet, without protection from a race; see `Location`."""
+        """Put one object if there is none yet; races are safe on object stores alone; see `Location`."""
         if self.size(path) is not None:
             return False
+        if is_object_store(self._fs):
+            with store_errors(f"{self.url}/{path}"):
+                return put_new(self._fs, self._at(path), data)
         self.write(path, data)
         return True
 
@@ -126,12 +130,12 @@ class RemoteLocation:
         source : Path
             Local file.
         """
-        with system_errors(f"{self.url}/{path}"):
+        with store_errors(f"{self.url}/{path}"):
             self._fs.put_file(str(source), self._at(path))
 
     def remove(self, path: str) -> None:
         """Remove an object; see `storage.location.Location`."""
-        with system_errors(f"{self.url}/{path}"):
+        with store_errors(f"{self.url}/{path}"):
             try:
                 self._fs.rm_file(self._at(path))
             except FileNotFoundError:
@@ -164,6 +168,8 @@ def open_remote(url: str, storage_options: Mapping[str, Any] | None) -> RemoteLo
 
     options = dict(storage_options or {})
     protocol = url.split("://", 1)[0]
+    if (filesystem := object_filesystem(protocol, options)) is not None:
+        return RemoteLocation(filesystem, url.split("://", 1)[1], url)
     try:
         filesystem, prefix = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from storage.aside import FOLDER as FAILURES
 from storage.document import sha256
 from storage.errors import DamagedRun, DamagedSample
-from storage.failures import FOLDER as FAILURES
 from storage.header import ROOT, Header, load_header
 from storage.location import STAGING, Location, locate
 from storage.names import sample_file

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from flows.server import temporary_server
 from flows.workers import shards
 from storage import failures, open_run, verify
-from storage.failures import set_aside, take_back
+from storage.aside import set_aside, take_back
 from tests.flows.conftest import ROOT, Outcome, spawn
 
 pytestmark = pytest.mark.timeout(400)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 import uuid
+from datetime import timedelta
 
 import fsspec
 import numpy as np
@@ -188,3 +189,58 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore.fsspec", None)
     with pytest.raises(MissingDependency, match=r"no package for the protocol 's3'; .*install"):
         storage.open_run("s3://bucket/run.zarr")
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An S3-speaking server of its own, and the credentials in the environment."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    names = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in names.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="runs")
+        yield "s3://runs"
+    server.stop()
+
+
+class TestS3(Contract):
+    @pytest.fixture
+    def url(self, bucket):
+        return f"{bucket}/{uuid.uuid4().hex}/run.zarr"
+
+    def test_of_many_who_create_an_object_one_does(self, url):
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(8) as threads:
+            made = list(threads.map(lambda i: locate(url).write_new("a", bytes([i])), range(8)))
+        assert made.count(True) == 1
+        assert locate(url).read("a") == bytes([made.index(True)])
+
+    def test_endpoint_and_credentials_as_options(self, url, monkeypatch):
+        import os
+
+        options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"], "key": "k", "secret": "s", "region": "r"}
+        for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+            monkeypatch.delenv(name)
+        locate(url, options).write("a", b"1")
+        assert locate(url, options).read("a") == b"1"
+
+    def test_no_bucket_and_no_server_are_one_line(self, bucket, monkeypatch):
+        with pytest.raises(storage.I2AMError, match="no run at|does not answer as it should"):
+            storage.open_run("s3://nowhere/run.zarr")
+        quick = {"max_retries": 1, "retry_timeout": timedelta(seconds=2)}
+        monkeypatch.setattr("storage.object_store.RETRY", quick)
+        with pytest.raises(storage.StoreUnavailable, match="run again"):
+            storage.open_run(f"{bucket}/run.zarr", {"endpoint_url": "http://127.0.0.1:9"})

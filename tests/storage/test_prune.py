@@ -22,7 +22,7 @@ from storage import (
     prune,
     verify,
 )
-from storage.prune import MANTISSA, round_bits
+from storage.pruning import MANTISSA, round_bits
 
 SAMPLES = ("a", "b", "c")
 

@@ -1,0 +1,146 @@
+"""S3, Google Cloud Storage and Azure through obstore: options, exclusive puts, and its errors in our words.
+
+Credentials and endpoint come from the usual environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...) or
+from options. Requests that fail with a server's error or a lost connection are tried again with pauses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from storage.errors import NoPermission, StoreUnavailable
+from storage.location import system_errors
+
+PROTOCOLS = frozenset({"s3", "gs", "az"})
+"""What obstore speaks better than fsspec's own packages."""
+
+RETRY = {
+    "max_retries": 8,
+    "retry_timeout": timedelta(minutes=3),
+    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=15), "base": 2},
+}
+"""Enough for a server that restarts."""
+
+_NAMES = {
+    "endpoint_url": "endpoint",
+    "key": "access_key_id",
+    "secret": "secret_access_key",
+    "token": "session_token",
+    "anon": "skip_signature",
+}
+"""Options as s3fs calls them, and as obstore does."""
+
+
+def object_filesystem(protocol: str, options: Mapping[str, Any]) -> Any:
+    """Return the file system of an object store.
+
+    Parameters
+    ----------
+    protocol : str
+        Of the URL.
+    options : mapping
+        Names of s3fs (``endpoint_url``, ``key``, ``secret``, ``token``, ``anon``, ``region``) or of obstore.
+
+    Returns
+    -------
+    obstore.fsspec.FsspecStore or None
+        None where fsspec shall look for a package: another protocol, or no obstore.
+    """
+    if protocol not in PROTOCOLS:
+        return None
+    try:
+        from obstore.fsspec import FsspecStore
+    except ImportError:
+        return None
+    config = {_NAMES.get(name, name): value for name, value in options.items()}
+    client = dict(config.pop("client_options", {}))
+    endpoint = config.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
+    if str(endpoint or "").startswith("http://"):
+        client.setdefault("allow_http", True)
+    return FsspecStore(protocol, client_options=client, retry_config=RETRY, **config)
+
+
+def is_object_store(filesystem: Any) -> bool:
+    """Return whether a file system came from `object_filesystem`.
+
+    Parameters
+    ----------
+    filesystem : fsspec.AbstractFileSystem
+        Any.
+
+    Returns
+    -------
+    bool
+        If so, `put_new` works on it.
+    """
+    return type(filesystem).__module__.startswith("obstore") and not PROTOCOLS.isdisjoint(
+        [filesystem.protocol] if isinstance(filesystem.protocol, str) else filesystem.protocol
+    )
+
+
+def put_new(filesystem: Any, path: str, data: bytes) -> bool:
+    """Put an object unless there is one, as one step of the server.
+
+    Parameters
+    ----------
+    filesystem : obstore.fsspec.FsspecStore
+        Of `object_filesystem`.
+    path : str
+        Bucket and key.
+    data : bytes
+        Content.
+
+    Returns
+    -------
+    bool
+        False if there was one.
+    """
+    import obstore
+    from obstore.exceptions import AlreadyExistsError
+
+    bucket, key = filesystem._split_path(path)
+    try:
+        obstore.put(filesystem._construct_store(bucket), key, data, mode="create")
+    except AlreadyExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def store_errors(place: str) -> Iterator[None]:
+    """Turn obstore's errors, and the system's, into the project's.
+
+    Parameters
+    ----------
+    place : str
+        What was being read or written.
+
+    Raises
+    ------
+    NoPermission
+        If the credentials are absent, wrong or not enough.
+    StoreUnavailable
+        If the server does not answer or goes on failing.
+    StorageFull
+        From the system. Missing objects stay `FileNotFoundError`.
+    """
+    try:
+        with system_errors(place):
+            yield
+    except Exception as error:
+        if not type(error).__module__.startswith("obstore") or isinstance(error, FileNotFoundError):
+            raise
+        first = str(error).strip().splitlines()[0][:300]
+        if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
+            raise NoPermission(
+                f"no permission for {place}", got=first, remedy="check credentials and the bucket's policy"
+            ) from error
+        raise StoreUnavailable(
+            f"{place}: the object store does not answer as it should",
+            got=first,
+            remedy="check endpoint, bucket and network, and run again: what is committed is kept",
+        ) from error
