@@ -69,4 +69,9 @@ def _server() -> Iterator[None]:
 
     with tempfile.TemporaryDirectory(prefix="i2am-prefect-") as home, temporary_server(Path(home)) as env:
         os.environ.update(env)
-        yield
+        try:
+            yield
+        finally:
+            from prefect.logging.handlers import APILogHandler
+
+            APILogHandler().flush()  # while there is somebody to take them
