@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.capture_job import Todo, run_capture
 from flows.config import CaptureConfig
-from flows.progress import Progress, heard_by
 from flows.terminal import human_bytes
+from flows.watched import watched
 
 
 @task(name="capture samples", cache_policy=NO_CACHE, persist_result=False)
@@ -36,22 +30,8 @@ def capture_all(config: CaptureConfig, retry_failed: bool, keep_going: bool) -> 
     dict
         The summary of :func:`flows.capture_job.run_capture`.
     """
-    logger = get_run_logger()
-    # Called from synchronous code, Prefect's functions return their result, not a coroutine.
-    artifact = cast(
-        UUID, create_progress_artifact(progress=0.0, key="i2am-capture-progress", description=config.out)
-    )
-
-    def listen(event: Progress) -> None:
-        """Log each sample and move the progress artifact."""
-        if event.what:
-            logger.info("%s %d/%d: %s", event.stage, event.done, event.total, event.what)
-            update_progress_artifact(artifact_id=artifact, progress=100.0 * event.done / max(event.total, 1))
-
-    with heard_by(listen):
-        summary = run_capture(config, Todo(retry_failed=retry_failed, keep_going=keep_going))
-    update_progress_artifact(artifact_id=artifact, progress=100.0)
-    return summary
+    with watched("i2am-capture-progress", config.out):
+        return run_capture(config, Todo(retry_failed=retry_failed, keep_going=keep_going))
 
 
 @task(name="publish capture", cache_policy=NO_CACHE, persist_result=False)

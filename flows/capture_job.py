@@ -13,9 +13,10 @@ from flows.describe import describe
 from flows.progress import Progress, report
 from flows.samples import SampleSet, open_samples
 from flows.selection import selected, selected_layers
+from flows.terminal import one_line
 from storage import failures, open_run
 from storage.aside import set_aside, take_back
-from storage.errors import ConfigError, I2AMError, NotFound, UnknownName
+from storage.errors import ConfigError, NotFound, UnknownName
 
 if TYPE_CHECKING:
     from pipeline.events import Event
@@ -71,10 +72,11 @@ def run_capture(config: CaptureConfig, todo: Todo | None = None) -> dict[str, An
     """
     started = time.perf_counter()
     samples = open_samples(config)
-    before, ids = waiting(config, samples, todo or Todo())
+    todo = todo or Todo()
+    before, ids = waiting(config, samples, todo)
     if ids:
         report(Progress("capture", before, len(samples.ids)))
-        capture_samples(config, samples, prepare(config), ids, keep_going=(todo or Todo()).keep_going)
+        capture_samples(config, samples, prepare(config), ids, before, keep_going=todo.keep_going)
     return summarise(config, before, time.perf_counter() - started)
 
 
@@ -207,6 +209,7 @@ def capture_samples(
     samples: SampleSet,
     prepared: tuple[Any, Call],
     ids: Sequence[str],
+    committed: int,
     *,
     keep_going: bool = False,
 ) -> None:
@@ -220,6 +223,8 @@ def capture_samples(
         Of :func:`prepare`.
     ids
         The samples to take.
+    committed
+        Samples that are there, for the progress.
     keep_going
         Set a sample aside that fails, and go on.
 
@@ -233,7 +238,7 @@ def capture_samples(
     from pipeline.jobs import run_job
 
     pipe, call = prepared
-    done, total = len(samples.ids) - len(ids), len(samples.ids)
+    done, total = committed, len(samples.ids)
     failed: dict[str, Exception] = {}
 
     def listen(event: Event) -> None:
@@ -256,16 +261,12 @@ def capture_samples(
             on_failure = fail if keep_going else None
             run_job(cap, pipe, samples.load, call, config.batch_size, only=ids, on_failure=on_failure)
     finally:
-        if failed and _existing(config) is not None:
-            lines = {id: _one_line(error) for id, error in failed.items()}
+        noted = bool(failed) and _existing(config) is not None
+        if noted:
+            lines = {id: one_line(error)[:500] for id, error in failed.items()}
             set_aside(config.out, lines, config.storage_options or None)
-    if failed and _existing(config) is None:
+    if failed and not noted:
         raise next(iter(failed.values()))  # nothing worked, and there is no run to note it in
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error) if isinstance(error, I2AMError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:500]
 
 
 def _existing(config: CaptureConfig) -> Run | None:

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import time
 from typing import Any, cast
-from uuid import UUID
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from flows.capture_job import Todo, summarise, waiting
 from flows.config import CaptureConfig
-from flows.progress import Progress, heard_by, report
+from flows.progress import Progress, report
 from flows.samples import open_samples
 from flows.terminal import human_bytes
+from flows.watched import watched
 from flows.workers import Pool, WorkerLost, pool, shards
 from storage.errors import CaptureError, InputError, NotFound
-
-SECONDS_BETWEEN_UPDATES = 1.0
-"""Of the progress artifact: a sweep may commit many samples a second."""
 
 
 def _worth_another_try(task: Any, run: Any, state: Any) -> bool:
@@ -39,7 +31,6 @@ def _worth_another_try(task: Any, run: Any, state: Any) -> bool:
     flow_run_name="sweep {config.out}",
     persist_result=False,
     task_runner=cast(Any, ThreadPoolTaskRunner)(max_workers=64),  # the pool bounds what runs at a time
-    validate_parameters=True,
 )
 def sweep_flow(config: CaptureConfig, retry_failed: bool = False) -> dict[str, Any]:
     """Capture everything that is missing; what fails is set aside.
@@ -65,9 +56,9 @@ def sweep_flow(config: CaptureConfig, retry_failed: bool = False) -> dict[str, A
     started = time.perf_counter()
     samples = open_samples(config)
     before, ids = waiting(config, samples, Todo(retry_failed=retry_failed))
-    report(Progress("capture", before, len(samples.ids)))
     cut = shards(ids, samples.ids, config.sweep.shard, config.batch_size)
-    with pool(config, len(samples.ids), before) as workers, _watched(config.out):
+    with pool(config, len(samples.ids), before) as workers, watched("i2am-sweep-progress", config.out):
+        report(Progress("capture", before, len(samples.ids)))
         lost = _capture_all(workers, cut, config)
     try:
         summary = summarise(config, before, time.perf_counter() - started)
@@ -113,26 +104,6 @@ def _error(future: Any) -> Any:
     """What ended a task badly; None while it runs, and if it ended well."""
     state = future.state
     return state.result(raise_on_failure=False) if state.is_final() and not state.is_completed() else None
-
-
-def _watched(out: str) -> Any:
-    """Log each sample of the block and move a progress artifact."""
-    logger = get_run_logger()
-    # Called from synchronous code, Prefect's functions return their result, not a coroutine.
-    artifact = cast(UUID, create_progress_artifact(progress=0.0, key="i2am-sweep-progress", description=out))
-    last = 0.0
-
-    def listen(event: Progress) -> None:
-        """Log the sample; the artifact follows at its own pace."""
-        nonlocal last
-        if event.what:
-            logger.info("%s %d/%d: %s", event.stage, event.done, event.total, event.what)
-            now = time.monotonic()
-            if event.done == event.total or now - last > SECONDS_BETWEEN_UPDATES:
-                last = now
-                update_progress_artifact(artifact_id=artifact, progress=100.0 * event.done / event.total)
-
-    return heard_by(listen)
 
 
 @task(name="publish sweep", cache_policy=NO_CACHE, persist_result=False)

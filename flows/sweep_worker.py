@@ -15,7 +15,8 @@ from flows.capture_job import Todo, capture_samples, prepare, waiting
 from flows.config import CaptureConfig
 from flows.progress import Progress, heard_by
 from flows.samples import open_samples
-from storage.errors import CaptureError, I2AMError, InputError, StoreUnavailable
+from flows.terminal import one_line
+from storage.errors import CaptureError, InputError, StoreUnavailable
 
 
 def main(commands: TextIO, answers: TextIO) -> None:
@@ -39,19 +40,18 @@ def main(commands: TextIO, answers: TextIO) -> None:
     config = CaptureConfig.model_validate_json(commands.readline())
     samples, prepared = open_samples(config), None
     for line in commands:
-        todo = Todo(only=tuple(json.loads(line)["ids"]), keep_going=True)
+        todo = Todo(only=tuple(json.loads(line)["ids"]))
         try:
-            _, ids = waiting(config, samples, todo)
+            committed, ids = waiting(config, samples, todo)
             if ids:
                 prepared = prepared or prepare(config)
                 with heard_by(listen):
-                    capture_samples(config, samples, prepared, ids, keep_going=True)
+                    capture_samples(config, samples, prepared, ids, committed, keep_going=True)
             tell({"end": True})
         except Exception as error:  # noqa: BLE001 - the boundary of the process: told to the parent
-            text = str(error) if isinstance(error, I2AMError) else f"{type(error).__name__}: {error}"
             passing = (CaptureError, StoreUnavailable)  # another process, or a later one, may do better
             mendable = isinstance(error, InputError) and not isinstance(error, passing)
-            tell({"error": " ".join(text.split()), "input": mendable})
+            tell({"error": one_line(error), "input": mendable})
             return  # after an error the model's state is not to be trusted
 
 

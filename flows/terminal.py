@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from storage.errors import I2AMError
+
 
 def say(line: str) -> None:
     """Write one line of a result to standard output."""
@@ -17,6 +19,12 @@ def note(line: str) -> None:
     """Write one line about the work, such as progress or an error, to standard error."""
     sys.stderr.write(" ".join(line.split()) + "\n")
     sys.stderr.flush()
+
+
+def one_line(error: Exception) -> str:
+    """Say an error in one line; one that was not raised on purpose is named by its class."""
+    text = str(error) if isinstance(error, I2AMError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
 
 
 def emit(document: Mapping[str, Any]) -> None:

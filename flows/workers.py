@@ -62,8 +62,9 @@ class Worker:
         InputError
             If the user has to mend something.
         """
-        process, self._idle = self._process or self._start(), False
+        self._idle = False
         try:
+            process = self._process or self._start()
             self._send(process, json.dumps({"ids": list(ids)}))
             for line in process.stdout or ():
                 message: dict[str, Any] = json.loads(line)

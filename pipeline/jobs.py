@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -109,20 +108,32 @@ def run_job(
     CaptureError
         If ENOUGH batches in a row were loaded but not generated: the model or the machine is at fault.
     """
-    missing = cap.missing if only is None else [id for id in cap.missing if id in set(only)]
-    waiting, failed = set(missing[:limit]), _Failures(on_failure)
+    chosen = set(cap.declared if only is None else only)
+    waiting = set([id for id in cap.missing if id in chosen][:limit])
+    failed = _Failures(on_failure)
     declared = cap.declared
     for start in range(0, len(declared), batch_size):
         ids = declared[start : start + batch_size]
         kept = [id for id in ids if id in waiting]
         if not kept:
             continue
-        with failed.loading(kept):
+        try:
             # The whole batch, also where a part of it is committed: other rows could change the last bits.
             tasks = [load(id) for id in ids]
-            with failed.generating(kept):
-                _generate(cap, pipe, call, tasks, kept)
-    failed.tell()
+        except Exception as error:
+            if on_failure is None:
+                raise
+            failed.tell(kept, error)
+            continue
+        try:
+            _generate(cap, pipe, call, tasks, kept)
+        except Exception as error:
+            if on_failure is None or isinstance(error, (StorageFull, NoPermission, MemoryError)):
+                raise
+            failed.hold(kept, error)
+        else:
+            failed.tell_held()
+    failed.tell_held()
     return len(waiting) - failed.count
 
 
@@ -136,55 +147,30 @@ def _generate(cap: Capture, pipe: Any, call: Call, tasks: Sequence[Task], kept: 
 
 
 class _Failures:
-    """Tells sample's faults from the machine's: failures are told once something worked after them."""
+    """Tells samples' faults from the machine's: what was not generated is told once another batch works."""
 
-    def __init__(self, tell: OnFailure | None) -> None:
-        self._tell = tell
+    def __init__(self, on_failure: OnFailure | None) -> None:
+        self._on_failure = on_failure
         self._held: list[tuple[list[str], Exception]] = []
         self.count = 0
 
-    @contextmanager
-    def loading(self, ids: list[str]) -> Iterator[None]:
-        """Set a batch aside that cannot be read."""
-        try:
-            yield
-        except _Stop as stop:
-            raise stop.error from stop.error.__cause__
-        except Exception as error:
-            if self._tell is None:
-                raise
-            self._tell(ids, error)
-            self.count += len(ids)
+    def tell(self, ids: list[str], error: Exception) -> None:
+        """Set a batch aside."""
+        if self._on_failure is not None:
+            self._on_failure(ids, error)
+        self.count += len(ids)
 
-    @contextmanager
-    def generating(self, ids: list[str]) -> Iterator[None]:
-        """Hold a batch that fails, until another works; ENOUGH in a row end the job."""
-        try:
-            yield
-        except Exception as error:
-            if self._tell is None or isinstance(error, (StorageFull, NoPermission, MemoryError)):
-                raise _Stop(error) from error
-            self._held.append((ids, error))
-            if len(self._held) == ENOUGH:
-                raise _Stop(_all_failed(ids[0], error)) from error
-        else:
-            self.tell()
+    def hold(self, ids: list[str], error: Exception) -> None:
+        """Keep a batch that was not generated; ENOUGH in a row end the job."""
+        self._held.append((ids, error))
+        if len(self._held) == ENOUGH:
+            raise _all_failed(ids[0], error) from error
 
-    def tell(self) -> None:
+    def tell_held(self) -> None:
         """Set aside what is held."""
         for ids, error in self._held:
-            if self._tell is not None:
-                self._tell(ids, error)
-            self.count += len(ids)
+            self.tell(ids, error)
         self._held.clear()
-
-
-class _Stop(Exception):
-    """Carries an error past the handler of the sample's own faults."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 def _all_failed(sample: str, error: Exception) -> CaptureError:

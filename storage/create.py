@@ -39,6 +39,10 @@ def _refuse_existing(location: Location) -> None:
         )
 
 
+def _overtaken(place: str) -> AlreadyExists:
+    return AlreadyExists(f"{place} already exists", remedy="another process has just created it")
+
+
 def _clear_unborn(root: Path) -> None:
     """Remove what processes left that died while they created this run; creating takes less than an hour."""
     for entry in list(os.scandir(root.parent)):
@@ -67,9 +71,7 @@ def _create_local(root: Path, documents: Mapping[str, bytes], last: bytes) -> No
                 os.rename(beside, root)
             except OSError as error:
                 if os.path.lexists(root) and (not root.is_dir() or os.listdir(root)):
-                    raise AlreadyExists(
-                        f"{root} already exists", remedy="another process has just created it"
-                    ) from error
+                    raise _overtaken(str(root)) from error
                 raise
             sync_directory(root.parent)
         except BaseException:
@@ -149,7 +151,7 @@ def _write_new(location: Location, header: Header, queue_bytes: int | None, thre
     for name, data in documents.items():
         location.write(name, data)
     if not location.write_new(ROOT, root):
-        raise AlreadyExists(f"{location.url} already exists", remedy="another process has just created it")
+        raise _overtaken(location.url)
     return header
 
 

@@ -203,34 +203,30 @@ def _spec(spec: LayerSpec, heads: Sequence[int]) -> LayerSpec:
 
 def _copy(run: Run, sink: Sink, sample: str, kept: Kept, images: Mapping[str, Any]) -> None:
     for name, heads in kept.layers.items():
-        spec = run.layers[name]
-        for new, step in enumerate(kept.steps):
-            sink.put(name, new, copy=False, **_arrays(run, spec, sample, step, heads, kept.bits, new == 0))
+        spec, group = run.layers[name], run.step_group(name)
+        for start in range(0, len(kept.steps), group):  # no stored chunk is read anew for each of its steps
+            part = kept.steps[start : start + group]
+            arrays = _arrays(run, spec, sample, part, heads, kept.bits)
+            for row in range(len(part)):  # a static key has the first row alone
+                given = {kind: array[row] for kind, array in arrays.items() if row < len(array)}
+                sink.put(name, start + row, copy=False, **given)
     for name in images:
         sink.put_image(name, run.image(name, sample))
     sink.annotate(**run.record(sample)["annotations"])
 
 
 def _arrays(
-    run: Run, spec: LayerSpec, sample: str, step: int, heads: Sequence[int], bits: int | None, first: bool
+    run: Run, spec: LayerSpec, sample: str, steps: Sequence[int], heads: Sequence[int], bits: int | None
 ) -> dict[str, Array]:
-    def read(kind: str, at: int) -> Array:
-        """One step of one stored array, its own memory."""
-        return np.ascontiguousarray(run.read_kind(spec, kind, sample, [at], heads)[0])
-
-    def rounded(kind: str, at: int = step) -> Array:
-        """The same with fewer bits."""
-        return read(kind, at) if bits is None else round_bits(read(kind, at), bits)
-
+    """The stored arrays of some steps (step, head, ...), rounded."""
+    kinds = ["scores"] if spec.representation == "scores" else ["query", "key"]
     arrays = {}
-    if spec.representation == "scores":
-        arrays["scores"] = rounded("scores")
-    else:
-        arrays["query"] = rounded("query")
-        if first or not spec.static_key:
-            arrays["key"] = rounded("key", 0 if spec.static_key else step)
+    for kind in kinds:
+        at = [0] if kind == "key" and spec.static_key else steps
+        array = np.ascontiguousarray(run.read_kind(spec, kind, sample, at, heads))
+        arrays[kind] = array if bits is None else round_bits(array, bits)
     if spec.lse:
-        arrays["lse"] = read("lse", step)
+        arrays["lse"] = np.ascontiguousarray(run.read_kind(spec, "lse", sample, steps, heads))
     return arrays
 
 

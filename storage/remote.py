@@ -112,11 +112,11 @@ class RemoteLocation:
 
     def write_new(self, path: str, data: bytes) -> bool:
         """Put one object if there is none yet; races are safe on object stores alone; see `Location`."""
-        if self.size(path) is not None:
-            return False
         if is_object_store(self._fs):
             with store_errors(f"{self.url}/{path}"):
                 return put_new(self._fs, self._at(path), data)
+        if self.size(path) is not None:
+            return False
         self.write(path, data)
         return True
 

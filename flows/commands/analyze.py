@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import Cluster, Workers
+from flows.commands.options import AsJson, Cluster, Quiet, Workers
 from flows.terminal import emit, note, say
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def analyze(
         bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
     ] = False,
     direct: Annotated[bool, typer.Option("--direct", help="Run without Prefect.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Marginals, maps, IMACS, tables, report.
 

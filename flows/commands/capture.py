@@ -7,17 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.commands.options import AsJson, Quiet, RetryFailed, RunOut
 from flows.terminal import emit, human_bytes, note, say
 
 
 def capture(
     config: Annotated[Path, typer.Argument(help="Configuration (YAML); see examples/.")],
-    out: Annotated[
-        str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Take samples again that a sweep set aside as failed.")
-    ] = False,
+    out: RunOut = None,
+    retry_failed: RetryFailed = False,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Set a sample aside that fails, and go on with the next.")
     ] = False,
@@ -25,8 +22,8 @@ def capture(
         bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
     ] = False,
     direct: Annotated[bool, typer.Option("--direct", help="Run without Prefect.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run or resume a capture.
 

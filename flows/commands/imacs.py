@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import Cluster, Workers
+from flows.commands.options import AsJson, Cluster, Workers
 from flows.terminal import emit, note, say, table
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def imacs(
     ] = "corrected",
     workers: Workers = None,
     cluster: Cluster = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """IMACS of every sample, and its mean with a bootstrap interval over samples.
 

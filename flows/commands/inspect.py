@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.options import AsJson
 from flows.terminal import emit, human_bytes, say, table
 
 
 def inspect(
     run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What is in a run, how complete."""
     from flows.describe import describe

@@ -1,4 +1,4 @@
-"""Options of the commands that compute with Dask."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+RunOut: TypeAlias = Annotated[
+    str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")
+]
+RetryFailed: TypeAlias = Annotated[
+    bool, typer.Option("--retry-failed", help="Take samples again that were set aside as failed.")
+]
 Workers: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="Threads or worker processes; absent: one for each core.")
 ]

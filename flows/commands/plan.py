@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.commands.options import AsJson
 from flows.terminal import emit, human_bytes, say, table
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def plan(
     config: Annotated[Path, typer.Argument(help="Configuration (YAML); see examples/.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predicted bytes, files, memory of a capture.
 

@@ -12,23 +12,20 @@ from typing import Annotated
 import typer
 
 from flows.commands.capture import show_capture
+from flows.commands.options import AsJson, Quiet, RetryFailed, RunOut
 from flows.terminal import note
 
 
 def sweep(
     config: Annotated[Path, typer.Argument(help="Configuration (YAML) of the capture; see examples/.")],
-    out: Annotated[
-        str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")
-    ] = None,
+    out: RunOut = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Capture processes, without GPUs.")] = None,
     gpus: Annotated[
         str | None, typer.Option(help="GPUs, one process for each: 0,1,2,3, as CUDA_VISIBLE_DEVICES.")
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Take samples again that were set aside as failed.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    retry_failed: RetryFailed = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run or resume a capture over several processes, as a Prefect flow.
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from analysis.imacs import imacs
 from flows.terminal import emit, human_bytes
-from storage import open_run
+from storage import LayerSpec, create_run, open_run
 from tests.flows.conftest import LAYERS, SAMPLES, Outcome, spawn, write_run
 
 I2am = Callable[..., Outcome]
@@ -270,3 +270,25 @@ def test_prune_states_the_error_of_the_maps(run: Path, i2am: Callable[..., Outco
     full = i2am("prune", run, "--out", tmp_path / "full.zarr", "--bits", "23", "--json")
     assert all(each["worst"] == 0 for each in full.json["errors"])
     i2am("prune", run, "--out", tmp_path / "no.zarr", "--bits", "24").refused("expected 1 to 23")
+
+
+def test_the_error_of_rounding_is_measured_on_the_same_heads(
+    i2am: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """Layers with different numbers of heads; all bits are kept, so that every difference is a mistake."""
+    rng = np.random.default_rng(1)
+    specs = [LayerSpec(f"h{heads}", heads, 4, (4, 4), (3, 3), dtype="float32") for heads in (2, 4)]
+    with create_run(tmp_path / "r.zarr", specs, [2, 1], ["a"]) as run, run.sample("a") as sink:
+        for spec in specs:
+            key = rng.normal(size=(spec.heads, 9, 4)).astype(np.float32)
+            for step in range(2):
+                query = rng.normal(size=(spec.heads, 16, 4)).astype(np.float32)
+                sink.put(spec.name, step, query=query, key=key)
+    ask = ("prune", tmp_path / "r.zarr", "--bits", "23", "--json")
+    for name, heads in (("all", ()), ("some", ("--heads", "1"))):
+        made = i2am(*ask, "--out", tmp_path / f"{name}.zarr", *heads)
+        assert made.status == 0, made.err
+        assert [each["worst"] for each in made.json["errors"]] == [0.0] * 4
+    other = i2am(*ask, "--out", tmp_path / "other.zarr", "--heads", "::2")  # one head of h2, two of h4
+    assert (other.status, other.json["errors"]) == (0, [])
+    assert "not measured: layers keep different heads" in other.err
