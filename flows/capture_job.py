@@ -234,7 +234,7 @@ def capture_samples(
         If a sample fails and nothing is to be set aside, or if none could be captured and there is no run.
     """
     from pipeline.capturing import capture
-    from pipeline.events import SampleDone
+    from pipeline.events import SampleDone, Waiting
     from pipeline.jobs import run_job
 
     pipe, call = prepared
@@ -247,6 +247,8 @@ def capture_samples(
         if isinstance(event, SampleDone):
             done += 1
             report(Progress("capture", done, total, event.sample))
+        elif isinstance(event, Waiting):
+            report(Progress("wait for another process", 0, len(event.samples), event.samples[0]))
 
     def fail(batch: Sequence[str], error: Exception) -> None:
         """Remember a batch that failed."""

@@ -24,7 +24,7 @@ def describe(run: Run) -> dict[str, Any]:
         ``provenance`` (short texts).
     """
     committed = set(run.samples)
-    files = [entry for sample in run.samples for entry in run.record(sample)["files"].values()]
+    sizes = [run.files(sample).values() for sample in run.samples]
     return {
         "path": str(run.path),
         "run_id": run.attrs.get("run_id"),
@@ -37,8 +37,8 @@ def describe(run: Run) -> dict[str, Any]:
         "timesteps": list(run.timesteps),
         "images": list(run.images),
         "layers": [layer.to_json() for layer in run.layers.values()],
-        "files": len(files),
-        "bytes": sum(entry["bytes"] for entry in files),
+        "files": sum(map(len, sizes)),
+        "bytes": sum(map(sum, sizes)),
         "provenance": _provenance(run.attrs),
     }
 

@@ -34,7 +34,7 @@ def main(commands: TextIO, answers: TextIO) -> None:
 
     def listen(event: Progress) -> None:
         """Pass on each sample."""
-        if event.what:
+        if event.what and event.stage == "capture":
             tell({"done": event.what})
 
     config = CaptureConfig.model_validate_json(commands.readline())

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.adapters.contract import Adapter
 from pipeline.adapters.registry import find_adapter
-from pipeline.events import Listener, ignore
+from pipeline.events import Event, Listener, ignore
 from pipeline.geometry import Split
 from pipeline.guidance import Calls, as_layout, scheduler_progress
 from pipeline.images import ImageLike, to_uint8
@@ -158,6 +158,14 @@ class Capture:
     def missing(self) -> tuple[str, ...]:
         """Ids of the samples that are not committed yet, in declared order."""
         return self._run.missing
+
+    def is_committed(self, id: str) -> bool:
+        """Whether a sample exists, looked up anew; cheaper than `missing` for one."""
+        return self._run.is_committed(id)
+
+    def tell(self, event: Event) -> None:
+        """Pass an event of a job on to the listener."""
+        self._on_event(event)
 
     @contextmanager
     def sample(self, id: str, **images: ImageLike) -> Iterator[SampleHandle]:

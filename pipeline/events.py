@@ -33,7 +33,14 @@ class SampleDone:
     seconds: float
 
 
-Event: TypeAlias = RunOpened | StepDone | SampleDone
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """All that is left is being written by other processes: the first sample of each batch."""
+
+    samples: tuple[str, ...]
+
+
+Event: TypeAlias = RunOpened | StepDone | SampleDone | Waiting
 Listener: TypeAlias = Callable[[Event], None]
 
 

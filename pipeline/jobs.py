@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -9,8 +10,12 @@ from typing import Any, Protocol, TypeAlias
 import torch
 
 from pipeline.capturing import Capture
+from pipeline.events import Waiting
 from pipeline.images import ImageLike
-from storage.errors import CaptureError, InputError, NoPermission, StorageFull
+from storage.errors import AlreadyExists, CaptureError, InputError, NoPermission, SampleBusy, StorageFull
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+"""Seconds between looks at samples that other processes are writing."""
 
 ENOUGH = 3
 """Batches in a row that are loaded but not generated, after which a job gives up."""
@@ -101,6 +106,9 @@ def run_job(
     int
         Samples captured now.
 
+    Samples that another process is writing are passed over and taken up again at the end, until they exist or
+    are given up: any number of jobs may work on one run.
+
     Raises
     ------
     StorageFull, NoPermission, MemoryError
@@ -109,32 +117,64 @@ def run_job(
         If ENOUGH batches in a row were loaded but not generated: the model or the machine is at fault.
     """
     chosen = set(cap.declared if only is None else only)
-    waiting = set([id for id in cap.missing if id in chosen][:limit])
-    failed = _Failures(on_failure)
+    waiting = [id for id in cap.missing if id in chosen][:limit]
     declared = cap.declared
-    for start in range(0, len(declared), batch_size):
-        ids = declared[start : start + batch_size]
-        kept = [id for id in ids if id in waiting]
+    number = {id: at // batch_size for at, id in enumerate(declared)}
+    todo = [
+        declared[at * batch_size : (at + 1) * batch_size] for at in sorted({number[id] for id in waiting})
+    ]
+    job = _Job(cap, pipe, load, call, set(waiting), _Failures(on_failure))
+    pause = FIRST_PAUSE
+    while todo:
+        busy = [ids for ids in todo if not job.take(ids)]
+        if busy:
+            cap.tell(Waiting(tuple(ids[0] for ids in busy)))
+            time.sleep(pause)
+        pause = FIRST_PAUSE if len(busy) < len(todo) else min(2 * pause, LONGEST_PAUSE)
+        todo = busy
+    job.failed.tell_held()
+    return job.count
+
+
+@dataclass(slots=True)
+class _Job:
+    """What `run_job` does with one batch after another."""
+
+    cap: Capture
+    pipe: Any
+    load: Callable[[str], Task]
+    call: Call
+    waiting: set[str]
+    failed: _Failures
+    count: int = 0
+
+    def take(self, ids: Sequence[str]) -> bool:
+        """Generate a batch; False if another process is writing a part of it."""
+        kept = [id for id in ids if id in self.waiting and not self.cap.is_committed(id)]
         if not kept:
-            continue
+            return True  # another process was quicker
         try:
             # The whole batch, also where a part of it is committed: other rows could change the last bits.
-            tasks = [load(id) for id in ids]
+            tasks = [self.load(id) for id in ids]
         except Exception as error:
-            if on_failure is None:
+            if not self.failed.heard:
                 raise
-            failed.tell(kept, error)
-            continue
+            self.failed.tell(kept, error)
+            return True
         try:
-            _generate(cap, pipe, call, tasks, kept)
+            _generate(self.cap, self.pipe, self.call, tasks, kept)
+        except (SampleBusy, AlreadyExists) as error:
+            if isinstance(error, AlreadyExists) and not any(map(self.cap.is_committed, kept)):
+                raise  # not one of these samples
+            return False
         except Exception as error:
-            if on_failure is None or isinstance(error, (StorageFull, NoPermission, MemoryError)):
+            if not self.failed.heard or isinstance(error, (StorageFull, NoPermission, MemoryError)):
                 raise
-            failed.hold(kept, error)
+            self.failed.hold(kept, error)
         else:
-            failed.tell_held()
-    failed.tell_held()
-    return len(waiting) - failed.count
+            self.count += len(kept)
+            self.failed.tell_held()
+        return True
 
 
 def _generate(cap: Capture, pipe: Any, call: Call, tasks: Sequence[Task], kept: Sequence[str]) -> None:
@@ -152,13 +192,16 @@ class _Failures:
     def __init__(self, on_failure: OnFailure | None) -> None:
         self._on_failure = on_failure
         self._held: list[tuple[list[str], Exception]] = []
-        self.count = 0
+
+    @property
+    def heard(self) -> bool:
+        """Whether somebody is told; otherwise the first error ends the job."""
+        return self._on_failure is not None
 
     def tell(self, ids: list[str], error: Exception) -> None:
         """Set a batch aside."""
         if self._on_failure is not None:
             self._on_failure(ids, error)
-        self.count += len(ids)
 
     def hold(self, ids: list[str], error: Exception) -> None:
         """Keep a batch that was not generated; ENOUGH in a row end the job."""

@@ -109,6 +109,10 @@ class _Probe:
     ) -> None:
         return None
 
+    def is_committed(self, id: str) -> bool:
+        """Nothing is."""
+        return False
+
     def expect(self, ids: Sequence[str], kept: Collection[str]) -> None:
         """Every id is welcome."""
 

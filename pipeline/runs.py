@@ -34,6 +34,9 @@ class Target(Store, Protocol):
     def missing(self) -> tuple[str, ...]:
         """Ids that are not committed."""
 
+    def is_committed(self, id: str) -> bool:
+        """Whether a sample exists, looked up anew."""
+
     def expect(self, ids: Sequence[str], kept: Collection[str]) -> None:
         """Check ids, and those among them to store, before anything is generated."""
 
@@ -97,6 +100,10 @@ class CaptureRun:
         """Ids that are not committed."""
         return tuple(self._writer.missing) if self._writer is not None else self.declared
 
+    def is_committed(self, id: str) -> bool:
+        """Whether a sample exists, looked up anew."""
+        return self._writer is not None and self._writer.is_committed(id)
+
     def expect(self, ids: Sequence[str], kept: Collection[str]) -> None:
         """Check ids, and those among them to store, before anything is generated.
 
@@ -113,11 +120,11 @@ class CaptureRun:
             raise InputError(
                 "samples of one call", expected="at least one id, each once", got=repr(list(ids))
             )
-        declared, missing = self.declared, set(self.missing)
+        known = self.declared
         for id in ids:
-            if id not in declared:
-                raise UnknownName("sample", id, declared)
-            if id in kept and id not in missing:
+            if id not in known:
+                raise UnknownName("sample", id, known)
+            if id in kept and self.is_committed(id):
                 raise AlreadyExists(
                     f"sample {id!r}", expected="one that is not captured yet", got="a committed one",
                     remedy="go through cap.missing",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from storage.codecs import get_codec
 from storage.document import DocumentError, check_digest, parse, signed
-from storage.errors import DamagedRun, I2AMError, InputError, NewerFormat, NotARun, NotFound
+from storage.errors import DamagedRun, I2AMError, InputError, NewerFormat, NotARun, NotFound, UnknownName
 from storage.layout import ArrayLayout, image_layout, restore_layouts
 from storage.location import Location
 from storage.names import check_segment, sample_file
@@ -59,6 +59,8 @@ class Header:
         The scheduler's value for each step.
     images : dict
         Image name to (y, x, channel), those declared at creation.
+    positions : mapping
+        Sample id to its index on axis 0.
     """
 
     attributes: dict[str, Any]
@@ -67,6 +69,33 @@ class Header:
     samples: tuple[str, ...]
     timesteps: tuple[Timestep, ...]
     images: dict[str, tuple[int, int, int]]
+    positions: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Number the samples once: a run may have many thousands."""
+        object.__setattr__(self, "positions", {sample: i for i, sample in enumerate(self.samples)})
+
+    def position(self, sample: str) -> int:
+        """Return the index of a declared sample on axis 0.
+
+        Parameters
+        ----------
+        sample : str
+            Its id.
+
+        Returns
+        -------
+        int
+            From 0.
+
+        Raises
+        ------
+        UnknownName
+            If it is not declared.
+        """
+        if sample not in self.positions:
+            raise UnknownName("sample", sample, self.samples)
+        return self.positions[sample]
 
     @property
     def run_id(self) -> str:

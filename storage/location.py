@@ -128,6 +128,13 @@ class Location(Protocol):
         """Return the names directly below a directory, sorted; none if it does not exist."""
         ...
 
+    def tags(self, path: str) -> dict[str, str]:
+        """Return name to tag of each file directly below a directory; none if it does not exist.
+
+        A tag has no white space and changes whenever the file is written; empty where that cannot be told.
+        """
+        ...
+
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield every file below the run as (path, bytes)."""
         ...
@@ -252,6 +259,17 @@ class LocalLocation:
                 return sorted(os.listdir(self._root / path))
             except (FileNotFoundError, NotADirectoryError):
                 return []
+
+    def tags(self, path: str) -> dict[str, str]:
+        """Return name to tag below a directory, from size and time of change; see `Location`."""
+        with system_errors(f"{self.url}/{path}"):
+            try:
+                found = [
+                    (entry.name, entry.stat(follow_symlinks=False)) for entry in os.scandir(self._root / path)
+                ]
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        return {name: f"{s.st_size}-{s.st_mtime_ns}" for name, s in found if stat.S_ISREG(s.st_mode)}
 
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield every file; see `Location`."""

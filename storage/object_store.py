@@ -19,7 +19,7 @@ PROTOCOLS = frozenset({"s3", "gs", "az"})
 """What obstore speaks better than fsspec's own packages."""
 
 RETRY = {
-    "max_retries": 8,
+    "max_retries": 1000,  # the time is what counts: a refused connection fails at once
     "retry_timeout": timedelta(minutes=3),
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=15), "base": 2},
 }
@@ -58,10 +58,16 @@ def object_filesystem(protocol: str, options: Mapping[str, Any]) -> Any:
         return None
     config = {_NAMES.get(name, name): value for name, value in options.items()}
     client = dict(config.pop("client_options", {}))
-    endpoint = config.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
-    if str(endpoint or "").startswith("http://"):
-        client.setdefault("allow_http", True)
+    if protocol == "s3" and (endpoint := config.get("endpoint") or _endpoint()):
+        # Named, not left to the environment: fsspec keeps file systems by their options, and so do pickles.
+        config["endpoint"] = endpoint
+        if endpoint.startswith("http://"):
+            client.setdefault("allow_http", True)
     return FsspecStore(protocol, client_options=client, retry_config=RETRY, **config)
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
 
 
 def is_object_store(filesystem: Any) -> bool:
@@ -107,6 +113,41 @@ def put_new(filesystem: Any, path: str, data: bytes) -> bool:
         obstore.put(filesystem._construct_store(bucket), key, data, mode="create")
     except AlreadyExistsError:
         return False
+    return True
+
+
+def replace(filesystem: Any, path: str, old: bytes, new: bytes) -> bool:
+    """Put an object in place of one with a certain content, as one step of the server.
+
+    Parameters
+    ----------
+    filesystem : obstore.fsspec.FsspecStore
+        Of `object_filesystem`.
+    path : str
+        Bucket and key.
+    old, new : bytes
+        What it must hold, and what it shall hold.
+
+    Returns
+    -------
+    bool
+        False if it held something else, or was gone.
+    """
+    import obstore
+    from obstore.exceptions import PreconditionError
+
+    bucket, key = filesystem._split_path(path)
+    store = filesystem._construct_store(bucket)
+    try:
+        found = obstore.get(store, key)
+        if bytes(found.bytes()) != old:
+            return False
+        obstore.put(store, key, new, mode={"e_tag": str(found.meta["e_tag"])})
+    except FileNotFoundError:
+        return False
+    except PreconditionError:
+        # Ours all the same, where the server had put it and its answer was lost.
+        return bytes(obstore.get(store, key).bytes()) == new
     return True
 
 

@@ -67,6 +67,8 @@ class CommitRecord:
         Array path to the number of NaN and infinite values, where there are any.
     annotations : dict
         What the writer had to say: seed, seconds, ...
+    digest : str
+        Of the document it was read from; empty for one that was not read.
     """
 
     run_id: str
@@ -77,6 +79,7 @@ class CommitRecord:
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     nonfinite: dict[str, int] = field(default_factory=dict)
     annotations: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the signed document.
@@ -112,11 +115,37 @@ class CommitRecord:
         return canonical(self.to_json())
 
 
-def _build(document: Mapping[str, Any], header: Header, sample: str) -> CommitRecord:
-    check_digest(document)
+def build_record(
+    document: Mapping[str, Any], header: Header, sample: str, *, signed: bool = False
+) -> CommitRecord:
+    """Turn a document into a record, checked against its own digest and the run.
+
+    Parameters
+    ----------
+    document : mapping
+        As `CommitRecord.to_json` made it.
+    header : Header
+        The run's header.
+    sample : str
+        A declared sample.
+    signed : bool
+        Its bytes are covered by another digest that was checked.
+
+    Returns
+    -------
+    CommitRecord
+        What the sample consists of.
+
+    Raises
+    ------
+    DocumentError, ValueError, KeyError, TypeError, AttributeError
+        If it is not the record of this sample.
+    """
+    if not signed:
+        check_digest(document)
     if document["run_id"] != header.run_id:
         raise DocumentError("it belongs to another run")
-    index = header.samples.index(sample)
+    index = header.position(sample)
     if document["sample"] != sample or document["index"] != index:
         raise DocumentError(f"it belongs to sample {document['sample']!r}")
     files = {path: FileRecord(int(f["bytes"]), int(f["crc32c"], 16)) for path, f in document["files"].items()}
@@ -135,6 +164,7 @@ def _build(document: Mapping[str, Any], header: Header, sample: str) -> CommitRe
         images,
         dict(document["nonfinite"]),
         dict(document["annotations"]),
+        str(document["digest"]),
     )
 
 
@@ -162,7 +192,7 @@ def read_record(location: Location, header: Header, sample: str) -> CommitRecord
     """
     path = record_path(sample)
     try:
-        return _build(parse(location.read(path)), header, sample)
+        return build_record(parse(location.read(path)), header, sample)
     except FileNotFoundError as error:
         raise DamagedSample(sample, None, f"its commit record {path} is missing") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

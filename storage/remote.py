@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from storage.errors import InputError, MissingDependency
 from storage.location import STREAM_BYTES
-from storage.object_store import is_object_store, object_filesystem, put_new, store_errors
+from storage.object_store import is_object_store, object_filesystem, put_new, replace, store_errors
 
 _MERGE = 16 << 20
 """Neighbouring ranges are fetched together up to this many bytes."""
@@ -96,6 +97,22 @@ class RemoteLocation:
         names = {str(name).rstrip("/").rsplit("/", 1)[-1] for name in found}
         return sorted(names - {self._at(path).rsplit("/", 1)[-1]} if path == "" else names)
 
+    def tags(self, path: str) -> dict[str, str]:
+        """Return name to tag below a prefix, from size and entity tag; see `storage.location.Location`."""
+        with store_errors(f"{self.url}/{path}"):
+            self._fs.invalidate_cache(self._at(path))
+            try:
+                found = self._fs.ls(self._at(path), detail=True)
+            except FileNotFoundError:
+                return {}
+        return {
+            str(each["name"]).rsplit("/", 1)[-1]: quote(f"{each['size']}-{tag}")
+            if (tag := _tag(each))
+            else ""
+            for each in found
+            if each["type"] == "file"
+        }
+
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield every object; see `storage.location.Location`."""
         self._fs.invalidate_cache()
@@ -120,6 +137,32 @@ class RemoteLocation:
         self.write(path, data)
         return True
 
+    def replace(self, path: str, old: bytes, new: bytes) -> bool:
+        """Put one object in place of one with a certain content; races are safe on object stores alone.
+
+        Parameters
+        ----------
+        path : str
+            Path below the run.
+        old, new : bytes
+            What it must hold, and what it shall hold.
+
+        Returns
+        -------
+        bool
+            False if it held something else, or was gone.
+        """
+        with store_errors(f"{self.url}/{path}"):
+            if is_object_store(self._fs):
+                return replace(self._fs, self._at(path), old, new)
+            try:
+                same = self.read(path) == old
+            except FileNotFoundError:
+                return False
+            if same:
+                self.write(path, new)
+            return same
+
     def upload(self, path: str, source: Path) -> None:
         """Put a local file as one object.
 
@@ -140,6 +183,12 @@ class RemoteLocation:
                 self._fs.rm_file(self._at(path))
             except FileNotFoundError:
                 return
+
+
+def _tag(info: Mapping[str, Any]) -> str:
+    """Size and entity tag of an object, whatever the file system calls it; empty if it has none."""
+    tag = info.get("e_tag") or info.get("ETag") or info.get("etag")
+    return quote(f"{info['size']}-{tag}") if tag else ""
 
 
 def open_remote(url: str, storage_options: Mapping[str, Any] | None) -> RemoteLocation:

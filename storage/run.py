@@ -17,7 +17,8 @@ from storage.errors import DamagedRun, DamagedSample, InputError, NoAnswer, Unkn
 from storage.header import Header, Timestep, load_header
 from storage.layout import ArrayLayout
 from storage.location import Location, locate
-from storage.record import CommitRecord, committed_names, read_record
+from storage.record import CommitRecord, committed_names
+from storage.records import Records
 from storage.shard import ShardError
 from storage.spec import LayerSpec
 
@@ -47,16 +48,12 @@ class Run:
         self._location = location
         self._header = header
         self._samples = samples
-        self._records: dict[str, CommitRecord] = {}
-        self._digests: dict[str, str] = {}
+        self._committed = frozenset(samples)
+        self._records = Records(location, header)
         self._sound = False
 
     def __repr__(self) -> str:
         return f"<Run {self.path}: {len(self.samples)} of {len(self.declared)} samples>"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the cached records behind."""
-        return {**self.__dict__, "_records": {}, "_digests": {}, "_sound": False}
 
     @property
     def path(self) -> str:
@@ -292,9 +289,27 @@ class Run:
         UnknownName, DamagedSample
             If the sample does not exist, or its record is damaged.
         """
-        if sample not in self._digests:
-            self._digests[sample] = str(self.record(sample)["digest"])
-        return self._digests[sample]
+        return self._record(sample).digest
+
+    def files(self, sample: str) -> dict[str, int]:
+        """Return the files of a sample, its commit record left out.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+
+        Returns
+        -------
+        dict
+            Path below the run to size in bytes.
+
+        Raises
+        ------
+        UnknownName, DamagedSample
+            If the sample does not exist, or its record is damaged.
+        """
+        return {path: file.bytes for path, file in self._record(sample).files.items()}
 
     def check(self, sample: str) -> None:
         """Check cheaply that a sample can be trusted: its files are there, sizes and metadata agree.
@@ -377,13 +392,10 @@ class Run:
         return self._header.layouts[spec.name][kind].chunk[1]
 
     def _record(self, sample: str) -> CommitRecord:
-        record = self._records.get(sample)
-        if record is None:
-            if sample not in self._samples:
-                remedy = "it is declared, but not committed yet" if sample in self.declared else None
-                raise UnknownName("sample", sample, self._samples, remedy=remedy)
-            record = self._records[sample] = read_record(self._location, self._header, sample)
-        return record
+        if sample not in self._committed:
+            remedy = "it is declared, but not committed yet" if sample in self._header.positions else None
+            raise UnknownName("sample", sample, self._samples, remedy=remedy)
+        return self._records.get(sample)
 
 
 def layer_of(path: str) -> str | None:

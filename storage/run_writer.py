@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from storage.claim import sweep_claims
 from storage.document import sha256
 from storage.errors import AlreadyExists, DamagedRun, ShapeMismatch, UnknownName
 from storage.header import ROOT, Header, Timestep
@@ -15,6 +16,7 @@ from storage.layout import ArrayLayout
 from storage.location import LocalLocation, Location
 from storage.metadata import image_document
 from storage.record import committed_names, record_path
+from storage.remote import RemoteLocation
 from storage.sink import Sink
 from storage.spec import LayerSpec
 from storage.staging import stage, sweep
@@ -96,6 +98,21 @@ class RunWriter:
         there = committed_names(self._location)
         return tuple(s for s in self._header.samples if s not in there)
 
+    def is_committed(self, sample: str) -> bool:
+        """Return whether a sample exists, looked up anew.
+
+        Parameters
+        ----------
+        sample : str
+            Sample id.
+
+        Returns
+        -------
+        bool
+            Cheaper than `committed` for one sample.
+        """
+        return self._location.size(record_path(sample)) is not None
+
     def add_image(self, name: str, shape: Sequence[int]) -> None:
         """Declare an image; nothing happens if it is declared with the same shape.
 
@@ -163,15 +180,14 @@ class RunWriter:
         AlreadyExists
             If the sample is committed.
         SampleBusy
-            If another process is writing it (local disks only).
+            If another process is writing it.
         """
-        if sample not in self._header.samples:
-            raise UnknownName("sample", sample, self._header.samples)
+        self._header.position(sample)
         self._refuse_committed(sample)
         staging = stage(self._location, sample)
         try:
             self._refuse_committed(sample)  # again: it may have been committed before the lock was held
-            staging.prepare(self._leftovers(sample))
+            staging.prepare(self._leftovers(sample) or ())
             sink = Sink(self._header, sample, staging, self._workers, self._image)
         except BaseException:
             staging.discard()
@@ -185,18 +201,22 @@ class RunWriter:
 
     def _sweep(self) -> None:
         if isinstance(self._location, LocalLocation):
-            sweep(Path(self._location.url), self._leftovers)
+            sweep(Path(self._location.url), lambda sample: self._leftovers(sample) or ())
+        if isinstance(self._location, RemoteLocation):
+            sweep_claims(self._location, self._leftovers)
 
-    def _leftovers(self, sample: str) -> list[str]:
-        """Return the files that a sample may have in place without being committed."""
-        if sample not in self._header.samples or self._location.size(record_path(sample)) is not None:
+    def _leftovers(self, sample: str) -> list[str] | None:
+        """Return the files that a sample may have in place without being committed; None if it is."""
+        if sample not in self._header.positions:
             return []
-        index = self._header.samples.index(sample)
+        if self.is_committed(sample):
+            return None
+        index = self._header.position(sample)
         images = [name for name in self._location.names("images") if name != ROOT]
         return [*self._header.attention_keys(index), *(f"images/{name}/c.{index}.0.0.0" for name in images)]
 
     def _refuse_committed(self, sample: str) -> None:
-        if self._location.size(record_path(sample)) is not None:
+        if self.is_committed(sample):
             raise AlreadyExists(
                 f"sample {sample!r} of {self.path} is committed",
                 remedy="go through RunWriter.missing to write what is not there",

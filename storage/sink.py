@@ -56,7 +56,7 @@ class Sink:
     ) -> None:
         self.sample = sample
         self._header = header
-        self._index = header.samples.index(sample)
+        self._index = header.position(sample)
         self._staging = staging
         self._workers = workers
         self._find_image = images

@@ -2,7 +2,7 @@
 
 On a local disk that is ``.staging/<sample>/`` inside the run, held by a lock on the file ``lock`` in it,
 which the system releases when the process ends, however it ends. Elsewhere it is a temporary directory of
-this machine, and there is no lock.
+this machine, and the sample is held by a claim (`storage.claim`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from storage.errors import SampleBusy
+from storage.claim import Claim
+from storage.errors import AlreadyExists, SampleBusy
 from storage.location import STAGING, LocalLocation, Location, sync_directory, system_errors
 from storage.names import sample_file, sample_of_file
 from storage.remote import RemoteLocation
@@ -206,38 +207,55 @@ def _sweep_file(path: Path) -> None:
 
 
 class RemoteStaging:
-    """Staging in a temporary directory, uploaded object by object.
+    """Staging in a temporary directory, uploaded object by object while a claim is held.
 
     Parameters
     ----------
     location : RemoteLocation
         Where the run lives.
+    sample : str
+        Sample id.
+
+    Raises
+    ------
+    SampleBusy
+        If another writer holds the sample.
     """
 
-    def __init__(self, location: RemoteLocation) -> None:
-        self._location = location
+    def __init__(self, location: RemoteLocation, sample: str) -> None:
+        self._location, self._sample = location, sample
+        self._claim = Claim(location, sample)
         self.folder = Path(tempfile.mkdtemp(prefix="i2am-"))
 
     def prepare(self, leftovers: Iterable[str]) -> None:
-        """Do nothing: objects without a commit record are overwritten; see `Staging`."""
+        """Remove what a writer that is gone had put; see `Staging`."""
+        if self._claim.inherited:
+            for path in leftovers:
+                self._location.remove(path)
 
     def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
         """Upload the files, then the commit record; see `Staging`."""
         placed: list[str] = []
         try:
             for path, source in files.items():
+                self._claim.hold()
                 placed.append(path)
                 self._location.upload(path, source)
+            self._claim.hold()
             placed.append(record)
-            self._location.write(record, content)
+            if not self._location.write_new(record, content):
+                raise AlreadyExists(f"sample {self._sample!r} of {self._location.url} is committed")
+        except (SampleBusy, AlreadyExists):
+            raise  # what lies there now is another's
         except BaseException:
             for path in reversed(placed):
                 self._location.remove(path)
             raise
 
     def discard(self) -> None:
-        """Remove the temporary directory; see `Staging`."""
+        """Remove the temporary directory and release the sample; see `Staging`."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._claim.release()
 
 
 def stage(location: Location, sample: str) -> Staging:
@@ -258,10 +276,10 @@ def stage(location: Location, sample: str) -> Staging:
     Raises
     ------
     SampleBusy
-        On a local disk, if another writer holds the sample.
+        If another writer holds the sample.
     """
     if isinstance(location, LocalLocation):
         return LocalStaging(Path(location.url), sample)
     if isinstance(location, RemoteLocation):
-        return RemoteStaging(location)
+        return RemoteStaging(location, sample)
     raise TypeError(f"no staging for {location!r}")

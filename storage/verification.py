@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.aside import FOLDER as FAILURES
-from storage.document import sha256
+from storage.claim import FOLDER as CLAIMS
+from storage.commit_index import INDEX, parse_index
+from storage.document import DocumentError, sha256
 from storage.errors import DamagedRun, DamagedSample
 from storage.header import ROOT, Header, load_header
 from storage.location import STAGING, Location, locate
@@ -130,6 +132,11 @@ class _Check:
     def problem(self, sample: str | None, path: str, what: str) -> None:
         self.problems.append(Problem(sample, layer_of(path), path, what))
 
+    @property
+    def found_records(self) -> list[str]:
+        """Paths of the files that may be commit records."""
+        return [path for path in self.found if path.startswith(f"{FOLDER}/") and path != INDEX]
+
     def advance(self, nbytes: int) -> None:
         self.files += 1
         self.bytes += nbytes
@@ -165,7 +172,7 @@ def _check_records(check: _Check) -> dict[str, CommitRecord]:
     """Read all commit records; those that are sound."""
     known = {record_path(sample): sample for sample in check.header.samples}
     records = {}
-    for path in sorted(p for p in check.found if p.startswith(f"{FOLDER}/")):
+    for path in sorted(check.found_records):
         if path not in known:
             check.problem(None, path, "is no commit record of a declared sample")
             continue
@@ -177,15 +184,39 @@ def _check_records(check: _Check) -> dict[str, CommitRecord]:
     return records
 
 
+def _check_index(check: _Check, records: Mapping[str, CommitRecord]) -> None:
+    """Compare the index of commit records, where there is one, with the records."""
+    if INDEX not in check.found:
+        return
+    try:
+        index = parse_index(check.location.read(INDEX), check.header)
+    except (FileNotFoundError, DocumentError) as error:
+        check.problem(None, INDEX, f"is damaged: {error}")
+        return
+    check.advance(check.found[INDEX])
+    fitting = index.only(check.location.tags(FOLDER))
+    for sample in check.header.samples:
+        entry = index.record(sample)
+        if entry is None:
+            continue
+        if record_path(sample) not in check.found:
+            check.problem(sample, record_path(sample), "is missing; the index of commit records has it")
+        elif sample in records and fitting.record(sample) not in (None, records[sample]):
+            check.problem(sample, INDEX, "knows another commit record")
+    if len(fitting) < len(check.found_records):
+        check.notes.append(f"{INDEX}: {len(fitting)} of {len(check.found_records)} records; compact the run")
+
+
 def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[str]) -> None:
     """Say what the files are that no committed sample and no metadata account for."""
-    header, local = check.header, check.location.root is not None
-    staged = {path.split("/")[1] for path in check.found if path.startswith(f"{STAGING}/")}
+    header = check.header
+    held = {"/".join(p.split("/")[:2]) for p in check.found if p.startswith((f"{STAGING}/", f"{CLAIMS}/"))}
+    staged = {path.split("/")[1].removesuffix(".json") for path in held}
     arrays = {layout.path for layouts in header.layouts.values() for layout in layouts.values()}
     for path in sorted(set(check.found) - seen):
         folder, _, name = path.rpartition("/")
         parts = name.split(".")
-        if path.startswith(f"{STAGING}/"):
+        if path.startswith((f"{STAGING}/", f"{CLAIMS}/")):
             continue
         if folder == FAILURES:
             check.notes.append(f"{path}: a sample that was set aside as failed")
@@ -200,13 +231,11 @@ def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[
             check.problem(sample, path, "is no part of what was committed")
         elif f"{FOLDER}/{sample_file(sample)}.json" in check.found:
             continue  # its record is damaged, which is said already
-        elif local and sample_file(sample) not in staged:
+        elif sample_file(sample) not in staged:
             check.problem(sample, path, "belongs to a sample whose commit record is missing")
         else:
             check.notes.append(f"{path}: left by a writer that did not finish")
-    check.notes.extend(
-        f"{STAGING}/{name}: a sample under way, or left by a crashed writer" for name in sorted(staged)
-    )
+    check.notes.extend(f"{path}: a sample under way, or left by a crashed writer" for path in sorted(held))
 
 
 def _run_check(check: _Check) -> None:
@@ -217,6 +246,7 @@ def _run_check(check: _Check) -> None:
         check.metadata(path, digest, None)
         seen.add(path)
     records = _check_records(check)
+    _check_index(check, records)
     seen |= {path for path in check.found if path.startswith(f"{FOLDER}/")}
     images: dict[str, str] = {}
     for sample, record in records.items():
@@ -272,7 +302,7 @@ def verify(
         )
     check = _Check(location, header, dict(location.files()), on_progress)
     _run_check(check)
-    records = sum(p.startswith(f"{FOLDER}/") for p in check.found)
+    records = len(check.found_records)
     return VerifyReport(
         location.url, tuple(check.problems), tuple(check.notes), records, check.files, check.bytes
     )

@@ -191,30 +191,6 @@ def test_a_missing_package_is_named(monkeypatch):
         storage.open_run("s3://bucket/run.zarr")
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """An S3-speaking server of its own, and the credentials in the environment."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    names = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in names.items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="runs")
-        yield "s3://runs"
-    server.stop()
-
-
 class TestS3(Contract):
     @pytest.fixture
     def url(self, bucket):

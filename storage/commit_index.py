@@ -1,0 +1,241 @@
+"""An index of the commit records in one file, ``commits/.index``: a large run is looked through in one read.
+
+A sample exists if and only if its record is there. An entry of the index only saves reading the record, and
+only while the record's tag is the one noted: size and time of change on a local disk, size and entity tag on
+object storage. So an index that is stale, damaged or gone costs time and nothing else.
+
+First line: JSON with format, run id, number of entries, and the SHA-256 of all that follows. Then a line for
+each record: its file name, its tag, and its document as JSON, with one space between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from storage.document import DocumentError, sha256
+from storage.errors import DamagedSample
+from storage.header import Header, load_header
+from storage.location import Location, locate
+from storage.names import sample_file
+from storage.record import FOLDER, CommitRecord, build_record, read_record
+
+NAME = ".index"
+"""File name; no encoded sample id begins with a dot."""
+
+INDEX = f"{FOLDER}/{NAME}"
+"""Path below the run."""
+
+FORMAT = 1
+"""Of the index, not of the run."""
+
+ENOUGH = 256
+"""Records without an entry from which it pays to write the index anew."""
+
+_READERS = 16
+"""Records read at a time: object storage answers slowly, but many at once."""
+
+
+class CommitIndex:
+    """The entries of an index that fit the records as they are now.
+
+    Parameters
+    ----------
+    header : Header
+        The run's header.
+    entries : mapping
+        File name of a record to (tag, JSON document).
+    """
+
+    def __init__(self, header: Header, entries: Mapping[str, tuple[str, bytes]]) -> None:
+        self._header = header
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def tag(self, name: str) -> str | None:
+        """Return the tag that is noted for a record.
+
+        Parameters
+        ----------
+        name : str
+            File name of the record.
+
+        Returns
+        -------
+        str or None
+            None where there is no entry.
+        """
+        entry = self._entries.get(name)
+        return entry[0] if entry is not None else None
+
+    def record(self, sample: str) -> CommitRecord | None:
+        """Return the record of a sample.
+
+        Parameters
+        ----------
+        sample : str
+            A declared sample.
+
+        Returns
+        -------
+        CommitRecord or None
+            None where there is no entry, or one that makes no sense.
+        """
+        entry = self._entries.get(f"{sample_file(sample)}.json")
+        if entry is None:
+            return None
+        try:
+            # The digest of the whole index covers it.
+            return build_record(json.loads(entry[1]), self._header, sample, signed=True)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+    def only(self, tags: Mapping[str, str]) -> CommitIndex:
+        """Return the entries whose tags are these.
+
+        Parameters
+        ----------
+        tags : mapping
+            File name of a record to its tag now.
+
+        Returns
+        -------
+        CommitIndex
+            A new index.
+        """
+        fit = {name: entry for name, entry in self._entries.items() if entry[0] == tags.get(name)}
+        return CommitIndex(self._header, fit)
+
+
+def parse_index(data: bytes, header: Header) -> CommitIndex:
+    """Read an index, all entries, whether they are stale or not.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of the file.
+    header : Header
+        The run's header.
+
+    Returns
+    -------
+    CommitIndex
+        Its entries.
+
+    Raises
+    ------
+    DocumentError
+        If it is damaged, or belongs to another run.
+    """
+    first, _, body = data.partition(b"\n")
+    try:
+        said = json.loads(first)
+        wanted = {"format": FORMAT, "run_id": header.run_id, "entries": said["entries"]}
+        if _first_line(wanted, body) != first:
+            raise ValueError("its digest disagrees with its content, or it belongs to another run")
+        parts = [line.split(b" ", 2) for line in body.splitlines()]
+        entries = {name.decode("ascii"): (tag.decode("ascii"), text) for name, tag, text in parts}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DocumentError(str(error)) from error
+    return CommitIndex(header, entries)
+
+
+def load_index(location: Location, header: Header) -> CommitIndex | None:
+    """Read the index of a run, without the entries that are stale.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+    header : Header
+        The run's header.
+
+    Returns
+    -------
+    CommitIndex or None
+        None where there is none, or one that is damaged: the records themselves are read then.
+    """
+    try:
+        return parse_index(location.read(INDEX), header).only(location.tags(FOLDER))
+    except (FileNotFoundError, DocumentError):
+        return None
+
+
+def compact(
+    path: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    least: int = 1,
+    on_record: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write the index of a run anew, if enough records lack a fitting entry.
+
+    Any number of processes may do so, also while samples are written: the last one's index stands, and is
+    right in what it says.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The run.
+    storage_options : mapping, optional
+        Options of the file system, for URLs.
+    least : int
+        Nothing is written where fewer records lack an entry.
+    on_record : callable, optional
+        Called with the number of records that were read, and that have to be.
+
+    Returns
+    -------
+    int
+        Entries of the index; 0 where none was written.
+
+    Raises
+    ------
+    NotFound, NotARun, NewerFormat, DamagedRun
+        If the run cannot be opened.
+    StorageFull, NoPermission
+        If the index cannot be written.
+    """
+    location = locate(path, storage_options)
+    header = load_header(location)
+    tags = location.tags(FOLDER)
+    wanted = {f"{sample_file(sample)}.json": sample for sample in header.samples}
+    names = [name for name in tags if name in wanted and tags[name]]
+    old = load_index(location, header) or CommitIndex(header, {})
+    lacking = [name for name in names if old.tag(name) != tags[name]]
+    if len(lacking) < max(1, least):
+        return 0
+    fresh: dict[str, CommitRecord] = {}
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = readers.map(lambda name: _sound(location, header, wanted[name]), lacking)
+        for number, (name, record) in enumerate(zip(lacking, found, strict=True), start=1):
+            if record is not None:
+                fresh[name] = record
+            if on_record is not None:
+                on_record(number, len(lacking))
+    lines = []
+    for name in names:
+        kept = fresh.get(name) or old.record(wanted[name])
+        if kept is not None:
+            document = json.dumps(kept.to_json(), sort_keys=True, separators=(",", ":"))
+            lines.append(f"{name} {tags[name]} {document}\n")
+    body = "".join(lines).encode("ascii")
+    first = _first_line({"format": FORMAT, "run_id": header.run_id, "entries": len(lines)}, body)
+    location.write(INDEX, first + b"\n" + body)
+    return len(lines)
+
+
+def _sound(location: Location, header: Header, sample: str) -> CommitRecord | None:
+    try:
+        return read_record(location, header, sample)
+    except DamagedSample:
+        return None
+
+
+def _first_line(said: Mapping[str, Any], body: bytes) -> bytes:
+    return json.dumps({**said, "sha256": sha256(body)}, sort_keys=True).encode("ascii")

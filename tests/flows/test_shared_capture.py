@@ -1,0 +1,107 @@
+"""Several captures of one run: what another process is writing is waited for, or taken up when given up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import storage
+from flows.capture_job import Todo, run_capture
+from flows.loading import load_capture
+from flows.progress import Progress, heard_by
+from pipeline import jobs
+from storage import LayerSpec, open_run
+
+COUNT = 4
+OTHERS = "scene-0000001"
+
+
+@pytest.fixture
+def whole(config: Callable[..., Path], tmp_path: Path, batch: int) -> Path:
+    """An undisturbed run."""
+    file = config(samples={"scenes": {"count": COUNT}}, batch_size=batch)
+    run_capture(load_capture(file, str(tmp_path / "whole.zarr")))
+    return tmp_path / "whole.zarr"
+
+
+def copy_of(run: storage.Run, sample: str, writer: storage.RunWriter, sink: storage.Sink) -> None:
+    """Put what an undisturbed run holds of a sample."""
+    for layer, spec in run.layers.items():
+        block = run.read(layer, sample)
+        for step in range(len(run.timesteps)):
+            if block.scores is not None:
+                sink.put(layer, step, scores=block.scores[step])
+            else:
+                assert block.query is not None
+                assert block.key is not None
+                sink.put(layer, step, query=block.query[step], key=block.key[0 if spec.static_key else step])
+    for name, image in run.record(sample)["images"].items():
+        writer.add_image(name, image["shape"])
+        sink.put_image(name, run.image(name, sample))
+
+
+def same(left: Path, right: Path) -> None:
+    a, b = open_run(left), open_run(right)
+    assert a.samples == b.samples == a.declared
+    for layer in a.layers:
+        assert isinstance(a.layers[layer], LayerSpec)
+        np.testing.assert_array_equal(a.scores(layer).compute(), b.scores(layer).compute())
+
+
+@pytest.mark.parametrize("end", ["commits", "gives up"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_sample_in_other_hands_is_waited_for(
+    config: Callable[..., Path],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+    batch: int,
+) -> None:
+    monkeypatch.setattr(jobs, "FIRST_PAUSE", 0.05)
+    settings = load_capture(config(samples={"scenes": {"count": COUNT}}, batch_size=batch))
+    run_capture(settings, Todo(only=("scene-0000000",)))
+    let_go, held = threading.Event(), threading.Event()
+
+    def other() -> None:
+        """Another writer: it holds the sample, for as long as we like."""
+        with (
+            suppress(RuntimeError),
+            storage.resume_run(settings.out) as writer,
+            writer.sample(OTHERS) as sink,
+        ):
+            copy_of(open_run(whole), OTHERS, writer, sink)
+            held.set()
+            assert let_go.wait(20)
+            if end == "gives up":
+                raise RuntimeError
+
+    heard: list[Progress] = []
+
+    def listen(event: Progress) -> None:
+        heard.append(event)
+        if event.stage.startswith("wait"):
+            let_go.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert held.wait(20)
+    try:
+        with heard_by(listen):
+            summary: dict[str, Any] = run_capture(settings)
+    finally:
+        let_go.set()
+        thread.join()
+    assert any(event.stage.startswith("wait") for event in heard)
+    assert summary["committed"] == COUNT
+    assert summary["failed"] == []
+    same(Path(settings.out), whole)
+    report = storage.verify(settings.out)
+    assert report.ok
+    assert report.notes == ()
