@@ -18,7 +18,7 @@ _STORAGE = (
     "DamagedSample", "EmptyRun", "I2AMError", "InputError", "LayerSpec", "MissingDependency", "NewerFormat",
     "NoAnswer", "NoPermission", "NotARun", "NotFound", "Plan", "Run", "RunWriter", "SampleBusy",
     "ShapeMismatch", "Sink", "StorageFull", "StoreUnavailable", "Tile", "UnknownName", "VerifyReport",
-    "create_run", "open_run", "plan", "prune", "resume_run", "verify",
+    "compact", "create_run", "open_run", "plan", "prune", "resume_run", "verify",
 )  # fmt: skip
 
 _lazy, __dir__, __all__ = attach(

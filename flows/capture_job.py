@@ -16,6 +16,7 @@ from flows.selection import selected, selected_layers
 from flows.terminal import one_line
 from storage import failures, open_run
 from storage.aside import set_aside, take_back
+from storage.commit_index import ENOUGH, compact
 from storage.errors import ConfigError, NotFound, UnknownName
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def waiting(config: CaptureConfig, samples: SampleSet, todo: Todo) -> tuple[int,
 
 
 def summarise(config: CaptureConfig, before: int, seconds: float) -> dict[str, Any]:
-    """Collect what :func:`run_capture` returns.
+    """Collect what :func:`run_capture` returns; a large run gets its commit records indexed for that.
 
     Parameters
     ----------
@@ -135,9 +136,11 @@ def summarise(config: CaptureConfig, before: int, seconds: float) -> dict[str, A
     dict
         JSON-ready.
     """
-    run = open_run(config.out, config.storage_options or None)
+    options = config.storage_options or None
+    compact(config.out, options, least=ENOUGH)
+    run = open_run(config.out, options)
     facts = describe(run)
-    aside = failures(config.out, config.storage_options or None)
+    aside = failures(config.out, options)
     return {
         "run": config.out,
         "captured": facts["samples"]["committed"] - before,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from storage.aside import Failure as Failure
     from storage.aside import failures as failures
     from storage.block import Block as Block
+    from storage.commit_index import compact as compact
     from storage.create import create_run as create_run
     from storage.create import resume_run as resume_run
     from storage.errors import AggregationError as AggregationError
@@ -82,6 +83,7 @@ __getattr__, __dir__, __all__ = attach(
         "Run": "storage.run",
         "RunWriter": "storage.run_writer",
         "Sink": "storage.sink",
+        "compact": "storage.commit_index",
         "create_run": "storage.create",
         "open_run": "storage.run",
         "plan": "storage.planning",

@@ -1,0 +1,86 @@
+"""A sweep whose processes are killed at random ends complete: each sample committed once, equal, nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.capture_job import run_capture
+from flows.loading import load_capture
+from storage import open_run, verify
+from tests.flows.conftest import ROOT
+from tests.integration.test_durability import arrays
+
+COUNT = 30
+
+
+def survive(folder: Path, kills: int) -> None:
+    """Run a sweep through ``kills`` kills, and compare with an undisturbed capture."""
+    settings = {
+        "out": "swept.zarr",
+        "pipeline": {"kind": "factory", "function": "tests.flows.tiny:build", "arguments": {"delay": 0.1}},
+        "samples": {"scenes": {"count": COUNT}},
+        "call": {"num_inference_steps": 3},
+        "sweep": {"workers": 2, "shard": 4, "retries": 100, "backoff": 0.1},
+    }
+    config = folder / "capture.yaml"
+    config.write_text(json.dumps(settings))
+    scratch = folder / "tmp"
+    scratch.mkdir()
+    seed = random.SystemRandom().randrange(2**32)
+    marked = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch), "PREFECT_API_URL": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.sweep_driver", str(config), str(kills), str(seed)],
+        cwd=ROOT, env=marked, capture_output=True, text=True, timeout=3000, check=False,
+    )  # fmt: skip
+    log = (folder / "sweep.log").read_text()
+    assert done.returncode == 0, (seed, done.stderr, log)
+    told = json.loads(done.stdout)
+    sys.stdout.write(f"seed {seed}: {told['killed']}, statuses {told['statuses']}\n")
+    assert told["statuses"][-1] == 0, (seed, told, log)
+    assert "Traceback" not in log, (seed, log)
+    assert told["changed"] == [], (seed, "a committed sample was written again")
+    run = open_run(folder / "swept.zarr")
+    assert run.samples == run.declared
+    assert len(run.samples) == COUNT
+    report = verify(folder / "swept.zarr")
+    assert report.ok, (seed, report.problems)
+    assert report.notes == (), (seed, report.notes)
+    whole = load_capture(config, str(folder / "whole.zarr"))
+    run_capture(whole)
+    left, right = arrays(folder / "whole.zarr"), arrays(folder / "swept.zarr")
+    assert left.keys() == right.keys()
+    for name, values in left.items():
+        np.testing.assert_array_equal(values, right[name], err_msg=f"{name}, seed {seed}")
+    assert not list(scratch.iterdir()), (seed, "temporary files remain")
+    assert not alive(str(folder)), (seed, "processes remain")
+
+
+def alive(words: str) -> list[str]:
+    """Command lines of the processes that have some words in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if words.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.timeout(900)
+def test_a_sweep_survives_four_kills(tmp_path: Path) -> None:
+    survive(tmp_path, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_sweep_survives_fifty_kills(tmp_path: Path) -> None:
+    survive(tmp_path, 50)
