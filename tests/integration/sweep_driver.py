@@ -2,7 +2,7 @@
 
 Usage: python -m tests.integration.sweep_driver CONFIG KILLS SEED. Kills capture processes and the temporary
 Prefect server; starts the sweep again where it ends without having finished. Writes one JSON document: what
-was killed, how often the command was started, and what each commit record was when it was first seen and last.
+was killed, how often the command was started, and whether a commit record ever changed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A sweep whose processes are killed at random ends complete: each sample committed once, equal, nothing left."""
+"""A sweep whose processes are killed at random moments ends complete and equal, and leaves nothing behind."""
 
 from __future__ import annotations
 
