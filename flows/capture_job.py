@@ -17,6 +17,7 @@ from flows.terminal import one_line
 from storage import failures, open_run
 from storage.aside import set_aside, take_back
 from storage.errors import ConfigError, NotFound, UnknownName
+from storage.kept import need_attention
 
 if TYPE_CHECKING:
     from pipeline.events import Event
@@ -275,6 +276,7 @@ def _existing(config: CaptureConfig) -> Run | None:
         run = open_run(config.out, config.storage_options or None)
     except NotFound:
         return None
+    need_attention(run.attrs, config.out, "capturing into it")
     before, now = run.attrs.get("configuration"), comparable(config)
     if before is not None and before != now:
         keys = _differing(before, now)

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows.commands import analyze, capture, demo, imacs, inspect, maps, plan, prune, sweep, verify
+from flows.commands import analyze, capture, demo, export, imacs, inspect, maps, plan, prune, sweep, verify
 from flows.terminal import note, say
 from storage.errors import I2AMError
 
@@ -61,6 +61,7 @@ for _command in (
     inspect.inspect,
     verify.verify,
     prune.prune,
+    export.export,
     analyze.analyze,
     maps.maps,
     imacs.imacs,

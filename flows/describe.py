@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from storage.kept import has_attention
+
 if TYPE_CHECKING:
     from storage import Run
 
@@ -24,7 +26,13 @@ def describe(run: Run) -> dict[str, Any]:
         ``provenance`` (short texts).
     """
     committed = set(run.samples)
-    files = [entry for sample in run.samples for entry in run.record(sample)["files"].values()]
+    whole = has_attention(run.attrs)
+    files = [
+        entry
+        for sample in run.samples
+        for path, entry in run.record(sample)["files"].items()
+        if whole or not path.startswith("attention/")
+    ]
     return {
         "path": str(run.path),
         "run_id": run.attrs.get("run_id"),

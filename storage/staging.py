@@ -117,10 +117,10 @@ class LocalStaging:
 def _take(folder: Path) -> int | None:
     """Lock a staging directory, made where needed; None if somebody else holds it."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the last holder has just removed the directory
+        except FileNotFoundError:  # the last holder has just removed the directory, or the one above it
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ from storage.aside import FOLDER as FAILURES
 from storage.document import sha256
 from storage.errors import DamagedRun, DamagedSample
 from storage.header import ROOT, Header, load_header
+from storage.kept import has_attention
 from storage.location import STAGING, Location, locate
 from storage.names import sample_file
 from storage.record import FOLDER, CommitRecord, read_record, record_path
@@ -179,7 +180,8 @@ def _check_records(check: _Check) -> dict[str, CommitRecord]:
 
 def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[str]) -> None:
     """Say what the files are that no committed sample and no metadata account for."""
-    header, local = check.header, check.location.root is not None
+    header = check.header
+    local = check.location.root is not None or not has_attention(header.attributes)  # nobody writes to those
     staged = {path.split("/")[1] for path in check.found if path.startswith(f"{STAGING}/")}
     arrays = {layout.path for layouts in header.layouts.values() for layout in layouts.values()}
     for path in sorted(set(check.found) - seen):
@@ -219,6 +221,7 @@ def _run_check(check: _Check) -> None:
     records = _check_records(check)
     seen |= {path for path in check.found if path.startswith(f"{FOLDER}/")}
     images: dict[str, str] = {}
+    whole = has_attention(check.header.attributes)
     for sample, record in records.items():
         for name, image in record.images.items():
             path = f"images/{name}/{ROOT}"
@@ -229,9 +232,12 @@ def _run_check(check: _Check) -> None:
             elif images.get(path, metadata.get(path)) != image["sha256"]:
                 check.problem(sample, path, "the commit record knows another content")
         for path, wanted in record.files.items():
-            check.data(sample, path, wanted)
+            if whole or path in check.found or not path.startswith("attention/"):
+                check.data(sample, path, wanted)
             seen.add(path)
     _explain_rest(check, records, seen)
+    if not whole:
+        check.notes.append("the attention was left out when the run was exported")
     missing = len(check.header.samples) - len(records)
     if missing:
         check.notes.append(f"{missing} of {len(check.header.samples)} declared samples are not committed")
