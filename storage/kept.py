@@ -1,7 +1,7 @@
 """Runs that keep a part of what was captured: those exported with their marginals alone have no attention.
 
-Such a run is the original without the shards of its layers: the same id, the same commit records, and one more
-entry, ``kept``, in the root document.
+Such a run is the original without the shards of its layers: the same id, the same commit records, and one
+more entry, ``kept``, in the root document.
 """
 
 from __future__ import annotations
