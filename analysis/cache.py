@@ -106,8 +106,12 @@ class MarginalCache:
             return False
         if self.place is None or self.place.root is None:
             return False
-        index = self.run.declared.index(sample)
-        return (self.place.root / layer.name / "seal" / "c" / f"{index}" / "0" / "0").exists()
+        return self.sealed(layer, sample)
+
+    def sealed(self, layer: LayerSpec, sample: str) -> bool:
+        """Whether an entry has seals, whatever they say; one request where the derived store is remote."""
+        path = f"{layer.name}/seal/c/{self.run.declared.index(sample)}/0/0"
+        return self.place is not None and self.place.size(path) is not None
 
     def key(self, layer: LayerSpec, sample: str, name: str) -> tuple[Hashable, ...]:
         """Everything that a quantity in memory depends on, and the place where it is kept."""

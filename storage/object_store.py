@@ -1,7 +1,8 @@
 """S3, Google Cloud Storage and Azure through obstore: options, exclusive puts, and its errors in our words.
 
 Credentials and endpoint come from the usual environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...) or
-from options. Requests that fail with a server's error or a lost connection are tried again with pauses.
+from options. Endpoint and region become part of a file system, which carries them to other processes; credentials
+from the environment do not. Requests that fail with a server's error or a lost connection are tried again with pauses.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ _NAMES = {
 }
 """Options as s3fs calls them, and as obstore does."""
 
+_CARRIED = {
+    "endpoint": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+}
+"""What is taken from the environment once, for processes that may have another."""
+
 
 def object_filesystem(protocol: str, options: Mapping[str, Any]) -> Any:
     """Return the file system of an object store.
@@ -57,11 +64,15 @@ def object_filesystem(protocol: str, options: Mapping[str, Any]) -> Any:
     except ImportError:
         return None
     config = {_NAMES.get(name, name): value for name, value in options.items()}
+    for name, variables in _CARRIED.items() if protocol == "s3" else ():
+        found = next((os.environ[each] for each in variables if os.environ.get(each)), None)
+        if found is not None and not config.get(name):
+            config[name] = found
     client = dict(config.pop("client_options", {}))
-    endpoint = config.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
-    if str(endpoint or "").startswith("http://"):
+    if str(config.get("endpoint") or "").startswith("http://"):
         client.setdefault("allow_http", True)
-    return FsspecStore(protocol, client_options=client, retry_config=RETRY, **config)
+    retry = config.pop("retry_config", RETRY)
+    return FsspecStore(protocol, client_options=client, retry_config=retry, **config)
 
 
 def is_object_store(filesystem: Any) -> bool:
