@@ -10,10 +10,13 @@ import torch
 
 from pipeline.capturing import Capture
 from pipeline.images import ImageLike
-from storage.errors import CaptureError, InputError, NoPermission, StorageFull
+from storage.errors import CaptureError, InputError, NoPermission, StorageFull, StoreUnavailable
 
 ENOUGH = 3
 """Batches in a row that are loaded but not generated, after which a job gives up."""
+
+HOPELESS = (StorageFull, NoPermission, StoreUnavailable, MemoryError)
+"""Errors after which the next sample would fare no better."""
 
 OnFailure: TypeAlias = Callable[[Sequence[str], Exception], None]
 """Told of samples that are set aside."""
@@ -103,7 +106,7 @@ def run_job(
 
     Raises
     ------
-    StorageFull, NoPermission, MemoryError
+    StorageFull, NoPermission, StoreUnavailable, MemoryError
         Whatever `on_failure` is: the next sample would fare no better.
     CaptureError
         If ENOUGH batches in a row were loaded but not generated: the model or the machine is at fault.
@@ -128,7 +131,7 @@ def run_job(
         try:
             _generate(cap, pipe, call, tasks, kept)
         except Exception as error:
-            if on_failure is None or isinstance(error, (StorageFull, NoPermission, MemoryError)):
+            if on_failure is None or isinstance(error, HOPELESS):
                 raise
             failed.hold(kept, error)
         else:

@@ -13,10 +13,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from storage.errors import SampleBusy
+from storage.errors import SampleBusy, StoreUnavailable
 from storage.location import STAGING, LocalLocation, Location, sync_directory, system_errors
 from storage.names import sample_file, sample_of_file
 from storage.remote import RemoteLocation
@@ -231,8 +232,11 @@ class RemoteStaging:
             placed.append(record)
             self._location.write(record, content)
         except BaseException:
-            for path in reversed(placed):
-                self._location.remove(path)
+            with suppress(
+                StoreUnavailable
+            ):  # what remains on a server that is gone is no sample: it has no record
+                for path in reversed(placed):
+                    self._location.remove(path)
             raise
 
     def discard(self) -> None:

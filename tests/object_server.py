@@ -60,8 +60,8 @@ def objects(endpoint: str, prefix: str) -> dict[str, bytes]:
     return found
 
 
-Fault = Literal["500", "503", "reset", "stored 500", "stored reset", "truncate", "slow"]
-"""Refused before or after the server did it; the connection dropped; half an answer; an answer that takes long."""
+Fault = Literal["404", "500", "503", "reset", "stored 500", "stored reset", "truncate", "slow"]
+"""Refused before or after the server did it; the connection dropped; half an answer; a late answer."""
 
 
 @dataclass
@@ -94,12 +94,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self._body()
+        if self.server.down:
+            self._reset()
+            return
         fault = self.server.schedule.next(self.command, self.path)
         if fault == "slow":
             time.sleep(self.server.schedule.slow_seconds)
         if fault == "reset":
             self._reset()
-        elif fault in ("500", "503"):
+        elif fault in ("404", "500", "503"):
             self._answer(int(fault), {}, b"<Error><Code>InternalError</Code></Error>")
         else:
             status, headers, answer = self._forward(body)
@@ -159,6 +162,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, behind: str, schedule: Schedule, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
+        self.down = False
         self.behind, self.schedule = behind.removeprefix("http://"), schedule
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -181,6 +185,7 @@ class Proxy:
 
     def stop(self) -> None:
         if self._server is not None:
+            self._server.down = True  # for connections that are open
             self._server.shutdown()
             self._server.server_close()
             self._server = None

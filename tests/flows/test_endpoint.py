@@ -13,7 +13,7 @@ import pytest
 
 from storage import open_run
 from storage.location import locate
-from tests.flows.conftest import SAMPLES, Outcome, spawn, write_run
+from tests.flows.conftest import SAMPLES, Outcome, spawn
 from tests.object_server import BUCKET, object_server, objects
 
 
