@@ -28,6 +28,7 @@ _lazy, __dir__, __all__ = attach(
         "Aggregation": "analysis.aggregation",
         "aggregate": "analysis.aggregated",
         "attribution_maps": "analysis.maps",
+        "export": "analysis.exporting",
         "daam_maps": "analysis.daam",
         "imacs": "analysis.imacs",
         "capture": "pipeline.capturing",

@@ -24,6 +24,7 @@ from analysis.resize import Grid, bicubic
 from analysis.selection import Indices, Selection, is_similarity, placed, select
 from analysis.softmax import KERNEL_VERSION
 from storage.errors import AggregationError
+from storage.kept import need_attention
 
 if TYPE_CHECKING:
     from storage import LayerSpec, Run
@@ -74,6 +75,8 @@ def aggregate(
         from analysis.discover import find
 
         aggregation = find(aggregation)
+    if aggregation.over != "marginals":
+        need_attention(run.attrs, str(run.path), f"aggregation {aggregation.name!r}")
     place = aggregation.place or "ref" in aggregation.axes
     chosen = select(run, "r2g", layers, steps, heads, samples, place=place)
     frame = _Frame.of(aggregation, chosen, size)

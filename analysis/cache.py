@@ -19,19 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.marginals import ON_REFERENCE, Marginals, compute_marginals, quantities
+from analysis.cache_documents import FORMAT, MARK, SEAL_BYTES, documents
+from analysis.marginals import Marginals, compute_marginals, quantities
 from analysis.recall import recent
 from analysis.softmax import KERNEL_VERSION
-from storage.errors import AlreadyExists, DamageError, NoPermission
+from storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission
+from storage.kept import has_attention
 from storage.location import Location, locate
 from storage.staging import sweep
 
 if TYPE_CHECKING:
     from storage import LayerSpec, Run
-
-FORMAT = 1
-SEAL_BYTES = 32
-MARK = "i2am_marginals"
 
 StorePlace = str | Literal[False] | None
 """Place of a derived store: a path or URL; None for beside the run; False to keep nothing."""
@@ -108,8 +106,12 @@ class MarginalCache:
             return False
         if self.place is None or self.place.root is None:
             return False
-        index = self.run.declared.index(sample)
-        return (self.place.root / layer.name / "seal" / "c" / f"{index}" / "0" / "0").exists()
+        return self.sealed(layer, sample)
+
+    def sealed(self, layer: LayerSpec, sample: str) -> bool:
+        """Whether an entry has seals, whatever they say; one request where the derived store is remote."""
+        path = f"{layer.name}/seal/c/{self.run.declared.index(sample)}/0/0"
+        return self.place is not None and self.place.size(path) is not None
 
     def key(self, layer: LayerSpec, sample: str, name: str) -> tuple[Hashable, ...]:
         """Everything that a quantity in memory depends on, and the place where it is kept."""
@@ -122,20 +124,36 @@ class MarginalCache:
         Raises
         ------
         DamagedSample
-            If it must be computed, and the run's data is damaged.
+            If it must be computed, and the run's data is damaged or was left out of an export.
         NoPermission
             If the derived store cannot be written.
         """
         wanted = tuple(quantities(self.run, layer)) if names is None else names
         stored = self._load(layer, sample, wanted)
         if stored is None:
+            if not has_attention(self.run.attrs):
+                raise self._lost(layer, sample)
             stored = compute_marginals(self.run, layer, sample)
             self.save(layer, sample, stored)
         return {name: stored[name] for name in wanted}
 
+    def stored(self, layer: LayerSpec, sample: str) -> Marginals | None:
+        """Every quantity of an entry if all are there and their seals fit, else None."""
+        return self._load(layer, sample, tuple(quantities(self.run, layer)))
+
     def holds(self, layer: LayerSpec, sample: str) -> bool:
         """Whether every quantity of an entry is there, and its seal fits."""
-        return self._load(layer, sample, tuple(quantities(self.run, layer))) is not None
+        return self.stored(layer, sample) is not None
+
+    def _lost(self, layer: LayerSpec, sample: str) -> DamagedSample:
+        place = "nowhere" if self.place is None else self.place.url
+        return DamagedSample(
+            sample,
+            layer.name,
+            f"its marginals ({place}) are absent, not what was written, or of another version, and the run "
+            "was exported without the attention to compute them from",
+            remedy="export it again from the run that has its attention",
+        )
 
     def tidy(self) -> None:
         """Remove what writers that were killed left; what others are writing stays."""
@@ -191,7 +209,7 @@ class MarginalCache:
         names = list(quantities(self.run, layer))
         data = {name: np.ascontiguousarray(values[name], dtype="<f4").tobytes() for name in names}
         try:
-            self._describe(self.place, layer, values)
+            self._describe(self.place, layer)
             for name in names:
                 self.place.write(f"{layer.name}/{name}/c/{index}/0/0/0", data[name])
             seals = b"".join(self._seal(layer, sample, name, data[name]) for name in names)
@@ -203,23 +221,13 @@ class MarginalCache:
                 remedy="name another place with store=..., or pass store=False to keep nothing",
             ) from error
 
-    def _describe(self, place: Location, layer: LayerSpec, values: Marginals) -> None:
+    def read(self, path: str) -> bytes | None:
+        """Return a file of the derived store, or None."""
+        return None if self.place is None else _read(self.place, path)
+
+    def _describe(self, place: Location, layer: LayerSpec) -> None:
         """Write the metadata that is not there yet, or that describes an older run."""
-        samples = len(self.run.declared)
-        documents = {
-            "zarr.json": _group({MARK: {"format": FORMAT, "run_id": self.run.run_id}}),
-            f"{layer.name}/zarr.json": _group({"layer": layer.to_json(), "quantities": list(values)}),
-            f"{layer.name}/seal/zarr.json": _array(
-                (samples, len(values), SEAL_BYTES), "uint8", 0, ("sample", "quantity", "byte")
-            ),
-        }
-        for name, array in values.items():
-            axes = ("sample", "step", "head", "ref" if name.partition("@")[0] in ON_REFERENCE else "gen")
-            documents[f"{layer.name}/{name}/zarr.json"] = _array(
-                (samples, *array.shape), "float32", "NaN", axes
-            )
-        for path, document in documents.items():
-            data = json.dumps(document, indent=2, sort_keys=True).encode()
+        for path, data in documents(self.run, layer).items():
             if _read(place, path) != data:
                 if path == "zarr.json":
                     _check_ours(place)
@@ -244,25 +252,3 @@ def _check_ours(place: Location) -> None:
         expected="a marginals store, or nothing",
         remedy="name another place with store=...",
     )
-
-
-def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-
-
-def _array(shape: tuple[int, ...], dtype: str, fill: object, axes: tuple[str, ...]) -> dict[str, Any]:
-    codec = (
-        {"name": "bytes", "configuration": {"endian": "little"}} if dtype != "uint8" else {"name": "bytes"}
-    )
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "attributes": {},
-        "shape": list(shape),
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shape[1:]]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill,
-        "codecs": [codec],
-        "dimension_names": list(axes),
-    }

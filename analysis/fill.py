@@ -15,10 +15,11 @@ import dask
 from analysis.aggregation import State
 from analysis.cache import MarginalCache, open_cache
 from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.marginals import declaration, named, quantity
+from analysis.marginals import declaration, named
 from analysis.reduce import reduce_slab, slabs
 from analysis.tasks import run_tasks
 from storage.errors import DamageError
+from storage.kept import has_attention
 from storage.matching import matching_names
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def fill_marginals(run: Run, names: Sequence[str], options: StudyOptions, tell: 
 def _entry(cache: MarginalCache, layer: LayerSpec, sample: str) -> Any:
     """A task that fills one entry; it gives the error's line if the sample is damaged, else None."""
     parts = slabs(layer, range(len(cache.run.timesteps)))
-    if len(parts) == 1 or cache.likely(layer, sample, quantity("r2g")):
+    if len(parts) == 1 or not has_attention(cache.run.attrs) or cache.sealed(layer, sample):
         return dask.delayed(_ensure, pure=False)(cache, layer, sample)
     states = [dask.delayed(_slab, pure=False)(cache.run, layer, sample, part) for part in parts]
     return dask.delayed(_save, pure=False)(cache, layer, sample, states)

@@ -49,6 +49,7 @@ from analysis.resize import Grid
 from analysis.selection import Direction, Indices, is_similarity, placed
 from analysis.softmax import KERNEL_VERSION
 from analysis.sources import Constant, Method, Stored, tokens_for
+from storage.kept import need_attention
 
 if TYPE_CHECKING:
     from storage import LayerSpec, Run
@@ -122,6 +123,7 @@ def _maker(run: Run, question: Question, place: tuple[StorePlace, Mapping[str, A
     """Choose what makes a layer's maps; official R2G clamps each token, so marginals do not serve."""
     old, plan = question.protocol == "official", question.plan
     if old and plan.direction == "r2g":
+        need_attention(run.attrs, str(run.path), "official R2G maps")
         return partial(official.clamped_r2g, run, plan)
     cache = open_cache(run, *place)
     tokens = tokens_for(

@@ -19,6 +19,7 @@ from analysis.marginals import FOCUS, Regions, compute_marginals, quantity
 from analysis.recall import recent
 from analysis.selection import Direction, Selection
 from storage.errors import UnknownName
+from storage.kept import need_attention
 
 if TYPE_CHECKING:
     from storage import LayerSpec, Run
@@ -144,7 +145,7 @@ def tokens_for(
     UnknownName
         For an image that the run lacks, or a patch outside the grid.
     NoAnswer
-        If the region is empty.
+        If the region is empty; or if the run has no attention to measure a region in.
     """
     run, kind = cache.run, KINDS[method, direction]
     if at is None:
@@ -154,7 +155,9 @@ def tokens_for(
             raise UnknownName("image", at, run.images)
         if at == FOCUS[direction] and not nearest:
             return Stored(cache, quantity(kind, at))
+        need_attention(run.attrs, str(run.path), f"maps of the region {at!r}")
         return Measured(run, direction, kind, at, nearest)
     grids = [mosaic.whole_grid(spec, "gen" if direction == "g2r" else "ref") for spec in chosen.layers]
+    need_attention(run.attrs, str(run.path), "maps of a region")
     drawn = region.draw(at, max(grids, key=lambda grid: grid[0] * grid[1]))
     return Measured(run, direction, kind, drawn, nearest)

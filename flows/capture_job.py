@@ -18,6 +18,7 @@ from storage import failures, open_run
 from storage.aside import set_aside, take_back
 from storage.commit_index import ENOUGH, compact
 from storage.errors import ConfigError, NotFound, UnknownName
+from storage.kept import need_attention
 
 if TYPE_CHECKING:
     from pipeline.events import Event
@@ -280,6 +281,7 @@ def _existing(config: CaptureConfig) -> Run | None:
         run = open_run(config.out, config.storage_options or None)
     except NotFound:
         return None
+    need_attention(run.attrs, config.out, "capturing into it")
     before, now = run.attrs.get("configuration"), comparable(config)
     if before is not None and before != now:
         keys = _differing(before, now)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -18,9 +19,22 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows.commands import analyze, capture, compact, demo, imacs, inspect, maps, plan, prune, sweep, verify
+from flows.commands import (
+    analyze,
+    capture,
+    compact,
+    demo,
+    export,
+    imacs,
+    inspect,
+    maps,
+    plan,
+    prune,
+    sweep,
+    verify,
+)
 from flows.terminal import note, say
-from storage.errors import I2AMError
+from storage.errors import I2AMError, InputError
 
 DEFECT = 70
 INTERRUPTED = 130
@@ -49,8 +63,20 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    endpoint_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Server of s3:// runs; the same as AWS_ENDPOINT_URL in the environment."
+        ),
+    ] = None,
 ) -> None:
     """Capture the reference attention of a diffusion pipeline once; ask the store forever."""
+    if endpoint_url is not None:
+        if not re.fullmatch(r"https?://[^/\s]+\S*", endpoint_url):
+            raise InputError(
+                "--endpoint-url", expected="http://HOST:PORT or https://HOST", got=repr(endpoint_url)
+            )
+        os.environ["AWS_ENDPOINT_URL"] = endpoint_url  # child processes have it too
 
 
 for _command in (
@@ -62,6 +88,7 @@ for _command in (
     verify.verify,
     prune.prune,
     compact.compact,
+    export.export,
     analyze.analyze,
     maps.maps,
     imacs.imacs,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from storage.kept import has_attention
+
 if TYPE_CHECKING:
     from storage import Run
 
@@ -24,7 +26,11 @@ def describe(run: Run) -> dict[str, Any]:
         ``provenance`` (short texts).
     """
     committed = set(run.samples)
-    sizes = [run.files(sample).values() for sample in run.samples]
+    whole = has_attention(run.attrs)
+    sizes = [
+        [size for path, size in run.files(sample).items() if whole or not path.startswith("attention/")]
+        for sample in run.samples
+    ]
     return {
         "path": str(run.path),
         "run_id": run.attrs.get("run_id"),

@@ -12,13 +12,24 @@ import torch
 from pipeline.capturing import Capture
 from pipeline.events import Waiting
 from pipeline.images import ImageLike
-from storage.errors import AlreadyExists, CaptureError, InputError, NoPermission, SampleBusy, StorageFull
+from storage.errors import (
+    AlreadyExists,
+    CaptureError,
+    InputError,
+    NoPermission,
+    SampleBusy,
+    StorageFull,
+    StoreUnavailable,
+)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Seconds between looks at samples that other processes are writing."""
 
 ENOUGH = 3
 """Batches in a row that are loaded but not generated, after which a job gives up."""
+
+HOPELESS = (StorageFull, NoPermission, StoreUnavailable, MemoryError)
+"""Errors after which the next sample would fare no better."""
 
 OnFailure: TypeAlias = Callable[[Sequence[str], Exception], None]
 """Told of samples that are set aside."""
@@ -81,6 +92,9 @@ def run_job(
 ) -> int:
     """Generate and capture every sample of ``cap`` that is missing.
 
+    Samples that another process is writing are passed over and taken up again at the end, until they exist or
+    are given up: any number of jobs may work on one run.
+
     Parameters
     ----------
     cap
@@ -106,12 +120,9 @@ def run_job(
     int
         Samples captured now.
 
-    Samples that another process is writing are passed over and taken up again at the end, until they exist or
-    are given up: any number of jobs may work on one run.
-
     Raises
     ------
-    StorageFull, NoPermission, MemoryError
+    StorageFull, NoPermission, StoreUnavailable, MemoryError
         Whatever `on_failure` is: the next sample would fare no better.
     CaptureError
         If ENOUGH batches in a row were loaded but not generated: the model or the machine is at fault.
@@ -119,11 +130,9 @@ def run_job(
     chosen = set(cap.declared if only is None else only)
     waiting = [id for id in cap.missing if id in chosen][:limit]
     declared = cap.declared
-    number = {id: at // batch_size for at, id in enumerate(declared)}
-    todo = [
-        declared[at * batch_size : (at + 1) * batch_size] for at in sorted({number[id] for id in waiting})
-    ]
+    batches = [declared[start : start + batch_size] for start in range(0, len(declared), batch_size)]
     job = _Job(cap, pipe, load, call, set(waiting), _Failures(on_failure))
+    todo = [ids for ids in batches if not job.waiting.isdisjoint(ids)]
     pause = FIRST_PAUSE
     while todo:
         busy = [ids for ids in todo if not job.take(ids)]
@@ -168,7 +177,7 @@ class _Job:
                 raise  # not one of these samples
             return False
         except Exception as error:
-            if not self.failed.heard or isinstance(error, (StorageFull, NoPermission, MemoryError)):
+            if not self.failed.heard or isinstance(error, HOPELESS):
                 raise
             self.failed.hold(kept, error)
         else:

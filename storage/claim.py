@@ -35,7 +35,11 @@ BEAT_SECONDS = 15.0
 _seen: dict[tuple[str, str], tuple[bytes, float]] = {}
 """(run, sample) to the content of another's claim, and when this process first saw it."""
 
-_seen_lock = threading.Lock()
+_held: set[str] = set()
+"""Owners of the claims that this process holds."""
+
+_lock = threading.Lock()
+"""Of the two."""
 
 
 def claim_path(sample: str) -> str:
@@ -83,6 +87,8 @@ class Claim:
         self._lock = threading.Lock()
         self.inherited = _take(location, sample, self._content)
         self._last = time.monotonic()
+        with _lock:
+            _held.add(str(self._own["owner"]))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="i2am-claim", daemon=True)
         self._thread.start()
@@ -106,10 +112,20 @@ class Claim:
                     remedy="nothing is lost: the other process writes it",
                 )
 
-    def release(self) -> None:
-        """Give the claim up; what cannot be removed now is swept up later."""
+    def release(self, *, remove: bool = True) -> None:
+        """Give the claim up; what cannot be removed now is swept up later.
+
+        Parameters
+        ----------
+        remove : bool
+            False where the server does not answer: it is not asked once more.
+        """
         self._ended.set()
         self._thread.join()
+        with _lock:
+            _held.discard(str(self._own["owner"]))
+        if not remove:
+            return
         with suppress(OSError):
             if self._location.read(self._path) == self._content:
                 self._location.remove(self._path)
@@ -188,9 +204,12 @@ def _is_gone(location: RemoteLocation, sample: str, content: bytes) -> bool:
     owner = _parsed(content)
     here = _this_process()
     if here["host"] and owner.get("host") == here["host"]:
+        if owner.get("pid") == here["pid"] and owner.get("started") == here["started"]:
+            with _lock:
+                return owner.get("owner") not in _held
         return _started(owner.get("pid")) != owner.get("started")
     now, key = time.monotonic(), (location.url, sample)
-    with _seen_lock:
+    with _lock:
         before = _seen.get(key)
         if before is None or before[0] != content:
             _seen[key] = content, now

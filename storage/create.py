@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import os
-import shutil
-import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatch
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 from storage.declare import checked_timesteps, complete_header, make_header
 from storage.errors import AlreadyExists, InputError
 from storage.header import ROOT, Header, load_header
-from storage.location import LocalLocation, Location, locate, sync_directory, system_errors
+from storage.kept import need_attention
+from storage.location import LocalLocation, Location, locate, system_errors
 from storage.metadata import root_document
 from storage.planning import plan_header
 from storage.run_writer import RunWriter
 from storage.spec import LayerSpec
+from storage.unborn import appearing, clear_unborn, overtaken
 
-_UNBORN_SECONDS = 3600
 
+def refuse_existing(location: Location) -> None:
+    """Check that a new run may be made at a place.
 
-def _refuse_existing(location: Location) -> None:
+    Parameters
+    ----------
+    location : Location
+        Nothing, or an empty directory, may be there.
+
+    Raises
+    ------
+    AlreadyExists
+        If there is more.
+    """
     if isinstance(location, LocalLocation):
         with system_errors(location.url):
             there = os.path.lexists(location.url) and (
@@ -39,44 +46,15 @@ def _refuse_existing(location: Location) -> None:
         )
 
 
-def _overtaken(place: str) -> AlreadyExists:
-    return AlreadyExists(f"{place} already exists", remedy="another process has just created it")
-
-
-def _clear_unborn(root: Path) -> None:
-    """Remove what processes left that died while they created this run; creating takes less than an hour."""
-    for entry in list(os.scandir(root.parent)):
-        ours = fnmatch(entry.name, f".{escape(root.name)}.*.new") and entry.is_dir(follow_symlinks=False)
-        if ours and time.time() - entry.stat(follow_symlinks=False).st_mtime > _UNBORN_SECONDS:
-            shutil.rmtree(entry.path, ignore_errors=True)
-
-
 def _create_local(root: Path, documents: Mapping[str, bytes], last: bytes) -> None:
-    """Build the run beside its place and rename it there, so that it appears all at once."""
-    with system_errors(str(root)):
-        root.parent.mkdir(parents=True, exist_ok=True)
-        _clear_unborn(root)
-        beside = root.with_name(f".{root.name}.{uuid.uuid4().hex[:12]}.new")
-        try:
-            (beside / "commits").mkdir(parents=True)
-            for path, data in {**documents, ROOT: last}.items():
-                (beside / path).parent.mkdir(parents=True, exist_ok=True)
-                with (beside / path).open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            for directory, _, _ in os.walk(beside):
-                sync_directory(Path(directory))
-            try:
-                os.rename(beside, root)
-            except OSError as error:
-                if os.path.lexists(root) and (not root.is_dir() or os.listdir(root)):
-                    raise _overtaken(str(root)) from error
-                raise
-            sync_directory(root.parent)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
+    with appearing(root) as made:
+        (made / "commits").mkdir()
+        for path, data in {**documents, ROOT: last}.items():
+            (made / path).parent.mkdir(parents=True, exist_ok=True)
+            with (made / path).open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def create_run(
@@ -133,7 +111,7 @@ def create_run(
         If the path cannot be written.
     """
     location = locate(path, storage_options)
-    _refuse_existing(location)
+    refuse_existing(location)
     header = make_header(
         layers, timesteps, samples, attrs, image_shapes, codec=codec, shard_bytes=shard_bytes
     )
@@ -151,7 +129,7 @@ def _write_new(location: Location, header: Header, queue_bytes: int | None, thre
     for name, data in documents.items():
         location.write(name, data)
     if not location.write_new(ROOT, root):
-        raise _overtaken(location.url)
+        raise overtaken(location.url)
     return header
 
 
@@ -232,6 +210,9 @@ def resume_run(
     """
     location = locate(path, storage_options)
     header = load_header(location)
+    need_attention(header.attributes, location.url, "capturing into it")
+    if isinstance(location, LocalLocation):
+        clear_unborn(Path(location.url))
     _refuse_change(header, layers, timesteps)
     writer = RunWriter(location, header, queue_bytes=queue_bytes, threads=threads)
     if isinstance(location, LocalLocation) and (missing := writer.missing):

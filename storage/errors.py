@@ -259,12 +259,19 @@ class DamagedSample(DamageError):
         The layer (or ``images/<name>``); None where the commit record itself is damaged.
     what : str
         What is wrong with which file.
+    remedy : str, optional
+        Overrides the usual one.
     """
 
     code = "damaged-sample"
 
     def __init__(
-        self, sample: str, layer: str | None, what: str = "its data is not what was written"
+        self,
+        sample: str,
+        layer: str | None,
+        what: str = "its data is not what was written",
+        *,
+        remedy: str = "leave this sample out, or delete its commit record and capture it again",
     ) -> None:
         self.sample = sample
         self.layer = layer
@@ -272,5 +279,5 @@ class DamagedSample(DamageError):
         place = f", layer {layer!r}" if layer is not None else ""
         super().__init__(
             f"sample {sample!r}{place} is damaged: {what}",
-            remedy="leave this sample out, or delete its commit record and capture it again",
+            remedy=remedy,
         )

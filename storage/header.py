@@ -33,6 +33,7 @@ OWN_KEYS = frozenset(
         "codec",
         "images",
         "metadata",
+        "kept",
         "digest",
     }
 )

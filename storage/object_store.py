@@ -1,16 +1,19 @@
 """S3, Google Cloud Storage and Azure through obstore: options, exclusive puts, and its errors in our words.
 
 Credentials and endpoint come from the usual environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...) or
-from options. Requests that fail with a server's error or a lost connection are tried again with pauses.
+from options. Endpoint and region become part of a file system, which carries them to other processes;
+credentials from the environment do not. Requests that fail with a server's error or a lost connection are
+tried again with pauses.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from storage.errors import NoPermission, StoreUnavailable
 from storage.location import system_errors
@@ -25,6 +28,14 @@ RETRY = {
 }
 """Enough for a server that restarts."""
 
+ANSWERS = 6
+"""How often an answer may break off, with growing pauses."""
+
+PAUSE_SECONDS = 0.1
+"""Before a request is repeated here for the first time."""
+
+T = TypeVar("T")
+
 _NAMES = {
     "endpoint_url": "endpoint",
     "key": "access_key_id",
@@ -33,6 +44,12 @@ _NAMES = {
     "anon": "skip_signature",
 }
 """Options as s3fs calls them, and as obstore does."""
+
+_CARRIED = {
+    "endpoint": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+}
+"""What is taken from the environment once, for processes that may have another."""
 
 
 def object_filesystem(protocol: str, options: Mapping[str, Any]) -> Any:
@@ -57,17 +74,15 @@ def object_filesystem(protocol: str, options: Mapping[str, Any]) -> Any:
     except ImportError:
         return None
     config = {_NAMES.get(name, name): value for name, value in options.items()}
+    for name, variables in _CARRIED.items() if protocol == "s3" else ():
+        found = next((os.environ[each] for each in variables if os.environ.get(each)), None)
+        if found is not None and not config.get(name):
+            config[name] = found
     client = dict(config.pop("client_options", {}))
-    if protocol == "s3" and (endpoint := config.get("endpoint") or _endpoint()):
-        # Named, not left to the environment: fsspec keeps file systems by their options, and so do pickles.
-        config["endpoint"] = endpoint
-        if endpoint.startswith("http://"):
-            client.setdefault("allow_http", True)
-    return FsspecStore(protocol, client_options=client, retry_config=RETRY, **config)
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
+    if str(config.get("endpoint") or "").startswith("http://"):
+        client.setdefault("allow_http", True)
+    retry = config.pop("retry_config", RETRY)
+    return FsspecStore(protocol, client_options=client, retry_config=retry, **config)
 
 
 def is_object_store(filesystem: Any) -> bool:
@@ -91,6 +106,10 @@ def is_object_store(filesystem: Any) -> bool:
 def put_new(filesystem: Any, path: str, data: bytes) -> bool:
     """Put an object unless there is one, as one step of the server.
 
+    A server may store the object and fail to say so; the request is then repeated and finds its own object.
+    Hence what is there is compared with what was to be put: contents of different writers must differ where
+    it matters who was first.
+
     Parameters
     ----------
     filesystem : obstore.fsspec.FsspecStore
@@ -103,16 +122,20 @@ def put_new(filesystem: Any, path: str, data: bytes) -> bool:
     Returns
     -------
     bool
-        False if there was one.
+        False if there was another.
     """
     import obstore
     from obstore.exceptions import AlreadyExistsError
 
     bucket, key = filesystem._split_path(path)
+    store = filesystem._construct_store(bucket)
     try:
-        obstore.put(filesystem._construct_store(bucket), key, data, mode="create")
+        obstore.put(store, key, data, mode="create")
     except AlreadyExistsError:
-        return False
+        try:
+            return bytes(obstore.get(store, key).bytes()) == data
+        except FileNotFoundError:  # removed since
+            return False
     return True
 
 
@@ -149,6 +172,58 @@ def replace(filesystem: Any, path: str, old: bytes, new: bytes) -> bool:
         # Ours all the same, where the server had put it and its answer was lost.
         return bytes(obstore.get(store, key).bytes()) == new
     return True
+
+
+def list_below(filesystem: Any, prefix: str) -> list[tuple[str, int]]:
+    """List all objects below a prefix, a page of them with each request.
+
+    Parameters
+    ----------
+    filesystem : obstore.fsspec.FsspecStore
+        Of `object_filesystem`.
+    prefix : str
+        Bucket and folder.
+
+    Returns
+    -------
+    list of (str, int)
+        Path below the prefix, and bytes.
+    """
+    import obstore
+
+    bucket, folder = filesystem._split_path(prefix)
+    base = f"{folder.strip('/')}/".lstrip("/")
+    pages = obstore.list(filesystem._construct_store(bucket), base)
+    return [(item["path"][len(base) :], int(item["size"])) for page in pages for item in page]
+
+
+def persistent(ask: Callable[[], T], again: type[Exception] | None = None) -> T:
+    """Repeat a request whose answer breaks off, which obstore does for some kinds of request only.
+
+    Parameters
+    ----------
+    ask : callable
+        The request; asking twice must do no harm.
+    again : type, optional
+        Another error after which to repeat it.
+
+    Returns
+    -------
+    object
+        What it answers.
+    """
+    for attempt in range(ANSWERS - 1):
+        try:
+            return ask()
+        except Exception as error:
+            if not (_broke_off(error) or (again is not None and isinstance(error, again))):
+                raise
+            time.sleep(PAUSE_SECONDS * 2**attempt)
+    return ask()
+
+
+def _broke_off(error: Exception) -> bool:
+    return type(error).__module__.startswith("obstore") and "response body error" in str(error)
 
 
 @contextmanager

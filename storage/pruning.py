@@ -15,6 +15,7 @@ from storage.create import create_run, resume_run
 from storage.document import plain
 from storage.errors import AlreadyExists, InputError, NotFound, UnknownName
 from storage.header import OWN_KEYS
+from storage.kept import need_attention
 from storage.run import Run, Selection, open_run, selected_indices
 from storage.run_writer import RunWriter
 from storage.sink import Sink
@@ -119,12 +120,15 @@ def prune(
         If the selection fits nothing, or the bits do not fit the dtypes.
     AlreadyExists
         If `out` is another run, or was pruned in another way.
+    NoAnswer
+        If the source was exported with its marginals alone.
     DamagedSample
         If the source is damaged; samples copied before remain.
     StorageFull, NoPermission
         If `out` cannot be written.
     """
     source = run if isinstance(run, Run) else open_run(run, storage_options)
+    need_attention(source.attrs, source.path, "pruning")
     kept = _select(source, samples, layers, steps, heads, bits)
     with _writer(source, out, kept, codec, storage_options) as writer:
         for sample in writer.missing:

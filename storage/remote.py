@@ -13,7 +13,15 @@ from urllib.parse import quote
 
 from storage.errors import InputError, MissingDependency
 from storage.location import STREAM_BYTES
-from storage.object_store import is_object_store, object_filesystem, put_new, replace, store_errors
+from storage.object_store import (
+    is_object_store,
+    list_below,
+    object_filesystem,
+    persistent,
+    put_new,
+    replace,
+    store_errors,
+)
 
 _MERGE = 16 << 20
 """Neighbouring ranges are fetched together up to this many bytes."""
@@ -47,7 +55,7 @@ class RemoteLocation:
     def read(self, path: str) -> bytes:
         """Return a whole object; see `storage.location.Location`."""
         with store_errors(f"{self.url}/{path}"):
-            return bytes(self._fs.cat_file(self._at(path)))
+            return bytes(persistent(lambda: self._fs.cat_file(self._at(path))))
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
         """Return byte ranges, neighbours fetched together; see `storage.location.Location`."""
@@ -62,7 +70,7 @@ class RemoteLocation:
         parts: list[bytes] = []
         with store_errors(f"{self.url}/{path}"):
             for start, stop in merged:
-                parts.append(bytes(self._fs.cat_file(self._at(path), start=start, end=stop)))
+                parts.append(self._range(path, start, stop))
                 if len(parts[-1]) != stop - start:
                     raise ValueError(f"it ends before byte {stop} of {size}")
         return [parts[i][start - merged[i][0] : stop - merged[i][0]] for i, start, stop in places]
@@ -75,13 +83,16 @@ class RemoteLocation:
         with store_errors(f"{self.url}/{path}"):
             for start in range(0, size, STREAM_BYTES):
                 stop = min(size, start + STREAM_BYTES)
-                yield bytes(self._fs.cat_file(self._at(path), start=start, end=stop))
+                yield self._range(path, start, stop)
+
+    def _range(self, path: str, start: int, stop: int) -> bytes:
+        return bytes(persistent(lambda: self._fs.cat_file(self._at(path), start=start, end=stop)))
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes or None; see `storage.location.Location`."""
         with store_errors(f"{self.url}/{path}"):
             try:
-                info = self._fs.info(self._at(path))
+                info = persistent(lambda: self._fs.info(self._at(path)))
             except FileNotFoundError:
                 return None
         return int(info["size"]) if info["type"] == "file" else None
@@ -91,7 +102,7 @@ class RemoteLocation:
         with store_errors(f"{self.url}/{path}"):
             self._fs.invalidate_cache(self._at(path))
             try:
-                found = self._fs.ls(self._at(path), detail=False)
+                found = persistent(lambda: self._fs.ls(self._at(path), detail=False))
             except FileNotFoundError:
                 return []
         names = {str(name).rstrip("/").rsplit("/", 1)[-1] for name in found}
@@ -102,22 +113,21 @@ class RemoteLocation:
         with store_errors(f"{self.url}/{path}"):
             self._fs.invalidate_cache(self._at(path))
             try:
-                found = self._fs.ls(self._at(path), detail=True)
+                found = persistent(lambda: self._fs.ls(self._at(path), detail=True))
             except FileNotFoundError:
                 return {}
-        return {
-            str(each["name"]).rsplit("/", 1)[-1]: quote(f"{each['size']}-{tag}")
-            if (tag := _tag(each))
-            else ""
-            for each in found
-            if each["type"] == "file"
-        }
+        files = [each for each in found if each["type"] == "file"]
+        return {str(each["name"]).rsplit("/", 1)[-1]: _tag(each) for each in files}
 
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield every object; see `storage.location.Location`."""
+        if is_object_store(self._fs):
+            with store_errors(self.url):
+                yield from persistent(lambda: list_below(self._fs, self._prefix))
+            return
         self._fs.invalidate_cache()
         with store_errors(self.url):
-            found = self._fs.find(self._prefix, detail=True)
+            found = persistent(lambda: self._fs.find(self._prefix, detail=True))
         base = self._prefix.strip("/")
         for name, info in found.items():
             yield name.strip("/")[len(base) + 1 :], int(info["size"])
@@ -125,13 +135,13 @@ class RemoteLocation:
     def write(self, path: str, data: bytes) -> None:
         """Put one object; see `storage.location.Location`."""
         with store_errors(f"{self.url}/{path}"):
-            self._fs.pipe_file(self._at(path), data)
+            persistent(lambda: self._fs.pipe_file(self._at(path), data))
 
     def write_new(self, path: str, data: bytes) -> bool:
         """Put one object if there is none yet; races are safe on object stores alone; see `Location`."""
         if is_object_store(self._fs):
             with store_errors(f"{self.url}/{path}"):
-                return put_new(self._fs, self._at(path), data)
+                return persistent(lambda: put_new(self._fs, self._at(path), data))
         if self.size(path) is not None:
             return False
         self.write(path, data)
@@ -174,13 +184,14 @@ class RemoteLocation:
             Local file.
         """
         with store_errors(f"{self.url}/{path}"):
-            self._fs.put_file(str(source), self._at(path))
+            # A large file goes up in parts. Where the last answer was lost, they are found joined already.
+            persistent(lambda: self._fs.put_file(str(source), self._at(path)), again=FileNotFoundError)
 
     def remove(self, path: str) -> None:
         """Remove an object; see `storage.location.Location`."""
         with store_errors(f"{self.url}/{path}"):
             try:
-                self._fs.rm_file(self._at(path))
+                persistent(lambda: self._fs.rm_file(self._at(path)))
             except FileNotFoundError:
                 return
 

@@ -15,6 +15,7 @@ from storage.block import Block
 from storage.document import sha256
 from storage.errors import DamagedRun, DamagedSample, InputError, NoAnswer, UnknownName
 from storage.header import Header, Timestep, load_header
+from storage.kept import has_attention, need_attention
 from storage.layout import ArrayLayout
 from storage.location import Location, locate
 from storage.record import CommitRecord, committed_names
@@ -114,9 +115,12 @@ class Run:
         ------
         UnknownName
             If there is no such layer.
+        NoAnswer
+            If the run was exported with its marginals alone.
         """
         from storage.view import lazy_scores
 
+        need_attention(self.attrs, self.path, "scores")
         return lazy_scores(self, self.spec(layer))
 
     def lse(self, layer: str | LayerSpec) -> da.Array:
@@ -137,7 +141,7 @@ class Run:
         UnknownName
             If there is no such layer.
         NoAnswer
-            If the layer was captured without it.
+            If the layer was captured without it, or the run exported with its marginals alone.
         """
         from storage.view import lazy_lse
 
@@ -147,6 +151,7 @@ class Run:
                 f"layer {spec.name!r} has no lse",
                 expected="a layer of a joint softmax, captured with lse=True",
             )
+        need_attention(self.attrs, self.path, "lse")
         return lazy_lse(self, spec)
 
     def read(
@@ -176,6 +181,8 @@ class Run:
             If an index is out of range.
         DamagedSample
             If the bytes are not what was written.
+        NoAnswer
+            If the run was exported with its marginals alone.
         """
         spec = self.spec(layer)
         at = selected_indices("step", steps, len(self.timesteps))
@@ -209,9 +216,10 @@ class Run:
 
         Raises
         ------
-        UnknownName, DamagedSample
+        UnknownName, DamagedSample, NoAnswer
             As `read`.
         """
+        need_attention(self.attrs, self.path, f"attention of layer {spec.name!r}")
         return self._read_layout(self._header.layouts[spec.name][kind], spec.name, sample, steps, heads)
 
     def _read_layout(
@@ -339,7 +347,10 @@ class Run:
         for name, image in record.images.items():
             if not self._same(path := f"images/{name}/zarr.json", image["sha256"]):
                 raise DamagedSample(sample, f"images/{name}", f"{path} is not what was written")
+        whole = has_attention(self.attrs)
         for path, file in record.files.items():
+            if not whole and path.startswith("attention/"):
+                continue
             found = self._location.size(path)
             if found != file.bytes:
                 what = "is missing" if found is None else f"has {found} bytes instead of {file.bytes}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from storage.claim import sweep_claims
 from storage.document import sha256
-from storage.errors import AlreadyExists, DamagedRun, ShapeMismatch, UnknownName
+from storage.errors import AlreadyExists, DamagedRun, ShapeMismatch, StoreUnavailable, UnknownName
 from storage.header import ROOT, Header, Timestep
 from storage.layout import ArrayLayout
 from storage.location import LocalLocation, Location
@@ -54,6 +54,7 @@ class RunWriter:
         self._header = header
         self._workers = Workers(threads or default_threads(), queue_bytes or DEFAULT_QUEUE)
         self._images: dict[str, tuple[ArrayLayout, str]] = {}
+        self._answers = True
         self._sweep()
 
     @property
@@ -195,7 +196,8 @@ class RunWriter:
         try:
             yield sink
             sink.commit()
-        except BaseException:
+        except BaseException as error:
+            self._answers = not isinstance(error, StoreUnavailable)
             sink.discard()
             raise
 
@@ -225,7 +227,8 @@ class RunWriter:
     def close(self) -> None:
         """Finish what is queued, end the threads, and remove what crashed writers left."""
         self._workers.close()
-        self._sweep()
+        if self._answers:  # a server that has just been given up is not asked once more
+            self._sweep()
 
     def __enter__(self) -> RunWriter:
         """Return the writer itself."""

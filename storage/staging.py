@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from storage.claim import Claim
-from storage.errors import AlreadyExists, SampleBusy
+from storage.errors import AlreadyExists, SampleBusy, StoreUnavailable
 from storage.location import STAGING, LocalLocation, Location, sync_directory, system_errors
 from storage.names import sample_file, sample_of_file
 from storage.remote import RemoteLocation
@@ -118,10 +118,10 @@ class LocalStaging:
 def _take(folder: Path) -> int | None:
     """Lock a staging directory, made where needed; None if somebody else holds it."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the last holder has just removed the directory
+        except FileNotFoundError:  # the last holder has just removed the directory, or the one above it
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -225,6 +225,7 @@ class RemoteStaging:
     def __init__(self, location: RemoteLocation, sample: str) -> None:
         self._location, self._sample = location, sample
         self._claim = Claim(location, sample)
+        self._answers = True
         self.folder = Path(tempfile.mkdtemp(prefix="i2am-"))
 
     def prepare(self, leftovers: Iterable[str]) -> None:
@@ -247,6 +248,9 @@ class RemoteStaging:
                 raise AlreadyExists(f"sample {self._sample!r} of {self._location.url} is committed")
         except (SampleBusy, AlreadyExists):
             raise  # what lies there now is another's
+        except StoreUnavailable:
+            self._answers = False  # the claim stays, and tells whoever comes next to clear up
+            raise
         except BaseException:
             for path in reversed(placed):
                 self._location.remove(path)
@@ -255,7 +259,7 @@ class RemoteStaging:
     def discard(self) -> None:
         """Remove the temporary directory and release the sample; see `Staging`."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._claim.release()
+        self._claim.release(remove=self._answers)
 
 
 def stage(location: Location, sample: str) -> Staging:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,30 @@ from flows.terminal import emit, human_bytes, say
 
 if TYPE_CHECKING:
     from storage.verification import Progress as Checked
+    from storage.verification import VerifyReport
+
+
+def with_marginals(found: VerifyReport) -> VerifyReport:
+    """Add what is wrong with the marginals of a run that was exported without its attention.
+
+    Parameters
+    ----------
+    found
+        Of :func:`storage.verify`.
+
+    Returns
+    -------
+    VerifyReport
+        The same for a run with its attention.
+    """
+    from analysis.kept import check_marginals
+    from storage import DamagedRun, open_run
+
+    try:
+        problems = check_marginals(open_run(found.path))
+    except DamagedRun:  # said already
+        return found
+    return replace(found, problems=(*found.problems, *problems))
 
 
 def verify(
@@ -30,7 +55,7 @@ def verify(
         report(Progress("verify", event.files_done, event.files))
 
     with shown(quiet):
-        found = check(run, on_progress=listen)
+        found = with_marginals(check(run, on_progress=listen))
     if as_json:
         emit(found.to_json())
     else:

@@ -64,8 +64,15 @@ def build(path, layers, steps=3, samples=("one",), seed=0, images=False, data=No
                     put[sample, spec.name] = query, key
                     for step in range(steps):
                         own = key[0] if spec.static_key else key[step]
-                        sink.put(spec.name, step, query=query[step], key=own)
+                        rows = joint(query[step], own, spec) if spec.lse else None
+                        sink.put(spec.name, step, query=query[step], key=own, lse=rows)
     return open_run(path), put
+
+
+def joint(query, key, spec):
+    """Log-sum-exp over the reference and as much attention again elsewhere."""
+    logits = np.einsum("hgd,hrd->hgr", query.astype(np.float64), key.astype(np.float64)) * spec.logit_scale
+    return (np.log(np.exp(logits).sum(-1)) + np.log(2)).astype(np.float32)
 
 
 def uniform(steps):

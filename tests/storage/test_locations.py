@@ -204,6 +204,16 @@ class TestS3(Contract):
         assert made.count(True) == 1
         assert locate(url).read("a") == bytes([made.index(True)])
 
+    def test_ids_that_need_encoding(self, url):
+        run = write_run(url, ["a/b", "é %2F", "..", "con"])
+        check_values(run)
+        report = storage.verify(url)
+        assert (report.ok, report.notes, report.samples) == (True, (), 4)
+
+    def test_a_whole_bucket_as_a_folder(self, bucket):
+        locate(f"{bucket}/top").write("a", b"1")
+        assert ("top/a", 1) in list(locate(bucket).files())
+
     def test_endpoint_and_credentials_as_options(self, url, monkeypatch):
         import os
 
