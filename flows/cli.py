@@ -127,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:
         return _operating_system(error)
+    except MemoryError as error:
+        note(f"i2am: not enough memory: {error}; select fewer samples, layers, steps or heads")
+        return 2
     except SystemExit as leaving:
         if not isinstance(leaving.__context__, BrokenPipeError):
             raise

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from storage.codecs import get_codec
+from storage.errors import InputError
 from storage.layout import ArrayLayout, identity
 from storage.location import LocalLocation, Location
 from storage.shard import ABSENT, FileRecord, ShardError, check_chunk, compare_checksum, parse_tail
@@ -71,11 +74,16 @@ class ArrayReader:
         ------
         ShardError
             If a file is missing or damaged; the message names it.
+        InputError
+            If the result does not fit into memory.
         OSError
             As the system reports it.
         """
-        out = np.empty((len(steps), len(heads), *self._layout.shape[3:]), self._layout.dtype)
-        for shard, places in self._places(steps, heads).items():
+        wanted = self._places(steps, heads)
+        for shard in wanted:
+            self._check_size(shard)
+        out = self._room((len(steps), len(heads), *self._layout.shape[3:]))
+        for shard, places in wanted.items():
             key = self._layout.key(self._index, shard)
             try:
                 self._read_shard(out, key, places)
@@ -84,6 +92,29 @@ class ArrayReader:
             except ValueError as error:
                 raise ShardError(f"{key}: {error}") from error
         return out
+
+    def _check_size(self, shard: int) -> None:
+        """Compare the size that the commit record claims with what the layout needs."""
+        layout, key = self._layout, self._layout.key(self._index, shard)
+        chunks = layout.groups(shard) * layout.grid[1]
+        plain = chunks * (layout.chunk_bytes + 4) + layout.tail_bytes
+        found = self._files[key].bytes
+        if found != plain if layout.codec == "none" else found < chunks * 5 + layout.tail_bytes:
+            raise ShardError(f"{key}: it has {found} bytes, which do not fit its chunks")
+
+    def _room(self, shape: tuple[int, ...]) -> Array:
+        nbytes = prod(shape) * np.dtype(self._layout.dtype).itemsize
+        try:
+            if nbytes > physical_memory():
+                raise MemoryError
+            return np.empty(shape, self._layout.dtype)
+        except MemoryError:
+            raise InputError(
+                f"{self._layout.path}: what is read at once",
+                expected="less than this machine's memory",
+                got=f"{nbytes:,} bytes",
+                remedy="read fewer steps or heads at a time",
+            ) from None
 
     def _places(self, steps: Sequence[int], heads: Sequence[int]) -> dict[int, list[_Place]]:
         """Sort the wanted indices by shard and chunk."""
@@ -148,6 +179,20 @@ class ArrayReader:
             for place, stored in zip(batch, found, strict=True):
                 data = codec.decode(check_chunk(stored), layout.chunk_bytes)
                 yield place, np.frombuffer(data, layout.dtype).reshape(layout.chunk[1:])
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory that this machine has.
+
+    Returns
+    -------
+    int
+        A very large number where the system does not say.
+    """
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 1 << 62
 
 
 def _target(out: Array, place: _Place, chunk: tuple[int, ...]) -> Array | None:

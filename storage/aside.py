@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from storage.document import DocumentError, canonical, check_digest, parse, signed
-from storage.location import Location, locate
+from storage.location import Location, TooLarge, locate
 from storage.names import sample_file
 from storage.record import committed_names
 
 FOLDER = "failures"
 """Directory of the notes."""
+
+MAX_BYTES = 1 << 20
+"""Bytes of a note that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +118,9 @@ def _place(sample: str) -> str:
 
 def _read(location: Location, name: str) -> Failure | None:
     try:
-        document = parse(location.read(f"{FOLDER}/{name}"))
+        document = parse(location.read(f"{FOLDER}/{name}", MAX_BYTES))
         check_digest(document)
         found = Failure(str(document["sample"]), str(document["error"]), str(document["at"]))
-    except (FileNotFoundError, DocumentError, KeyError):
+    except (FileNotFoundError, TooLarge, DocumentError, KeyError):
         return None
     return found if _place(found.sample) == f"{FOLDER}/{name}" else None

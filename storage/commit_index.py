@@ -19,7 +19,7 @@ from typing import Any
 from storage.document import DocumentError, sha256
 from storage.errors import DamagedSample
 from storage.header import Header, load_header
-from storage.location import Location, locate
+from storage.location import Location, TooLarge, locate
 from storage.names import sample_file
 from storage.record import FOLDER, CommitRecord, build_record, read_record
 
@@ -34,6 +34,9 @@ FORMAT = 1
 
 ENOUGH = 256
 """Records without an entry from which it pays to write the index anew."""
+
+MAX_BYTES = 1 << 29
+"""Bytes of an index that are read."""
 
 _READERS = 16
 """Records read at a time: object storage answers slowly, but many at once."""
@@ -92,7 +95,7 @@ class CommitIndex:
         try:
             # The digest of the whole index covers it.
             return build_record(json.loads(entry[1]), self._header, sample, signed=True)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
 
     def only(self, tags: Mapping[str, str]) -> CommitIndex:
@@ -161,8 +164,8 @@ def load_index(location: Location, header: Header) -> CommitIndex | None:
         None where there is none, or one that is damaged: the records themselves are read then.
     """
     try:
-        return parse_index(location.read(INDEX), header).only(location.tags(FOLDER))
-    except (FileNotFoundError, DocumentError):
+        return parse_index(location.read(INDEX, MAX_BYTES), header).only(location.tags(FOLDER))
+    except (FileNotFoundError, TooLarge, DocumentError):
         return None
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite, prod
 from typing import Any
 
 from storage.codecs import get_codec
 from storage.document import DocumentError, check_digest, parse, signed
 from storage.errors import DamagedRun, I2AMError, InputError, NewerFormat, NotARun, NotFound, UnknownName
 from storage.layout import ArrayLayout, image_layout, restore_layouts
-from storage.location import Location
+from storage.location import Location, TooLarge
 from storage.names import check_segment, sample_file
 from storage.spec import LayerSpec
 
@@ -40,6 +41,12 @@ OWN_KEYS = frozenset(
 """Entries of ``attributes["i2am"]`` that the store writes; all others are the caller's."""
 
 Timestep = float | int
+
+MAX_ROOT = 64 << 20
+"""Bytes of a root document that are read: a run of a million samples has fewer."""
+
+MAX_IMAGE = 1 << 28
+"""Bytes of one image: 16384 x 5461 pixels of three channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,8 @@ def image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
         raise InputError(
             f"image {name!r}: shape", expected="(y, x, channel), each at least 1", got=str(tuple(shape))
         )
+    if prod(numbers) > MAX_IMAGE:
+        raise InputError(f"image {name!r}: shape", expected=f"at most {MAX_IMAGE:,} bytes", got=str(numbers))
     return numbers[0], numbers[1], numbers[2]
 
 
@@ -202,9 +211,11 @@ def read_root(location: Location) -> dict[str, Any]:
         Nothing there; something else there; a later format; damaged; unreadable.
     """
     try:
-        raw = location.read(ROOT)
+        raw = location.read(ROOT, MAX_ROOT)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise _missing(location) from None
+    except TooLarge as error:
+        raise _damaged(location, str(error)) from error
     own = _own_entries(raw)
     if own is None:
         if b'"i2am"' in raw or b'"run_id"' in raw or location.names("commits"):
@@ -272,11 +283,11 @@ def interpret(attributes: Mapping[str, Any]) -> Header:
     ValueError, KeyError, TypeError
         If the entries contradict each other.
     """
-    samples = tuple(attributes["samples"])
+    samples = _texts(attributes["samples"], "samples")
     for sample in samples:
         sample_file(sample)
-    timesteps = tuple(attributes["timesteps"])
-    get_codec(attributes["codec"])
+    timesteps = _numbers(attributes["timesteps"])
+    get_codec(_text(attributes["codec"], "codec"))
     layers: dict[str, LayerSpec] = {}
     layouts: dict[str, dict[str, ArrayLayout]] = {}
     for entry in attributes["layers"]:
@@ -289,7 +300,41 @@ def interpret(attributes: Mapping[str, Any]) -> Header:
         for layout in layouts[spec.name].values():
             get_codec(layout.codec)
     images = {name: image_shape(name, shape) for name, shape in attributes["images"].items()}
+    if set(attributes["metadata"]) != set(_documents(layouts, images)):
+        raise ValueError("its list of metadata documents does not fit its layers and images")
+    _text(attributes["run_id"], "run_id")
     return Header(dict(attributes), layers, layouts, samples, timesteps, images)
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{what} is no text")
+    return value
+
+
+def _texts(values: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(values, list) or not values or len(set(values)) != len(values):
+        raise ValueError(f"{what} are no list of texts that differ")
+    return tuple(_text(value, what) for value in values)
+
+
+def _numbers(values: Any) -> tuple[Timestep, ...]:
+    """The timesteps: finite numbers, at least one."""
+    good = isinstance(values, list) and values
+    if not good or not all(type(value) in (int, float) and isfinite(value) for value in values):
+        raise ValueError("timesteps are no list of finite numbers")
+    return tuple(values)
+
+
+def _documents(
+    layouts: Mapping[str, Mapping[str, ArrayLayout]], images: Mapping[str, tuple[int, int, int]]
+) -> Iterator[str]:
+    """Paths of the metadata documents that are written at creation, the root's left out."""
+    yield from ("attention/zarr.json", "images/zarr.json")
+    for layer, arrays in layouts.items():
+        yield f"attention/{layer}/zarr.json"
+        yield from (f"{layout.path}/zarr.json" for layout in arrays.values())
+    yield from (f"images/{name}/zarr.json" for name in images)
 
 
 def load_header(location: Location) -> Header:
@@ -313,5 +358,5 @@ def load_header(location: Location) -> Header:
     attributes = read_root(location)
     try:
         return interpret(attributes)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise _damaged(location, f"it contradicts itself: {error}") from error

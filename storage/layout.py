@@ -405,6 +405,9 @@ def restore_layout(base: ArrayLayout, stored: Mapping[str, Any]) -> ArrayLayout:
         and shard[2] == whole[2]
         and shard[1] < whole[1] + chunk[1]
     )
+    nbytes = prod(chunk) * np.dtype(base.dtype).itemsize if fits else 0
+    if nbytes > (LIMIT_CHUNK if fits and chunk[1:3] == (1, 1) else MAX_CHUNK):
+        raise ValueError(f"{base.path}: chunks of {nbytes:,} bytes, which no writer makes")
     if not fits:
         raise ValueError(f"{base.path}: chunk {chunk} and shard {shard} do not fit shape {base.shape}")
     return replace(base, chunk=chunk, shard=shard, codec=stored["codec"])

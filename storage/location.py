@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from storage.errors import NoPermission, StorageFull
+from storage.plain import PlainFolders
 from storage.shard import write_all
 
 STAGING = ".staging"
@@ -25,6 +26,11 @@ STAGING = ".staging"
 
 STREAM_BYTES = 4 << 20
 """Bytes that `Location.stream` yields at a time."""
+
+
+class TooLarge(ValueError):
+    """A file has more bytes than whoever asked for it would read."""
+
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -88,13 +94,15 @@ class Location(Protocol):
     url: str
     root: Path | None
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, most: int | None = None) -> bytes:
         """Return a whole file.
 
         Raises
         ------
         FileNotFoundError
             If it does not exist.
+        TooLarge
+            If it has more than `most` bytes, which are not read then.
         """
         ...
 
@@ -179,15 +187,19 @@ class LocalLocation:
     def __init__(self, root: Path) -> None:
         self.root: Path | None = root
         self._root = root
+        self._plain = PlainFolders(root)
         self.url = str(root)
 
     def __repr__(self) -> str:
         return f"LocalLocation({self.url!r})"
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, most: int | None = None) -> bytes:
         """Return a whole file; see `Location`."""
-        with system_errors(f"{self.url}/{path}"):
-            return (self._root / path).read_bytes()
+        with system_errors(f"{self.url}/{path}"), open(self._plain.open(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if most is not None and size > most:
+                raise TooLarge(f"it has {size:,} bytes, more than {most:,}")
+            return file.read()
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
         """Return byte ranges; see `Location`."""
@@ -229,7 +241,7 @@ class LocalLocation:
 
     @contextmanager
     def _opened(self, path: str, size: int) -> Iterator[int]:
-        fd = os.open(self._root / path, os.O_RDONLY)
+        fd = self._plain.open(path)
         try:
             if (found := os.fstat(fd).st_size) != size:
                 raise ValueError(f"it has {found} bytes instead of {size}")
@@ -239,15 +251,16 @@ class LocalLocation:
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield a whole file in blocks; see `Location`."""
-        with system_errors(f"{self.url}/{path}"), (self._root / path).open("rb", buffering=0) as file:
+        with system_errors(f"{self.url}/{path}"), open(self._plain.open(path), "rb", buffering=0) as file:
             while block := file.read(STREAM_BYTES):
                 yield block
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes or None; see `Location`."""
         with system_errors(f"{self.url}/{path}"):
+            self._plain.check(path.rpartition("/")[0])
             try:
-                found = (self._root / path).stat()
+                found = (self._root / path).lstat()
             except (FileNotFoundError, NotADirectoryError):
                 return None
             return found.st_size if stat.S_ISREG(found.st_mode) else None
@@ -255,6 +268,7 @@ class LocalLocation:
     def names(self, path: str) -> list[str]:
         """Return the names below a directory; see `Location`."""
         with system_errors(f"{self.url}/{path}"):
+            self._plain.check(path)
             try:
                 return sorted(os.listdir(self._root / path))
             except (FileNotFoundError, NotADirectoryError):
@@ -263,10 +277,10 @@ class LocalLocation:
     def tags(self, path: str) -> dict[str, str]:
         """Return name to tag below a directory, from size and time of change; see `Location`."""
         with system_errors(f"{self.url}/{path}"):
+            self._plain.check(path)
             try:
-                found = [
-                    (entry.name, entry.stat(follow_symlinks=False)) for entry in os.scandir(self._root / path)
-                ]
+                entries = os.scandir(self._root / path)
+                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
             except (FileNotFoundError, NotADirectoryError):
                 return {}
         return {name: f"{s.st_size}-{s.st_mtime_ns}" for name, s in found if stat.S_ISREG(s.st_mode)}
@@ -281,7 +295,8 @@ class LocalLocation:
     @contextmanager
     def _beside(self, path: str, data: bytes) -> Iterator[tuple[Path, Path]]:
         """A finished temporary file and its target; locked, so that no `storage.staging.sweep` takes it."""
-        target = self._root / path
+        self._plain.check(STAGING)
+        target = self._plain.check_file(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         fd, beside = self._held()
         try:
@@ -335,6 +350,7 @@ class LocalLocation:
     def remove(self, path: str) -> None:
         """Remove a file; see `Location`."""
         with system_errors(f"{self.url}/{path}"):
+            self._plain.check(path.rpartition("/")[0])
             (self._root / path).unlink(missing_ok=True)
 
 

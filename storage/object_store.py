@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from storage.errors import NoPermission, StoreUnavailable
-from storage.location import system_errors
+from storage.location import TooLarge, system_errors
 
 PROTOCOLS = frozenset({"s3", "gs", "az"})
 """What obstore speaks better than fsspec's own packages."""
@@ -101,6 +101,40 @@ def is_object_store(filesystem: Any) -> bool:
     return type(filesystem).__module__.startswith("obstore") and not PROTOCOLS.isdisjoint(
         [filesystem.protocol] if isinstance(filesystem.protocol, str) else filesystem.protocol
     )
+
+
+def get(filesystem: Any, path: str, most: int | None) -> bytes:
+    """Return an object, in one request.
+
+    Parameters
+    ----------
+    filesystem : obstore.fsspec.FsspecStore
+        Of `object_filesystem`.
+    path : str
+        Bucket and key.
+    most : int or None
+        Bytes above which its content is not read.
+
+    Returns
+    -------
+    bytes
+        Its content.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    TooLarge
+        If it has more bytes.
+    """
+    import obstore
+
+    bucket, key = filesystem._split_path(path)
+    found = obstore.get(filesystem._construct_store(bucket), key)
+    size = int(found.meta["size"])
+    if most is not None and size > most:
+        raise TooLarge(f"it has {size:,} bytes, more than {most:,}")
+    return bytes(found.bytes())
 
 
 def put_new(filesystem: Any, path: str, data: bytes) -> bool:

@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.document import DocumentError, canonical, check_digest, parse, signed
-from storage.errors import DamagedSample
+from storage.errors import DamagedRun, DamagedSample
 from storage.header import Header
-from storage.location import Location
+from storage.location import Location, TooLarge
 from storage.names import sample_file, sample_of_file
 from storage.shard import FileRecord
 
 FOLDER = "commits"
 """Directory of the records."""
+
+
+MAX_RECORD = 16 << 20
+"""Bytes of a record that are read."""
 
 
 def record_path(sample: str) -> str:
@@ -148,7 +152,7 @@ def build_record(
     index = header.position(sample)
     if document["sample"] != sample or document["index"] != index:
         raise DocumentError(f"it belongs to sample {document['sample']!r}")
-    files = {path: FileRecord(int(f["bytes"]), int(f["crc32c"], 16)) for path, f in document["files"].items()}
+    files = {path: _file(found) for path, found in document["files"].items()}
     images = dict(document["images"])
     wanted = set(header.attention_keys(index))
     for name, image in images.items():
@@ -166,6 +170,13 @@ def build_record(
         dict(document["annotations"]),
         str(document["digest"]),
     )
+
+
+def _file(found: Any) -> FileRecord:
+    nbytes, crc = found["bytes"], found["crc32c"]
+    if type(nbytes) is not int or nbytes < 0 or not isinstance(crc, str):
+        raise DocumentError("its list of files is no list of sizes and checksums")
+    return FileRecord(nbytes, int(crc, 16))
 
 
 def read_record(location: Location, header: Header, sample: str) -> CommitRecord:
@@ -192,8 +203,12 @@ def read_record(location: Location, header: Header, sample: str) -> CommitRecord
     """
     path = record_path(sample)
     try:
-        return build_record(parse(location.read(path)), header, sample)
+        data = location.read(path, MAX_RECORD)
     except FileNotFoundError as error:
         raise DamagedSample(sample, None, f"its commit record {path} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DamagedRun, TooLarge) as error:
+        raise DamagedSample(sample, None, f"commit record {path}: {error}") from error
+    try:
+        return build_record(parse(data), header, sample)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedSample(sample, None, f"commit record {path}: {error}") from error

@@ -12,8 +12,9 @@ from typing import Any
 from urllib.parse import quote
 
 from storage.errors import InputError, MissingDependency
-from storage.location import STREAM_BYTES
+from storage.location import STREAM_BYTES, TooLarge
 from storage.object_store import (
+    get,
     is_object_store,
     list_below,
     object_filesystem,
@@ -52,10 +53,14 @@ class RemoteLocation:
     def _at(self, path: str) -> str:
         return f"{self._prefix}/{path}" if path else self._prefix
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, most: int | None = None) -> bytes:
         """Return a whole object; see `storage.location.Location`."""
         with store_errors(f"{self.url}/{path}"):
-            return bytes(persistent(lambda: self._fs.cat_file(self._at(path))))
+            if is_object_store(self._fs):
+                return persistent(lambda: get(self._fs, self._at(path), most))
+            if most is not None and (size := self.size(path) or 0) > most:
+                raise TooLarge(f"it has {size:,} bytes, more than {most:,}")
+            return bytes(self._fs.cat_file(self._at(path)))
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
         """Return byte ranges, neighbours fetched together; see `storage.location.Location`."""

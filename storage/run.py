@@ -14,10 +14,10 @@ from storage.array_reader import ArrayReader
 from storage.block import Block
 from storage.document import sha256
 from storage.errors import DamagedRun, DamagedSample, InputError, NoAnswer, UnknownName
-from storage.header import Header, Timestep, load_header
+from storage.header import MAX_ROOT, Header, Timestep, load_header
 from storage.kept import has_attention, need_attention
 from storage.layout import ArrayLayout
-from storage.location import Location, locate
+from storage.location import Location, TooLarge, locate
 from storage.record import CommitRecord, committed_names
 from storage.records import Records
 from storage.shard import ShardError
@@ -358,8 +358,8 @@ class Run:
 
     def _same(self, path: str, digest: str) -> bool:
         try:
-            return sha256(self._location.read(path)) == digest
-        except FileNotFoundError:
+            return sha256(self._location.read(path, MAX_ROOT)) == digest
+        except (FileNotFoundError, TooLarge):
             return False
 
     def spec(self, layer: str | LayerSpec) -> LayerSpec:
@@ -432,7 +432,7 @@ def layer_of(path: str) -> str | None:
 def _damage(sample: str, layer: str) -> Iterator[None]:
     try:
         yield
-    except ShardError as error:
+    except (ShardError, DamagedRun) as error:
         raise DamagedSample(sample, layer, str(error)) from error
 
 

@@ -14,6 +14,15 @@ from storage.tile import Tile
 Representation = Literal["auto", "factors", "scores"]
 DType = Literal["float16", "bfloat16", "float32"]
 
+MOST = {
+    "heads": 1 << 12,
+    "head_dim": 1 << 16,
+    "ref_prefix": 1 << 22,
+    "gen_grid": 1 << 22,
+    "ref_grid": 1 << 22,
+}
+"""What no model has more of; a grid's is that of its patches. Larger claims come from a store that lies."""
+
 _FACTOR_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _SCORE_BYTES = {"float16": 2, "bfloat16": 4, "float32": 4}
 
@@ -82,11 +91,13 @@ class LayerSpec:
         check_segment("layer", self.name)
         for field, least in (("heads", 1), ("head_dim", 1), ("ref_prefix", 0)):
             object.__setattr__(self, field, self._count(field, getattr(self, field), least))
+            self._bounded(field, getattr(self, field), getattr(self, field))
         for field, least in (("gen_grid", 1), ("ref_grid", 0)):
             grid = getattr(self, field)
             if not isinstance(grid, (tuple, list)) or len(grid) != 2:
                 raise self._wrong(field, "(rows, columns)", grid)
             object.__setattr__(self, field, tuple(self._count(field, n, least) for n in grid))
+            self._bounded(field, grid[0] * grid[1], grid)
         if (self.ref_grid[0] == 0) != (self.ref_grid[1] == 0) or self.ref < 1:
             raise self._wrong(
                 "ref_grid", "at least one reference token, in the grid or as prefix", self.ref_grid
@@ -111,6 +122,10 @@ class LayerSpec:
             except InputError as error:
                 expected = "None or a rectangle (top, left, rows, columns) inside its canvas (rows, columns)"
                 raise self._wrong(field, expected, getattr(self, field)) from error
+
+    def _bounded(self, field: str, number: int, got: object) -> None:
+        if number > MOST[field]:
+            raise self._wrong(field, f"at most {MOST[field]:,}", got)
 
     def _wrong(self, field: str, expected: str, got: object) -> InputError:
         return InputError(f"layer {self.name!r}: {field}", expected=expected, got=repr(got))

@@ -20,6 +20,7 @@ from storage.claim import Claim
 from storage.errors import AlreadyExists, SampleBusy, StoreUnavailable
 from storage.location import STAGING, LocalLocation, Location, sync_directory, system_errors
 from storage.names import sample_file, sample_of_file
+from storage.plain import PlainFolders, refuse_link
 from storage.remote import RemoteLocation
 
 _LOCK = "lock"
@@ -80,8 +81,11 @@ class LocalStaging:
     def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
         """Rename the files into place, then the commit record; see `Staging`."""
         placed: list[Path] = []
+        plain = PlainFolders(self._root)
         with system_errors(str(self._root)):
             try:
+                for path in (*files, record):
+                    plain.check(path.rpartition("/")[0])
                 for path, source in files.items():
                     os.replace(source, self._root / path)
                     placed.append(self._root / path)
@@ -117,10 +121,12 @@ class LocalStaging:
 
 def _take(folder: Path) -> int | None:
     """Lock a staging directory, made where needed; None if somebody else holds it."""
+    refuse_link(folder.parent)
+    refuse_link(folder)
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:  # the last holder has just removed the directory, or the one above it
             continue
         try:
@@ -145,7 +151,9 @@ def _clear(folder: Path) -> None:
 
 
 def _unlink(root: Path, paths: Iterable[str]) -> None:
+    plain = PlainFolders(root)
     for path in paths:
+        plain.check(path.rpartition("/")[0])
         (root / path).unlink(missing_ok=True)
 
 
@@ -173,6 +181,7 @@ def sweep(root: Path, leftovers: Callable[[str], Iterable[str]]) -> None:
     """
     staging = root / STAGING
     with system_errors(str(staging)):
+        refuse_link(staging)
         try:
             entries = list(os.scandir(staging))
         except (FileNotFoundError, NotADirectoryError):
@@ -187,14 +196,14 @@ def sweep(root: Path, leftovers: Callable[[str], Iterable[str]]) -> None:
                     (path / _LOCK).unlink(missing_ok=True)
                     _remove_if_empty(path)
                     os.close(lock)
-            elif entry.name.endswith(".tmp"):
+            elif entry.name.endswith(".tmp") and entry.is_file(follow_symlinks=False):
                 _sweep_file(path)
         _remove_if_empty(staging)
 
 
 def _sweep_file(path: Path) -> None:
     try:
-        fd = os.open(path, os.O_RDWR)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         return
     try:

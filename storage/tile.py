@@ -7,6 +7,9 @@ from dataclasses import astuple, dataclass, fields
 
 from storage.errors import InputError
 
+MAX_CANVAS = 1 << 24
+"""Cells of a canvas: a picture of 32,768 pixels a side has as many."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Tile:
@@ -46,6 +49,7 @@ class Tile:
             0 <= self.top <= self.top + self.rows <= self.canvas_rows
             and 0 <= self.left <= self.left + self.columns <= self.canvas_columns
             and min(self.rows, self.columns) > 0
+            and self.canvas_rows * self.canvas_columns <= MAX_CANVAS
         ):
             raise InputError(
                 "tile",

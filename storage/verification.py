@@ -9,12 +9,12 @@ from typing import Any
 
 from storage.aside import FOLDER as FAILURES
 from storage.claim import FOLDER as CLAIMS
-from storage.commit_index import INDEX, parse_index
+from storage.commit_index import INDEX, MAX_BYTES, parse_index
 from storage.document import DocumentError, sha256
 from storage.errors import DamagedRun, DamagedSample
-from storage.header import ROOT, Header, load_header
+from storage.header import MAX_ROOT, ROOT, Header, load_header
 from storage.kept import has_attention
-from storage.location import STAGING, Location, locate
+from storage.location import STAGING, Location, TooLarge, locate
 from storage.names import sample_file
 from storage.record import FOLDER, CommitRecord, read_record, record_path
 from storage.run import layer_of
@@ -146,9 +146,12 @@ class _Check:
 
     def metadata(self, path: str, digest: str, sample: str | None) -> None:
         try:
-            data = self.location.read(path)
+            data = self.location.read(path, MAX_ROOT)
         except FileNotFoundError:
             self.problem(sample, path, "is missing")
+            return
+        except (DamagedRun, TooLarge) as error:  # a link, or far too large
+            self.problem(sample, path, str(error))
             return
         if sha256(data) != digest:
             self.problem(sample, path, "is not what was written at creation")
@@ -161,6 +164,9 @@ class _Check:
                 crc, size = checksum(block, crc), size + len(block)
         except FileNotFoundError:
             self.problem(sample, path, "is missing")
+            return
+        except DamagedRun as error:  # a link
+            self.problem(sample, path, str(error))
             return
         if size != wanted.bytes:
             self.problem(sample, path, f"has {size} bytes instead of {wanted.bytes}")
@@ -190,8 +196,8 @@ def _check_index(check: _Check, records: Mapping[str, CommitRecord]) -> None:
     if INDEX not in check.found:
         return
     try:
-        index = parse_index(check.location.read(INDEX), check.header)
-    except (FileNotFoundError, DocumentError) as error:
+        index = parse_index(check.location.read(INDEX, MAX_BYTES), check.header)
+    except (FileNotFoundError, DamagedRun, TooLarge, DocumentError) as error:
         check.problem(None, INDEX, f"is damaged: {error}")
         return
     check.advance(check.found[INDEX])

@@ -56,10 +56,10 @@ def test_a_newer_format(tmp_path, opener):
 def test_no_permission(tmp_path, opener, monkeypatch):
     write_run(tmp_path / "r.zarr", ["a"])
 
-    def refuse(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(self, path):
+        raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    monkeypatch.setattr("storage.plain.PlainFolders.open", refuse)
     with pytest.raises(NoPermission, match=r"no permission for .*Permission denied; check owner"):
         opener(tmp_path / "r.zarr")
 
