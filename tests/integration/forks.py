@@ -86,11 +86,12 @@ class Forks:
 
 
 @contextmanager
-def forks(config: Path, folder: Path) -> Iterator[Forks]:
+def forks(config: Path, folder: Path, env: dict[str, str] | None = None) -> Iterator[Forks]:
     """A server that is warm."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.integration.forks", str(config)],
         cwd=ROOT,
+        env={**os.environ, **(env or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
