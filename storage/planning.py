@@ -163,7 +163,7 @@ class Plan:
                 f"{os.fspath(path)}: the run does not fit its disk",
                 expected=f"at least {readable(needs)} free",
                 got=f"{readable(free)} free",
-                remedy="choose fewer samples, layers or steps, or another disk",
+                remedy="choose fewer samples, layers or steps, or another disk, or free some space",
             )
 
 
