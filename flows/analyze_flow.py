@@ -79,6 +79,11 @@ def analyze_flow(run: str, out: str, config: AnalysisConfig, overwrite: bool = F
     dict
         The summary of :func:`flows.analyze_job.run_analysis`.
     """
+    return run_analyze(run, out, config, overwrite)
+
+
+def run_analyze(run: str, out: str, config: AnalysisConfig, overwrite: bool = False) -> dict[str, Any]:
+    """Do what :func:`analyze_flow` does, inside the flow that calls it; its parameters and result."""
     summary = analyse_run(run, out, config, overwrite)
     publish_analysis(summary)
     return summary

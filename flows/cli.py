@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows.commands import analyze, capture, demo, imacs, inspect, maps, plan, prune, sweep, verify
+from flows.commands import analyze, capture, demo, deploy, imacs, inspect, maps, plan, prune, sweep, verify
 from flows.terminal import note, say
 from storage.errors import I2AMError
 
@@ -58,6 +58,7 @@ for _command in (
     plan.plan,
     capture.capture,
     sweep.sweep,
+    deploy.deploy,
     inspect.inspect,
     verify.verify,
     prune.prune,
@@ -86,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = app(args=None if argv is None else list(argv), prog_name="i2am", standalone_mode=False)
         sys.stdout.flush()
+        if status == INTERRUPTED:  # what typer makes of Ctrl-C
+            note("i2am: interrupted")
         return int(status or 0)
     except I2AMError as error:
         note(f"i2am: {error}")
