@@ -235,6 +235,9 @@ def _apply(
             limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
         ),
         entrypoint_type=EntrypointType.MODULE_PATH,
+        job_variables={
+            "env": {"PYTHONSAFEPATH": "1"}
+        },  # Prefect starts a script beside a storage.py of its own
         description=(flow.description or "").splitlines()[0],
         tags=["i2am"],
     )

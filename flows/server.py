@@ -25,6 +25,7 @@ _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # its telemetry wants the network
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # what it cannot send to a server that is lost
 }
 
 

@@ -115,23 +115,25 @@ def _capture_all(workers: Pool, cut: list[Shard], config: CaptureConfig) -> list
 
     futures: list[Any] = []
     for number, shard in enumerate(cut):
-        while sum(not future.state.is_final() for future in futures) >= 2 * workers.size:
+        while sum(not future.wrapped_future.done() for future in futures) >= 2 * workers.size:
             time.sleep(0.05)
         if any(isinstance(_error(future), InputError) for future in futures):
             break  # the user has to mend something: no other shard would fare better
         futures.append(capture_shard.submit(number, shard.ids[0]))
     lost = []
     for number, future in enumerate(futures):
-        future.wait()
+        future.wrapped_future.result()
         if (error := _error(future)) is not None:
             lost.append(f"shard {number} ({cut[number].ids[0]} ...): {error}")
     return lost
 
 
 def _error(future: Any) -> Any:
-    """What ended a task badly; None while it runs, and if it ended well."""
-    state = future.state
-    return state.result(raise_on_failure=False) if state.is_final() and not state.is_completed() else None
+    """What ended a task badly; None while it runs, and if it ended well. The server is not asked."""
+    if not future.wrapped_future.done():
+        return None
+    future.wait()  # takes the state over
+    return None if future.state.is_completed() else future.state.result(raise_on_failure=False)
 
 
 def _rows(summary: dict[str, Any], cut: list[Shard]) -> list[dict[str, Any]]:
