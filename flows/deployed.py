@@ -56,7 +56,7 @@ def nightly_sweep(config: str, out: str | None = None, retry_failed: bool = Fals
 
 @flow(name=ANALYSIS, flow_run_name="analyze {run}", persist_result=False)
 def nightly_analysis(
-    run: str, out: str, config: str | None = None, overwrite: bool = False
+    run: str, out: str, config: str | None = None, overwrite: bool = False, again: bool = False
 ) -> dict[str, Any]:
     """Analyse a run into a directory; what did not change since the last time is left as it is.
 
@@ -70,6 +70,8 @@ def nightly_analysis(
         File of the analysis's configuration, on the worker; None for the defaults.
     overwrite
         Replace results in ``out`` that no analysis wrote.
+    again
+        Make it anew even if nothing changed.
 
     Returns
     -------
@@ -79,4 +81,4 @@ def nightly_analysis(
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
     if Path(run).suffix in (".yaml", ".yml"):
         run = load_capture(run).out
-    return run_analyze(run, out, settings, overwrite)
+    return run_analyze(run, out, settings, overwrite, again)
