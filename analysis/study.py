@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ from analysis.outputs import drop_half_written, into_place, refuse_inside_run
 from analysis.question import PROTOCOLS, Protocol
 from analysis.selection import Indices, select
 from analysis.summary import summarise
+from analysis.unchanged import earlier, made_from, new_samples, still_holds
 from storage.errors import (
     AlreadyExists,
     DamagedSample,
@@ -137,6 +138,10 @@ class StudyResult:
         What could not be computed, and why, one line each.
     seconds
         Wall clock of each stage.
+    new
+        Ids among `samples` that the study before this one in `out` did not have, or had with other data.
+    up_to_date
+        The study before this one still holds, and was left as it is.
     """
 
     out: Path
@@ -147,9 +152,11 @@ class StudyResult:
     refusals: tuple[Refusal, ...]
     absent: tuple[str, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    new: tuple[str, ...] = ()
+    up_to_date: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return paths, samples, refusals, absences and seconds as JSON types."""
+        """Return everything as JSON types."""
         return {
             "out": str(self.out),
             "report": str(self.report),
@@ -159,6 +166,8 @@ class StudyResult:
             "refusals": [asdict(refusal) for refusal in self.refusals],
             "absent": list(self.absent),
             "seconds": self.seconds,
+            "new": list(self.new),
+            "up_to_date": self.up_to_date,
         }
 
 
@@ -169,8 +178,11 @@ def analyse(
     *,
     on_event: Listener | None = None,
     overwrite: bool = False,
+    again: bool = False,
 ) -> StudyResult:
     """Study a run and write everything into a directory.
+
+    A study that lies there and would come out the same (same samples, options and versions) is left as it is.
 
     Parameters
     ----------
@@ -184,6 +196,8 @@ def analyse(
         Called with the events of `analysis.events`, in this process.
     overwrite
         Replace things of the names in OUTPUTS that no study wrote.
+    again
+        Make it anew even if it would come out the same.
 
     Returns
     -------
@@ -210,11 +224,17 @@ def analyse(
     opened = open_run(run, options.storage_options) if isinstance(run, (str, os.PathLike)) else run
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
     directory = _directory(Path(out), overwrite)
+    before, inputs = earlier(directory), made_from(opened, names, options)
+    if not again and still_holds(inputs, before, directory) and not _check(opened, names):
+        tell(StudyFinished(str(directory), time.perf_counter() - begun))
+        return _as_it_was(before, directory)
     # Absolute, because the workers of a cluster may have another working directory.
     staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory)).absolute()
     try:
         result, made = _without_damaged(opened, names, options, directory, staging, tell)
-        facts = result.to_json() | {"run": str(opened.path)}
+        fresh = set(new_samples(inputs, before))
+        result = replace(result, new=tuple(name for name in result.samples if name in fresh))
+        facts = result.to_json() | {"run": str(opened.path), "inputs": inputs}
         (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
         drop_half_written(made)
         _into_place(made, directory)
@@ -222,6 +242,21 @@ def analyse(
         shutil.rmtree(staging, ignore_errors=True)
     tell(StudyFinished(str(directory), time.perf_counter() - begun))
     return result
+
+
+def _as_it_was(facts: dict[str, Any], directory: Path) -> StudyResult:
+    """The result of a study that is left as it is."""
+    return StudyResult(
+        out=directory,
+        report=directory / "report" / "index.html",
+        maps=directory / "maps.zarr",
+        tables={name: pl.read_parquet(directory / "tables" / f"{name}.parquet") for name in facts["tables"]},
+        samples=tuple(facts["samples"]),
+        refusals=(),
+        absent=tuple(facts["absent"]),
+        seconds=facts["seconds"],
+        up_to_date=True,
+    )
 
 
 def _check_options(options: StudyOptions) -> None:

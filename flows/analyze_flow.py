@@ -14,12 +14,12 @@ from flows.progress import Progress, heard_by
 
 
 @task(name="analyse run", cache_policy=NO_CACHE, persist_result=False)
-def analyse_run(run: str, out: str, config: AnalysisConfig, overwrite: bool) -> dict[str, Any]:
+def analyse_run(run: str, out: str, config: AnalysisConfig, overwrite: bool, again: bool) -> dict[str, Any]:
     """Make marginals, maps, tables, figures and report, and log the stages.
 
     Parameters
     ----------
-    run, out, config, overwrite
+    run, out, config, overwrite, again
         As for :func:`flows.analyze_job.run_analysis`.
 
     Returns
@@ -35,7 +35,7 @@ def analyse_run(run: str, out: str, config: AnalysisConfig, overwrite: bool) -> 
             logger.info("%s done (%d)", event.stage, event.total)
 
     with heard_by(listen):
-        return run_analysis(run, out, config, overwrite)
+        return run_analysis(run, out, config, overwrite, again)
 
 
 @task(name="publish analysis", cache_policy=NO_CACHE, persist_result=False)
@@ -52,15 +52,23 @@ def publish_analysis(summary: dict[str, Any]) -> None:
     create_markdown_artifact(
         markdown=(
             f"# {summary['run']}\n\n"
-            f"{len(summary['samples'])} samples analysed. Report: `{summary['report']}`\n\n"
+            f"{_told(summary)}. Report: `{summary['report']}`\n\n"
             + (f"## Refused\n\n{refused}" if refused else "")
         ),
         key="i2am-analysis-summary",
     )
 
 
+def _told(summary: dict[str, Any]) -> str:
+    if summary["up_to_date"]:
+        return f"{len(summary['samples'])} samples, up to date: nothing changed"
+    return f"{len(summary['samples'])} samples analysed, {len(summary['new'])} of them new"
+
+
 @flow(name="i2am-analyze", flow_run_name="analyze {run}", persist_result=False)
-def analyze_flow(run: str, out: str, config: AnalysisConfig, overwrite: bool = False) -> dict[str, Any]:
+def analyze_flow(
+    run: str, out: str, config: AnalysisConfig, overwrite: bool = False, again: bool = False
+) -> dict[str, Any]:
     """Analyse a run into a directory.
 
     Parameters
@@ -73,12 +81,19 @@ def analyze_flow(run: str, out: str, config: AnalysisConfig, overwrite: bool = F
         What to draw and how.
     overwrite
         Replace results in ``out`` that no analysis wrote.
+    again
+        Make it anew even if nothing changed since the one in ``out``.
 
     Returns
     -------
     dict
         The summary of :func:`flows.analyze_job.run_analysis`.
     """
-    summary = analyse_run(run, out, config, overwrite)
+    return run_analyze(run, out, config, overwrite, again)
+
+
+def run_analyze(run: str, out: str, config: AnalysisConfig, overwrite: bool, again: bool) -> dict[str, Any]:
+    """Do what :func:`analyze_flow` does, inside the flow that calls it; its parameters and result."""
+    summary = analyse_run(run, out, config, overwrite, again)
     publish_analysis(summary)
     return summary

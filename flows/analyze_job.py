@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from analysis.study import StudyOptions
 
 
-def run_analysis(run: str, out: str, config: AnalysisConfig, overwrite: bool = False) -> dict[str, Any]:
+def run_analysis(
+    run: str, out: str, config: AnalysisConfig, overwrite: bool = False, again: bool = False
+) -> dict[str, Any]:
     """Analyse a run into a directory.
 
     Parameters
@@ -26,13 +28,16 @@ def run_analysis(run: str, out: str, config: AnalysisConfig, overwrite: bool = F
         What to draw, how, and on which Dask cluster.
     overwrite
         Replace results in ``out`` that no analysis wrote.
+    again
+        Make it anew even if nothing changed since the one in ``out``.
 
     Returns
     -------
     dict
         JSON-ready: ``run``, ``out``, ``report``, ``maps``, ``tables`` (name to path), ``samples`` (ids),
-        ``refusals`` (sample, reason), ``absent`` (what has no answer), ``seconds`` (by stage), ``scores``
-        (rows of the unified table).
+        ``refusals`` (sample, reason), ``absent`` (what has no answer), ``seconds`` (by stage), ``new`` (ids
+        that the analysis before lacked), ``up_to_date`` (it was left as it is), ``scores`` (rows of the
+        unified table).
 
     Raises
     ------
@@ -43,7 +48,7 @@ def run_analysis(run: str, out: str, config: AnalysisConfig, overwrite: bool = F
     from flows.clusters import computing
 
     with computing(config, overwrite):
-        result = analyse(run, out, _options(config), on_event=_listen, overwrite=overwrite)
+        result = analyse(run, out, _options(config), on_event=_listen, overwrite=overwrite, again=again)
     columns = ["sample", "direction", "region", "imacs", "inside", "outside", "share", "kind", "note"]
     return {"run": run} | result.to_json() | {"scores": result.tables["unified"].select(columns).to_dicts()}
 

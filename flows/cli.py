@@ -24,6 +24,7 @@ from flows.commands import (
     capture,
     compact,
     demo,
+    deploy,
     export,
     imacs,
     inspect,
@@ -84,6 +85,7 @@ for _command in (
     plan.plan,
     capture.capture,
     sweep.sweep,
+    deploy.deploy,
     inspect.inspect,
     verify.verify,
     prune.prune,
@@ -114,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = app(args=None if argv is None else list(argv), prog_name="i2am", standalone_mode=False)
         sys.stdout.flush()
+        if status == INTERRUPTED:  # what typer makes of Ctrl-C
+            note("i2am: interrupted")
         return int(status or 0)
     except I2AMError as error:
         note(f"i2am: {error}")

@@ -74,6 +74,9 @@ class Sweep(Strict):
     shard: Annotated[int, Field(ge=1, description="samples of one task, rounded up to whole batches")] = 64
     retries: Annotated[int, Field(ge=0, description="of a shard whose process is lost or fails")] = 3
     backoff: Annotated[float, Field(ge=0, description="seconds before the first retry; doubles")] = 10.0
+    patience: Annotated[
+        float, Field(ge=0, description="seconds to wait for a Prefect server that is lost")
+    ] = 300.0
 
 
 class CaptureConfig(Strict):

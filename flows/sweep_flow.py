@@ -1,37 +1,38 @@
-"""The Prefect flow behind ``i2am sweep``: shards over capture processes, retried, resumed from the run."""
+"""The Prefect flow behind ``i2am sweep``: shards over capture processes, retried, resumed from the run.
+
+Prefect shows what happens and is asked to; it never holds up a capture: a server that is lost meanwhile is
+waited for at the end.
+"""
 
 from __future__ import annotations
 
 import time
 from typing import Any, cast
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
+from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.tasks import exponential_backoff
 
 from flows.capture_job import Todo, summarise, waiting
+from flows.capture_process import WorkerLost
 from flows.config import CaptureConfig
 from flows.progress import Progress, report
 from flows.samples import open_samples
-from flows.terminal import human_bytes
+from flows.server import wait_for_server
+from flows.terminal import human_bytes, note
+from flows.turns import Turn
 from flows.watched import watched
-from flows.workers import Pool, WorkerLost, pool, shards
+from flows.workers import Pool, Shard, pool, shards
 from storage.errors import CaptureError, InputError, NotFound
 
-
-def _worth_another_try(task: Any, run: Any, state: Any) -> bool:
-    """What the user has to mend fails again at once; a lost process need not."""
-    return isinstance(state.result(raise_on_failure=False), WorkerLost)
+threads = cast(Any, ThreadPoolTaskRunner)(max_workers=64)
+"""Of the tasks of a sweep; the pool bounds what runs at a time."""
 
 
-@flow(
-    name="i2am-sweep",
-    flow_run_name="sweep {config.out}",
-    persist_result=False,
-    task_runner=cast(Any, ThreadPoolTaskRunner)(max_workers=64),  # the pool bounds what runs at a time
-)
+@flow(name="i2am-sweep", flow_run_name="sweep {config.out}", persist_result=False, task_runner=threads)
 def sweep_flow(config: CaptureConfig, retry_failed: bool = False) -> dict[str, Any]:
     """Capture everything that is missing; what fails is set aside.
 
@@ -45,6 +46,17 @@ def sweep_flow(config: CaptureConfig, retry_failed: bool = False) -> dict[str, A
     Returns
     -------
     dict
+        As :func:`run_sweep`.
+    """
+    return run_sweep(config, retry_failed)
+
+
+def run_sweep(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
+    """Do what :func:`sweep_flow` does, inside the flow that calls it; its parameters.
+
+    Returns
+    -------
+    dict
         The summary of :func:`flows.capture_job.run_capture`, and ``lost``: one line for each shard that was
         given up.
 
@@ -53,11 +65,21 @@ def sweep_flow(config: CaptureConfig, retry_failed: bool = False) -> dict[str, A
     CaptureError
         If nothing at all could be captured.
     """
-    started = time.perf_counter()
+    started, logger = time.perf_counter(), get_run_logger()
     samples = open_samples(config)
     before, ids = waiting(config, samples, Todo(retry_failed=retry_failed))
-    cut = shards(ids, samples.ids, config.sweep.shard, config.batch_size)
-    with pool(config, len(samples.ids), before) as workers, watched("i2am-sweep-progress", config.out):
+    cut = [Shard(part) for part in shards(ids, samples.ids, config.sweep.shard, config.batch_size)]
+
+    def say(line: str) -> None:
+        """Tell the log, and whoever looks on."""
+        logger.info(line)
+        note(f"i2am: {line}")
+
+    def turn(gpu: str) -> Turn:
+        """A turn on a GPU."""
+        return Turn(gpu, say)
+
+    with pool(config, len(samples.ids), before, turn) as workers, watched("i2am-sweep-progress", config.out):
         report(Progress("capture", before, len(samples.ids)))
         lost = _capture_all(workers, cut, config)
     try:
@@ -65,50 +87,77 @@ def sweep_flow(config: CaptureConfig, retry_failed: bool = False) -> dict[str, A
     except NotFound as error:
         raise CaptureError("nothing was captured", got=lost[0] if lost else "no sample") from error
     summary["lost"] = lost
-    _publish(summary)
+    if wait_for_server(str(PREFECT_API_URL.value()), config.sweep.patience):
+        _publish(summary, _rows(summary, cut))
     return summary
 
 
-def _capture_all(workers: Pool, cut: list[tuple[str, ...]], config: CaptureConfig) -> list[str]:
+def _capture_all(workers: Pool, cut: list[Shard], config: CaptureConfig) -> list[str]:
     """Run one task for each shard; one line for each that is given up."""
+
+    def worth_another_try(task: Any, run: Any, state: Any) -> bool:
+        """What the user has to mend fails again at once; a lost process need not."""
+        return isinstance(state.result(raise_on_failure=False), WorkerLost)
 
     @task(
         name="capture shard",
         task_run_name="shard {number}: {first} ...",
         retries=config.sweep.retries,
-        retry_delay_seconds=exponential_backoff(config.sweep.backoff),
-        retry_condition_fn=_worth_another_try,
+        retry_condition_fn=worth_another_try,
         cache_policy=NO_CACHE,
         persist_result=False,
     )
     def capture_shard(number: int, first: str) -> int:
         """Capture the missing samples of one shard."""
-        return workers.capture(cut[number])
+        tries = int(task_run.run_count) - 1  # the pause is ours: Prefect's own would outlast a cancellation
+        workers.capture(cut[number], config.sweep.backoff * 2 ** (tries - 1) if tries else 0.0)
+        return len(cut[number].captured)
 
     futures: list[Any] = []
-    for number, ids in enumerate(cut):
-        while sum(not future.state.is_final() for future in futures) >= 2 * workers.size:
+    for number, shard in enumerate(cut):
+        while sum(not future.wrapped_future.done() for future in futures) >= 2 * workers.size:
             time.sleep(0.05)
         if any(isinstance(_error(future), InputError) for future in futures):
             break  # the user has to mend something: no other shard would fare better
-        futures.append(capture_shard.submit(number, ids[0]))
+        futures.append(capture_shard.submit(number, shard.ids[0]))
     lost = []
     for number, future in enumerate(futures):
-        future.wait()
+        future.wrapped_future.result()
         if (error := _error(future)) is not None:
-            lost.append(f"shard {number} ({cut[number][0]} ...): {error}")
+            lost.append(f"shard {number} ({cut[number].ids[0]} ...): {error}")
     return lost
 
 
 def _error(future: Any) -> Any:
-    """What ended a task badly; None while it runs, and if it ended well."""
-    state = future.state
-    return state.result(raise_on_failure=False) if state.is_final() and not state.is_completed() else None
+    """What ended a task badly; None while it runs, and if it ended well. The server is not asked."""
+    if not future.wrapped_future.done():
+        return None
+    future.wait()  # takes the state over
+    return None if future.state.is_completed() else future.state.result(raise_on_failure=False)
 
 
-@task(name="publish sweep", cache_policy=NO_CACHE, persist_result=False)
-def _publish(summary: dict[str, Any]) -> None:
-    """Write the result as artifacts: a table of the failures and a summary."""
+def _rows(summary: dict[str, Any], cut: list[Shard]) -> list[dict[str, Any]]:
+    """The table of the shards."""
+    bytes_of = {row["sample"]: row["bytes"] for row in summary["samples"]}
+    return [
+        {
+            "shard": number,
+            "first sample": shard.ids[0],
+            "samples": len(shard.ids),
+            "captured": len(shard.captured),
+            "seconds": round(shard.seconds, 1),
+            "bytes": sum(bytes_of.get(sample, 0) for sample in shard.captured),
+            "attempts": len(shard.places),
+            "where": shard.places[-1] if shard.places else "",
+        }
+        for number, shard in enumerate(cut)
+    ]
+
+
+@task(name="publish sweep", retries=3, retry_delay_seconds=5, cache_policy=NO_CACHE, persist_result=False)
+def _publish(summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write the result as artifacts: tables of the shards and of the failures, and a summary."""
+    create_table_artifact(table=rows, key="i2am-sweep-shards", description=summary["run"])
     create_table_artifact(table=summary["failed"], key="i2am-sweep-failures", description=summary["run"])
     rate = summary["captured"] / max(summary["seconds"], 1e-9)
     lost = "".join(f"- {line}\n" for line in summary["lost"])

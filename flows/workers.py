@@ -2,114 +2,51 @@
 
 from __future__ import annotations
 
-import json
-import os
 import queue
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from flows.children import child
+from flows.capture_process import Worker, WorkerLost
 from flows.config import CaptureConfig
 from flows.progress import Progress, report
-from storage.errors import InputError
 
-IDLE_SECONDS = 20.0
-"""Seconds that a process with nothing to do gets to leave; torch takes its time."""
-
-
-class WorkerLost(RuntimeError):
-    """A capture process ended, or gave up, before its shard was done; another may do better."""
+if TYPE_CHECKING:
+    from flows.turns import Turn
 
 
-class Worker:
-    """One capture process; started with the first shard.
+class SweepEnded(RuntimeError):
+    """The sweep is being ended; no shard is begun any more."""
 
-    Parameters
+
+@dataclass(slots=True)
+class Shard:
+    """Samples that one task captures, and what came of them.
+
+    Attributes
     ----------
-    config
-        The capture.
-    gpu
-        Value of ``CUDA_VISIBLE_DEVICES``; None leaves it as it is.
+    ids
+        The samples.
+    captured
+        Those that were captured, over all attempts.
+    seconds
+        With a capture process, over all attempts.
+    places
+        Where each attempt ran: host, GPU, process.
     """
 
-    def __init__(self, config: CaptureConfig, gpu: str | None) -> None:
-        self._config, self._gpu = config, gpu
-        self._life = ExitStack()
-        self._process: subprocess.Popen[str] | None = None
-        self._idle = True
-
-    def ask(self, ids: Sequence[str]) -> Iterator[str]:
-        """Have a shard captured.
-
-        Parameters
-        ----------
-        ids
-            Its samples; those that are committed or set aside are passed over.
-
-        Yields
-        ------
-        str
-            Each sample as it is committed.
-
-        Raises
-        ------
-        WorkerLost
-            If the process ends or gives up; the next shard gets a new one.
-        InputError
-            If the user has to mend something.
-        """
-        self._idle = False
-        try:
-            process = self._process or self._start()
-            self._send(process, json.dumps({"ids": list(ids)}))
-            for line in process.stdout or ():
-                message: dict[str, Any] = json.loads(line)
-                if "done" in message:
-                    yield message["done"]
-                elif "end" in message:
-                    self._idle = True
-                    return
-                else:
-                    self._idle = True  # it is leaving
-                    raise (InputError if message["input"] else WorkerLost)(message["error"])
-            raise WorkerLost(f"the capture process ended with status {process.wait()}")
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Let an idle process leave; one at work is interrupted."""
-        process, self._process = self._process, None
-        if process is not None and process.stdin is not None:
-            with suppress(BrokenPipeError, subprocess.TimeoutExpired):
-                process.stdin.close()
-                process.wait(IDLE_SECONDS if self._idle else 0)
-        self._life.close()
-
-    def _start(self) -> subprocess.Popen[str]:
-        env = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": self._gpu} if self._gpu is not None else {})
-        command = [sys.executable, "-m", "flows.sweep_worker"]
-        self._process = self._life.enter_context(child(command, env=env, talk=True))
-        self._send(self._process, self._config.model_dump_json(by_alias=True))
-        return self._process
-
-    @staticmethod
-    def _send(process: subprocess.Popen[str], line: str) -> None:
-        if process.stdin is None:
-            raise RuntimeError("the process has no standard input")
-        try:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-        except BrokenPipeError as error:
-            raise WorkerLost(f"the capture process ended with status {process.wait()}") from error
+    ids: tuple[str, ...]
+    captured: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    places: list[str] = field(default_factory=list)
 
 
 class Pool:
-    """Workers of which each serves one shard at a time.
+    """Workers of which each serves one shard at a time, from when its GPU is free.
 
     Parameters
     ----------
@@ -117,63 +54,98 @@ class Pool:
         The capture.
     total, done
         Samples of the sweep, and those committed before it, for the progress.
+    turn
+        Makes what a GPU is waited for and held with; None: every GPU is taken at once.
     """
 
-    def __init__(self, config: CaptureConfig, total: int, done: int) -> None:
-        named = config.sweep.gpus
+    def __init__(
+        self, config: CaptureConfig, total: int, done: int, turn: Callable[[str], Turn] | None = None
+    ) -> None:
         gpus: list[str | None] = [None] * config.sweep.workers
-        if named is not None:
-            gpus = [str(gpu) for gpu in named]
-        self._free: queue.Queue[Worker] = queue.Queue()
+        if config.sweep.gpus is not None:
+            gpus = [str(gpu) for gpu in config.sweep.gpus]
+        self._free: queue.Queue[Worker | None] = queue.Queue()
         self._all = [Worker(config, gpu) for gpu in gpus]
-        for worker in self._all:
-            self._free.put(worker)
         self._lock, self._done, self._total = threading.Lock(), done, total
+        self._over = threading.Event()
+        self._waiting: list[threading.Thread] = []
+        for worker in self._all:
+            if turn is None or worker.gpu is None:
+                self._free.put(worker)
+            else:
+                waiter = threading.Thread(
+                    target=self._take_turn, args=(worker, turn(worker.gpu)), daemon=True
+                )
+                self._waiting.append(waiter)
+                waiter.start()
 
     @property
     def size(self) -> int:
         """Number of workers."""
         return len(self._all)
 
-    def capture(self, ids: Sequence[str]) -> int:
+    def capture(self, shard: Shard, pause: float = 0.0) -> None:
         """Capture a shard with the next worker that is free, reporting each sample.
 
         Parameters
         ----------
-        ids
-            Samples of the shard.
-
-        Returns
-        -------
-        int
-            Samples captured now.
+        shard
+            What comes of it is noted there.
+        pause
+            Seconds to wait before.
 
         Raises
         ------
         WorkerLost, InputError
-            As for :meth:`Worker.ask`.
+            As for :meth:`flows.capture_process.Worker.ask`.
+        SweepEnded
+            If the pool is closed.
         """
-        worker, count = self._free.get(), 0
+        self._over.wait(pause)
+        worker = self._free.get()
+        if worker is None or self._over.is_set():
+            self._free.put(worker)
+            raise SweepEnded("the sweep was ended")
+        started = time.perf_counter()
         try:
-            for sample in worker.ask(ids):
-                count += 1
+            for sample in worker.ask(shard.ids):
+                shard.captured.append(sample)
                 with self._lock:
                     self._done += 1
                     report(Progress("capture", self._done, self._total, sample))
+        except WorkerLost as error:
+            if self._over.is_set():
+                raise SweepEnded("the sweep was ended") from error
+            raise
         finally:
+            shard.seconds += time.perf_counter() - started
+            shard.places.append(worker.place)
             self._free.put(worker)
-        return count
 
     def close(self) -> None:
-        """End all processes."""
-        for worker in self._all:
-            worker.close()
+        """End all processes and give the GPUs back."""
+        self._over.set()
+        self._free.put(None)  # whoever waits for a worker
+        with ThreadPoolExecutor(self.size) as together:
+            list(together.map(Worker.retire, self._all))
+        for waiter in self._waiting:
+            waiter.join()
+
+    def _take_turn(self, worker: Worker, turn: Turn) -> None:
+        """Wait for the GPU of a worker, and hold it until the pool is closed and the process gone."""
+        with turn.held(self._over) as ours:
+            if ours:
+                self._free.put(worker)
+                self._over.wait()
+                worker.retire()
 
 
 @contextmanager
-def pool(config: CaptureConfig, total: int, done: int) -> Iterator[Pool]:
+def pool(
+    config: CaptureConfig, total: int, done: int, turn: Callable[[str], Turn] | None = None
+) -> Iterator[Pool]:
     """A pool that is closed at the end of the block; parameters as for :class:`Pool`."""
-    made = Pool(config, total, done)
+    made = Pool(config, total, done, turn)
     try:
         yield made
     finally:

@@ -35,6 +35,9 @@ def analyze(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results that no analysis wrote.")
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Make it anew even if nothing changed since the last time.")
+    ] = False,
     prefect: Annotated[
         bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
     ] = False,
@@ -44,7 +47,8 @@ def analyze(
 ) -> None:
     """Marginals, maps, IMACS, tables, report.
 
-    Exit status 1: samples were refused as damaged; the others are analysed.
+    Only what is new is computed; an analysis that would come out the same is left as it is. Exit
+    status 1: samples were refused as damaged; the others are analysed.
     """
     from flows.children import termination_interrupts
     from flows.loading import amended
@@ -60,11 +64,11 @@ def analyze(
         if as_flow(choice):
             from flows.analyze_flow import analyze_flow
 
-            summary = analyze_flow(run, str(out), settings, overwrite)
+            summary = analyze_flow(run, str(out), settings, overwrite, again)
         else:
             from flows.analyze_job import run_analysis
 
-            summary = run_analysis(run, str(out), settings, overwrite)
+            summary = run_analysis(run, str(out), settings, overwrite, again)
     _show(summary, as_json)
     if summary["refusals"]:
         raise typer.Exit(1)
@@ -97,5 +101,6 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
         return
     for line in summary["absent"]:
         say(f"not computed: {line}")
-    say(f"analysed {len(summary['samples'])} samples")
+    count = f"{len(summary['samples'])} samples"
+    say(f"up to date: {count}, nothing changed" if summary["up_to_date"] else f"analysed {count}")
     say(f"report: {summary['report']}")

@@ -30,8 +30,8 @@ def sweep(
     """Run or resume a capture over several processes, as a Prefect flow.
 
     Uses the server that PREFECT_API_URL names, or a temporary one. A process that is lost is replaced, a
-    sample that fails is set aside; run the command again to go on. Exit status 1: samples are set aside, or
-    shards were given up.
+    server that is lost is waited for, a sample that fails is set aside; run the command again to go on. Exit
+    status 1: samples are set aside, or shards were given up.
     """
     from flows.children import termination_interrupts
     from flows.config import Sweep
@@ -46,9 +46,9 @@ def sweep(
     settings = settings.model_copy(update={"sweep": spread})
     as_flow(True)
     with shown(quiet), termination_interrupts(), _server():
-        from flows.sweep_flow import sweep_flow
+        from flows.losses import sweep_through_losses
 
-        summary = sweep_flow(settings, retry_failed)
+        summary = sweep_through_losses(settings, retry_failed)
     for line in summary["lost"]:
         note(f"i2am: given up: {line}")
     show_capture(summary, as_json)

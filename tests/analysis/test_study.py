@@ -97,7 +97,7 @@ def test_when_every_sample_is_damaged_the_study_says_so_and_leaves_the_last_one(
     for index in range(3):
         damage(tmp_path / "run.zarr", index)
     with pytest.raises(DamagedSample, match=r"every other sample asked for \(3\)"):
-        analyse(run.path, tmp_path / "out", StudyOptions(store=False, figures=0))
+        analyse(run.path, tmp_path / "out", StudyOptions(store=False, figures=0), again=True)
     assert (tmp_path / "out" / "report" / "index.html").read_bytes() == page
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(OUTPUTS) - {"aggregations.zarr"}
 

@@ -1,0 +1,110 @@
+"""Whether an earlier study is still what would be made now, told by what its study.json says it is from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.softmax import KERNEL_VERSION
+from storage.errors import DamageError
+
+if TYPE_CHECKING:
+    from analysis.study import StudyOptions
+    from storage import Run
+
+_ELSEWHERE = ("store", "storage_options")
+"""Options that say where things are kept, not what they are."""
+
+
+def made_from(run: Run, names: Sequence[str], options: StudyOptions) -> dict[str, Any]:
+    """Everything that a study depends on.
+
+    Parameters
+    ----------
+    run, names, options
+        The study.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``run`` (id), ``samples`` (id to fingerprint, None if its record is damaged), ``options``,
+        ``aggregations`` (name to a digest of its code), ``software``.
+    """
+    said = {name: value for name, value in asdict(options).items() if name not in _ELSEWHERE}
+    return {
+        "run": run.run_id,
+        "samples": {name: _fingerprint(run, name) for name in names},
+        "options": json.loads(json.dumps(said, default=repr)),
+        "aggregations": {name: _code(name) for name in options.aggregations},
+        "software": {"i2am": _version(), "kernel": KERNEL_VERSION},
+    }
+
+
+def earlier(out: Path) -> dict[str, Any]:
+    """What the study in a directory wrote about itself; empty if there is none, or none that can be read."""
+    try:
+        facts = json.loads((out / "study.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def new_samples(inputs: dict[str, Any], before: dict[str, Any]) -> tuple[str, ...]:
+    """Samples that an earlier study did not have, or had with other data.
+
+    Parameters
+    ----------
+    inputs
+        Of :func:`made_from`.
+    before
+        Of :func:`earlier`.
+    """
+    old = before.get("inputs")
+    known = old.get("samples", {}) if isinstance(old, dict) and old.get("run") == inputs["run"] else {}
+    return tuple(name for name, digest in inputs["samples"].items() if known.get(name) != digest)
+
+
+def still_holds(inputs: dict[str, Any], before: dict[str, Any], out: Path) -> bool:
+    """Whether an earlier study is whole, left nothing out, and was made from the same.
+
+    Parameters
+    ----------
+    inputs
+        Of :func:`made_from`.
+    before
+        Of :func:`earlier`.
+    out
+        Its directory.
+    """
+    if before.get("inputs") != inputs or before.get("refusals") or None in inputs["samples"].values():
+        return False
+    tables = (f"tables/{name}.parquet" for name in before["tables"])
+    return all((out / output).exists() for output in ("report/index.html", "maps.zarr", "figures", *tables))
+
+
+def _fingerprint(run: Run, name: str) -> str | None:
+    try:
+        return run.fingerprint(name)
+    except DamageError:
+        return None
+
+
+def _code(name: str) -> str:
+    """Digest of an aggregation as it travels to workers: a user's own file whole."""
+    import cloudpickle
+
+    from analysis.discover import find
+
+    return hashlib.sha256(cloudpickle.dumps(find(name))).hexdigest()
+
+
+def _version() -> str:
+    try:
+        return version("i2am")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,63 @@
+"""A Prefect server's own answers, and what is left running."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def ask(server: dict[str, str], path: str, question: dict[str, Any] | None = None) -> Any:
+    """Ask the API: POST a question, or GET."""
+    request = urllib.request.Request(
+        f"{server['PREFECT_API_URL']}/{path}",
+        data=json.dumps(question).encode() if question is not None else None,
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return json.load(response)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120, what: str = "nothing happened") -> Any:
+    """Ask until the answer is true."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+    return value
+
+
+def descendants(parent: int) -> dict[int, str]:
+    """Processes below one: pid to command line; zombies are left out."""
+    parents, commands = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, above = stat.read_text().rsplit(")", 1)[1].split()[:2]
+            command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if state != "Z":
+            parents[int(stat.parent.name)], commands[int(stat.parent.name)] = int(above), command
+    found: set[int] = set()
+    level = {parent}
+    while level:
+        level = {pid for pid, above in parents.items() if above in level}
+        found |= level
+    return {pid: commands[pid] for pid in found}
+
+
+def alive(pids: dict[int, str]) -> dict[int, str]:
+    """Those that still run the same command."""
+    left = {}
+    for pid, command in pids.items():
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            same = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() == command
+        except OSError:
+            continue
+        if same and stat != "Z":
+            left[pid] = command
+    return left
