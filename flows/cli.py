@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = app(args=None if argv is None else list(argv), prog_name="i2am", standalone_mode=False)
         sys.stdout.flush()
+        if status == INTERRUPTED:  # Typer turns Ctrl-C into this
+            note("i2am: interrupted")
         return int(status or 0)
     except I2AMError as error:
         note(f"i2am: {error}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.config import Address, ClusterClass, Computing, Processes, Threads
 from flows.dask_report import check_report, reported
+from flows.job_queues import QUEUES, completed, kept_at, signals_kept
 from storage.errors import ClusterError, ConfigError, I2AMError, MissingDependency, NotFound, UnknownName
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def _client(where: Computing) -> Iterator[Client]:
         else:
             place = _started(cluster, where.workers)
             stack.callback(place.close)
+            if isinstance(cluster, ClusterClass) and where.workers is not None:
+                stack.enter_context(kept_at(place, where.workers))
         try:
             if isinstance(place, str):
                 _knock(place, timeout)
@@ -113,7 +116,8 @@ def _started(cluster: Threads | Processes | ClusterClass, workers: int | None) -
     make: Callable[..., Any] = LocalCluster
     arguments: dict[str, Any] = {"n_workers": workers or CPU_COUNT, **NO_DASHBOARD}
     if isinstance(cluster, ClusterClass):
-        make, arguments = _find(cluster.class_name), cluster.arguments
+        make = _find(cluster.class_name)
+        arguments = completed(make, cluster.arguments)
     elif isinstance(cluster, Processes):
         arguments |= {"threads_per_worker": cluster.threads_per_worker, "preload": [DEAF]}
     else:  # for the report that only such a scheduler can make: one worker, in this process
@@ -144,13 +148,15 @@ def _find(name: str) -> Callable[..., Any]:
     """Import a cluster class by its dotted name."""
     path, _, last = name.rpartition(".")
     try:
-        module = importlib.import_module(path)
+        with signals_kept():
+            module = importlib.import_module(path)
     except Exception as error:
+        queues = path.partition(".")[0] == QUEUES
         raise ConfigError(
             f"cluster class {name!r}",
             expected="a module that can be imported",
             got=f"{type(error).__name__}: {_line(error)}",
-            remedy="correct the name, or install the package",
+            remedy="pip install 'i2am[slurm]'" if queues else "correct the name, or install the package",
         ) from error
     found = getattr(module, last, None)
     if found is None:
@@ -216,7 +222,8 @@ def _await_worker(client: Client, timeout: float) -> None:
             f"the Dask cluster at {client.scheduler.address} has no worker",
             expected=f"at least one within {timeout:g} s",
             got="none",
-            remedy="start workers, ask for some with workers, or set cluster.timeout",
+            remedy="start workers, ask for some with workers, or set cluster.timeout; jobs may still be queued, "
+            "or have failed: set cluster.arguments.log_directory for their logs",
         ) from error
 
 
