@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from analysis.collect import Collected, collect_maps, collect_tables
 from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
 from analysis.fill import fill_marginals
 from analysis.imacs import check_penalty
-from analysis.outputs import drop_half_written, into_place, refuse_inside_run
+from analysis.outputs import drop_half_written, into_place, refuse_inside_run, workplace
 from analysis.question import PROTOCOLS, Protocol
 from analysis.selection import Indices, select
 from analysis.summary import summarise
@@ -54,7 +53,10 @@ if TYPE_CHECKING:
     from storage import Run
 
 OUTPUTS = ("maps.zarr", "aggregations.zarr", "tables", "figures", "report", "study.json")
-"""Everything that a study writes into its directory; nothing else there is touched."""
+"""Everything that a study writes into its directory; nothing else there is touched. The last is the mark."""
+
+WORKPLACE = ".study-"
+"""Begins the name of the folder in which a study is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,16 +212,12 @@ def analyse(
     opened = open_run(run, options.storage_options) if isinstance(run, (str, os.PathLike)) else run
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
     directory = _directory(Path(out), overwrite)
-    # Absolute, because the workers of a cluster may have another working directory.
-    staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory)).absolute()
-    try:
+    with workplace(directory, WORKPLACE) as staging:
         result, made = _without_damaged(opened, names, options, directory, staging, tell)
         facts = result.to_json() | {"run": str(opened.path)}
         (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
         drop_half_written(made)
         _into_place(made, directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     tell(StudyFinished(str(directory), time.perf_counter() - begun))
     return result
 
@@ -252,7 +250,12 @@ def _without_damaged(
 
 
 def _into_place(staging: Path, directory: Path) -> None:
-    """Replace the study before this one; what only that one had goes with it."""
+    """Replace the study before this one; what only that one had goes with it.
+
+    The mark goes first and comes last: a process killed in between leaves no study, but its workplace.
+    """
+    if (directory / OUTPUTS[-1]).exists():
+        os.replace(directory / OUTPUTS[-1], staging / f"old-{OUTPUTS[-1]}")
     for name in OUTPUTS:
         if (staging / name).exists():
             into_place(staging / name, directory / name)
@@ -268,14 +271,15 @@ def _directory(out: Path, overwrite: bool) -> Path:
             f"{out} is a file", expected="a directory, or nothing", remedy="name another --out"
         )
     taken = [name for name in OUTPUTS if (out / name).exists()]
-    if taken and not (out / "study.json").is_file() and not overwrite:
+    ours = (out / OUTPUTS[-1]).is_file() or any(out.glob(f"{WORKPLACE}*"))  # of one that was killed
+    if taken and not ours and not overwrite:
         raise AlreadyExists(
             f"{out / taken[0]} exists and was not written by a study",
             remedy="name another directory, or allow overwriting",
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = tempfile.mkdtemp(prefix=".study-", dir=out)
+        probe = tempfile.mkdtemp(prefix=WORKPLACE, dir=out)
     except PermissionError as error:
         raise NoPermission(
             f"cannot write into {out}", got=str(error), remedy="name another directory"

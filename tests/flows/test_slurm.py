@@ -213,7 +213,7 @@ def test_what_a_job_gets_without_being_told() -> None:
 def test_looking_for_the_class_leaves_ctrl_c_alone() -> None:
     """dask-jobqueue, when it is imported, makes Ctrl-C leave with the status 0."""
     code = (
-        "import signal; from flows.clusters import _find; before = signal.getsignal(signal.SIGINT); "
+        "import signal; from flows.own_clusters import _find; before = signal.getsignal(signal.SIGINT); "
         "_find('dask_jobqueue.SLURMCluster'); assert signal.getsignal(signal.SIGINT) is before"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
