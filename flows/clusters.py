@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,7 @@ def _client(where: Computing) -> Iterator[Client]:
     cluster = where.cluster
     timeout = getattr(cluster, "timeout", PROCESSES_TIMEOUT)
     with ExitStack() as stack:
+        stack.enter_context(_quiet_client())
         if isinstance(cluster, Address):
             place: Any = cluster.address or _scheduler_address(cluster)
         else:
@@ -95,6 +97,18 @@ def _client(where: Computing) -> Iterator[Client]:
             ) from error
         _await_worker(client, timeout)
         yield client
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Keep the client's tracebacks off the terminal: what it meets is an error of ours, in one line."""
+    logger = logging.getLogger("distributed.client")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _scheduler_address(cluster: Address) -> str:

@@ -118,7 +118,8 @@ class Command:
     def complaint(self) -> str | None:
         """What is wrong with the way it ended, if anything is."""
         status = self.process.returncode
-        told = [line for line in self.lines if not _progress(line) and "resource_tracker" not in line]
+        known = ("resource_tracker", "distributed.nanny - WARNING - Restarting worker")
+        told = [line for line in self.lines if not _progress(line) and not any(w in line for w in known)]
         if status in (0, -signal.SIGKILL):
             return None if not told else f"status {status}, but it says {told}"
         if status == 2 and len(told) == 1 and LOST.match(told[0]):

@@ -1,4 +1,4 @@
-"""SIGKILL of Dask workers and schedulers at random moments of ``i2am analyze``: results as if nothing had been."""
+"""SIGKILL of Dask workers and schedulers at random moments of ``i2am analyze`` changes nothing."""
 
 from __future__ import annotations
 
