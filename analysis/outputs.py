@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +17,51 @@ from storage.errors import AlreadyExists
 
 MARK = {"written_by": "i2am maps"}
 """Attributes of the root group of a maps store."""
+
+LOCK = "lock"
+"""Of a workplace: held by the process that works there, however it ends."""
+
+UNBORN_SECONDS = 3600
+"""After which a workplace without a lock is nobody's: taking the lock is the first thing done there."""
+
+
+@contextmanager
+def workplace(folder: Path, prefix: str) -> Iterator[Path]:
+    """Make a temporary folder, removed at the end; those of processes that were killed are removed first.
+
+    Parameters
+    ----------
+    folder
+        Where; it exists.
+    prefix
+        Begins the names of all folders of this kind.
+
+    Yields
+    ------
+    Path
+        Absolute.
+    """
+    for path in folder.glob(f"{prefix}*"):
+        _remove_abandoned(path)
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder)).absolute()
+    try:
+        with (made / LOCK).open("xb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    try:
+        with (path / LOCK).open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+    except FileNotFoundError:
+        if path.is_dir() and time.time() - path.stat().st_mtime > UNBORN_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+    except OSError:
+        return  # somebody works there, or it is not ours to remove
 
 
 def refuse_inside_run(out: Path) -> None:

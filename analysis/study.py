@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from analysis.collect import Collected, collect_maps, collect_tables
 from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
 from analysis.fill import fill_marginals
 from analysis.imacs import check_penalty
-from analysis.outputs import drop_half_written, into_place, refuse_inside_run
+from analysis.outputs import drop_half_written, into_place, refuse_inside_run, workplace
 from analysis.question import PROTOCOLS, Protocol
 from analysis.selection import Indices, select
 from analysis.summary import summarise
@@ -55,7 +54,10 @@ if TYPE_CHECKING:
     from storage import Run
 
 OUTPUTS = ("maps.zarr", "aggregations.zarr", "tables", "figures", "report", "study.json")
-"""Everything that a study writes into its directory; nothing else there is touched."""
+"""Everything that a study writes into its directory; nothing else there is touched. The last is the mark."""
+
+WORKPLACE = ".study-"
+"""Begins the name of the folder in which a study is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +230,7 @@ def analyse(
     if not again and still_holds(inputs, before, directory) and not _check(opened, names):
         tell(StudyFinished(str(directory), time.perf_counter() - begun))
         return _as_it_was(before, directory)
-    # Absolute, because the workers of a cluster may have another working directory.
-    staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory)).absolute()
-    try:
+    with workplace(directory, WORKPLACE) as staging:
         result, made = _without_damaged(opened, names, options, directory, staging, tell)
         fresh = set(new_samples(inputs, before))
         result = replace(result, new=tuple(name for name in result.samples if name in fresh))
@@ -238,8 +238,6 @@ def analyse(
         (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
         drop_half_written(made)
         _into_place(made, directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     tell(StudyFinished(str(directory), time.perf_counter() - begun))
     return result
 
@@ -287,7 +285,12 @@ def _without_damaged(
 
 
 def _into_place(staging: Path, directory: Path) -> None:
-    """Replace the study before this one; what only that one had goes with it."""
+    """Replace the study before this one; what only that one had goes with it.
+
+    The mark goes first and comes last: a process killed in between leaves no study, but its workplace.
+    """
+    if (directory / OUTPUTS[-1]).exists():
+        os.replace(directory / OUTPUTS[-1], staging / f"old-{OUTPUTS[-1]}")
     for name in OUTPUTS:
         if (staging / name).exists():
             into_place(staging / name, directory / name)
@@ -303,14 +306,15 @@ def _directory(out: Path, overwrite: bool) -> Path:
             f"{out} is a file", expected="a directory, or nothing", remedy="name another --out"
         )
     taken = [name for name in OUTPUTS if (out / name).exists()]
-    if taken and not (out / "study.json").is_file() and not overwrite:
+    ours = (out / OUTPUTS[-1]).is_file() or any(out.glob(f"{WORKPLACE}*"))  # of one that was killed
+    if taken and not ours and not overwrite:
         raise AlreadyExists(
             f"{out / taken[0]} exists and was not written by a study",
             remedy="name another directory, or allow overwriting",
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = tempfile.mkdtemp(prefix=".study-", dir=out)
+        probe = tempfile.mkdtemp(prefix=WORKPLACE, dir=out)
     except PermissionError as error:
         raise NoPermission(
             f"cannot write into {out}", got=str(error), remedy="name another directory"

@@ -139,9 +139,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _drop_unwritable_output()
         return PIPE_CLOSED  # the reader left, as in `i2am inspect RUN | head`
-    except Exception:  # noqa: BLE001 - the boundary of the program: a defect is shown whole, with a status of its own
+    except Exception as error:  # noqa: BLE001 - the boundary of the program: a defect is shown whole, with a status of its own
+        if _by_interrupt(error):
+            note("i2am: interrupted")
+            return INTERRUPTED
         traceback.print_exc()
         return DEFECT
+
+
+def _by_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is what an error comes from: while modules are imported, Python wraps it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _drop_unwritable_output() -> None:

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
+import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.config import Address, ClusterClass, Computing, Processes, Threads
+from flows.config import Address, Computing, Threads
 from flows.dask_report import check_report, reported
-from storage.errors import ClusterError, ConfigError, I2AMError, MissingDependency, NotFound, UnknownName
+from flows.own_clusters import first_line, own_cluster
+from storage.errors import ClusterError, ConfigError, I2AMError, MissingDependency, NotFound
 
 if TYPE_CHECKING:
     from distributed import Client
 
 PROCESSES_TIMEOUT = 60.0
 """Seconds in which a worker process of this machine must be there; it takes about one."""
-
-NO_DASHBOARD = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
-"""The scheduler opens a port for HTTP in any case: here a free one, on this machine alone."""
-
-DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-"""Run by our worker processes as they start: Ctrl-C reaches this process, which closes them."""
 
 POLL_SECONDS = 0.1
 """Seconds between two looks for a scheduler file."""
@@ -85,11 +79,11 @@ def _client(where: Computing) -> Iterator[Client]:
     cluster = where.cluster
     timeout = getattr(cluster, "timeout", PROCESSES_TIMEOUT)
     with ExitStack() as stack:
+        stack.enter_context(_quiet_client())
         if isinstance(cluster, Address):
             place: Any = cluster.address or _scheduler_address(cluster)
         else:
-            place = _started(cluster, where.workers)
-            stack.callback(place.close)
+            place = stack.enter_context(own_cluster(cluster, where.workers))
         try:
             if isinstance(place, str):
                 _knock(place, timeout)
@@ -98,71 +92,23 @@ def _client(where: Computing) -> Iterator[Client]:
             raise ClusterError(
                 f"no Dask scheduler answers at {place if isinstance(place, str) else 'the cluster'}",
                 expected=f"an answer within {timeout:g} s",
-                got=_line(error),
+                got=first_line(error),
                 remedy="check the address, and that the scheduler runs; or set cluster.timeout",
             ) from error
         _await_worker(client, timeout)
         yield client
 
 
-def _started(cluster: Threads | Processes | ClusterClass, workers: int | None) -> Any:
-    """Start a cluster of our own, and ask it for workers."""
-    from dask.system import CPU_COUNT
-    from distributed import LocalCluster
-
-    make: Callable[..., Any] = LocalCluster
-    arguments: dict[str, Any] = {"n_workers": workers or CPU_COUNT, **NO_DASHBOARD}
-    if isinstance(cluster, ClusterClass):
-        make, arguments = _find(cluster.class_name), cluster.arguments
-    elif isinstance(cluster, Processes):
-        arguments |= {"threads_per_worker": cluster.threads_per_worker, "preload": [DEAF]}
-    else:  # for the report that only such a scheduler can make: one worker, in this process
-        arguments |= {"n_workers": 1, "threads_per_worker": workers or CPU_COUNT}
-        arguments |= {"processes": False, "memory_limit": None}
-    started: Any = None
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Keep the client's tracebacks off the terminal: what it meets is an error of ours, in one line."""
+    logger = logging.getLogger("distributed.client")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Port .* is already in use")  # of a dashboard
-            started = make(**arguments)
-        if isinstance(cluster, ClusterClass) and workers is not None:
-            started.scale(workers)
-    except Exception as error:
-        if started is not None:
-            started.close()
-        root: BaseException = error
-        while (deeper := root.__cause__ or root.__context__) is not None:
-            root = deeper  # Dask says that a nanny failed; the reason stands below
-        raise ClusterError(
-            f"{make.__name__} does not start",
-            got=f"{type(root).__name__}: {_line(root)}",
-            remedy="correct workers and cluster.arguments",
-        ) from error
-    return started
-
-
-def _find(name: str) -> Callable[..., Any]:
-    """Import a cluster class by its dotted name."""
-    path, _, last = name.rpartition(".")
-    try:
-        module = importlib.import_module(path)
-    except Exception as error:
-        raise ConfigError(
-            f"cluster class {name!r}",
-            expected="a module that can be imported",
-            got=f"{type(error).__name__}: {_line(error)}",
-            remedy="correct the name, or install the package",
-        ) from error
-    found = getattr(module, last, None)
-    if found is None:
-        known = [each for each in dir(module) if each.endswith("Cluster")]
-        raise UnknownName(f"class of module {path!r}", last, known)
-    if not isinstance(found, type) or not all(hasattr(found, part) for part in ("scale", "close")):
-        raise ConfigError(
-            f"cluster class {name!r}",
-            expected="a class of Dask clusters, such as distributed.LocalCluster",
-            got=repr(found),
-        )
-    return found
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _scheduler_address(cluster: Address) -> str:
@@ -183,7 +129,7 @@ def _scheduler_address(cluster: Address) -> str:
         raise ConfigError(
             f"scheduler file {path}",
             expected="JSON with an address, as `dask scheduler` writes it",
-            got=_line(error),
+            got=first_line(error),
             remedy="name the right file, or the address itself",
         ) from error
 
@@ -216,7 +162,8 @@ def _await_worker(client: Client, timeout: float) -> None:
             f"the Dask cluster at {client.scheduler.address} has no worker",
             expected=f"at least one within {timeout:g} s",
             got="none",
-            remedy="start workers, ask for some with workers, or set cluster.timeout",
+            remedy="start workers, ask for some with workers, or set cluster.timeout; of jobs, look at the "
+            "queue, and at their logs by cluster.arguments.log_directory",
         ) from error
 
 
@@ -230,7 +177,7 @@ def _check_workers(client: Client) -> None:
     except Exception as error:
         raise ClusterError(
             "the workers of the Dask cluster cannot run this package",
-            got=f"{type(error).__name__}: {_line(error)}",
+            got=f"{type(error).__name__}: {first_line(error)}",
             remedy="install i2am on the workers, in the version that is used here",
         ) from error
     if found != {KERNEL_VERSION}:
@@ -262,10 +209,6 @@ def _losses_explained(client: Client) -> Iterator[None]:
             raise
         raise ClusterError(
             "the Dask scheduler was lost",
-            got=f"{type(error).__name__}: {_line(error)}",
+            got=f"{type(error).__name__}: {first_line(error)}",
             remedy="start it and run again: finished marginals are kept",
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 
 from flows.datasets.config import Samples
+from flows.job_queues import SLURM
 from flows.selection import Layers, Selection
 from flows.strict import Name, Size, Strict
 
@@ -171,13 +172,17 @@ class ClusterClass(Strict):
 
 
 def _cluster_shorthand(value: Any) -> Any:
-    """``processes``, ``tcp://...``, ``scheduler.json``, ``module.Class``; kinds told by their keys."""
+    """``processes``, ``slurm``, ``tcp://...``, ``file.json``, ``module.Class``; kinds told by their keys."""
     if isinstance(value, str):
+        if value == "slurm":
+            return {"kind": "class", "class": SLURM}
         if "://" in value:
             return {"kind": "address", "address": value}
         if value.endswith(".json"):
             return {"kind": "address", "scheduler_file": value}
         return {"kind": "class", "class": value} if "." in value else {"kind": value}
+    if isinstance(value, dict) and value.get("kind") == "slurm":
+        return {"class": SLURM, **value, "kind": "class"}
     if isinstance(value, dict) and "kind" not in value:
         if "address" in value or "scheduler_file" in value:
             return {"kind": "address", **value}

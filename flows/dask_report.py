@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +71,8 @@ def reported(path: Path, client: Client) -> Iterator[None]:
 
     from distributed import performance_report
 
+    from analysis.outputs import workplace
+
     try:
         version("bokeh")
         client.run_on_scheduler(version, "bokeh")
@@ -81,8 +82,8 @@ def reported(path: Path, client: Client) -> Iterator[None]:
             got=str(error),
             remedy="pip install 'i2am[flows]'",
         ) from error
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=path.parent) as folder:
-        made = Path(folder, path.name)
+    with workplace(path.parent, ".report-") as folder:
+        made = folder / path.name
         report = performance_report(filename=str(made), mode="inline")
         report.__enter__()
         yield

@@ -19,5 +19,5 @@ Workers: TypeAlias = Annotated[
 ]
 Cluster: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="threads, processes, tcp://HOST:PORT, a scheduler file .json, or module.Class."),
+    typer.Option(help="threads, processes, slurm, tcp://HOST:PORT, a scheduler file .json, or module.Class."),
 ]

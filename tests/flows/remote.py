@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,11 @@ class Cluster:
     file: Path
     scheduler: subprocess.Popen[str]
     workers: list[subprocess.Popen[str]] = field(default_factory=list)
+    more: Callable[[], subprocess.Popen[str]] | None = None
+
+    def alive(self) -> list[subprocess.Popen[str]]:
+        """Workers that run."""
+        return [worker for worker in self.workers if worker.poll() is None]
 
 
 @contextmanager
@@ -47,11 +52,19 @@ def foreign_cluster(folder: Path, workers: int, pythonpath: Path = ROOT) -> Iter
         while not file.exists():
             assert time.monotonic() < end, "the scheduler did not start"
             time.sleep(0.05)
+        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder)]
+        cluster.more = lambda: stack.enter_context(
+            child([*here, "worker", *common, *options], env=env, quiet=True)
+        )
         for _ in range(workers):
-            options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder)]
-            worker = child([*here, "worker", *common, *options], env=env, quiet=True)
-            cluster.workers.append(stack.enter_context(worker))
+            add_worker(cluster)
         yield cluster
+
+
+def add_worker(cluster: Cluster) -> None:
+    """Start one more worker."""
+    assert cluster.more is not None
+    cluster.workers.append(cluster.more())
 
 
 def die_at(name: str) -> None:
