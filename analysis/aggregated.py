@@ -18,19 +18,21 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from analysis.aggregation import TOKENS, Aggregation, State
-from analysis.cache import MarginalCache, StorePlace, open_cache
+from analysis.cache import MarginalCache, StorePlace, open_cache, within
+from analysis.joined import over_runs
 from analysis.reduce import finish, reduce_slab, slabs
 from analysis.resize import Grid, bicubic
 from analysis.selection import Indices, Selection, is_similarity, placed, select
 from analysis.softmax import KERNEL_VERSION
 from storage.errors import AggregationError
+from storage.runs import Runs
 
 if TYPE_CHECKING:
-    from storage import LayerSpec, Run
+    from storage import AnyRun, LayerSpec, Run
 
 
 def aggregate(
-    run: Run,
+    run: AnyRun,
     aggregation: Aggregation | str,
     layers: Sequence[str] | str | None = None,
     steps: Indices | None = None,
@@ -46,7 +48,7 @@ def aggregate(
     Parameters
     ----------
     run
-        An open run.
+        An open run, or several as one.
     aggregation
         A declaration; or the name of one that comes with the project or with an installed package, or
         "module:name".
@@ -55,7 +57,8 @@ def aggregate(
     size
         (rows, columns) of a result that is a map; None for the largest grid of the layers.
     store, storage_options
-        Place of the derived store of marginals, and options for fsspec where it is a URL.
+        Place of the derived store of marginals (of several runs: a folder for theirs), and options for fsspec
+        where it is a URL.
 
     Returns
     -------
@@ -74,6 +77,24 @@ def aggregate(
         from analysis.discover import find
 
         aggregation = find(aggregation)
+    declared = aggregation
+    if isinstance(run, Runs):
+
+        def make(member: Run, names: Sequence[str], grid: Grid | None) -> xr.DataArray:
+            own = within(store, member)
+            return aggregate(
+                member,
+                declared,
+                layers,
+                steps,
+                heads,
+                names,
+                grid,
+                store=own,
+                storage_options=storage_options,
+            )
+
+        return over_runs(run, samples, size, make)
     place = aggregation.place or "ref" in aggregation.axes
     chosen = select(run, "r2g", layers, steps, heads, samples, place=place)
     frame = _Frame.of(aggregation, chosen, size)

@@ -42,6 +42,11 @@ def default_path(path: str) -> str:
     return path.rstrip("/").removesuffix(".zarr") + ".marginals.zarr"
 
 
+def within(store: StorePlace, run: Run) -> StorePlace:
+    """Place of one run's derived store, where the place given is a folder for those of several runs."""
+    return f"{store.rstrip('/')}/{run.run_id}.marginals.zarr" if isinstance(store, str) else store
+
+
 def open_cache(
     run: Run, store: StorePlace = None, storage_options: Mapping[str, Any] | None = None
 ) -> MarginalCache:
@@ -145,7 +150,8 @@ class MarginalCache:
     def _seal(self, layer: LayerSpec, sample: str, name: str, values: bytes) -> bytes:
         key = {
             "run": self.run.run_id,
-            "sample": sample,
+            # As the run itself names it, whatever label is put before it.
+            "sample": self.run.attrs["samples"][self.run.declared.index(sample)],
             "fingerprint": self.run.fingerprint(sample),
             "layer": layer.to_json(),
             "quantity": name,

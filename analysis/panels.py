@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from analysis.colour import RGB, paint
 from analysis.pictures import covered, fit, mark, outline, scaled
 from analysis.region import image_mask, sample_image
+from storage.runs import home_of
 
 if TYPE_CHECKING:
-    from storage import Run
+    from storage import AnyRun
 
 MOST_COLUMNS = 10
 """Panels side by side, at most."""
@@ -125,9 +126,10 @@ class SampleImages:
     masks: Mapping[str, NDArray[np.bool_]]
 
     @classmethod
-    def read(cls, run: Run, sample: str) -> SampleImages:
+    def read(cls, run: AnyRun, sample: str) -> SampleImages:
         """Read what the run holds of a sample."""
-        found = {name: sample_image(run, name, sample) for name in run.images}
+        home = home_of(run, sample)
+        found = {name: sample_image(home, name, sample) for name in home.images}
         images = {name: image for name, image in found.items() if image is not None}
         masks: dict[str, NDArray[np.bool_]] = {
             name: image_mask(images[name]) for name in ("mask", "reference_mask") if name in images

@@ -1,4 +1,4 @@
-"""A whole study of one run: marginals, maps, tables, figures and report, in one directory.
+"""A whole study: marginals, maps, tables, figures and report of a run, or of several as one, in a directory.
 
 ::
 
@@ -49,9 +49,11 @@ from storage.errors import (
     NotFound,
     UnknownName,
 )
+from storage.runs import members_of
 
 if TYPE_CHECKING:
-    from storage import Run
+    from storage import AnyRun
+    from storage.opening import Place
 
 OUTPUTS = ("maps.zarr", "aggregations.zarr", "tables", "figures", "report", "study.json")
 """Everything that a study writes into its directory; nothing else there is touched."""
@@ -98,7 +100,8 @@ class StudyOptions:
     figures
         Samples that get a figure of their own.
     store
-        Place of the derived store of marginals; None for beside the run, False to keep nothing.
+        Place of the derived store of marginals; None for beside the run, False to keep nothing. Of several
+        runs: a folder for theirs.
     storage_options
         For fsspec, where the run or the derived store is a URL.
     """
@@ -163,7 +166,7 @@ class StudyResult:
 
 
 def analyse(
-    run: Run | str | os.PathLike[str],
+    run: Place | Sequence[Place],
     out: str | os.PathLike[str],
     options: StudyOptions | None = None,
     *,
@@ -175,7 +178,7 @@ def analyse(
     Parameters
     ----------
     run
-        An open run, or its path or URL.
+        An open run, or its path or URL; or several, or a pattern, as `storage.open_runs` takes them.
     out
         A local directory; made if absent. A study that lies there is replaced; other contents are left alone.
     options
@@ -201,20 +204,20 @@ def analyse(
     DamagedSample
         If no sample is left that is not damaged.
     """
-    from storage import open_run
+    from storage import open_any
 
     tell = on_event or ignore
     begun = time.perf_counter()
     options = options or StudyOptions()
     _check_options(options)
-    opened = open_run(run, options.storage_options) if isinstance(run, (str, os.PathLike)) else run
+    opened = open_any(run, options.storage_options)
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
     directory = _directory(Path(out), overwrite)
     # Absolute, because the workers of a cluster may have another working directory.
     staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory)).absolute()
     try:
         result, made = _without_damaged(opened, names, options, directory, staging, tell)
-        facts = result.to_json() | {"run": str(opened.path)}
+        facts = result.to_json() | {"run": str(opened.path), "runs": [own.path for own in members_of(opened)]}
         (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
         drop_half_written(made)
         _into_place(made, directory)
@@ -233,7 +236,7 @@ def _check_options(options: StudyOptions) -> None:
 
 
 def _without_damaged(
-    run: Run, names: Sequence[str], options: StudyOptions, out: Path, staging: Path, tell: Listener
+    run: AnyRun, names: Sequence[str], options: StudyOptions, out: Path, staging: Path, tell: Listener
 ) -> tuple[StudyResult, Path]:
     """Study; a sample that turns out damaged only when its attention is read again is left out too.
 
@@ -287,7 +290,7 @@ def _directory(out: Path, overwrite: bool) -> Path:
 
 
 def _study(
-    run: Run,
+    run: AnyRun,
     names: Sequence[str],
     known: dict[str, str],
     options: StudyOptions,
@@ -348,7 +351,7 @@ class _Laps:
 
 
 def _tables(
-    run: Run, collected: Collected, options: StudyOptions, staging: Path, tell: Listener
+    run: AnyRun, collected: Collected, options: StudyOptions, staging: Path, tell: Listener
 ) -> tuple[dict[str, pl.DataFrame], tuple[str, ...]]:
     """Write the tables of all levels, of the baselines, and the summary; and what has no answer."""
     tables = collect_tables(run, collected, options, tell)
@@ -363,7 +366,7 @@ def _tables(
 
 
 def _draw(
-    run: Run,
+    run: AnyRun,
     collected: Collected,
     aggregated: Aggregated,
     tables: dict[str, pl.DataFrame],
@@ -395,11 +398,11 @@ def _draw(
         means=means,
         on_event=tell,
     )
-    write_aggregation_page(aggregated, staging, Path(str(run.path)).name, tell, site(collected, pages))
+    write_aggregation_page(aggregated, staging, run.name, tell, site(collected, pages))
     laps.end("report")
 
 
-def _check(run: Run, names: Sequence[str]) -> dict[str, str]:
+def _check(run: AnyRun, names: Sequence[str]) -> dict[str, str]:
     """Cheap look at every sample: {damaged sample: reason}."""
     damaged: dict[str, str] = {}
     for name in names:

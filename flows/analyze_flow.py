@@ -14,7 +14,7 @@ from flows.progress import Progress, heard_by
 
 
 @task(name="analyse run", cache_policy=NO_CACHE, persist_result=False)
-def analyse_run(run: str, out: str, config: AnalysisConfig, overwrite: bool) -> dict[str, Any]:
+def analyse_run(run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool) -> dict[str, Any]:
     """Make marginals, maps, tables, figures and report, and log the stages.
 
     Parameters
@@ -60,13 +60,15 @@ def publish_analysis(summary: dict[str, Any]) -> None:
 
 
 @flow(name="i2am-analyze", flow_run_name="analyze {run}", persist_result=False)
-def analyze_flow(run: str, out: str, config: AnalysisConfig, overwrite: bool = False) -> dict[str, Any]:
+def analyze_flow(
+    run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool = False
+) -> dict[str, Any]:
     """Analyse a run into a directory.
 
     Parameters
     ----------
     run
-        Path or URL, as seen by the worker.
+        Path or URL, as seen by the worker; or several, or a pattern.
     out
         Directory of the results.
     config

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from analysis.study import StudyOptions
 
 
-def run_analysis(run: str, out: str, config: AnalysisConfig, overwrite: bool = False) -> dict[str, Any]:
+def run_analysis(
+    run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool = False
+) -> dict[str, Any]:
     """Analyse a run into a directory.
 
     Parameters
     ----------
     run
-        Path or URL.
+        Path or URL; or several, or a pattern: they are read as one run.
     out
         Local directory of the results.
     config
@@ -41,11 +43,17 @@ def run_analysis(run: str, out: str, config: AnalysisConfig, overwrite: bool = F
     """
     from analysis.study import analyse
     from flows.clusters import computing
+    from storage import open_any
 
     with computing(config, overwrite):
-        result = analyse(run, out, _options(config), on_event=_listen, overwrite=overwrite)
+        opened = open_any(run, label=config.label)
+        result = analyse(opened, out, _options(config), on_event=_listen, overwrite=overwrite)
     columns = ["sample", "direction", "region", "imacs", "inside", "outside", "share", "kind", "note"]
-    return {"run": run} | result.to_json() | {"scores": result.tables["unified"].select(columns).to_dicts()}
+    return (
+        {"run": run if isinstance(run, str) else ", ".join(run)}
+        | result.to_json()
+        | {"scores": result.tables["unified"].select(columns).to_dicts()}
+    )
 
 
 def _options(config: AnalysisConfig) -> StudyOptions:

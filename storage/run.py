@@ -64,6 +64,11 @@ class Run:
         return self._location.url
 
     @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
     def run_id(self) -> str:
         """Id of the run."""
         return self._header.run_id
