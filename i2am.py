@@ -31,6 +31,7 @@ _lazy, __dir__, __all__ = attach(
         "daam_maps": "analysis.daam",
         "imacs": "analysis.imacs",
         "capture": "pipeline.capturing",
+        "compare": "analysis.compare_runs",
     },
 )
 

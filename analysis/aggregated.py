@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -18,7 +19,7 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from analysis.aggregation import TOKENS, Aggregation, State
-from analysis.cache import MarginalCache, StorePlace, open_cache, within
+from analysis.cache import MarginalCache, StorePlace, open_cache
 from analysis.joined import over_runs
 from analysis.reduce import finish, reduce_slab, slabs
 from analysis.resize import Grid, bicubic
@@ -28,7 +29,7 @@ from storage.errors import AggregationError
 from storage.runs import Runs
 
 if TYPE_CHECKING:
-    from storage import AnyRun, LayerSpec, Run
+    from storage import AnyRun, LayerSpec
 
 
 def aggregate(
@@ -77,24 +78,12 @@ def aggregate(
         from analysis.discover import find
 
         aggregation = find(aggregation)
-    declared = aggregation
     if isinstance(run, Runs):
-
-        def make(member: Run, names: Sequence[str], grid: Grid | None) -> xr.DataArray:
-            own = within(store, member)
-            return aggregate(
-                member,
-                declared,
-                layers,
-                steps,
-                heads,
-                names,
-                grid,
-                store=own,
-                storage_options=storage_options,
-            )
-
-        return over_runs(run, samples, size, make)
+        again = partial(
+            aggregate, aggregation=aggregation, layers=layers, steps=steps, heads=heads,
+            storage_options=storage_options,
+        )  # fmt: skip
+        return over_runs(run, samples, size, store, again)
     place = aggregation.place or "ref" in aggregation.axes
     chosen = select(run, "r2g", layers, steps, heads, samples, place=place)
     frame = _Frame.of(aggregation, chosen, size)
@@ -206,7 +195,9 @@ def _lazy_layer(
     return da.from_delayed(done, shape=frame.shape, dtype=dtype, name=f"aggregate-{key}")
 
 
-def _wrap(values: Any, run: Run, aggregation: Aggregation, chosen: Selection, frame: _Frame) -> xr.DataArray:
+def _wrap(
+    values: Any, run: AnyRun, aggregation: Aggregation, chosen: Selection, frame: _Frame
+) -> xr.DataArray:
     coords: dict[Hashable, Any] = {
         "sample": np.asarray(chosen.samples, dtype=object),
         "layer": np.asarray([spec.name for spec in chosen.layers], dtype=object),

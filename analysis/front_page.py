@@ -20,7 +20,7 @@ from storage.runs import distinct_layers, members_of
 
 if TYPE_CHECKING:
     from analysis.collect import Collected
-    from analysis.study import Refusal
+    from analysis.soundness import Refusal
     from storage import AnyRun
 
 MOST = 320
@@ -87,7 +87,7 @@ def front_content(
         "scales": {level: density_scale(end, units.bar) for level, end in ends.items()},
         "refusals": refusals,
         "absent": collected.absent,
-        "provenance": _provenance(run),
+        "provenance": provenance(run),
         "layers": distinct_layers(run),
         "total": len(collected.samples),
         "attrs": attrs,
@@ -187,7 +187,7 @@ def _headline(scored: pl.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def _provenance(run: AnyRun) -> list[tuple[str, str]]:
+def provenance(run: AnyRun) -> list[tuple[str, str]]:
     """What the run says about itself, as (key, words)."""
     members = members_of(run)
     stores = "\n".join(

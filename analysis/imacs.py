@@ -49,9 +49,8 @@ def imacs(
     masks
         [..., y, x] of any size with the maps' aspect ratio (official: of any size), 1 inside. One mask for
         all maps, or one for each sample (the axis "sample", else the first), or one for each map; a list of
-        one for each sample may hold masks of different sizes. Masks with a coordinate "sample" are matched by
-        it. R2G is scored against the inpainting mask, G2R against the
-        object's mask in the reference.
+        one for each sample may hold different sizes. Masks with a coordinate "sample" are matched by it. R2G
+        is scored against the inpainting mask, G2R against the object's mask in the reference.
     direction
         "r2g" or "g2r"; read from the attributes of a DataArray, to be given for a plain array.
     penalty

@@ -17,6 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import mosaic
+from analysis.cache import StorePlace, within
 from analysis.resize import Grid
 from analysis.selection import chosen_samples
 from storage.errors import InputError, NoAnswer
@@ -24,11 +25,14 @@ from storage.errors import InputError, NoAnswer
 if TYPE_CHECKING:
     from storage import Run, Runs
 
-Make = Callable[["Run", tuple[str, ...], Grid | None], xr.DataArray]
-"""(run, samples, size) to a lazy result (sample, ...) of one run."""
 
-
-def over_runs(runs: Runs, samples: Sequence[str] | str | None, size: Grid | None, make: Make) -> xr.DataArray:
+def over_runs(
+    runs: Runs,
+    samples: Sequence[str] | str | None,
+    size: Grid | None,
+    store: StorePlace,
+    make: Callable[..., xr.DataArray],
+) -> xr.DataArray:
     """Make something of every run that holds a sample asked for, and put it together.
 
     Parameters
@@ -39,8 +43,10 @@ def over_runs(runs: Runs, samples: Sequence[str] | str | None, size: Grid | None
         Ids in order; None for all.
     size
         (rows, columns) of what is a map; None for the largest grid, if all have one aspect ratio.
+    store
+        Folder of the derived stores; None for beside each run, False to keep nothing.
     make
-        Makes it of one run.
+        (run, samples=, size=, store=) to a lazy result (sample, ...) of one run.
 
     Raises
     ------
@@ -53,12 +59,15 @@ def over_runs(runs: Runs, samples: Sequence[str] | str | None, size: Grid | None
     for name in names:
         held.setdefault(place[id(runs.home(name))], []).append(name)
     parts = [(runs.members[number], tuple(own)) for number, own in sorted(held.items())]
-    made = [make(member, own, size) for member, own in parts]
+
+    def all_at(grid: Grid | None) -> list[xr.DataArray]:
+        return [make(run, samples=own, size=grid, store=within(store, run)) for run, own in parts]
+
+    made = all_at(size)
     grids = [own_grid(member, maps.attrs) for (member, _), maps in zip(parts, made, strict=True)]
     shapes = list(dict.fromkeys((maps.sizes.get("y", 0), maps.sizes.get("x", 0)) for maps in made))
     if len(shapes) > 1:
-        common = common_size(shapes, made[0].attrs)
-        made = [make(member, own, common) for member, own in parts]
+        made = all_at(common_size(shapes, made[0].attrs))
     return _side_by_side(runs, names, parts, made, grids)
 
 

@@ -42,7 +42,7 @@ from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from analysis import mosaic, official, region
-from analysis.cache import StorePlace, open_cache, within
+from analysis.cache import StorePlace, open_cache
 from analysis.joined import over_runs, own_grid
 from analysis.layer_maps import Plan, density_maps
 from analysis.question import Level, Protocol, Question, ask
@@ -118,24 +118,18 @@ def attribution_maps(
         If the geometry has no answer, such as G2R of a pooled token.
     """
     if isinstance(run, Runs):
-
-        def each(member: Run, names: Sequence[str], grid: Grid | None) -> xr.DataArray:
-            place = within(store, member)
-            return attribution_maps(
-                member, direction, level, layers, steps, heads, names, grid, time_groups, at, protocol,
-                method=method, store=place, storage_options=storage_options,
-            )  # fmt: skip
-
-        found = over_runs(run, samples, size, each)
-        _check_one_grid(run, found, at)
-        return found
+        again = partial(
+            attribution_maps, direction=direction, level=level, layers=layers, steps=steps, heads=heads,
+            time_groups=time_groups, at=at, protocol=protocol, method=method, storage_options=storage_options,
+        )  # fmt: skip
+        return _one_grid(run, over_runs(run, samples, size, store, again), at)
     asked = (layers, steps, heads, samples)
     question = ask(run, direction, level, asked, size, time_groups, at, protocol, method)
     make = _maker(run, question, (store, storage_options))
     return _wrap(_lazy(make, run, question), run, question)
 
 
-def _check_one_grid(runs: Runs, maps: xr.DataArray, at: region.Region | str | None) -> None:
+def _one_grid(runs: Runs, maps: xr.DataArray, at: region.Region | str | None) -> xr.DataArray:
     """Refuse patches counted on grids that differ: they would be other places in other runs."""
     grids = {own_grid(member, maps.attrs, other=True) for member in runs.members}
     if at is not None and len(grids) > 1 and not (isinstance(at, str) or region.is_mask(at)):
@@ -145,6 +139,7 @@ def _check_one_grid(runs: Runs, maps: xr.DataArray, at: region.Region | str | No
             got=f"patches, on {len(grids)} grids",
             remedy="name a mask, or ask each run by itself",
         )
+    return maps
 
 
 def _maker(run: Run, question: Question, place: tuple[StorePlace, Mapping[str, Any] | None]) -> LayerMaps:

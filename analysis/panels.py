@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.colour import RGB, paint
-from analysis.pictures import covered, fit, mark, outline, scaled
+from analysis.pictures import YELLOW, covered, fit, mark, outline, scaled
 from analysis.region import image_mask, sample_image
 from storage.runs import home_of
 
@@ -43,6 +43,8 @@ class Panel:
         Region [y, x] that was asked about, to mark, of any size, or None.
     whole
         The title in full where it is shortened, else "".
+    line
+        Colour of the outline.
     """
 
     title: str
@@ -51,6 +53,7 @@ class Panel:
     mask: NDArray[np.bool_] | None = None
     asked: NDArray[np.float64] | None = None
     whole: str = ""
+    line: tuple[int, int, int] = YELLOW
 
     def shape(self, longest: int) -> tuple[int, int]:
         """(rows, columns) of the picture whose longer side is `longest` pixels."""
@@ -76,7 +79,7 @@ class Panel:
         else:
             drawn = np.full((*shape, 3), BLANK, np.uint8) if below is None else below
         if self.mask is not None:
-            drawn = outline(drawn, covered(self.mask, shape), line_width(longest))
+            drawn = outline(drawn, covered(self.mask, shape), line_width(longest), self.line)
         if self.asked is not None:
             drawn = mark(drawn, covered(self.asked, shape), 1 + line_width(longest))
         return drawn

@@ -24,7 +24,7 @@ from analysis.units import units_of
 
 if TYPE_CHECKING:
     from analysis.collect import Collected
-    from analysis.study import Refusal
+    from analysis.soundness import Refusal
     from storage import AnyRun
 
 

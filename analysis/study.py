@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,22 +31,14 @@ from analysis.baselines import collect_baselines
 from analysis.bootstrap import CONFIDENCE, check_confidence
 from analysis.cache import StorePlace
 from analysis.collect import Collected, collect_maps, collect_tables
-from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
-from analysis.fill import fill_marginals
+from analysis.events import Listener, StudyFinished, ignore
 from analysis.imacs import check_penalty
-from analysis.outputs import drop_half_written, into_place, refuse_inside_run
 from analysis.question import PROTOCOLS, Protocol
 from analysis.selection import Indices, select
+from analysis.soundness import Refusal, sound_samples
 from analysis.summary import summarise
-from storage.errors import (
-    AlreadyExists,
-    DamagedSample,
-    DamageError,
-    NoAnswer,
-    NoPermission,
-    NotFound,
-    UnknownName,
-)
+from analysis.workplace import Kind, Laps, without_damaged, workplace
+from storage.errors import NoAnswer, UnknownName
 from storage.runs import members_of
 
 if TYPE_CHECKING:
@@ -58,21 +48,7 @@ if TYPE_CHECKING:
 OUTPUTS = ("maps.zarr", "aggregations.zarr", "tables", "figures", "report", "study.json")
 """Everything that a study writes into its directory; nothing else there is touched."""
 
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A sample that was left out.
-
-    Attributes
-    ----------
-    sample
-        Its id.
-    reason
-        The error's one line, which names the sample and the layer.
-    """
-
-    sample: str
-    reason: str
+STUDY = Kind("a study", OUTPUTS, "study.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,84 +185,34 @@ def analyse(
     tell = on_event or ignore
     begun = time.perf_counter()
     options = options or StudyOptions()
-    _check_options(options)
+    check_options(options)
     opened = open_any(run, options.storage_options)
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
-    directory = _directory(Path(out), overwrite)
-    # Absolute, because the workers of a cluster may have another working directory.
-    staging = Path(tempfile.mkdtemp(prefix=".study-", dir=directory)).absolute()
-    try:
-        result, made = _without_damaged(opened, names, options, directory, staging, tell)
-        facts = result.to_json() | {"run": str(opened.path), "runs": [own.path for own in members_of(opened)]}
+    with workplace(Path(out), STUDY, overwrite) as place:
+
+        def attempt(damaged: dict[str, str], made: Path) -> StudyResult:
+            return _study(opened, names, damaged, options, place.directory, made, tell)
+
+        result, made = without_damaged(names, place.staging, attempt)
+        facts = result.to_json() | {"run": opened.path, "runs": [own.path for own in members_of(opened)]}
         (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
-        drop_half_written(made)
-        _into_place(made, directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    tell(StudyFinished(str(directory), time.perf_counter() - begun))
+        place.publish(made)
+    tell(StudyFinished(str(place.directory), time.perf_counter() - begun))
     return result
 
 
-def _check_options(options: StudyOptions) -> None:
-    """Refuse what would fail only after the marginals pass."""
+def check_options(options: StudyOptions) -> None:
+    """Refuse what would fail only after the marginals pass.
+
+    Raises
+    ------
+    InputError, UnknownName
+        For a confidence, penalty or protocol that cannot be.
+    """
     check_confidence(options.confidence)
     check_penalty(options.penalty)
     if options.protocol not in PROTOCOLS:
         raise UnknownName("protocol", options.protocol, PROTOCOLS)
-
-
-def _without_damaged(
-    run: AnyRun, names: Sequence[str], options: StudyOptions, out: Path, staging: Path, tell: Listener
-) -> tuple[StudyResult, Path]:
-    """Study; a sample that turns out damaged only when its attention is read again is left out too.
-
-    Each attempt has a folder of its own: tasks of the one before may still be writing.
-    """
-    damaged: dict[str, str] = {}
-    while True:
-        made = staging / f"attempt-{len(damaged)}"
-        made.mkdir()
-        try:
-            return _study(run, names, damaged, options, out, made, tell), made
-        except DamagedSample as error:
-            if error.sample in damaged or error.sample not in names or len(damaged) + 1 == len(names):
-                raise
-            damaged[error.sample] = str(error)
-
-
-def _into_place(staging: Path, directory: Path) -> None:
-    """Replace the study before this one; what only that one had goes with it."""
-    for name in OUTPUTS:
-        if (staging / name).exists():
-            into_place(staging / name, directory / name)
-        elif (directory / name).exists():
-            os.replace(directory / name, staging / f"old-{name}")
-
-
-def _directory(out: Path, overwrite: bool) -> Path:
-    """Make the output directory, or check that nothing but a study would be replaced in it."""
-    refuse_inside_run(out)
-    if out.exists() and not out.is_dir():
-        raise AlreadyExists(
-            f"{out} is a file", expected="a directory, or nothing", remedy="name another --out"
-        )
-    taken = [name for name in OUTPUTS if (out / name).exists()]
-    if taken and not (out / "study.json").is_file() and not overwrite:
-        raise AlreadyExists(
-            f"{out / taken[0]} exists and was not written by a study",
-            remedy="name another directory, or allow overwriting",
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = tempfile.mkdtemp(prefix=".study-", dir=out)
-    except PermissionError as error:
-        raise NoPermission(
-            f"cannot write into {out}", got=str(error), remedy="name another directory"
-        ) from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFound(f"cannot make {out}", got=str(error), remedy="name another directory") from error
-    os.rmdir(probe)
-    return out
 
 
 def _study(
@@ -298,18 +224,8 @@ def _study(
     staging: Path,
     tell: Listener,
 ) -> StudyResult:
-    laps = _Laps()
-    tell(StageStarted("check", len(names)))
-    damaged = known | _check(run, [name for name in names if name not in known])
-    laps.end("check")
-    damaged |= fill_marginals(run, [name for name in names if name not in damaged], options, tell)
-    laps.end("marginals")
-    for sample, reason in damaged.items():
-        tell(SampleRefused(sample, reason))
-    good = tuple(name for name in names if name not in damaged)
-    if not good:
-        raise _all_damaged(damaged)
-    refusals = tuple(Refusal(sample, reason) for sample, reason in damaged.items())
+    laps = Laps()
+    good, refusals = sound_samples((run,), names, known, options, tell, laps)
     collected = collect_maps(run, good, options, staging / "maps.zarr", tell)
     if not collected.maps:
         raise NoAnswer(
@@ -336,20 +252,6 @@ def _study(
     )
 
 
-class _Laps:
-    """Wall clock of each stage, in seconds."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._mark = time.perf_counter()
-
-    def end(self, stage: str) -> None:
-        """Note the time since the last stage ended."""
-        now = time.perf_counter()
-        self.seconds[stage] = round(now - self._mark, 3)
-        self._mark = now
-
-
 def _tables(
     run: AnyRun, collected: Collected, options: StudyOptions, staging: Path, tell: Listener
 ) -> tuple[dict[str, pl.DataFrame], tuple[str, ...]]:
@@ -374,7 +276,7 @@ def _draw(
     options: StudyOptions,
     staging: Path,
     tell: Listener,
-    laps: _Laps,
+    laps: Laps,
 ) -> None:
     """Draw the figures, and write the pages of the report."""
     from analysis.aggregation_page import PAGE, write_aggregation_page
@@ -400,19 +302,3 @@ def _draw(
     )
     write_aggregation_page(aggregated, staging, run.name, tell, site(collected, pages))
     laps.end("report")
-
-
-def _check(run: AnyRun, names: Sequence[str]) -> dict[str, str]:
-    """Cheap look at every sample: {damaged sample: reason}."""
-    damaged: dict[str, str] = {}
-    for name in names:
-        try:
-            run.check(name)
-        except DamageError as error:
-            damaged[name] = str(error)
-    return damaged
-
-
-def _all_damaged(damaged: dict[str, str]) -> DamagedSample:
-    sample, reason = next(iter(damaged.items()))
-    return DamagedSample(sample, None, f"and so is every other sample asked for ({len(damaged)}): {reason}")

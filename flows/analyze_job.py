@@ -47,7 +47,7 @@ def run_analysis(
 
     with computing(config, overwrite):
         opened = open_any(run, label=config.label)
-        result = analyse(opened, out, _options(config), on_event=_listen, overwrite=overwrite)
+        result = analyse(opened, out, _options(config), on_event=listen, overwrite=overwrite)
     columns = ["sample", "direction", "region", "imacs", "inside", "outside", "share", "kind", "note"]
     return (
         {"run": run if isinstance(run, str) else ", ".join(run)}
@@ -75,7 +75,14 @@ def _options(config: AnalysisConfig) -> StudyOptions:
     )
 
 
-def _listen(event: Event) -> None:
+def listen(event: Event) -> None:
+    """Tell of a stage's progress, a hundredth of it at least.
+
+    Parameters
+    ----------
+    event
+        Of an analysis.
+    """
     from analysis.events import StageAdvanced, StageStarted
 
     if isinstance(event, StageStarted):

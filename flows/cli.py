@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows.commands import analyze, capture, demo, imacs, inspect, maps, plan, prune, sweep, verify
+from flows.commands import analyze, capture, compare, demo, imacs, inspect, maps, plan, prune, sweep, verify
 from flows.terminal import note, say
 from storage.errors import I2AMError
 
@@ -62,6 +62,7 @@ for _command in (
     verify.verify,
     prune.prune,
     analyze.analyze,
+    compare.compare,
     maps.maps,
     imacs.imacs,
 ):
