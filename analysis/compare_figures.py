@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ import polars as pl
 from analysis import signed
 from analysis.canvas import RULE, SERIES, new_figure, plain, save
 from analysis.colour import RGB, limit
-from analysis.compare_panels import Drawn, DrawnPair, drawn_pairs, levels_of, scale_ends
+from analysis.compare_panels import Drawn, DrawnPair, drawn_pairs, levels_of, mean_end
 from analysis.events import Listener, StageAdvanced, StageStarted
 from analysis.lettering import FAINT, INK
-from analysis.panels import Block, Panel, block
-from analysis.pictures import DARK
+from analysis.panels import Panel, block
 from analysis.sheets import sheet
+from analysis.units import Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,44 +68,41 @@ def write_compare_figures(
         tell(StageAdvanced("figures", done := done + 1, total))
 
 
+def difference_words(units: Units) -> str:
+    """Words of a scale of differences."""
+    return f"B − A, {units.unit if units.uniform is not None else '× the mean of these maps'}"
+
+
 def interval_words(found: Comparison) -> str:
     """What the outlined region is."""
     if len(found.pairing.samples) < 2:
-        return "one pair: no intervals"
+        return "One pair: no intervals."
     confidence = next(iter(found.maps.values())).attrs["confidence"]
-    return f"outlined: the {100 * confidence:g}% interval over {len(found.pairing.samples)} pairs excludes 0"
+    return f"Outlined: the {100 * confidence:g}% interval over {len(found.pairing.samples)} pairs excludes 0."
 
 
 def _level_figure(found: Comparison, level: str, some: Sequence[Drawn]) -> RGB:
-    """Means of A and B on one scale; below them the differences on theirs."""
-    end, far = scale_ends(some)
+    """Means of A and B on one scale; the differences, each direction on its own, below or beside them."""
+    end, pairs = mean_end(some), f"{len(found.pairing.samples)} pairs"
     if level == "unified":
-        above = [_named(each.title, [("A", each.means("a")[0]), ("B", each.means("b")[0])]) for each in some]
-        named = [(each.title, each.differences(far)[0]) for each in some]
-        below = [_named("", named)]
-    else:
-        above = [
-            block(f"{which.upper()}: {each.title}", each.means(which)) for each in some for which in "ab"
-        ]
-        below = [block(each.title, each.differences(far)) for each in some]
-    units = some[0].units
-    names = found.names
-    title = f"Means over {len(found.pairing.samples)} pairs{OF_LEVEL[level]}: A {names[0]}, B {names[1]}"
-    first = sheet(above, title, units.bar, end=end)
-    words = f"B − A, {units.unit if units.uniform is not None else '× the mean of these maps'}"
-    second = sheet(
-        below,
-        f"Difference B − A; {interval_words(found)}",
-        words,
-        end=signed.END,
-        ticks=signed.ticks(far, units.sign),
-    )
-    return stacked(first, second)
+        rows = []
+        for each in some:
+            both = block("", [replace(each.means(which)[0], title=which.upper()) for which in "ab"])
+            title = f"{each.title}, mean over {pairs}"
+            means = sheet([both], title, each.units.bar, found.names_in_words, end)
+            rows.append(beside(trimmed(means), trimmed(_difference(found, each))))
+        return stacked(*rows)
+    above = [block(f"{which.upper()}: {each.title}", each.means(which)) for each in some for which in "ab"]
+    title = f"Means over {pairs}{OF_LEVEL[level]}. {found.names_in_words}"
+    first = sheet(above, title, some[0].units.bar, end=end)
+    return stacked(first, *(_difference(found, each) for each in some))
 
 
-def _named(title: str, panels: Sequence[tuple[str, Panel]]) -> Block:
-    """Panels of a level without labels, under names of their own."""
-    return block(title, [Panel(name, None, each.values, each.mask, line=each.line) for name, each in panels])
+def _difference(found: Comparison, each: Drawn) -> RGB:
+    ticks = signed.ticks(each.reach, each.units.sign)
+    title = f"B − A, {each.title}"
+    panels = block("", each.differences())
+    return sheet([panels], title, difference_words(each.units), interval_words(found), signed.END, ticks)
 
 
 def _pair_figure(found: Comparison, one: DrawnPair) -> RGB:
@@ -112,15 +110,30 @@ def _pair_figure(found: Comparison, one: DrawnPair) -> RGB:
     units = levels_of(found)["unified"][0].units
     maps = [panel for a, b, _ in one.maps for panel in (a, b)]
     end = limit(panel.values for panel in maps if panel.values is not None)
-    far = signed.limit(difference for _, _, difference in one.maps)
     blocks = [block("", one.images)] if one.images else []
-    first = sheet([*blocks, block("", maps)], f"Pair {one.sample}: A and B", units.bar, end=end)
-    below = [
-        Panel(f"{a.title[:3]} B − A", None, signed.to_density(difference, far), line=DARK)
-        for a, _, difference in one.maps
+    parts = [
+        sheet([*blocks, block("", maps)], f"Pair {one.sample}. {found.names_in_words}", units.bar, end=end)
     ]
-    ticks = signed.ticks(far, units.sign)
-    return stacked(first, sheet([block("", below)], "Difference B − A", "B − A", end=signed.END, ticks=ticks))
+    below = []
+    for a, _, difference in one.maps:
+        far = signed.limit([difference])
+        panel = Panel("", None, signed.to_density(difference, far))
+        title, ticks = f"B − A, {a.title.split()[0]}", signed.ticks(far, units.sign)
+        below.append(
+            trimmed(sheet([block("", [panel])], title, difference_words(units), end=signed.END, ticks=ticks))
+        )
+    return stacked(*parts, beside(*below))
+
+
+def beside(*pictures: RGB) -> RGB:
+    """Pictures one beside the other, on white."""
+    return stacked(*(picture.transpose(1, 0, 2) for picture in pictures)).transpose(1, 0, 2)
+
+
+def trimmed(picture: RGB, margin: int = 20) -> RGB:
+    """A picture without the white at its right, but for a margin (pixels)."""
+    drawn = np.flatnonzero((picture != 255).any(axis=(0, 2)))
+    return picture[:, : drawn[-1] + 1 + margin] if drawn.size else picture
 
 
 def stacked(*pictures: RGB) -> RGB:
@@ -154,8 +167,7 @@ def _paired_imacs(found: Comparison) -> Figure:
         mean = summary.filter(direction=way).row(0, named=True)
         _slopes(figure.add_subplot(grid[0, 2 * column]), rows, mean, SERIES[way], way.upper())
         _mean_difference(figure.add_subplot(grid[0, 2 * column + 1]), mean, SERIES[way])
-    names = found.names
-    words = f"IMACS, pair by pair: A {names[0]}, B {names[1]}"
+    words = f"IMACS, pair by pair. {found.names_in_words}"
     figure.text(0.02, 0.93, words, fontsize=10, weight="bold", color=INK, va="center", parse_math=False)
     return figure
 
@@ -168,7 +180,7 @@ def _slopes(axes: Axes, rows: pl.DataFrame, mean: dict[str, Any], colour: str, n
     axes.plot([1] * both.shape[1], both[1], "o", ms=3, mfc=colour, mec="white", mew=0.4, alpha=0.8)
     axes.plot([0, 1], [mean["mean_a"], mean["mean_b"]], "-o", color=INK, lw=1.8, ms=4.5)
     axes.set_xlim(-0.25, 1.25)
-    shown = "" if rows.height <= LINES else f", the first {LINES} of"
+    shown = "," if rows.height <= LINES else f", the first {LINES} of"
     axes.set_title(f"{name}{shown} {rows.height} pairs; black: mean", fontsize=7.5, loc="left", color=FAINT)
     _upright(axes, [0, 1], ["A", "B"])
 
@@ -179,8 +191,8 @@ def _mean_difference(axes: Axes, mean: dict[str, Any], colour: str) -> None:
         axes.plot([0, 0], [mean["low"], mean["high"]], color=colour, lw=2.2, solid_capstyle="butt")
     axes.plot([0], [mean["difference"]], "o", color=colour, ms=6)
     axes.set_xlim(-1, 1)
-    axes.set_title("mean difference", fontsize=7.5, loc="left", color=FAINT)
-    _upright(axes, [0], ["B − A"])
+    axes.set_title("mean B − A", fontsize=7.5, loc="left", color=FAINT)
+    _upright(axes, [0], [""])
 
 
 def _upright(axes: Axes, places: list[int], words: list[str]) -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from analysis import signed
 from analysis.charts import StripChart, strip_chart
 from analysis.colour import limit
-from analysis.compare_panels import Drawn, DrawnPair, drawn_pairs, levels_of, scale_ends, titles
+from analysis.compare_figures import difference_words
+from analysis.compare_panels import Drawn, DrawnPair, drawn_pairs, levels_of, mean_end, titles
 from analysis.events import Listener, StageAdvanced, StageStarted
 from analysis.front_page import provenance
 from analysis.level_charts import COLOURS
@@ -92,10 +93,10 @@ def _headline(found: Comparison, units: Units) -> list[dict[str, str]]:
     for row in summary.filter(pl.col("metric").is_in(["imacs", "inside"])).iter_rows(named=True):
         sign = units.sign if row["metric"] == "inside" else ""
         what = "IMACS" if row["metric"] == "imacs" else f"mean {units.name} inside the mask"
-        ends = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+        ends = "" if row["low"] is None else f" [{row['low']:+.2g}, {row['high']:+.2g}]"
         items.append(
             {
-                "value": f"{row['difference']:+.3f}{sign}",
+                "value": f"{row['difference']:+.3g}{sign}",
                 "name": row["direction"].upper(),
                 "words": f"{what}, B less A{ends}",
                 "more": f"A {row['mean_a']:.3f}, B {row['mean_b']:.3f}; rose in {100 * row['rose']:.0f}% "
@@ -149,7 +150,7 @@ def _levels(found: Comparison, levels: Mapping[str, Sequence[Drawn]]) -> list[di
     shares = found.tables["map_summary"]
     shown = []
     for level, some in levels.items():
-        end, far = scale_ends(some)
+        end = mean_end(some)
         ways = []
         for (way, own), each in zip((key for key in found.maps if key[1] == level), some, strict=True):
             share = shares.filter(direction=way, level=own)["excluding_zero"].mean()
@@ -163,23 +164,19 @@ def _levels(found: Comparison, levels: Mapping[str, Sequence[Drawn]]) -> list[di
                     "b": _grid(
                         [map_tile(p, end, longest, each.units.sign) for p in each.means("b")], longest
                     ),
-                    "difference": _differences(
-                        each.differences(far), each.difference, longest, each.units.sign
-                    ),
+                    "difference": _differences(each.differences(), each.difference, longest, each.units.sign),
                     "excluding": words,
+                    "signed": signed.scale(each.reach, each.units.sign, difference_words(each.units)),
                 }
             )
         scale = density_scale(end, some[0].units.bar)
-        bar = signed.scale(far, some[0].units.sign, f"B − A, {some[0].units.unit}")
         narrow = level == "unified"
-        shown.append(
-            {"title": LEVEL_TITLES[level], "ways": ways, "scale": scale, "signed": bar, "narrow": narrow}
-        )
+        shown.append({"title": LEVEL_TITLES[level], "ways": ways, "scale": scale, "narrow": narrow})
     return shown
 
 
 def _grid(tiles: Sequence[Tile], longest: int, columns: int | None = None) -> TileGrid:
-    return TileGrid("", tuple(tiles), None, columns or min(len(tiles), 6), longest)
+    return TileGrid("", tuple(tiles), None, columns or -(-len(tiles) // -(-len(tiles) // 8)), longest)
 
 
 def _differences(panels: Sequence[Panel], values: NDArray[np.float64], longest: int, sign: str) -> TileGrid:
@@ -199,11 +196,12 @@ def _pairs(found: Comparison, stores: tuple[Path, Path], details: int, units: Un
     """Tiles of the pairs that differ most, on common scales."""
     some = list(drawn_pairs(found, stores, details))
     if not some:
-        return {"pairs": [], "pair_scale": None, "pair_signed": None}
+        return {"pairs": [], "pair_scale": None, "pair_signed": []}
     end = limit(
         panel.values for one in some for a, b, _ in one.maps for panel in (a, b) if panel.values is not None
     )
-    far = signed.limit(difference for one in some for _, _, difference in one.maps)
+    ways = [a.title.split()[0] for a, _, _ in some[0].maps]
+    far = {way: signed.limit(one.maps[n][2] for one in some) for n, way in enumerate(ways)}
     longest = tile_size(0, sum(len(one.images) + 3 * len(one.maps) for one in some), 1, MOST)[0]
     return {
         "pairs": [
@@ -215,15 +213,18 @@ def _pairs(found: Comparison, stores: tuple[Path, Path], details: int, units: Un
             for one in some
         ],
         "pair_scale": density_scale(end, units.bar),
-        "pair_signed": signed.scale(far, units.sign, f"B − A, {units.unit}"),
+        "pair_signed": [
+            signed.scale(end, units.sign, f"{way}: {difference_words(units)}") for way, end in far.items()
+        ],
     }
 
 
-def _pair_grid(one: DrawnPair, end: float, far: float, longest: int, units: Units) -> TileGrid:
+def _pair_grid(one: DrawnPair, end: float, far: Mapping[str, float], longest: int, units: Units) -> TileGrid:
     tiles = [image_tile(panel, end, longest, units.sign) for panel in one.images]
     for a, b, difference in one.maps:
         tiles += [image_tile(panel, end, longest, units.sign) for panel in (a, b)]
-        panel = Panel(f"{a.title.split()[0]} B − A", None, signed.to_density(difference, far))
+        way = a.title.split()[0]
+        panel = Panel(f"{way} B − A", None, signed.to_density(difference, far[way]))
         tiles.append(_signed_tile(panel, difference, longest, units.sign))
     return _grid(tiles, longest, len(tiles) if len(tiles) <= 10 else (len(tiles) + 1) // 2)
 
@@ -246,7 +247,7 @@ def _table(found: Comparison) -> dict[str, Any]:
         }
         entry = rows.setdefault(row["sample"], empty)
         entry["cells"][row["direction"].upper()] = [
-            "–" if row[name] is None else f"{row[name]:+.3f}" if "diff" in name else f"{row[name]:.3f}"
+            "–" if row[name] is None else f"{row[name]:+.2g}" if "diff" in name else f"{row[name]:.3f}"
             for name in columns
         ]
         for which in "ab":

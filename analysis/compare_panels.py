@@ -61,8 +61,14 @@ class Drawn:
             for (short, whole), values in zip(self.labels, getattr(self, which), strict=True)
         ]
 
-    def differences(self, end: float) -> list[Panel]:
+    @property
+    def reach(self) -> float:
+        """End of the scale of the differences: a direction has one of its own, since they differ widely."""
+        return signed.limit([self.difference])
+
+    def differences(self) -> list[Panel]:
         """Panels of the differences, on the density scale that ends at `analysis.signed.END`."""
+        end = self.reach
         return [
             Panel(
                 short,
@@ -90,7 +96,7 @@ def drawn(maps: xr.Dataset) -> Drawn:
     divisor = 1.0 if units.uniform is not None else mean_of(arrays[:2])
     a, b, difference = (values.reshape(-1, *values.shape[-2:]) / divisor for values in arrays)
     outlined = maps["excludes_zero"].values.reshape(a.shape)
-    whole = [str(label) for label in maps[level].values] if level in maps.dims else ["map"]
+    whole = [str(label) for label in maps[level].values] if level in maps.dims else [""]
     labels = tuple(zip(titles(level, whole), whole, strict=True))
     return Drawn(heading(maps.attrs), labels, a, b, difference, outlined, units)
 
@@ -111,10 +117,9 @@ def titles(level: str, labels: Sequence[str]) -> list[str]:
     return [f"steps {' | '.join(part)}" for part in parts]
 
 
-def scale_ends(some: Sequence[Drawn]) -> tuple[float, float]:
-    """Ends of the scales that maps shown together share: of the means, and of the differences."""
-    means = limit(values for each in some for values in (each.a, each.b))
-    return means, signed.limit(each.difference for each in some)
+def mean_end(some: Sequence[Drawn]) -> float:
+    """End of the scale that the means of maps shown together share."""
+    return limit(values for each in some for values in (each.a, each.b))
 
 
 def levels_of(found: Comparison) -> dict[str, list[Drawn]]:

@@ -95,6 +95,11 @@ class Comparison:
         names = self.a.name.removesuffix(".zarr"), self.b.name.removesuffix(".zarr")
         return names if names[0] != names[1] else (self.a.path, self.b.path)
 
+    @property
+    def names_in_words(self) -> str:
+        """Which run is A and which is B."""
+        return f"A: {self.names[0]}; B: {self.names[1]}"
+
     def to_json(self) -> dict[str, Any]:
         """Return runs, samples, summaries, refusals, absences, paths and seconds as JSON types."""
         made = self.out is not None
