@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 _STORAGE = (
     "AggregationError", "AlreadyExists", "CaptureError", "ConfigError", "DamageError", "DamagedRun",
     "DamagedSample", "EmptyRun", "I2AMError", "InputError", "LayerSpec", "MissingDependency", "NewerFormat",
-    "NoAnswer", "NoPermission", "NotARun", "NotFound", "Plan", "Run", "RunWriter", "SampleBusy",
+    "NoAnswer", "NoPermission", "NotARun", "NotFound", "Plan", "Run", "RunWriter", "Runs", "SampleBusy",
     "ShapeMismatch", "Sink", "StorageFull", "StoreUnavailable", "Tile", "UnknownName", "VerifyReport",
-    "compact", "create_run", "open_run", "plan", "prune", "resume_run", "verify",
+    "compact", "create_run", "open_run", "open_runs", "plan", "prune", "resume_run", "verify",
 )  # fmt: skip
 
 _lazy, __dir__, __all__ = attach(
@@ -32,6 +32,7 @@ _lazy, __dir__, __all__ = attach(
         "daam_maps": "analysis.daam",
         "imacs": "analysis.imacs",
         "capture": "pipeline.capturing",
+        "compare": "analysis.compare_runs",
     },
 )
 

@@ -13,6 +13,8 @@ from storage.lazy import attach
 if TYPE_CHECKING:
     from analysis.aggregated import aggregate as aggregate
     from analysis.aggregation import Aggregation as Aggregation
+    from analysis.compare_runs import Comparison as Comparison
+    from analysis.compare_runs import compare as compare
     from analysis.daam import daam_maps as daam_maps
     from analysis.export import save_maps as save_maps
     from analysis.maps import attribution_maps as attribution_maps
@@ -31,6 +33,8 @@ __getattr__, __dir__, __all__ = attach(
         "Aggregation": "analysis.aggregation",
         "aggregate": "analysis.aggregated",
         "attribution_maps": "analysis.maps",
+        "Comparison": "analysis.compare_runs",
+        "compare": "analysis.compare_runs",
         "compute_marginals": "analysis.marginals",
         "daam_maps": "analysis.daam",
         "save_maps": "analysis.export",

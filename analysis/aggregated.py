@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -19,19 +20,21 @@ from numpy.typing import NDArray
 
 from analysis.aggregation import TOKENS, Aggregation, State
 from analysis.cache import MarginalCache, StorePlace, open_cache
+from analysis.joined import over_runs
 from analysis.reduce import finish, reduce_slab, slabs
 from analysis.resize import Grid, bicubic
 from analysis.selection import Indices, Selection, is_similarity, placed, select
 from analysis.softmax import KERNEL_VERSION
 from storage.errors import AggregationError
 from storage.kept import need_attention
+from storage.runs import Runs
 
 if TYPE_CHECKING:
-    from storage import LayerSpec, Run
+    from storage import AnyRun, LayerSpec
 
 
 def aggregate(
-    run: Run,
+    run: AnyRun,
     aggregation: Aggregation | str,
     layers: Sequence[str] | str | None = None,
     steps: Indices | None = None,
@@ -47,7 +50,7 @@ def aggregate(
     Parameters
     ----------
     run
-        An open run.
+        An open run, or several as one.
     aggregation
         A declaration; or the name of one that comes with the project or with an installed package, or
         "module:name".
@@ -56,7 +59,8 @@ def aggregate(
     size
         (rows, columns) of a result that is a map; None for the largest grid of the layers.
     store, storage_options
-        Place of the derived store of marginals, and options for fsspec where it is a URL.
+        Place of the derived store of marginals (of several runs: a folder for theirs), and options for fsspec
+        where it is a URL.
 
     Returns
     -------
@@ -77,6 +81,12 @@ def aggregate(
         aggregation = find(aggregation)
     if aggregation.over != "marginals":
         need_attention(run.attrs, str(run.path), f"aggregation {aggregation.name!r}")
+    if isinstance(run, Runs):
+        again = partial(
+            aggregate, aggregation=aggregation, layers=layers, steps=steps, heads=heads,
+            storage_options=storage_options,
+        )  # fmt: skip
+        return over_runs(run, samples, size, store, again)
     place = aggregation.place or "ref" in aggregation.axes
     chosen = select(run, "r2g", layers, steps, heads, samples, place=place)
     frame = _Frame.of(aggregation, chosen, size)
@@ -188,7 +198,9 @@ def _lazy_layer(
     return da.from_delayed(done, shape=frame.shape, dtype=dtype, name=f"aggregate-{key}")
 
 
-def _wrap(values: Any, run: Run, aggregation: Aggregation, chosen: Selection, frame: _Frame) -> xr.DataArray:
+def _wrap(
+    values: Any, run: AnyRun, aggregation: Aggregation, chosen: Selection, frame: _Frame
+) -> xr.DataArray:
     coords: dict[Hashable, Any] = {
         "sample": np.asarray(chosen.samples, dtype=object),
         "layer": np.asarray([spec.name for spec in chosen.layers], dtype=object),

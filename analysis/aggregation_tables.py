@@ -20,13 +20,14 @@ from analysis.aggregated import aggregate
 from analysis.discover import find
 from analysis.events import Listener, StageAdvanced, StageStarted
 from analysis.imacs import matching_masks, split_means
+from analysis.joined import own_shape, run_id_of
 from analysis.region import image_mask, sample_image
 from analysis.resize import bicubic
 from storage.errors import InputError, NoAnswer
 
 if TYPE_CHECKING:
     from analysis.study import StudyOptions
-    from storage import Run
+    from storage import AnyRun
 
 STORE = "aggregations.zarr"
 BATCH = 16
@@ -67,7 +68,7 @@ class Aggregated:
 
 
 def collect_aggregations(
-    run: Run, names: Sequence[str], options: StudyOptions, staging: Path, tell: Listener
+    run: AnyRun, names: Sequence[str], options: StudyOptions, staging: Path, tell: Listener
 ) -> Aggregated:
     """Compute the aggregations of a study into a store, and write their tables.
 
@@ -129,7 +130,7 @@ def _check_names(names: Sequence[str]) -> None:
             )
 
 
-def write_table(run: Run, result: xr.DataArray, path: Path) -> None:
+def write_table(run: AnyRun, result: xr.DataArray, path: Path) -> None:
     """Write a result as a long table, a few samples at a time.
 
     Parameters
@@ -155,7 +156,7 @@ def write_table(run: Run, result: xr.DataArray, path: Path) -> None:
     parts.rmdir()
 
 
-def _rows(run: Run, result: xr.DataArray, sample: str) -> pl.DataFrame:
+def _rows(run: AnyRun, result: xr.DataArray, sample: str) -> pl.DataFrame:
     """Rows of one sample: (layer, ...) to one row for each number, or for each map."""
     axes = [str(name) for name in result.dims if name not in ("y", "x")]
     shape = tuple(result.sizes[axis] for axis in axes)
@@ -186,7 +187,7 @@ def _rows(run: Run, result: xr.DataArray, sample: str) -> pl.DataFrame:
         "outside": outside,
         "units": [result.attrs["units"]] * count,
         "kind": [result.attrs["kind"]] * count,
-        "run_id": [result.attrs["run_id"]] * count,
+        "run_id": [run_id_of(result)] * count,
     }
     full = {name: [None] * count if column is None else column for name, column in data.items()}
     table = pl.DataFrame(full, schema=SCHEMA)
@@ -197,7 +198,7 @@ def _rows(run: Run, result: xr.DataArray, sample: str) -> pl.DataFrame:
 
 
 def _halves(
-    run: Run, result: xr.DataArray, sample: str, density: np.ndarray[Any, Any]
+    run: AnyRun, result: xr.DataArray, sample: str, density: np.ndarray[Any, Any]
 ) -> tuple[float | None, float | None]:
     """Means of a map inside and outside the mask of the image that it lies on."""
     image = {"gen": "mask", "ref": "reference_mask"}[result.attrs["side"]]
@@ -206,7 +207,7 @@ def _halves(
         return None, None
     mask = image_mask(pixels)
     try:
-        fitting = matching_masks(density.shape, mask)
+        fitting = matching_masks(density.shape, mask, grid=own_shape(result))
         return split_means(bicubic(density, (mask.shape[0], mask.shape[1])), fitting)
     except InputError:  # an empty, full or misshapen mask: the sample's tables by level say so
         return None, None

@@ -27,7 +27,7 @@ from storage.errors import NoAnswer
 
 if TYPE_CHECKING:
     from analysis.study import StudyOptions
-    from storage import Run
+    from storage import AnyRun
 
 QUESTIONS: tuple[tuple[Method, Direction, Level], ...] = (
     ("daam", "r2g", "unified"),
@@ -46,7 +46,7 @@ class Baselines:
 
 
 def collect_baselines(
-    run: Run, names: Sequence[str], options: StudyOptions, path: Path, tell: Listener
+    run: AnyRun, names: Sequence[str], options: StudyOptions, path: Path, tell: Listener
 ) -> Baselines:
     """Compute the baselines of a study into its maps store, and score them.
 
@@ -95,7 +95,7 @@ def collect_baselines(
     return Baselines(frame(rows), tuple(absent))
 
 
-def _questions(run: Run, options: StudyOptions) -> list[tuple[Method, Direction, Level]]:
+def _questions(run: AnyRun, options: StudyOptions) -> list[tuple[Method, Direction, Level]]:
     """Those of QUESTIONS that this run can be asked."""
     if options.protocol == "official":
         return []

@@ -81,7 +81,8 @@ def mean_intervals(
         about -= mean[usable]
         about[~known] = 0
         draws = _draws(about, None if known.all() else known.astype(np.float64), resamples, seed)
-        ends = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+        quantile = np.quantile if np.isfinite(draws).all() else np.nanquantile  # which is far slower
+        ends = quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
         low[usable], high[usable] = mean[usable] + ends
     return Intervals(count, mean, low, high)
 

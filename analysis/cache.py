@@ -40,6 +40,11 @@ def default_path(path: str) -> str:
     return path.rstrip("/").removesuffix(".zarr") + ".marginals.zarr"
 
 
+def within(store: StorePlace, run: Run) -> StorePlace:
+    """Place of one run's derived store, where the place given is a folder for those of several runs."""
+    return f"{store.rstrip('/')}/{run.run_id}.marginals.zarr" if isinstance(store, str) else store
+
+
 def open_cache(
     run: Run, store: StorePlace = None, storage_options: Mapping[str, Any] | None = None
 ) -> MarginalCache:
@@ -110,7 +115,7 @@ class MarginalCache:
 
     def sealed(self, layer: LayerSpec, sample: str) -> bool:
         """Whether an entry has seals, whatever they say; one request where the derived store is remote."""
-        path = f"{layer.name}/seal/c/{self.run.declared.index(sample)}/0/0"
+        path = f"{layer.name}/seal/c/{self.run.position(sample)}/0/0"
         return self.place is not None and self.place.size(path) is not None
 
     def key(self, layer: LayerSpec, sample: str, name: str) -> tuple[Hashable, ...]:
@@ -163,7 +168,8 @@ class MarginalCache:
     def _seal(self, layer: LayerSpec, sample: str, name: str, values: bytes) -> bytes:
         key = {
             "run": self.run.run_id,
-            "sample": sample,
+            # As the run itself names it, whatever label is put before it.
+            "sample": self.run.attrs["samples"][self.run.position(sample)],
             "fingerprint": self.run.fingerprint(sample),
             "layer": layer.to_json(),
             "quantity": name,
@@ -179,7 +185,7 @@ class MarginalCache:
         """Quantities whose seals all fit, or None."""
         if self.place is None:
             return None
-        index = self.run.declared.index(sample)
+        index = self.run.position(sample)
         order = list(quantities(self.run, layer))
         found: Marginals = {}
         try:
@@ -205,7 +211,7 @@ class MarginalCache:
         """
         if self.place is None:
             return
-        index = self.run.declared.index(sample)
+        index = self.run.position(sample)
         names = list(quantities(self.run, layer))
         data = {name: np.ascontiguousarray(values[name], dtype="<f4").tobytes() for name in names}
         try:

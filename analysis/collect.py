@@ -25,10 +25,11 @@ from analysis.selection import DIRECTIONS, Direction, has_place, select
 from analysis.tables import AGAINST, frame, score_rows
 from analysis.tasks import run_tasks
 from storage.errors import NoAnswer
+from storage.runs import home_of
 
 if TYPE_CHECKING:
     from analysis.study import StudyOptions
-    from storage import Run
+    from storage import AnyRun
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Collected:
     absent: tuple[str, ...]
 
 
-def _questions(run: Run, options: StudyOptions) -> Iterator[tuple[Direction, Level, dict[str, Any]]]:
+def _questions(run: AnyRun, options: StudyOptions) -> Iterator[tuple[Direction, Level, dict[str, Any]]]:
     """Every (direction, level, arguments) of a study."""
     chosen = select(run, "r2g", options.layers, options.steps, options.heads, options.samples)
     for direction in DIRECTIONS:
@@ -71,7 +72,7 @@ def _questions(run: Run, options: StudyOptions) -> Iterator[tuple[Direction, Lev
 
 
 def collect_maps(
-    run: Run, names: Sequence[str], options: StudyOptions, path: Path, tell: Listener
+    run: AnyRun, names: Sequence[str], options: StudyOptions, path: Path, tell: Listener
 ) -> Collected:
     """Compute the maps of every level into a Zarr store: a group per direction, a variable per level.
 
@@ -130,7 +131,7 @@ def collect_maps(
     return Collected(path, stored, tuple(names), tuple(absent))
 
 
-def sample_mask(run: Run, direction: str, sample: str) -> NDArray[np.bool_] | None:
+def sample_mask(run: AnyRun, direction: str, sample: str) -> NDArray[np.bool_] | None:
     """Mask [y, x] that a direction's maps of a sample are scored against, or None where it has none."""
     pixels = sample_image(run, AGAINST[direction], sample)
     return None if pixels is None else image_mask(pixels)
@@ -142,7 +143,7 @@ def variable(level: str) -> str:
 
 
 def _sample_rows(
-    run: Run, path: Path, questions: Sequence[tuple[str, str]], sample: str, penalty: float
+    run: AnyRun, path: Path, questions: Sequence[tuple[str, str]], sample: str, penalty: float
 ) -> list[list[dict[str, Any]]]:
     """Rows of one sample for each (direction, level); opens the maps itself, so that a task carries none."""
     opened = {name: xr.open_zarr(path, group=name, consolidated=False, chunks=None) for name, _ in questions}
@@ -154,7 +155,7 @@ def _sample_rows(
 
 
 def collect_tables(
-    run: Run, collected: Collected, options: StudyOptions, tell: Listener
+    run: AnyRun, collected: Collected, options: StudyOptions, tell: Listener
 ) -> dict[str, pl.DataFrame]:
     """Score all maps.
 
@@ -178,7 +179,9 @@ def collect_tables(
     questions = list(collected.maps)
     rows: dict[str, list[dict[str, Any]]] = {level: [] for level in LEVELS}
     tasks = (
-        dask.delayed(_sample_rows, pure=False)(run, collected.path, questions, name, options.penalty)
+        dask.delayed(_sample_rows, pure=False)(
+            home_of(run, name), collected.path, questions, name, options.penalty
+        )
         for name in collected.samples
     )
     told = len(collected.samples)

@@ -26,9 +26,10 @@ from analysis.attention import Attention
 from analysis.resize import Grid
 from analysis.selection import Indices
 from storage.errors import InputError, NoAnswer
+from storage.runs import members_of
 
 if TYPE_CHECKING:
-    from storage import LayerSpec, Run
+    from storage import AnyRun, LayerSpec
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _finalize(state: State, layer: LayerSpec) -> NDArray[np.float64]:
 
 
 def daam_maps(
-    run: Run,
+    run: AnyRun,
     tokens: Sequence[int] | int,
     layers: Sequence[str] | str | None = None,
     steps: Indices | None = None,
@@ -121,12 +122,13 @@ def _checked(tokens: Sequence[int] | int) -> tuple[int, ...]:
     return wanted
 
 
-def _check_layers(run: Run, names: Sequence[str], highest: int) -> None:
+def _check_layers(run: AnyRun, names: Sequence[str], highest: int) -> None:
     for name in names:
-        if highest >= run.layers[name].ref:
+        count = min(member.layers[name].ref for member in members_of(run))
+        if highest >= count:
             raise NoAnswer(
                 f"token {highest} of layer {name!r}",
-                expected=f"0 to {run.layers[name].ref - 1}",
+                expected=f"0 to {count - 1}",
                 got=str(highest),
                 remedy="choose other tokens, or layers of the same tokens",
             )

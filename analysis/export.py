@@ -18,7 +18,7 @@ from storage.errors import AlreadyExists, InputError, NoPermission, NotFound
 
 if TYPE_CHECKING:
     from analysis.panels import Block
-    from storage import Run
+    from storage import AnyRun
 
 ENDINGS = (".npz", ".zarr", ".png")
 MAX_TILES = 512
@@ -26,7 +26,7 @@ MAX_TILES = 512
 
 
 def save_maps(
-    maps: xr.DataArray, path: str | os.PathLike[str], run: Run | None = None, *, overwrite: bool = False
+    maps: xr.DataArray, path: str | os.PathLike[str], run: AnyRun | None = None, *, overwrite: bool = False
 ) -> None:
     """Save maps, whole or not at all.
 
@@ -94,7 +94,7 @@ def _npz(maps: xr.DataArray, path: Path) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def _picture(maps: xr.DataArray, path: Path, run: Run | None) -> None:
+def _picture(maps: xr.DataArray, path: Path, run: AnyRun | None) -> None:
     """Draw maps as the figures of a study do: a block for each sample, or all samples in one."""
     from analysis.canvas import save
     from analysis.level_blocks import heading
@@ -114,7 +114,7 @@ def _picture(maps: xr.DataArray, path: Path, run: Run | None) -> None:
     save(sheet(_blocks(drawable(maps), run), title, units_of(attrs).bar, note), path)
 
 
-def _blocks(maps: xr.DataArray, run: Run | None) -> list[Block]:
+def _blocks(maps: xr.DataArray, run: AnyRun | None) -> list[Block]:
     """Drawable maps with a level axis: a block for each sample; without: one block of all samples."""
     from analysis.level_blocks import level_block, plain_panel, specific_panels
     from analysis.panels import NO_IMAGES, SampleImages, block

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 
 from analysis.aggregation import State
-from analysis.cache import MarginalCache, open_cache
+from analysis.cache import MarginalCache, open_cache, within
 from analysis.events import Listener, StageAdvanced, StageStarted
 from analysis.marginals import declaration, named
 from analysis.reduce import reduce_slab, slabs
@@ -21,13 +21,16 @@ from analysis.tasks import run_tasks
 from storage.errors import DamageError
 from storage.kept import has_attention
 from storage.matching import matching_names
+from storage.runs import Runs, home_of, members_of
 
 if TYPE_CHECKING:
     from analysis.study import StudyOptions
-    from storage import LayerSpec, Run
+    from storage import AnyRun, LayerSpec, Run
 
 
-def fill_marginals(run: Run, names: Sequence[str], options: StudyOptions, tell: Listener) -> dict[str, str]:
+def fill_marginals(
+    run: AnyRun, names: Sequence[str], options: StudyOptions, tell: Listener
+) -> dict[str, str]:
     """Compute the marginals that are missing.
 
     Parameters
@@ -44,15 +47,24 @@ def fill_marginals(run: Run, names: Sequence[str], options: StudyOptions, tell: 
     dict
         Damaged samples and why.
     """
-    cache = open_cache(run, options.store, options.storage_options)
-    layers = [run.layers[name] for name in matching_names("layer", options.layers, list(run.layers))]
+    caches = {
+        member.path: open_cache(
+            member,
+            within(options.store, member) if isinstance(run, Runs) else options.store,
+            options.storage_options,
+        )
+        for member in members_of(run)
+    }
+    layers = matching_names("layer", options.layers, list(run.layers))
     entries = [(sample, layer) for sample in names for layer in layers]
     tell(StageStarted("marginals", len(entries)))
-    tasks = (_entry(cache, layer, sample) for sample, layer in entries)
+    homes = ((home_of(run, sample), sample, layer) for sample, layer in entries)
+    tasks = (_entry(caches[home.path], home.layers[layer], sample) for home, sample, layer in homes)
     try:
         reasons = run_tasks(tasks, lambda done: tell(StageAdvanced("marginals", done, len(entries))))
     finally:
-        cache.tidy()
+        for cache in caches.values():
+            cache.tidy()
     damaged: dict[str, str] = {}
     for (sample, _), reason in zip(entries, reasons, strict=True):
         if reason is not None:

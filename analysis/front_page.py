@@ -16,11 +16,12 @@ from analysis.panels import SampleImages
 from analysis.scale_bar import density_scale
 from analysis.tiles import Tile, image_tile, tile_size
 from analysis.units import Units, units_of
+from storage.runs import distinct_layers, members_of
 
 if TYPE_CHECKING:
     from analysis.collect import Collected
-    from analysis.study import Refusal
-    from storage import Run
+    from analysis.soundness import Refusal
+    from storage import AnyRun
 
 MOST = 320
 """Longer side of a picture, at most (pixels)."""
@@ -40,7 +41,7 @@ def _room(collected: Collected, details: int) -> tuple[int, int]:
 
 
 def front_content(
-    run: Run,
+    run: AnyRun,
     collected: Collected,
     tables: Mapping[str, pl.DataFrame],
     refusals: Sequence[Refusal],
@@ -86,8 +87,8 @@ def front_content(
         "scales": {level: density_scale(end, units.bar) for level, end in ends.items()},
         "refusals": refusals,
         "absent": collected.absent,
-        "provenance": _provenance(run),
-        "layers": list(run.layers.values()),
+        "provenance": provenance(run),
+        "layers": distinct_layers(run),
         "total": len(collected.samples),
         "attrs": attrs,
         "number": lambda value: f"{value:.3g}" if units.uniform is None else f"{value:.2f}{units.sign}",
@@ -109,7 +110,7 @@ def _scale_ends(collected: Collected, shown: Sequence[str]) -> dict[str, float]:
 
 
 def _detail(
-    run: Run,
+    run: AnyRun,
     collected: Collected,
     sample: str,
     number: int,
@@ -186,9 +187,14 @@ def _headline(scored: pl.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def _provenance(run: Run) -> list[tuple[str, str]]:
+def provenance(run: AnyRun) -> list[tuple[str, str]]:
     """What the run says about itself, as (key, words)."""
-    facts = [("store", str(run.path)), ("samples", f"{len(run.samples)} of {len(run.declared)} declared")]
+    members = members_of(run)
+    stores = "\n".join(
+        f"{own.path}: {len(own.samples)} samples, digest {own.attrs['digest']}" for own in members
+    )
+    facts = [("store", run.path if len(members) == 1 else stores)]
+    facts.append(("samples", f"{len(run.samples)} of {len(run.declared)} declared"))
     steps = [f"{step:g}" for step in run.timesteps]
     listed = ", ".join(steps if len(steps) <= 24 else [*steps[:12], "…", *steps[-6:]])
     facts.append(("denoiser calls", f"{len(steps)}; timesteps {listed}"))
@@ -196,5 +202,6 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
         if key not in _NOT_SHOWN and value not in (None, "", {}, []):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
             facts.append((key.replace("_", " "), text if len(text) <= 1500 else text[:1500] + " …"))
-    facts.append(("digest", str(run.attrs.get("digest", "none recorded"))))
+    if len(members) == 1:
+        facts.append(("digest", str(run.attrs.get("digest", "none recorded"))))
     return facts

@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.joined import own_shape
 from analysis.official_imacs import official_score
 from analysis.region import binary, check_two_sides, same_aspect
 from analysis.resize import Grid, bicubic
@@ -47,9 +48,9 @@ def imacs(
         [..., y, x], any size, any unit; the axes of a DataArray are known by their names, in any order.
     masks
         [..., y, x] of any size with the maps' aspect ratio (official: of any size), 1 inside. One mask for
-        all maps, or one for each sample (the axis "sample", else the first), or one for each map. Masks with
-        a coordinate "sample" are matched by it. R2G is scored against the inpainting mask, G2R against the
-        object's mask in the reference.
+        all maps, or one for each sample (the axis "sample", else the first), or one for each map; a list of
+        one for each sample may hold different sizes. Masks with a coordinate "sample" are matched by it. R2G
+        is scored against the inpainting mask, G2R against the object's mask in the reference.
     direction
         "r2g" or "g2r"; read from the attributes of a DataArray, to be given for a plain array.
     penalty
@@ -80,17 +81,53 @@ def imacs(
     if protocol not in ("corrected", "official"):
         raise UnknownName("protocol", protocol, ("corrected", "official"))
     check_penalty(penalty)
+    if isinstance(maps, xr.DataArray) and "sample" in maps.dims and _apart(maps, masks):
+        return _each_sample(maps, masks, way, penalty, protocol)
     ordered = _ordered(maps)
     values = np.asarray(ordered, dtype=np.float64)
-    inside = matching_masks(values.shape, _matched(masks, maps), any_aspect=protocol == "official")
-    score = official_score if protocol == "official" else _corrected_score
+    grid = own_shape(maps) if isinstance(maps, xr.DataArray) else None
+    inside = matching_masks(values.shape, _matched(masks, maps), any_aspect=protocol == "official", grid=grid)
     scores = np.empty(values.shape[:-2])
     for index in np.ndindex(scores.shape):
-        scores[index] = score(values[index], inside[index], way, penalty)
+        scores[index] = score_map(values[index], inside[index], way, penalty, protocol)
     if isinstance(maps, xr.DataArray) and isinstance(ordered, xr.DataArray):
         found = _labelled(scores, ordered, penalty, protocol)
         return found.transpose(*(dim for dim in maps.dims if dim in found.dims))
     return scores if scores.ndim else float(scores)
+
+
+def score_map(
+    values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float, protocol: str
+) -> float:
+    """Score a map [y, x] against a mask that is known to fit it; the arguments are those of `imacs`."""
+    score = official_score if protocol == "official" else _corrected_score
+    return score(values, mask, direction, penalty)
+
+
+def _apart(maps: xr.DataArray, masks: Any) -> bool:
+    """Whether each sample must be scored by itself: its grid, or its mask, has a size of its own."""
+    several = isinstance(masks, (list, tuple)) and all(np.ndim(mask) == 2 for mask in masks)
+    return "own_rows" in maps.coords or (several and len({np.shape(mask) for mask in masks}) > 1)
+
+
+def _each_sample(
+    maps: xr.DataArray, masks: Any, direction: Direction, penalty: float, protocol: str
+) -> xr.DataArray:
+    count = maps.sizes["sample"]
+    named = isinstance(masks, xr.DataArray) and "sample" in masks.indexes
+    if not named and np.ndim(masks[0]) == 1:
+        masks = [masks] * count
+    if not named and len(masks) != count:
+        raise ShapeMismatch(
+            "masks", expected=f"one, or one for each of {count} samples", got=f"{len(masks)} masks"
+        )
+    parts = [
+        imacs(maps.isel(sample=n), masks if named else masks[n], direction, penalty, protocol)
+        for n in range(count)
+    ]
+    found = xr.concat(parts, "sample", coords="different", compat="equals", combine_attrs="override")
+    ordered: xr.DataArray = found.transpose(*(dim for dim in maps.dims if dim in found.dims))
+    return ordered
 
 
 def check_penalty(penalty: float) -> None:
@@ -181,7 +218,7 @@ def split_means(values: Float64, mask: NDArray[np.bool_]) -> tuple[float, float]
 
 
 def matching_masks(
-    shape: tuple[int, ...], masks: ArrayLike, *, any_aspect: bool = False
+    shape: tuple[int, ...], masks: ArrayLike, *, any_aspect: bool = False, grid: Grid | None = None
 ) -> NDArray[np.bool_]:
     """One boolean mask [..., y, x] for each map of `shape` [..., y, x].
 
@@ -193,6 +230,8 @@ def matching_masks(
         One for all, one for each entry of the first axis, or one for each map.
     any_aspect
         Maps may have another aspect ratio than their image, as official maps of 64 x 64 have.
+    grid
+        (rows, columns) that have the image's aspect ratio, where the maps' own size does not.
 
     Raises
     ------
@@ -211,7 +250,7 @@ def matching_masks(
     fits = inside.ndim == 2 or (
         inside.ndim == len(shape) and all(n in (1, m) for n, m in zip(inside.shape[:-2], lead, strict=True))
     )
-    rows, columns = shape[-2:]
+    rows, columns = shape[-2:] if grid is None else grid
     alike = min(*size, rows, columns) > 0 if any_aspect else same_aspect((rows, columns), size)
     if not fits or not alike:
         raise ShapeMismatch(

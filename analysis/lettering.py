@@ -6,6 +6,7 @@ Anything may be written: a letter that the font lacks is a box, and nothing is r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -88,8 +89,19 @@ def fitting(words: str, letters: ImageFont.FreeTypeFont, room: float) -> str:
     return f"{line[:low]}…{line[-low:]}" if low else "…"
 
 
-def colour_bar(picture: Image.Image, place: tuple[int, int], length: int, end: float, words: str) -> None:
-    """Draw the scale from 1/end to end, upwards, with its ticks and what it measures.
+def density_ticks(end: float) -> list[tuple[float, str]]:
+    """Marks of the scale from 1/end to end: (place from 0 to 1, words)."""
+    return [(float(position(tick, end)), times(tick)) for tick in scale_ticks(end)]
+
+
+def colour_bar(
+    picture: Image.Image,
+    place: tuple[int, int],
+    length: int,
+    ticks: Sequence[tuple[float, str]],
+    words: str,
+) -> None:
+    """Draw a scale, upwards, with its ticks and what it measures.
 
     Parameters
     ----------
@@ -99,8 +111,8 @@ def colour_bar(picture: Image.Image, place: tuple[int, int], length: int, end: f
         (x, y) of its left upper corner (pixels).
     length
         Pixels.
-    end
-        End of the scale; the tips beyond have the end colours.
+    ticks
+        (place from 0 to 1, words); the tips beyond the ends have the end colours.
     words
         Along it.
     """
@@ -114,10 +126,10 @@ def colour_bar(picture: Image.Image, place: tuple[int, int], length: int, end: f
     for base, tip, colour in ((top, y, colours[-1]), (bottom, y + length, colours[0])):
         corners = [(x, base), (x + BAR_WIDTH - 1, base), (x + BAR_WIDTH / 2, tip)]
         draw.polygon(corners, fill=tuple(colour.tolist()))
-    for tick in scale_ticks(end):
-        at = bottom - float(position(tick, end)) * inner
+    for share, tick in ticks:
+        at = bottom - share * inner
         draw.line([(x + BAR_WIDTH, at), (x + BAR_WIDTH + 4, at)], fill=INK)
-        write(picture, (x + BAR_WIDTH + 8, at), times(tick), NOTE_SIZE)
+        write(picture, (x + BAR_WIDTH + 8, at), tick, NOTE_SIZE)
     letters = font(NOTE_SIZE)
     along = fitting(words, letters, length)
     label = Image.new("RGB", (round(letters.getlength(along)) + 2, NOTE_SIZE + 6), "white")

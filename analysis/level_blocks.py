@@ -22,7 +22,7 @@ from analysis.region import draw, image_mask
 from analysis.units import DIRECTION_WORDS, kind_words
 
 if TYPE_CHECKING:
-    from storage import Run
+    from storage import AnyRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def plain_panel(maps: xr.DataArray, sample: SampleImages, title: str) -> Panel:
     return Panel(title, sample.images.get(side.below), maps.values, sample.masks.get(side.mask))
 
 
-def specific_panels(maps: xr.DataArray, sample: SampleImages, run: Run | None, title: str) -> list[Panel]:
+def specific_panels(maps: xr.DataArray, sample: SampleImages, run: AnyRun | None, title: str) -> list[Panel]:
     """A map (y, x) of a chosen region, after the image that the region was chosen on.
 
     Parameters
@@ -133,7 +133,7 @@ def asked_words(attrs: Mapping[str, Any], known: bool = True) -> str:
     return f"asked: {len(places)} patches of {image}" if patches else f"asked: a mask on {image}"
 
 
-def asked_region(run: Run, attrs: Mapping[str, Any], sample: SampleImages) -> NDArray[np.float64] | None:
+def asked_region(run: AnyRun, attrs: Mapping[str, Any], sample: SampleImages) -> NDArray[np.float64] | None:
     """Region of a specific map as a mask [y, x].
 
     Parameters

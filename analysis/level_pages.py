@@ -26,7 +26,7 @@ from analysis.units import Units, drawable, units_of
 
 if TYPE_CHECKING:
     from analysis.collect import Collected
-    from storage import Run
+    from storage import AnyRun
 
 MOST = 176
 """Longer side of a map in a grid, at most (pixels)."""
@@ -63,7 +63,7 @@ class PageContent:
 
 
 def page_content(
-    run: Run,
+    run: AnyRun,
     collected: Collected,
     tables: Mapping[str, pl.DataFrame],
     means: MeanMaps,
@@ -133,7 +133,7 @@ def _room(collected: Collected, level: str, details: int) -> tuple[int, int]:
 
 
 def _grid(
-    run: Run, maps: xr.DataArray, images: SampleImages, end: float, longest: int, units: Units
+    run: AnyRun, maps: xr.DataArray, images: SampleImages, end: float, longest: int, units: Units
 ) -> TileGrid:
     """One sample's maps of one direction."""
     own = drawable(maps)

@@ -43,16 +43,19 @@ from numpy.typing import NDArray
 
 from analysis import mosaic, official, region
 from analysis.cache import StorePlace, open_cache
+from analysis.joined import over_runs, own_grid
 from analysis.layer_maps import Plan, density_maps
 from analysis.question import Level, Protocol, Question, ask
 from analysis.resize import Grid
 from analysis.selection import Direction, Indices, is_similarity, placed
 from analysis.softmax import KERNEL_VERSION
 from analysis.sources import Constant, Method, Stored, tokens_for
+from storage.errors import InputError
 from storage.kept import need_attention
+from storage.runs import Runs
 
 if TYPE_CHECKING:
-    from storage import LayerSpec, Run
+    from storage import AnyRun, LayerSpec, Run
 
 LayerMaps = Callable[["LayerSpec", str], NDArray[np.float64]]
 """(layer, sample) to its maps (k, y, x); picklable, so that any Dask scheduler can carry it."""
@@ -62,7 +65,7 @@ CHUNK_BYTES = 2**20
 
 
 def attribution_maps(
-    run: Run,
+    run: AnyRun,
     direction: Direction,
     level: Level = "unified",
     layers: Sequence[str] | str | None = None,
@@ -83,7 +86,8 @@ def attribution_maps(
     Parameters
     ----------
     run, direction, level
-        An open run; "r2g" for maps on the generated image, "g2r" for maps on the reference; one of LEVELS.
+        An open run, or several as one; "r2g" for maps on the generated image, "g2r" for maps on the
+        reference; one of LEVELS.
     layers, steps, heads, samples
         What to average over or to keep; None for all that can answer.
     size
@@ -98,7 +102,8 @@ def attribution_maps(
     method
         "i2am", "joint" or "daam".
     store, storage_options
-        Place of the derived store of marginals, and options for fsspec where it is a URL.
+        Place of the derived store of marginals (of several runs: a folder for theirs), and options for fsspec
+        where it is a URL.
 
     Returns
     -------
@@ -113,10 +118,29 @@ def attribution_maps(
     NoAnswer
         If the geometry has no answer, such as G2R of a pooled token.
     """
+    if isinstance(run, Runs):
+        again = partial(
+            attribution_maps, direction=direction, level=level, layers=layers, steps=steps, heads=heads,
+            time_groups=time_groups, at=at, protocol=protocol, method=method, storage_options=storage_options,
+        )  # fmt: skip
+        return _one_grid(run, over_runs(run, samples, size, store, again), at)
     asked = (layers, steps, heads, samples)
     question = ask(run, direction, level, asked, size, time_groups, at, protocol, method)
     make = _maker(run, question, (store, storage_options))
     return _wrap(_lazy(make, run, question), run, question)
+
+
+def _one_grid(runs: Runs, maps: xr.DataArray, at: region.Region | str | None) -> xr.DataArray:
+    """Refuse patches counted on grids that differ: they would be other places in other runs."""
+    grids = {own_grid(member, maps.attrs, other=True) for member in runs.members}
+    if at is not None and len(grids) > 1 and not (isinstance(at, str) or region.is_mask(at)):
+        raise InputError(
+            "at",
+            expected="the name of a mask image, or a mask: the runs' grids differ, and so do their patches",
+            got=f"patches, on {len(grids)} grids",
+            remedy="name a mask, or ask each run by itself",
+        )
+    return maps
 
 
 def _maker(run: Run, question: Question, place: tuple[StorePlace, Mapping[str, Any] | None]) -> LayerMaps:

@@ -17,7 +17,7 @@ from analysis.selection import Direction, Indices, Selection, has_place, select
 from storage.errors import InputError, NoAnswer
 
 if TYPE_CHECKING:
-    from storage import Run
+    from storage import AnyRun
 
 MIDDLE = re.compile(r"mid_block|middle_block")
 WARP = re.compile(r"warp_flow_blks")
@@ -25,7 +25,7 @@ WARP_G2R = re.compile(r"warp_flow_blks\.4(?!\d)")
 
 
 def official_selection(
-    run: Run,
+    run: AnyRun,
     direction: Direction,
     layers: Sequence[str] | str | None,
     steps: Indices | None,
@@ -68,7 +68,7 @@ def official_selection(
     return chosen
 
 
-def default_layers(run: Run, direction: Direction) -> list[str]:
+def default_layers(run: AnyRun, direction: Direction) -> list[str]:
     """Names of the layers that the official code would hook in this run.
 
     Raises

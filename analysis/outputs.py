@@ -19,14 +19,14 @@ MARK = {"written_by": "i2am maps"}
 """Attributes of the root group of a maps store."""
 
 LOCK = "lock"
-"""Of a workplace: held by the process that works there, however it ends."""
+"""Of a scratch folder: held by the process that works there, however it ends."""
 
 UNBORN_SECONDS = 3600
-"""After which a workplace without a lock is nobody's: taking the lock is the first thing done there."""
+"""After which a scratch folder without a lock is nobody's: taking the lock is the first thing done there."""
 
 
 @contextmanager
-def workplace(folder: Path, prefix: str) -> Iterator[Path]:
+def scratch(folder: Path, prefix: str) -> Iterator[Path]:
     """Make a temporary folder, removed at the end; those of processes that were killed are removed first.
 
     Parameters

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.colour import RGB, paint
-from analysis.pictures import covered, fit, mark, outline, scaled
+from analysis.pictures import YELLOW, covered, fit, mark, outline, scaled
 from analysis.region import image_mask, sample_image
+from storage.runs import home_of
 
 if TYPE_CHECKING:
-    from storage import Run
+    from storage import AnyRun
 
 MOST_COLUMNS = 10
 """Panels side by side, at most."""
@@ -42,6 +43,8 @@ class Panel:
         Region [y, x] that was asked about, to mark, of any size, or None.
     whole
         The title in full where it is shortened, else "".
+    line
+        Colour of the outline.
     """
 
     title: str
@@ -50,6 +53,7 @@ class Panel:
     mask: NDArray[np.bool_] | None = None
     asked: NDArray[np.float64] | None = None
     whole: str = ""
+    line: tuple[int, int, int] = YELLOW
 
     def shape(self, longest: int) -> tuple[int, int]:
         """(rows, columns) of the picture whose longer side is `longest` pixels."""
@@ -75,7 +79,7 @@ class Panel:
         else:
             drawn = np.full((*shape, 3), BLANK, np.uint8) if below is None else below
         if self.mask is not None:
-            drawn = outline(drawn, covered(self.mask, shape), line_width(longest))
+            drawn = outline(drawn, covered(self.mask, shape), line_width(longest), self.line)
         if self.asked is not None:
             drawn = mark(drawn, covered(self.asked, shape), 1 + line_width(longest))
         return drawn
@@ -125,9 +129,10 @@ class SampleImages:
     masks: Mapping[str, NDArray[np.bool_]]
 
     @classmethod
-    def read(cls, run: Run, sample: str) -> SampleImages:
+    def read(cls, run: AnyRun, sample: str) -> SampleImages:
         """Read what the run holds of a sample."""
-        found = {name: sample_image(run, name, sample) for name in run.images}
+        home = home_of(run, sample)
+        found = {name: sample_image(home, name, sample) for name in home.images}
         images = {name: image for name, image in found.items() if image is not None}
         masks: dict[str, NDArray[np.bool_]] = {
             name: image_mask(images[name]) for name in ("mask", "reference_mask") if name in images

@@ -44,10 +44,12 @@ def covered(mask: NDArray[np.bool_] | NDArray[np.float64], shape: tuple[int, int
     return np.asarray(share >= 0.5 if (share >= 0.5).any() else share > 0)
 
 
-def outline(image: RGB, mask: NDArray[np.bool_], width: int = 1) -> RGB:
+def outline(
+    image: RGB, mask: NDArray[np.bool_], width: int = 1, colour: tuple[int, int, int] = YELLOW
+) -> RGB:
     """Draw the border of a mask [y, x] inside it, on an image [y, x, 3] of the same size."""
     drawn = image.copy()
-    drawn[edge(mask, width)] = YELLOW
+    drawn[edge(mask, width)] = colour
     return drawn
 
 

@@ -8,7 +8,7 @@ region covers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,7 @@ from analysis.resize import Grid, area
 from storage.errors import InputError, NoAnswer, ShapeMismatch
 
 if TYPE_CHECKING:
-    from storage import Run
+    from storage import AnyRun
 
 Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]] | NDArray[Any]
 """(row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x]."""
@@ -50,7 +50,7 @@ def image_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray(pixels.mean(axis=-1) > 127.5)
 
 
-def sample_image(run: Run, name: str, sample: str) -> NDArray[np.uint8] | None:
+def sample_image(run: AnyRun, name: str, sample: str) -> NDArray[np.uint8] | None:
     """Image [y, x, channel] of a sample, or None where the sample has none of that name."""
     return run.image(name, sample) if name in run.record(sample)["images"] else None
 
@@ -71,6 +71,15 @@ def check_two_sides(mask: NDArray[np.bool_]) -> None:
             got=f"{count} of {mask.size} inside",
             remedy="leave this sample out, or mend its mask",
         )
+
+
+def is_mask(at: Any) -> TypeGuard[NDArray[Any]]:
+    """Whether a region is a mask [y, x], rather than patches counted on a grid."""
+    return (
+        isinstance(at, np.ndarray)
+        and at.ndim == 2
+        and not (np.issubdtype(at.dtype, np.integer) and at.shape[1] == 2)
+    )
 
 
 def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
@@ -98,11 +107,7 @@ def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
         If the region is empty.
     """
     values = np.asarray(at)
-    if (
-        isinstance(at, np.ndarray)
-        and at.ndim == 2
-        and not (np.issubdtype(at.dtype, np.integer) and at.shape[1] == 2)
-    ):
+    if is_mask(at):
         mask = binary(at).astype(np.float64)
         _check_aspect(mask, grid)
     elif values.dtype.kind in "iu" and values.ndim == 1 and values.size == 4:

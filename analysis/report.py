@@ -24,12 +24,12 @@ from analysis.units import units_of
 
 if TYPE_CHECKING:
     from analysis.collect import Collected
-    from analysis.study import Refusal
-    from storage import Run
+    from analysis.soundness import Refusal
+    from storage import AnyRun
 
 
 def write_report(
-    run: Run,
+    run: AnyRun,
     collected: Collected,
     tables: Mapping[str, pl.DataFrame],
     out: Path,
@@ -73,7 +73,7 @@ def write_report(
     counts = {page.file: shown_samples(collected, page.level, details) for page in levels}
     step = _Steps(tell, front_samples(collected, details) + sum(counts.values()))
     fixed = {
-        "title": Path(str(run.path)).name,
+        "title": run.name,
         "pages": links,
         "units": units_of(next(iter(collected.maps.values())).attrs),
     }

@@ -13,7 +13,7 @@ from storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
 from storage.matching import matching_names
 
 if TYPE_CHECKING:
-    from storage import LayerSpec, Run
+    from storage import AnyRun, LayerSpec
 
 Direction = Literal["r2g", "g2r"]
 DIRECTIONS: tuple[Direction, ...] = ("r2g", "g2r")
@@ -82,7 +82,7 @@ def check_direction(direction: str) -> Direction:
 
 
 def select(
-    run: Run,
+    run: AnyRun,
     direction: Direction,
     layers: Sequence[str] | str | None = None,
     steps: Indices | None = None,
@@ -123,7 +123,7 @@ def select(
         left_out=left_out,
         steps=_indices("step", steps, len(run.timesteps)) or tuple(range(len(run.timesteps))),
         heads=_indices("head", heads, total),
-        samples=_samples(run, samples),
+        samples=chosen_samples(run, samples),
     )
 
 
@@ -156,7 +156,7 @@ def joint_only(chosen: Selection, *, named: bool) -> Selection:
 
 
 def _layers(
-    run: Run, direction: Direction, names: Sequence[str] | str | None, place: bool
+    run: AnyRun, direction: Direction, names: Sequence[str] | str | None, place: bool
 ) -> tuple[tuple[LayerSpec, ...], tuple[str, ...]]:
     if names is not None:
         wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
@@ -191,14 +191,23 @@ def _layers(
     return kept, tuple(name for name, layer in run.layers.items() if layer not in kept)
 
 
-def _named(run: Run, wanted: list[str]) -> list[LayerSpec]:
+def _named(run: AnyRun, wanted: list[str]) -> list[LayerSpec]:
     """Layers by name or pattern; the name of a layer that was captured in tiles means all of them."""
     wholes = {whole_name(layer): layer for layer in run.layers.values()}
     found = set(matching_names("layer", wanted, list(dict(run.layers) | wholes)))
     return [layer for name, layer in run.layers.items() if name in found or whole_name(layer) in found]
 
 
-def _samples(run: Run, names: Sequence[str] | str | None) -> tuple[str, ...]:
+def chosen_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Resolve and check a selection of samples; None selects all.
+
+    Raises
+    ------
+    EmptyRun
+        If no sample is committed.
+    UnknownName, InputError
+        For a sample that does not exist, or none at all.
+    """
     if not run.samples:
         raise EmptyRun(
             f"run {run.path} holds no committed sample",

@@ -19,6 +19,7 @@ from analysis.lettering import (
     NOTE_SIZE,
     TITLE_SIZE,
     colour_bar,
+    density_ticks,
     write,
 )
 from analysis.panels import Block
@@ -99,7 +100,14 @@ def layout(blocks: Sequence[Block], end: float, note: bool = False) -> Layout:
     return Layout(tuple(placed), tuple(headings), width, height, MARGIN + widest, top - 2 * GAP)
 
 
-def sheet(blocks: Sequence[Block], title: str, bar: str, note: str = "", end: float | None = None) -> RGB:
+def sheet(
+    blocks: Sequence[Block],
+    title: str,
+    bar: str,
+    note: str = "",
+    end: float | None = None,
+    ticks: Sequence[tuple[float, str]] | None = None,
+) -> RGB:
     """Draw blocks of panels.
 
     Parameters
@@ -112,6 +120,8 @@ def sheet(blocks: Sequence[Block], title: str, bar: str, note: str = "", end: fl
         Words of the colour bar: what is shown, in which unit.
     end
         End of the colour scale; None for one that holds the maps shown.
+    ticks
+        (place from 0 to 1, words) along it; None for those of densities.
 
     Returns
     -------
@@ -131,5 +141,6 @@ def sheet(blocks: Sequence[Block], title: str, bar: str, note: str = "", end: fl
     if note:
         write(drawn, (MARGIN, plan.height - NOTE * 0.6), note, NOTE_SIZE, FAINT, room=room)
     first = min(panel.y for panel in plan.placed)
-    colour_bar(drawn, (plan.right + 14, first), min(plan.bottom - first, LONGEST_BAR), end, bar)
+    marks = density_ticks(end) if ticks is None else ticks
+    colour_bar(drawn, (plan.right + 14, first), min(plan.bottom - first, LONGEST_BAR), marks, bar)
     return np.asarray(drawn)

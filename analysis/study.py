@@ -1,4 +1,4 @@
-"""A whole study of one run: marginals, maps, tables, figures and report, in one directory.
+"""A whole study: marginals, maps, tables, figures and report of a run, or of several as one, in a directory.
 
 ::
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,48 +31,25 @@ from analysis.baselines import collect_baselines
 from analysis.bootstrap import CONFIDENCE, check_confidence
 from analysis.cache import StorePlace
 from analysis.collect import Collected, collect_maps, collect_tables
-from analysis.events import Listener, SampleRefused, StageStarted, StudyFinished, ignore
-from analysis.fill import fill_marginals
+from analysis.events import Listener, StudyFinished, ignore
 from analysis.imacs import check_penalty
-from analysis.outputs import drop_half_written, into_place, refuse_inside_run, workplace
 from analysis.question import PROTOCOLS, Protocol
 from analysis.selection import Indices, select
+from analysis.soundness import Refusal, damaged_samples, sound_samples
 from analysis.summary import summarise
 from analysis.unchanged import earlier, made_from, new_samples, still_holds
-from storage.errors import (
-    AlreadyExists,
-    DamagedSample,
-    DamageError,
-    NoAnswer,
-    NoPermission,
-    NotFound,
-    UnknownName,
-)
+from analysis.workplace import Kind, Laps, without_damaged, workplace
+from storage.errors import NoAnswer, UnknownName
+from storage.runs import members_of
 
 if TYPE_CHECKING:
-    from storage import Run
+    from storage import AnyRun
+    from storage.opening import Place
 
 OUTPUTS = ("maps.zarr", "aggregations.zarr", "tables", "figures", "report", "study.json")
 """Everything that a study writes into its directory; nothing else there is touched. The last is the mark."""
 
-WORKPLACE = ".study-"
-"""Begins the name of the folder in which a study is made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A sample that was left out.
-
-    Attributes
-    ----------
-    sample
-        Its id.
-    reason
-        The error's one line, which names the sample and the layer.
-    """
-
-    sample: str
-    reason: str
+STUDY = Kind("a study", OUTPUTS, "study.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +77,8 @@ class StudyOptions:
     figures
         Samples that get a figure of their own.
     store
-        Place of the derived store of marginals; None for beside the run, False to keep nothing.
+        Place of the derived store of marginals; None for beside the run, False to keep nothing. Of several
+        runs: a folder for theirs.
     storage_options
         For fsspec, where the run or the derived store is a URL.
     """
@@ -174,7 +151,7 @@ class StudyResult:
 
 
 def analyse(
-    run: Run | str | os.PathLike[str],
+    run: Place | Sequence[Place],
     out: str | os.PathLike[str],
     options: StudyOptions | None = None,
     *,
@@ -189,7 +166,7 @@ def analyse(
     Parameters
     ----------
     run
-        An open run, or its path or URL.
+        An open run, or its path or URL; or several, or a pattern, as `storage.open_runs` takes them.
     out
         A local directory; made if absent. A study that lies there is replaced; other contents are left alone.
     options
@@ -217,28 +194,31 @@ def analyse(
     DamagedSample
         If no sample is left that is not damaged.
     """
-    from storage import open_run
+    from storage import open_any
 
     tell = on_event or ignore
     begun = time.perf_counter()
     options = options or StudyOptions()
-    _check_options(options)
-    opened = open_run(run, options.storage_options) if isinstance(run, (str, os.PathLike)) else run
+    check_options(options)
+    opened = open_any(run, options.storage_options)
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
-    directory = _directory(Path(out), overwrite)
-    before, inputs = earlier(directory), made_from(opened, names, options)
-    if not again and still_holds(inputs, before, directory) and not _check(opened, names):
-        tell(StudyFinished(str(directory), time.perf_counter() - begun))
-        return _as_it_was(before, directory)
-    with workplace(directory, WORKPLACE) as staging:
-        result, made = _without_damaged(opened, names, options, directory, staging, tell)
+    before, inputs = earlier(Path(out)), made_from(opened, names, options)
+    if not again and still_holds(inputs, before, Path(out)) and not damaged_samples(opened, names):
+        tell(StudyFinished(str(out), time.perf_counter() - begun))
+        return _as_it_was(before, Path(out))
+    with workplace(Path(out), STUDY, overwrite) as place:
+
+        def attempt(damaged: dict[str, str], made: Path) -> StudyResult:
+            return _study(opened, names, damaged, options, place.directory, made, tell)
+
+        result, made = without_damaged(names, place.staging, attempt)
         fresh = set(new_samples(inputs, before))
         result = replace(result, new=tuple(name for name in result.samples if name in fresh))
-        facts = result.to_json() | {"run": str(opened.path), "inputs": inputs}
+        runs = [own.path for own in members_of(opened)]
+        facts = result.to_json() | {"run": opened.path, "runs": runs, "inputs": inputs}
         (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
-        drop_half_written(made)
-        _into_place(made, directory)
-    tell(StudyFinished(str(directory), time.perf_counter() - begun))
+        place.publish(made)
+    tell(StudyFinished(str(place.directory), time.perf_counter() - begun))
     return result
 
 
@@ -257,76 +237,22 @@ def _as_it_was(facts: dict[str, Any], directory: Path) -> StudyResult:
     )
 
 
-def _check_options(options: StudyOptions) -> None:
-    """Refuse what would fail only after the marginals pass."""
+def check_options(options: StudyOptions) -> None:
+    """Refuse what would fail only after the marginals pass.
+
+    Raises
+    ------
+    InputError, UnknownName
+        For a confidence, penalty or protocol that cannot be.
+    """
     check_confidence(options.confidence)
     check_penalty(options.penalty)
     if options.protocol not in PROTOCOLS:
         raise UnknownName("protocol", options.protocol, PROTOCOLS)
 
 
-def _without_damaged(
-    run: Run, names: Sequence[str], options: StudyOptions, out: Path, staging: Path, tell: Listener
-) -> tuple[StudyResult, Path]:
-    """Study; a sample that turns out damaged only when its attention is read again is left out too.
-
-    Each attempt has a folder of its own: tasks of the one before may still be writing.
-    """
-    damaged: dict[str, str] = {}
-    while True:
-        made = staging / f"attempt-{len(damaged)}"
-        made.mkdir()
-        try:
-            return _study(run, names, damaged, options, out, made, tell), made
-        except DamagedSample as error:
-            if error.sample in damaged or error.sample not in names or len(damaged) + 1 == len(names):
-                raise
-            damaged[error.sample] = str(error)
-
-
-def _into_place(staging: Path, directory: Path) -> None:
-    """Replace the study before this one; what only that one had goes with it.
-
-    The mark goes first and comes last: a process killed in between leaves no study, but its workplace.
-    """
-    if (directory / OUTPUTS[-1]).exists():
-        os.replace(directory / OUTPUTS[-1], staging / f"old-{OUTPUTS[-1]}")
-    for name in OUTPUTS:
-        if (staging / name).exists():
-            into_place(staging / name, directory / name)
-        elif (directory / name).exists():
-            os.replace(directory / name, staging / f"old-{name}")
-
-
-def _directory(out: Path, overwrite: bool) -> Path:
-    """Make the output directory, or check that nothing but a study would be replaced in it."""
-    refuse_inside_run(out)
-    if out.exists() and not out.is_dir():
-        raise AlreadyExists(
-            f"{out} is a file", expected="a directory, or nothing", remedy="name another --out"
-        )
-    taken = [name for name in OUTPUTS if (out / name).exists()]
-    ours = (out / OUTPUTS[-1]).is_file() or any(out.glob(f"{WORKPLACE}*"))  # of one that was killed
-    if taken and not ours and not overwrite:
-        raise AlreadyExists(
-            f"{out / taken[0]} exists and was not written by a study",
-            remedy="name another directory, or allow overwriting",
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = tempfile.mkdtemp(prefix=WORKPLACE, dir=out)
-    except PermissionError as error:
-        raise NoPermission(
-            f"cannot write into {out}", got=str(error), remedy="name another directory"
-        ) from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFound(f"cannot make {out}", got=str(error), remedy="name another directory") from error
-    os.rmdir(probe)
-    return out
-
-
 def _study(
-    run: Run,
+    run: AnyRun,
     names: Sequence[str],
     known: dict[str, str],
     options: StudyOptions,
@@ -334,18 +260,8 @@ def _study(
     staging: Path,
     tell: Listener,
 ) -> StudyResult:
-    laps = _Laps()
-    tell(StageStarted("check", len(names)))
-    damaged = known | _check(run, [name for name in names if name not in known])
-    laps.end("check")
-    damaged |= fill_marginals(run, [name for name in names if name not in damaged], options, tell)
-    laps.end("marginals")
-    for sample, reason in damaged.items():
-        tell(SampleRefused(sample, reason))
-    good = tuple(name for name in names if name not in damaged)
-    if not good:
-        raise _all_damaged(damaged)
-    refusals = tuple(Refusal(sample, reason) for sample, reason in damaged.items())
+    laps = Laps()
+    good, refusals = sound_samples((run,), names, known, options, tell, laps)
     collected = collect_maps(run, good, options, staging / "maps.zarr", tell)
     if not collected.maps:
         raise NoAnswer(
@@ -372,22 +288,8 @@ def _study(
     )
 
 
-class _Laps:
-    """Wall clock of each stage, in seconds."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._mark = time.perf_counter()
-
-    def end(self, stage: str) -> None:
-        """Note the time since the last stage ended."""
-        now = time.perf_counter()
-        self.seconds[stage] = round(now - self._mark, 3)
-        self._mark = now
-
-
 def _tables(
-    run: Run, collected: Collected, options: StudyOptions, staging: Path, tell: Listener
+    run: AnyRun, collected: Collected, options: StudyOptions, staging: Path, tell: Listener
 ) -> tuple[dict[str, pl.DataFrame], tuple[str, ...]]:
     """Write the tables of all levels, of the baselines, and the summary; and what has no answer."""
     tables = collect_tables(run, collected, options, tell)
@@ -402,7 +304,7 @@ def _tables(
 
 
 def _draw(
-    run: Run,
+    run: AnyRun,
     collected: Collected,
     aggregated: Aggregated,
     tables: dict[str, pl.DataFrame],
@@ -410,7 +312,7 @@ def _draw(
     options: StudyOptions,
     staging: Path,
     tell: Listener,
-    laps: _Laps,
+    laps: Laps,
 ) -> None:
     """Draw the figures, and write the pages of the report."""
     from analysis.aggregation_page import PAGE, write_aggregation_page
@@ -434,21 +336,5 @@ def _draw(
         means=means,
         on_event=tell,
     )
-    write_aggregation_page(aggregated, staging, Path(str(run.path)).name, tell, site(collected, pages))
+    write_aggregation_page(aggregated, staging, run.name, tell, site(collected, pages))
     laps.end("report")
-
-
-def _check(run: Run, names: Sequence[str]) -> dict[str, str]:
-    """Cheap look at every sample: {damaged sample: reason}."""
-    damaged: dict[str, str] = {}
-    for name in names:
-        try:
-            run.check(name)
-        except DamageError as error:
-            damaged[name] = str(error)
-    return damaged
-
-
-def _all_damaged(damaged: dict[str, str]) -> DamagedSample:
-    sample, reason = next(iter(damaged.items()))
-    return DamagedSample(sample, None, f"and so is every other sample asked for ({len(damaged)}): {reason}")

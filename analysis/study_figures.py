@@ -26,7 +26,7 @@ from analysis.units import drawable, kind_words, units_of
 
 if TYPE_CHECKING:
     from analysis.collect import Collected
-    from storage import Run
+    from storage import AnyRun
 
 SERIES = (
     ("r2g", "unified", "R2G, all reference tokens", R2G_COLOUR),
@@ -49,7 +49,7 @@ PRIOR = "Mean over samples: objects lie elsewhere in each, so this is what all m
 
 
 def write_figures(
-    run: Run,
+    run: AnyRun,
     collected: Collected,
     tables: dict[str, pl.DataFrame],
     out: Path,
@@ -101,7 +101,7 @@ def write_figures(
 
 
 def _overviews(
-    run: Run, collected: Collected, chosen: Sequence[str], out: Path, step: Callable[[], None]
+    run: AnyRun, collected: Collected, chosen: Sequence[str], out: Path, step: Callable[[], None]
 ) -> None:
     """Every sample's images, unified and specific maps, on one scale."""
     end = limit(maps for sample in chosen for maps in sample_maps(collected, sample).values())
@@ -117,7 +117,7 @@ def _overviews(
 
 
 def _level(
-    run: Run, collected: Collected, chosen: Sequence[str], level: str, out: Path, step: Callable[[], None]
+    run: AnyRun, collected: Collected, chosen: Sequence[str], level: str, out: Path, step: Callable[[], None]
 ) -> None:
     """Every sample's maps of a level, both directions, on one scale."""
     maps = [collected.maps[way, level] for way in DIRECTIONS if (way, level) in collected.maps]
@@ -131,7 +131,7 @@ def _level(
         step()
 
 
-def sample_block(maps: xr.DataArray, images: SampleImages, run: Run | None) -> Block:
+def sample_block(maps: xr.DataArray, images: SampleImages, run: AnyRun | None) -> Block:
     """Drawable maps ([level axis], y, x) of one sample, direction and level, with a heading."""
     if maps.attrs["level"] in GRID_LEVELS:
         return level_block(maps, images)

@@ -33,8 +33,9 @@ import polars as pl
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.imacs import imacs, matching_masks, split_means
-from analysis.resize import bicubic
+from analysis.imacs import matching_masks, score_map, split_means
+from analysis.joined import own_shape, run_id_of
+from analysis.resize import Grid, bicubic
 from storage.errors import InputError
 
 SCHEMA: Mapping[str, Any] = {
@@ -91,30 +92,34 @@ def score_rows(
         "level": level,
         "region": str(maps.attrs.get("at", "all")),
         "kind": maps.attrs["kind"],
-        "run_id": maps.attrs["run_id"],
+        "run_id": run_id_of(maps),
         "method": maps.attrs["method"],
         "protocol": maps.attrs["protocol"],
         "penalty": penalty,
     }
-    rows = []
+    rows, grid = [], own_shape(maps)
     for label, density in zip(labels, values, strict=True):
         row: dict[str, Any] = dict.fromkeys(SCHEMA) | fixed | {"label": label}
-        rows.append(row | _scores(density, mask, maps.attrs, penalty))
+        rows.append(row | _scores(density, mask, maps.attrs, grid, penalty))
     return rows
 
 
 def _scores(
-    density: NDArray[np.float64], mask: NDArray[np.bool_] | None, attrs: dict[str, Any], penalty: float
+    density: NDArray[np.float64],
+    mask: NDArray[np.bool_] | None,
+    attrs: dict[str, Any],
+    grid: Grid,
+    penalty: float,
 ) -> dict[str, Any]:
     if mask is None:
         return {"note": f"no image {AGAINST[attrs['direction']]!r} of this sample"}
     if not np.isfinite(density).all():
         return {"note": "the map is not finite: an empty region, or logits that overflowed"}
     try:
-        fitting = matching_masks(density.shape, mask, any_aspect=attrs["protocol"] == "official")
+        fitting = matching_masks(density.shape, mask, any_aspect=attrs["protocol"] == "official", grid=grid)
         grown = bicubic(density, (mask.shape[0], mask.shape[1]))
         inside, outside = split_means(grown, fitting)
-        score = imacs(density, mask, attrs["direction"], penalty, attrs["protocol"])
+        score = score_map(density, fitting, attrs["direction"], penalty, attrs["protocol"])
     except InputError as error:  # an empty, full or misshapen mask: a fact about this sample, kept with it
         return {"note": str(error)}
     return {

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.softmax import KERNEL_VERSION
 from storage.errors import DamageError
+from storage.runs import members_of
 
 if TYPE_CHECKING:
     from analysis.study import StudyOptions
-    from storage import Run
+    from storage import AnyRun
 
 _ELSEWHERE = ("store", "storage_options")
 """Options that say where things are kept, not what they are."""
 
 
-def made_from(run: Run, names: Sequence[str], options: StudyOptions) -> dict[str, Any]:
+def made_from(run: AnyRun, names: Sequence[str], options: StudyOptions) -> dict[str, Any]:
     """Everything that a study depends on.
 
     Parameters
@@ -32,12 +33,12 @@ def made_from(run: Run, names: Sequence[str], options: StudyOptions) -> dict[str
     Returns
     -------
     dict
-        JSON-ready: ``run`` (id), ``samples`` (id to fingerprint, None if its record is damaged), ``options``,
-        ``aggregations`` (name to a digest of its code), ``software``.
+        JSON-ready: ``runs`` (ids), ``samples`` (id to fingerprint, None if its record is damaged),
+        ``options``, ``aggregations`` (name to a digest of its code), ``software``.
     """
     said = {name: value for name, value in asdict(options).items() if name not in _ELSEWHERE}
     return {
-        "run": run.run_id,
+        "runs": [own.run_id for own in members_of(run)],
         "samples": {name: _fingerprint(run, name) for name in names},
         "options": json.loads(json.dumps(said, default=repr)),
         "aggregations": {name: _code(name) for name in options.aggregations},
@@ -65,7 +66,7 @@ def new_samples(inputs: dict[str, Any], before: dict[str, Any]) -> tuple[str, ..
         Of :func:`earlier`.
     """
     old = before.get("inputs")
-    known = old.get("samples", {}) if isinstance(old, dict) and old.get("run") == inputs["run"] else {}
+    known = old.get("samples", {}) if isinstance(old, dict) and old.get("runs") == inputs["runs"] else {}
     return tuple(name for name, digest in inputs["samples"].items() if known.get(name) != digest)
 
 
@@ -87,7 +88,7 @@ def still_holds(inputs: dict[str, Any], before: dict[str, Any], out: Path) -> bo
     return all((out / output).exists() for output in ("report/index.html", "maps.zarr", "figures", *tables))
 
 
-def _fingerprint(run: Run, name: str) -> str | None:
+def _fingerprint(run: AnyRun, name: str) -> str | None:
     try:
         return run.fingerprint(name)
     except DamageError:

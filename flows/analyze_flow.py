@@ -14,7 +14,9 @@ from flows.progress import Progress, heard_by
 
 
 @task(name="analyse run", cache_policy=NO_CACHE, persist_result=False)
-def analyse_run(run: str, out: str, config: AnalysisConfig, overwrite: bool, again: bool) -> dict[str, Any]:
+def analyse_run(
+    run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool, again: bool
+) -> dict[str, Any]:
     """Make marginals, maps, tables, figures and report, and log the stages.
 
     Parameters
@@ -67,14 +69,14 @@ def _told(summary: dict[str, Any]) -> str:
 
 @flow(name="i2am-analyze", flow_run_name="analyze {run}", persist_result=False)
 def analyze_flow(
-    run: str, out: str, config: AnalysisConfig, overwrite: bool = False, again: bool = False
+    run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool = False, again: bool = False
 ) -> dict[str, Any]:
     """Analyse a run into a directory.
 
     Parameters
     ----------
     run
-        Path or URL, as seen by the worker.
+        Path or URL, as seen by the worker; or several, or a pattern.
     out
         Directory of the results.
     config
@@ -92,7 +94,9 @@ def analyze_flow(
     return run_analyze(run, out, config, overwrite, again)
 
 
-def run_analyze(run: str, out: str, config: AnalysisConfig, overwrite: bool, again: bool) -> dict[str, Any]:
+def run_analyze(
+    run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool, again: bool
+) -> dict[str, Any]:
     """Do what :func:`analyze_flow` does, inside the flow that calls it; its parameters and result."""
     summary = analyse_run(run, out, config, overwrite, again)
     publish_analysis(summary)

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def run_analysis(
-    run: str, out: str, config: AnalysisConfig, overwrite: bool = False, again: bool = False
+    run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool = False, again: bool = False
 ) -> dict[str, Any]:
     """Analyse a run into a directory.
 
     Parameters
     ----------
     run
-        Path or URL.
+        Path or URL; or several, or a pattern: they are read as one run.
     out
         Local directory of the results.
     config
@@ -46,11 +46,17 @@ def run_analysis(
     """
     from analysis.study import analyse
     from flows.clusters import computing
+    from storage import open_any
 
     with computing(config, overwrite):
-        result = analyse(run, out, _options(config), on_event=_listen, overwrite=overwrite, again=again)
+        opened = open_any(run, label=config.label)
+        result = analyse(opened, out, _options(config), on_event=listen, overwrite=overwrite, again=again)
     columns = ["sample", "direction", "region", "imacs", "inside", "outside", "share", "kind", "note"]
-    return {"run": run} | result.to_json() | {"scores": result.tables["unified"].select(columns).to_dicts()}
+    return (
+        {"run": run if isinstance(run, str) else ", ".join(run)}
+        | result.to_json()
+        | {"scores": result.tables["unified"].select(columns).to_dicts()}
+    )
 
 
 def _options(config: AnalysisConfig) -> StudyOptions:
@@ -72,7 +78,14 @@ def _options(config: AnalysisConfig) -> StudyOptions:
     )
 
 
-def _listen(event: Event) -> None:
+def listen(event: Event) -> None:
+    """Tell of a stage's progress, a hundredth of it at least.
+
+    Parameters
+    ----------
+    event
+        Of an analysis.
+    """
     from analysis.events import StageAdvanced, StageStarted
 
     if isinstance(event, StageStarted):

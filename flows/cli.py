@@ -23,6 +23,7 @@ from flows.commands import (
     analyze,
     capture,
     compact,
+    compare,
     demo,
     deploy,
     export,
@@ -92,6 +93,7 @@ for _command in (
     compact.compact,
     export.export,
     analyze.analyze,
+    compare.compare,
     maps.maps,
     imacs.imacs,
 ):

@@ -230,6 +230,7 @@ class AnalysisConfig(Computing):
     ] = "corrected"
     confidence: Annotated[float, Field(gt=0, lt=1, description="of intervals over samples")] = 0.95
     size: Size | None = None
+    label: Annotated[bool, Field(description="name samples RUN/SAMPLE, where several runs share ids")] = False
     aggregations: Annotated[list[str], Field(description="names, or module:name")] = []
     details: Annotated[int, Field(ge=0, description="samples shown in full in the report")] = 24
     figures: Annotated[int, Field(ge=0, description="samples that get figures of their own")] = 12

@@ -71,7 +71,7 @@ def reported(path: Path, client: Client) -> Iterator[None]:
 
     from distributed import performance_report
 
-    from analysis.outputs import workplace
+    from analysis.outputs import scratch
 
     try:
         version("bokeh")
@@ -82,7 +82,7 @@ def reported(path: Path, client: Client) -> Iterator[None]:
             got=str(error),
             remedy="pip install 'i2am[flows]'",
         ) from error
-    with workplace(path.parent, ".report-") as folder:
+    with scratch(path.parent, ".report-") as folder:
         made = folder / path.name
         report = performance_report(filename=str(made), mode="inline")
         report.__enter__()

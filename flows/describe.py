@@ -7,24 +7,27 @@ from typing import TYPE_CHECKING, Any
 from storage.kept import has_attention
 
 if TYPE_CHECKING:
-    from storage import Run
+    from storage import AnyRun
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe(run: AnyRun) -> dict[str, Any]:
     """Collect what a run holds without reading any of its arrays.
 
     Parameters
     ----------
     run
-        An open run.
+        An open run, or several as one.
 
     Returns
     -------
     dict
         JSON-ready: ``path``, ``run_id``, ``samples`` (declared, committed, missing), ``steps``,
         ``timesteps``, ``images``, ``layers``, ``bytes`` and ``files`` of the committed samples,
-        ``provenance`` (short texts).
+        ``provenance`` (short texts), ``runs``
+        (path, run_id and samples of each, where there are several).
     """
+    from storage.runs import Runs, distinct_layers, members_of
+
     committed = set(run.samples)
     whole = has_attention(run.attrs)
     sizes = [
@@ -33,7 +36,7 @@ def describe(run: Run) -> dict[str, Any]:
     ]
     return {
         "path": str(run.path),
-        "run_id": run.attrs.get("run_id"),
+        "run_id": run.run_id,
         "samples": {
             "declared": len(run.declared),
             "committed": len(run.samples),
@@ -42,10 +45,14 @@ def describe(run: Run) -> dict[str, Any]:
         "steps": len(run.timesteps),
         "timesteps": list(run.timesteps),
         "images": list(run.images),
-        "layers": [layer.to_json() for layer in run.layers.values()],
+        "layers": [layer.to_json() for layer in distinct_layers(run)],
         "files": sum(map(len, sizes)),
         "bytes": sum(map(sum, sizes)),
         "provenance": _provenance(run.attrs),
+        "runs": [
+            {"path": own.path, "run_id": own.run_id, "samples": len(own.samples)}
+            for own in (members_of(run) if isinstance(run, Runs) else ())
+        ],
     }
 
 

@@ -34,12 +34,16 @@ if TYPE_CHECKING:
     from storage.errors import StorageFull as StorageFull
     from storage.errors import StoreUnavailable as StoreUnavailable
     from storage.errors import UnknownName as UnknownName
+    from storage.opening import open_any as open_any
+    from storage.opening import open_runs as open_runs
     from storage.planning import Plan as Plan
     from storage.planning import plan as plan
     from storage.pruning import prune as prune
     from storage.run import Run as Run
     from storage.run import open_run as open_run
     from storage.run_writer import RunWriter as RunWriter
+    from storage.runs import AnyRun as AnyRun
+    from storage.runs import Runs as Runs
     from storage.sink import Sink as Sink
     from storage.spec import LayerSpec as LayerSpec
     from storage.tile import Tile as Tile
@@ -80,12 +84,16 @@ __getattr__, __dir__, __all__ = attach(
         "Failure": "storage.aside",
         "failures": "storage.aside",
         "Plan": "storage.planning",
+        "AnyRun": "storage.runs",
         "Run": "storage.run",
         "RunWriter": "storage.run_writer",
+        "Runs": "storage.runs",
         "Sink": "storage.sink",
         "compact": "storage.commit_index",
         "create_run": "storage.create",
+        "open_any": "storage.opening",
         "open_run": "storage.run",
+        "open_runs": "storage.opening",
         "plan": "storage.planning",
         "prune": "storage.pruning",
         "resume_run": "storage.create",

@@ -62,6 +62,11 @@ class Run:
         return self._location.url
 
     @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
     def run_id(self) -> str:
         """Id of the run."""
         return self._header.run_id
@@ -75,6 +80,26 @@ class Run:
     def declared(self) -> tuple[str, ...]:
         """Ids of all samples that the run shall have."""
         return self._header.samples
+
+    def position(self, sample: str) -> int:
+        """Return the index of a declared sample.
+
+        Parameters
+        ----------
+        sample : str
+            Its id.
+
+        Returns
+        -------
+        int
+            In `declared`, and on axis 0 of every stored array.
+
+        Raises
+        ------
+        UnknownName
+            If it is not declared.
+        """
+        return self._header.position(sample)
 
     @property
     def layers(self) -> Mapping[str, LayerSpec]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import AsJson, Cluster, Quiet, Workers
+from flows.commands.options import AsJson, Cluster, Label, OneOrMoreRuns, Quiet, Workers
 from flows.terminal import emit, note, say
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def analyze(
-    run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
+    run: OneOrMoreRuns,
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier analysis in it is replaced.")],
     config: Annotated[
         Path | None, typer.Option(help="What to draw (YAML); see examples/analysis.yaml.")
@@ -27,6 +27,8 @@ def analyze(
     protocol: Annotated[
         str | None, typer.Option(help="corrected, or official: the paper's own code.")
     ] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the maps: ROWSxCOLUMNS.")] = None,
+    label: Label = False,
     workers: Workers = None,
     cluster: Cluster = None,
     report_dask: Annotated[
@@ -54,12 +56,15 @@ def analyze(
     from flows.loading import amended
     from flows.orchestrate import as_flow, both_refused
     from flows.progress import shown
-    from storage import open_run
+    from flows.selection import size as read_size
+    from storage import open_any
 
     settings = _settings(config, aggregation or [], protocol)
-    settings = amended(settings, workers=workers, cluster=cluster, report_dask=report_dask)
+    grid = read_size("--size", size)
+    options = {"size": grid, "label": label or None, "workers": workers, "cluster": cluster}
+    settings = amended(settings, **options, report_dask=report_dask)
     choice = both_refused(prefect, direct)
-    open_run(run)  # what is wrong with the run is said at once, not from inside a flow
+    open_any(run, label=settings.label)  # what is wrong with the run is said at once, not from inside a flow
     with shown(quiet), termination_interrupts():
         if as_flow(choice):
             from flows.analyze_flow import analyze_flow

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import AsJson, Cluster, Workers
+from flows.commands.options import AsJson, Cluster, Label, OneOrMoreRuns, Workers
 from flows.terminal import emit, note, say, table
 
 if TYPE_CHECKING:
-    from storage import Run
+    from storage import AnyRun
 
 
 def imacs(
-    run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
+    run: OneOrMoreRuns,
     direction: Annotated[str | None, typer.Option(help="r2g or g2r; both where it is absent.")] = None,
     level: Annotated[str, typer.Option(help="unified, time, head, layer or specific.")] = "unified",
     at: Annotated[
@@ -34,6 +34,7 @@ def imacs(
     protocol: Annotated[
         str, typer.Option(help="corrected, or official: the paper's own code.")
     ] = "corrected",
+    label: Label = False,
     workers: Workers = None,
     cluster: Cluster = None,
     as_json: AsJson = False,
@@ -50,7 +51,7 @@ def imacs(
     from flows.clusters import computing
     from flows.config import Computing
     from flows.loading import amended
-    from storage import open_run
+    from storage import open_any
 
     check_penalty(penalty)
     check_confidence(confidence)
@@ -65,12 +66,12 @@ def imacs(
     }
     refused: list[dict[str, str]] = []
     where = amended(Computing(), workers=workers, cluster=cluster)
-    opened = open_run(run)
+    opened = open_any(run, label=label)
     with computing(where):
         rows = list(_rows(opened, direction, sample, question, penalty, refused))
     summary = summarise({level: frame(rows)}, confidence).to_dicts()
     if as_json:
-        facts = {"run": run, "penalty": penalty, "protocol": protocol}
+        facts = {"run": ", ".join(run), "penalty": penalty, "protocol": protocol}
         emit(facts | {"scores": rows, "summary": summary, "refusals": refused})
     else:
         _show(rows, summary, confidence)
@@ -122,7 +123,7 @@ def _show(rows: list[dict[str, Any]], summary: list[dict[str, Any]], confidence:
 
 
 def _rows(
-    run: Run,
+    run: AnyRun,
     direction: str | None,
     samples: list[str] | None,
     question: dict[str, Any],

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from flows.commands.options import AsJson
+from flows.commands.options import AsJson, Label, OneOrMoreRuns
 from flows.terminal import emit, human_bytes, say, table
 
 
 def inspect(
-    run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
+    run: OneOrMoreRuns,
+    label: Label = False,
     as_json: AsJson = False,
 ) -> None:
     """What is in a run, how complete."""
     from flows.describe import describe
-    from storage import open_run
+    from storage import open_any
 
-    facts = describe(open_run(run))
+    facts = describe(open_any(run, label=label))
     if as_json:
         emit(facts)
         return
     samples = facts["samples"]
+    for own in facts["runs"]:
+        say(f"{own['path']}: {own['samples']} samples")
     say(f"{facts['path']}: {samples['committed']} of {samples['declared']} samples committed")
     for key, value in facts["provenance"].items():
         say(f"  {key}: {value}")

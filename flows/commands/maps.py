@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import Cluster, Workers
+from flows.commands.options import Cluster, Label, OneOrMoreRuns, Workers
 from flows.terminal import say
 
 
 def maps(
-    run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
+    run: OneOrMoreRuns,
     out: Annotated[Path, typer.Option(help="Where to write: F.npz, F.zarr or F.png.")],
     direction: Annotated[str, typer.Option(help="r2g or g2r.")] = "r2g",
     level: Annotated[str, typer.Option(help="unified, time, head, layer or specific.")] = "unified",
@@ -34,6 +34,7 @@ def maps(
     method: Annotated[
         str, typer.Option(help="i2am; daam, the baseline; joint: shares of a joint softmax.")
     ] = "i2am",
+    label: Label = False,
     workers: Workers = None,
     cluster: Cluster = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
@@ -45,13 +46,13 @@ def maps(
     from flows.clusters import computing
     from flows.config import Computing
     from flows.loading import amended
-    from storage import open_run
+    from storage import open_any
 
     index = selection.from_option("--steps", steps), selection.from_option("--heads", heads)
     grid = selection.size("--size", size)
     region = selection.region("--at", at) if at is not None else None
     where = amended(Computing(), workers=workers, cluster=cluster)
-    opened = open_run(run)
+    opened = open_any(run, label=label)
     result = attribution_maps(
         opened,
         direction=direction,  # type: ignore[arg-type]  # checked there, with the words for it

@@ -6,6 +6,17 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+OneOrMoreRuns: TypeAlias = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="A folder NAME.zarr or a URL; several, or a pattern in quotes, are read as one run.",
+        show_default=False,
+    ),
+]
+Label: TypeAlias = Annotated[
+    bool, typer.Option("--label", help="Name samples RUN/SAMPLE, where several runs share ids.")
+]
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 RunOut: TypeAlias = Annotated[

@@ -118,7 +118,7 @@ def test_a_note_that_cannot_be_read_is_no_reason_to_stop(run, tmp_path):
     for text in ("", "[]", '{"inputs": 3}'):
         (tmp_path / "out" / "study.json").write_text(text)
         assert not analyse(run, tmp_path / "out", OPTIONS).up_to_date
-    assert json.loads((tmp_path / "out" / "study.json").read_text())["inputs"]["run"] == run.run_id
+    assert json.loads((tmp_path / "out" / "study.json").read_text())["inputs"]["runs"] == [run.run_id]
 
 
 def test_a_run_that_has_grown_computes_the_new_samples_alone(tmp_path, computed):

@@ -107,7 +107,7 @@ def test_questions_that_make_no_sense(
     ("words", "message"),
     [
         (["frobnicate"], "No such command 'frobnicate'"),
-        (["maps"], "Missing argument 'run'; see i2am --help"),
+        (["maps"], r"Missing argument 'RUN\.\.\.'; see i2am --help"),
         (["maps", "x", "--ot", "F.npz"], "No such option: --ot"),
         (["demo", "--samples", "0"], "'--samples': Input should be greater than or equal to 1; see"),
         (["demo", "--samples", "many"], "'--samples': Input should be a valid integer"),

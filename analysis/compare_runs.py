@@ -1,0 +1,305 @@
+"""Two runs compared: two models, or one before and after a change, sample by sample.
+
+::
+
+    OUT/compare.zarr       a group per direction and level: mean maps of A and B, their difference, intervals
+    OUT/tables/*.parquet   scores, maps (each pair), summary, map_summary (over pairs)
+    OUT/figures/*.png
+    OUT/report/index.html  self-contained
+    OUT/compare.json       what was compared; marks the directory's contents as a comparison's
+
+Samples are paired by id; every difference is B - A, within pairs, so that what makes one sample unlike
+another does not count. A sample that is damaged in either run is left out and named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import xarray as xr
+
+from analysis.bootstrap import CONFIDENCE
+from analysis.collect import collect_tables
+from analysis.compare_maps import PairedMaps, collect_pairs, paired_maps
+from analysis.compare_pairs import Pairing, pair
+from analysis.compare_scores import paired_scores, summarise_pairs, summarise_scores
+from analysis.events import Listener, StageAdvanced, StageStarted, StudyFinished, ignore
+from analysis.question import Protocol
+from analysis.resize import Grid
+from analysis.selection import Direction, Indices
+from analysis.soundness import Refusal, sound_samples
+from analysis.study import StudyOptions, check_options
+from analysis.workplace import Kind, Laps, without_damaged, workplace
+from storage import open_any
+from storage.errors import NoAnswer
+from storage.runs import members_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from storage import AnyRun
+    from storage.opening import Place
+
+OUTPUTS = ("compare.zarr", "tables", "figures", "report", "compare.json")
+"""Everything that a comparison writes into its directory; nothing else there is touched."""
+
+COMPARISON = Kind("a comparison", OUTPUTS, "compare.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two runs differ in.
+
+    Attributes
+    ----------
+    a, b
+        The runs.
+    pairing
+        Samples, layers and levels that were compared.
+    maps
+        (direction, level) to the variables of `analysis.compare_maps`, in memory.
+    tables
+        "scores", "maps", "summary", "map_summary".
+    refusals
+        Samples that are damaged in either run.
+    absent
+        What is not compared, and why, one line each.
+    seconds
+        Wall clock of each stage.
+    out, report
+        Directory and page; None where nothing was to be written.
+    """
+
+    a: AnyRun
+    b: AnyRun
+    pairing: Pairing
+    maps: Mapping[tuple[Direction, str], xr.Dataset]
+    tables: Mapping[str, pl.DataFrame]
+    refusals: tuple[Refusal, ...]
+    absent: tuple[str, ...]
+    seconds: dict[str, float]
+    out: Path | None = None
+    report: Path | None = None
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the runs are called: their names, or their paths where those are the same."""
+        names = self.a.name.removesuffix(".zarr"), self.b.name.removesuffix(".zarr")
+        return names if names[0] != names[1] else (self.a.path, self.b.path)
+
+    @property
+    def names_in_words(self) -> str:
+        """Which run is A and which is B."""
+        return f"A: {self.names[0]}; B: {self.names[1]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return runs, samples, summaries, refusals, absences, paths and seconds as JSON types."""
+        made = self.out is not None
+        return {
+            "a": [run.path for run in members_of(self.a)],
+            "b": [run.path for run in members_of(self.b)],
+            "out": str(self.out) if made else None,
+            "report": str(self.report) if made else None,
+            "maps": f"{self.out}/compare.zarr" if made else None,
+            "tables": {name: f"{self.out}/tables/{name}.parquet" for name in self.tables} if made else {},
+            "samples": list(self.pairing.samples),
+            "alone": {"a": self.pairing.alone[0], "b": self.pairing.alone[1]},
+            "summary": _overall(self.tables["summary"]),
+            "map_summary": _overall(self.tables["map_summary"]),
+            "refusals": [asdict(refusal) for refusal in self.refusals],
+            "absent": list(self.absent),
+            "seconds": self.seconds,
+        }
+
+
+def _overall(table: pl.DataFrame) -> list[dict[str, Any]]:
+    return table.filter(level="unified").drop("level", "label").to_dicts()
+
+
+def compare(
+    a: Place | Sequence[Place],
+    b: Place | Sequence[Place],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    steps: Indices | None = None,
+    heads: Indices | None = None,
+    samples: Sequence[str] | None = None,
+    size: Grid | None = None,
+    time_groups: int = 5,
+    penalty: float = 3.0,
+    protocol: Protocol = "corrected",
+    confidence: float = CONFIDENCE,
+    details: int = 6,
+    keep_marginals: bool = True,
+    storage_options: dict[str, Any] | None = None,
+    on_event: Listener | None = None,
+    overwrite: bool = False,
+) -> Comparison:
+    """Compare two runs, pair by pair of their common samples.
+
+    Parameters
+    ----------
+    a, b
+        An open run, or its path or URL; or several, or a pattern, as `storage.open_runs` takes them.
+    out
+        A local directory; made if absent. A comparison that lies there is replaced; other contents are left
+        alone. None writes nothing but marginals.
+    layers, steps, heads, samples, size, time_groups, penalty, protocol, confidence
+        As for a study, and of both runs; layers are those of a common name.
+    details
+        Pairs that are drawn, those that differ most.
+    keep_marginals
+        Keep the marginals beside each run.
+    storage_options
+        For fsspec, where a run is a URL.
+    on_event
+        Called with the events of `analysis.events`, in this process.
+    overwrite
+        Replace things of the names in OUTPUTS that no comparison wrote.
+
+    Returns
+    -------
+    Comparison
+        Mean maps, differences, intervals and tables.
+
+    Raises
+    ------
+    NoAnswer
+        If the runs have no sample or no layer in common.
+    AlreadyExists, NoPermission, NotFound
+        If `out` holds something else, or cannot be made.
+    UnknownName, InputError, EmptyRun
+        From the runs and the selections; of runs whose grids differ in aspect, if no size is given.
+    DamagedSample
+        If no common sample is sound in both.
+    """
+    tell = on_event or ignore
+    begun = time.perf_counter()
+    options = StudyOptions(
+        layers=None if layers is None else tuple(layers),
+        steps=steps,
+        heads=heads,
+        samples=None if samples is None else tuple(samples),
+        time_groups=time_groups,
+        penalty=penalty,
+        protocol=protocol,
+        confidence=confidence,
+        size=size,
+        details=details,
+        store=None if keep_marginals else False,
+        storage_options=storage_options,
+    )
+    check_options(options)
+    job = _Job(open_any(a, storage_options), open_any(b, storage_options), options, tell)
+    pairing = pair(job.a, job.b, options)
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="i2am-compare-") as staging:
+            return without_damaged(
+                pairing.samples, Path(staging), lambda known, made: job.compare(pairing, known, made)
+            )[0]
+    with workplace(Path(out), COMPARISON, overwrite) as place:
+        found, made = without_damaged(
+            pairing.samples,
+            place.staging,
+            lambda known, made: job.write(job.compare(pairing, known, made), place.directory, made),
+        )
+        place.publish(made)
+    tell(StudyFinished(str(place.directory), time.perf_counter() - begun))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    a: AnyRun
+    b: AnyRun
+    options: StudyOptions
+    tell: Listener
+
+    def compare(self, pairing: Pairing, known: dict[str, str], made: Path) -> Comparison:
+        """Compare what is sound; `made` is a folder for what is in the works."""
+        laps = Laps()
+        own = replace(self.options, layers=pairing.every_layer)
+        good, refusals = sound_samples((self.a, self.b), pairing.samples, known, own, self.tell, laps)
+        pairing = replace(pairing, samples=good)
+        both = collect_pairs(self.a, self.b, pairing, self.options, made, self.tell)
+        if not both[0].maps:
+            raise NoAnswer(
+                f"a comparison of {self.a.path} and {self.b.path}",
+                expected="at least one level that both can answer",
+                got=both[0].absent[0],
+                remedy="select other layers, or use the corrected protocol",
+            )
+        laps.end("maps")
+        tables = [
+            collect_tables(run, collected, self.options, self.tell)
+            for run, collected in zip((self.a, self.b), both, strict=True)
+        ]
+        scores = paired_scores(*tables)
+        laps.end("tables")
+        found: dict[tuple[Direction, str], PairedMaps] = {}
+        self.tell(StageStarted("pairs", len(both[0].maps)))
+        for number, key in enumerate(both[0].maps, start=1):
+            found[key] = paired_maps(both[0].maps[key], both[1].maps[key], made, self.options.confidence)
+            self.tell(StageAdvanced("pairs", number, len(both[0].maps)))
+        laps.end("pairs")
+        pairs = pl.concat([each.pairs for each in found.values()])
+        excluding = {key: share for each in found.values() for key, share in each.excluding().items()}
+        return Comparison(
+            a=self.a,
+            b=self.b,
+            pairing=pairing,
+            maps={key: each.maps for key, each in found.items()},
+            tables={
+                "scores": scores,
+                "maps": pairs,
+                "summary": summarise_scores(scores, self.options.confidence),
+                "map_summary": summarise_pairs(pairs, excluding, self.options.confidence),
+            },
+            refusals=refusals,
+            absent=(*pairing.absent, *both[0].absent, *_caveats(scores, len(good))),
+            seconds=laps.seconds,
+        )
+
+    def write(self, found: Comparison, directory: Path, made: Path) -> Comparison:
+        """Write a comparison into `made`, as it will be in `directory`."""
+        from analysis.compare_figures import write_compare_figures
+        from analysis.compare_page import write_compare_page
+
+        found = replace(found, out=directory, report=directory / "report" / "index.html")
+        for (direction, level), maps in found.maps.items():
+            group = f"{direction}/{level}"
+            maps.to_zarr(made / "compare.zarr", group=group, mode="a", zarr_format=3, consolidated=False)
+        (made / "tables").mkdir()
+        for name, table in found.tables.items():
+            table.write_parquet(made / "tables" / f"{name}.parquet")
+        stores = made / "a.zarr", made / "b.zarr"
+        write_compare_figures(found, stores, made / "figures", self.options.details, self.tell)
+        write_compare_page(found, stores, made / "report", self.options, self.tell)
+        (made / "compare.json").write_text(json.dumps(found.to_json(), indent=2) + "\n")
+        return found
+
+
+def _caveats(scores: pl.DataFrame, pairs: int) -> list[str]:
+    """What makes the numbers less than they seem, one line each."""
+    lines = []
+    if pairs < 2:
+        lines.append("intervals: they need at least two pairs of samples, and there is one")
+    for row in scores.filter(level="unified").unique("direction", maintain_order=True).iter_rows(named=True):
+        if row["kind_a"] != row["kind_b"]:
+            way = row["direction"].upper()
+            lines.append(f"{way} is {row['kind_a']} in A and {row['kind_b']} in B: two kinds of number")
+        for which in "ab":
+            missing = scores.filter(direction=row["direction"], level="unified")[f"note_{which}"]
+            if missing.count():
+                what = f"scores of {row['direction'].upper()} in {which.upper()}"
+                lines.append(f"{what}: {missing.count()} pairs have none; {missing.drop_nulls()[0]}")
+    return lines

@@ -1,0 +1,108 @@
+"""The samples of a study that are what was written: a cheap look at each, then its marginals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from analysis.events import Listener, SampleRefused, StageStarted
+from analysis.fill import fill_marginals
+from analysis.workplace import Laps
+from storage.errors import DamagedSample, DamageError
+
+if TYPE_CHECKING:
+    from analysis.study import StudyOptions
+    from storage import AnyRun
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A sample that was left out.
+
+    Attributes
+    ----------
+    sample
+        Its id.
+    reason
+        The error's one line, which names the sample and the layer.
+    """
+
+    sample: str
+    reason: str
+
+
+def sound_samples(
+    runs: Sequence[AnyRun],
+    names: Sequence[str],
+    known: dict[str, str],
+    options: StudyOptions,
+    tell: Listener,
+    laps: Laps,
+) -> tuple[tuple[str, ...], tuple[Refusal, ...]]:
+    """Check samples, and make sure that their marginals are there.
+
+    Parameters
+    ----------
+    runs
+        Each holds all the samples.
+    names
+        The samples asked for.
+    known
+        Those of them that are known to be damaged, and why.
+    options
+        Layers, and the place of the derived store.
+    tell, laps
+        Told of the stages.
+
+    Returns
+    -------
+    samples, refusals
+        Those that are sound, in order; and the others, with the reason.
+
+    Raises
+    ------
+    DamagedSample
+        If none is sound.
+    """
+    damaged = dict(known)
+
+    def left() -> list[str]:
+        return [name for name in names if name not in damaged]
+
+    tell(StageStarted("check", len(names)))
+    for run in runs:
+        damaged |= damaged_samples(run, left())
+    laps.end("check")
+    for run in runs:
+        damaged |= fill_marginals(run, left(), options, tell)
+    laps.end("marginals")
+    for sample, reason in damaged.items():
+        tell(SampleRefused(sample, reason))
+    if not left():
+        sample, reason = next(iter(damaged.items()))
+        others = f"and so is every other sample asked for ({len(damaged)}): {reason}"
+        raise DamagedSample(sample, None, others)
+    return tuple(left()), tuple(Refusal(sample, reason) for sample, reason in damaged.items())
+
+
+def damaged_samples(run: AnyRun, names: Sequence[str]) -> dict[str, str]:
+    """Look at every sample cheaply.
+
+    Parameters
+    ----------
+    run, names
+        Samples that it holds.
+
+    Returns
+    -------
+    dict
+        Damaged samples and why.
+    """
+    damaged: dict[str, str] = {}
+    for name in names:
+        try:
+            run.check(name)
+        except DamageError as error:
+            damaged[name] = str(error)
+    return damaged
