@@ -59,8 +59,7 @@ def aggregate(
     size
         (rows, columns) of a result that is a map; None for the largest grid of the layers.
     store, storage_options
-        Place of the derived store of marginals (of several runs: a folder for theirs), and options for fsspec
-        where it is a URL.
+        Place of the derived store of marginals (a folder for those of several runs); options, if it is a URL.
 
     Returns
     -------

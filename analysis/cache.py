@@ -26,10 +26,11 @@ from analysis.softmax import KERNEL_VERSION
 from storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission
 from storage.kept import has_attention
 from storage.location import Location, locate
+from storage.runs import Runs
 from storage.staging import sweep
 
 if TYPE_CHECKING:
-    from storage import LayerSpec, Run
+    from storage import AnyRun, LayerSpec, Run
 
 StorePlace = str | Literal[False] | None
 """Place of a derived store: a path or URL; None for beside the run; False to keep nothing."""
@@ -43,6 +44,11 @@ def default_path(path: str) -> str:
 def within(store: StorePlace, run: Run) -> StorePlace:
     """Place of one run's derived store, where the place given is a folder for those of several runs."""
     return f"{store.rstrip('/')}/{run.run_id}.marginals.zarr" if isinstance(store, str) else store
+
+
+def store_of(run: AnyRun, store: StorePlace) -> StorePlace:
+    """Place to name for one of two runs that are compared: several as one make out their own in a folder."""
+    return store if isinstance(run, Runs) else within(store, run)
 
 
 def open_cache(

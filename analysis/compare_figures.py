@@ -18,7 +18,7 @@ from analysis.events import Listener, StageAdvanced, StageStarted
 from analysis.lettering import FAINT, INK
 from analysis.panels import Panel, block
 from analysis.sheets import sheet
-from analysis.units import Units
+from analysis.units import Units, units_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +107,7 @@ def _difference(found: Comparison, each: Drawn) -> RGB:
 
 def _pair_figure(found: Comparison, one: DrawnPair) -> RGB:
     """A sample's images and maps in both runs, and what the maps differ in."""
-    units = levels_of(found)["unified"][0].units
+    units = units_of(next(iter(found.maps.values())).attrs)
     maps = [panel for a, b, _ in one.maps for panel in (a, b)]
     end = limit(panel.values for panel in maps if panel.values is not None)
     blocks = [block("", one.images)] if one.images else []

@@ -25,6 +25,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis.bootstrap import RESAMPLES, mean_intervals
+from analysis.cache import store_of
 from analysis.collect import Collected, variable
 from analysis.compare_pairs import Pairing
 from analysis.events import Listener, StageAdvanced, StageStarted
@@ -123,7 +124,7 @@ def _both(
             size=size,
             time_groups=pairing.groups,
             protocol=options.protocol,
-            store=options.store,
+            store=store_of(run, options.store),
             storage_options=options.storage_options,
         )
 

@@ -20,13 +20,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import polars as pl
 import xarray as xr
 
-from analysis.bootstrap import CONFIDENCE
+from analysis.cache import StorePlace, store_of
 from analysis.collect import collect_tables
 from analysis.compare_maps import PairedMaps, collect_pairs, paired_maps
 from analysis.compare_pairs import Pairing, pair
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 OUTPUTS = ("compare.zarr", "tables", "figures", "report", "compare.json")
 """Everything that a comparison writes into its directory; nothing else there is touched."""
+
+DETAILS = 6
+"""Pairs that are drawn, unless told otherwise."""
 
 COMPARISON = Kind("a comparison", OUTPUTS, "compare.json")
 
@@ -124,25 +128,35 @@ def _overall(table: pl.DataFrame) -> list[dict[str, Any]]:
     return table.filter(level="unified").drop("level", "label").to_dicts()
 
 
+class Question(TypedDict, total=False):
+    """What to compare, and how: as for `analysis.study.StudyOptions`, and of both runs.
+
+    `details` counts the pairs that are drawn, those that differ most; `store` as a path is a folder for the
+    derived stores of all runs.
+    """
+
+    layers: Sequence[str] | None
+    steps: Indices | None
+    heads: Indices | None
+    samples: Sequence[str] | None
+    size: Grid | None
+    time_groups: int
+    penalty: float
+    protocol: Protocol
+    confidence: float
+    details: int
+    store: StorePlace
+    storage_options: dict[str, Any] | None
+
+
 def compare(
     a: Place | Sequence[Place],
     b: Place | Sequence[Place],
     out: str | os.PathLike[str] | None = None,
     *,
-    layers: Sequence[str] | None = None,
-    steps: Indices | None = None,
-    heads: Indices | None = None,
-    samples: Sequence[str] | None = None,
-    size: Grid | None = None,
-    time_groups: int = 5,
-    penalty: float = 3.0,
-    protocol: Protocol = "corrected",
-    confidence: float = CONFIDENCE,
-    details: int = 6,
-    keep_marginals: bool = True,
-    storage_options: dict[str, Any] | None = None,
     on_event: Listener | None = None,
     overwrite: bool = False,
+    **question: Unpack[Question],
 ) -> Comparison:
     """Compare two runs, pair by pair of their common samples.
 
@@ -153,18 +167,13 @@ def compare(
     out
         A local directory; made if absent. A comparison that lies there is replaced; other contents are left
         alone. None writes nothing but marginals.
-    layers, steps, heads, samples, size, time_groups, penalty, protocol, confidence
-        As for a study, and of both runs; layers are those of a common name.
-    details
-        Pairs that are drawn, those that differ most.
-    keep_marginals
-        Keep the marginals beside each run.
-    storage_options
-        For fsspec, where a run is a URL.
     on_event
         Called with the events of `analysis.events`, in this process.
     overwrite
         Replace things of the names in OUTPUTS that no comparison wrote.
+    **question
+        layers, steps, heads, samples, size, time_groups=5, penalty=3.0, protocol="corrected",
+        confidence=0.95, details=6, store, storage_options: see `Question`.
 
     Returns
     -------
@@ -175,43 +184,30 @@ def compare(
     ------
     NoAnswer
         If the runs have no sample or no layer in common.
-    AlreadyExists, NoPermission, NotFound
-        If `out` holds something else, or cannot be made.
-    UnknownName, InputError, EmptyRun
-        From the runs and the selections; of runs whose grids differ in aspect, if no size is given.
+    AlreadyExists, NoPermission, NotFound, UnknownName, InputError, EmptyRun
+        From `out`, the runs and the selections; of runs whose grids differ in aspect, if no size is given.
     DamagedSample
         If no common sample is sound in both.
     """
     tell = on_event or ignore
     begun = time.perf_counter()
-    options = StudyOptions(
-        layers=None if layers is None else tuple(layers),
-        steps=steps,
-        heads=heads,
-        samples=None if samples is None else tuple(samples),
-        time_groups=time_groups,
-        penalty=penalty,
-        protocol=protocol,
-        confidence=confidence,
-        size=size,
-        details=details,
-        store=None if keep_marginals else False,
-        storage_options=storage_options,
-    )
+    asked: dict[str, Any] = {"details": DETAILS, **question}
+    for name in {"layers", "samples"} & {key for key, value in asked.items() if value is not None}:
+        asked[name] = (asked[name],) if isinstance(asked[name], str) else tuple(asked[name])
+    options = StudyOptions(**asked)
     check_options(options)
-    job = _Job(open_any(a, storage_options), open_any(b, storage_options), options, tell)
+    first, second = (open_any(run, options.storage_options) for run in (a, b))
+    job = _Job(first, second, options, tell)
     pairing = pair(job.a, job.b, options)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="i2am-compare-") as staging:
-            return without_damaged(
-                pairing.samples, Path(staging), lambda known, made: job.compare(pairing, known, made)
-            )[0]
+            return without_damaged(pairing.samples, Path(staging), partial(job.compare, pairing))[0]
     with workplace(Path(out), COMPARISON, overwrite) as place:
-        found, made = without_damaged(
-            pairing.samples,
-            place.staging,
-            lambda known, made: job.write(job.compare(pairing, known, made), place.directory, made),
-        )
+
+        def attempt(known: dict[str, str], made: Path) -> Comparison:
+            return job.write(job.compare(pairing, known, made), place.directory, made)
+
+        found, made = without_damaged(pairing.samples, place.staging, attempt)
         place.publish(made)
     tell(StudyFinished(str(place.directory), time.perf_counter() - begun))
     return found
@@ -227,29 +223,30 @@ class _Job:
     def compare(self, pairing: Pairing, known: dict[str, str], made: Path) -> Comparison:
         """Compare what is sound; `made` is a folder for what is in the works."""
         laps = Laps()
-        own = replace(self.options, layers=pairing.every_layer)
-        good, refusals = sound_samples((self.a, self.b), pairing.samples, known, own, self.tell, laps)
+        asked = replace(self.options, layers=pairing.every_layer)
+        both = [(run, replace(asked, store=store_of(run, asked.store))) for run in (self.a, self.b)]
+        good, refusals = sound_samples(both, pairing.samples, known, self.tell, laps)
         pairing = replace(pairing, samples=good)
-        both = collect_pairs(self.a, self.b, pairing, self.options, made, self.tell)
-        if not both[0].maps:
+        maps = collect_pairs(self.a, self.b, pairing, self.options, made, self.tell)
+        if not maps[0].maps:
             raise NoAnswer(
                 f"a comparison of {self.a.path} and {self.b.path}",
                 expected="at least one level that both can answer",
-                got=both[0].absent[0],
+                got=maps[0].absent[0],
                 remedy="select other layers, or use the corrected protocol",
             )
         laps.end("maps")
         tables = [
             collect_tables(run, collected, self.options, self.tell)
-            for run, collected in zip((self.a, self.b), both, strict=True)
+            for run, collected in zip((self.a, self.b), maps, strict=True)
         ]
         scores = paired_scores(*tables)
         laps.end("tables")
         found: dict[tuple[Direction, str], PairedMaps] = {}
-        self.tell(StageStarted("pairs", len(both[0].maps)))
-        for number, key in enumerate(both[0].maps, start=1):
-            found[key] = paired_maps(both[0].maps[key], both[1].maps[key], made, self.options.confidence)
-            self.tell(StageAdvanced("pairs", number, len(both[0].maps)))
+        self.tell(StageStarted("pairs", len(maps[0].maps)))
+        for number, key in enumerate(maps[0].maps, start=1):
+            found[key] = paired_maps(maps[0].maps[key], maps[1].maps[key], made, self.options.confidence)
+            self.tell(StageAdvanced("pairs", number, len(maps[0].maps)))
         laps.end("pairs")
         pairs = pl.concat([each.pairs for each in found.values()])
         excluding = {key: share for each in found.values() for key, share in each.excluding().items()}
@@ -265,7 +262,7 @@ class _Job:
                 "map_summary": summarise_pairs(pairs, excluding, self.options.confidence),
             },
             refusals=refusals,
-            absent=(*pairing.absent, *both[0].absent, *_caveats(scores, len(good))),
+            absent=(*pairing.absent, *maps[0].absent, *_caveats(scores, len(good))),
             seconds=laps.seconds,
         )
 

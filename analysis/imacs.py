@@ -72,8 +72,7 @@ def imacs(
     NoAnswer
         If a mask is empty or full: then one of the two means does not exist.
     InputError
-        If the direction is neither known nor given, or contradicts the maps' attributes, or the penalty is
-        negative or not a number.
+        If the direction is neither known nor given, or contradicts the maps', or the penalty is negative.
     UnknownName
         For a direction or protocol that does not exist, or a sample that the masks lack.
     """

@@ -86,8 +86,7 @@ def attribution_maps(
     Parameters
     ----------
     run, direction, level
-        An open run, or several as one; "r2g" for maps on the generated image, "g2r" for maps on the
-        reference; one of LEVELS.
+        A run, or several as one; "r2g": maps on the generated image, "g2r": on the reference; one of LEVELS.
     layers, steps, heads, samples
         What to average over or to keep; None for all that can answer.
     size
@@ -102,8 +101,7 @@ def attribution_maps(
     method
         "i2am", "joint" or "daam".
     store, storage_options
-        Place of the derived store of marginals (of several runs: a folder for theirs), and options for fsspec
-        where it is a URL.
+        Place of the derived store of marginals (a folder for those of several runs); options, if it is a URL.
 
     Returns
     -------
@@ -113,10 +111,8 @@ def attribution_maps(
 
     Raises
     ------
-    UnknownName, InputError, EmptyRun
-        For names, indices, sizes and regions that do not exist or do not fit the level.
-    NoAnswer
-        If the geometry has no answer, such as G2R of a pooled token.
+    UnknownName, InputError, EmptyRun, NoAnswer
+        For what does not exist, does not fit the level, or has no answer, such as G2R of a pooled token.
     """
     if isinstance(run, Runs):
         again = partial(
@@ -124,8 +120,9 @@ def attribution_maps(
             time_groups=time_groups, at=at, protocol=protocol, method=method, storage_options=storage_options,
         )  # fmt: skip
         return _one_grid(run, over_runs(run, samples, size, store, again), at)
-    asked = (layers, steps, heads, samples)
-    question = ask(run, direction, level, asked, size, time_groups, at, protocol, method)
+    question = ask(
+        run, direction, level, (layers, steps, heads, samples), size, time_groups, at, protocol, method
+    )
     make = _maker(run, question, (store, storage_options))
     return _wrap(_lazy(make, run, question), run, question)
 

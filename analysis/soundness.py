@@ -33,10 +33,9 @@ class Refusal:
 
 
 def sound_samples(
-    runs: Sequence[AnyRun],
+    runs: Sequence[tuple[AnyRun, StudyOptions]],
     names: Sequence[str],
     known: dict[str, str],
-    options: StudyOptions,
     tell: Listener,
     laps: Laps,
 ) -> tuple[tuple[str, ...], tuple[Refusal, ...]]:
@@ -45,13 +44,11 @@ def sound_samples(
     Parameters
     ----------
     runs
-        Each holds all the samples.
+        Each holds all the samples; with the layers, and the place of the derived store.
     names
         The samples asked for.
     known
         Those of them that are known to be damaged, and why.
-    options
-        Layers, and the place of the derived store.
     tell, laps
         Told of the stages.
 
@@ -71,10 +68,10 @@ def sound_samples(
         return [name for name in names if name not in damaged]
 
     tell(StageStarted("check", len(names)))
-    for run in runs:
+    for run, _ in runs:
         damaged |= damaged_samples(run, left())
     laps.end("check")
-    for run in runs:
+    for run, options in runs:
         damaged |= fill_marginals(run, left(), options, tell)
     laps.end("marginals")
     for sample, reason in damaged.items():

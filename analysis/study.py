@@ -261,7 +261,7 @@ def _study(
     tell: Listener,
 ) -> StudyResult:
     laps = Laps()
-    good, refusals = sound_samples((run,), names, known, options, tell, laps)
+    good, refusals = sound_samples([(run, options)], names, known, tell, laps)
     collected = collect_maps(run, good, options, staging / "maps.zarr", tell)
     if not collected.maps:
         raise NoAnswer(

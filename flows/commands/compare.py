@@ -28,7 +28,7 @@ def compare(
     protocol: Annotated[
         str, typer.Option(help="corrected, or official: the paper's own code.")
     ] = "corrected",
-    details: Annotated[int, typer.Option(min=0, help="Pairs to draw, those that differ most.")] = 6,
+    details: Annotated[int, typer.Option(min=0, help="Pairs to draw: those that differ most.")] = 6,
     label: Label = False,
     workers: Workers = None,
     cluster: Cluster = None,
@@ -38,10 +38,7 @@ def compare(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Two runs, sample by sample: differences in maps and IMACS, with intervals and figures.
-
-    Exit status 1: samples were refused as damaged; the others are compared.
-    """
+    """Two runs, sample by sample: differences in maps and IMACS. Exit status 1: some were damaged."""
     from analysis.compare_runs import compare as compare_runs
     from flows import selection
     from flows.analyze_job import listen

@@ -250,14 +250,14 @@ def test_a_sample_damaged_in_either_run_is_left_out(two, tmp_path):
     prune(two[1], tmp_path / "b.zarr", samples=COMMON)
     damage(tmp_path / "a.zarr", 0)
     damage(tmp_path / "b.zarr", 1)
-    found = compare(tmp_path / "a.zarr", tmp_path / "b.zarr", tmp_path / "out", keep_marginals=False)
+    found = compare(tmp_path / "a.zarr", tmp_path / "b.zarr", tmp_path / "out", store=False)
     assert (found.pairing.samples, [refusal.sample for refusal in found.refusals]) == (("s",), ["q", "r"])
     assert "2 damaged samples left out" in found.report.read_text()
     assert not (tmp_path / "a.marginals.zarr").exists()
     damage(tmp_path / "a.zarr", 2)
     before = (tmp_path / "out" / "compare.json").read_bytes()
     with pytest.raises(DamagedSample, match=r"every other sample asked for \(3\)"):
-        compare(tmp_path / "a.zarr", tmp_path / "b.zarr", tmp_path / "out", keep_marginals=False)
+        compare(tmp_path / "a.zarr", tmp_path / "b.zarr", tmp_path / "out", store=False)
     assert (tmp_path / "out" / "compare.json").read_bytes() == before
 
 

@@ -68,6 +68,16 @@ class Contract:
         assert report.ok
         assert report.notes == ()
 
+    def test_several_runs_by_a_pattern(self, url):
+        base = url.rsplit("/", 1)[0]
+        for sample in "ba":
+            write_run(f"{base}/day-{sample}/shard.zarr", [sample])
+        runs = storage.open_runs(f"{base}/day-?/*.zarr")
+        assert runs.samples == ("a", "b")
+        check_values(pickle.loads(pickle.dumps(runs)))
+        with pytest.raises(NotFound, match="no run fits"):
+            storage.open_runs(f"{base}/night-*/shard.zarr")
+
     def test_resume_and_refusals(self, url):
         with pytest.raises(NotFound):
             storage.open_run(url)
