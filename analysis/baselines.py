@@ -2,7 +2,7 @@
 
 DAAM, for the paper's comparison: over all reference tokens, where it is 1 everywhere and says nothing, and
 over the object's tokens, where the run knows them. The shares, of layers whose log-sum-exp was stored. Kept
-in the maps store, a group for each method, and in one table with the columns of `analysis.tables`.
+in the maps store, a group METHOD/DIRECTION each, and in one table with the columns of `analysis.tables`.
 """
 
 from __future__ import annotations
@@ -84,10 +84,9 @@ def collect_baselines(
         except NoAnswer as error:
             absent.append(f"{method}, {direction.upper()}, {level} level: {error}")
             continue
-        name = f"{direction}_{level}"
-        stored = {name: maps}
-        xr.Dataset(stored).to_zarr(path, group=method, mode="a", zarr_format=3, consolidated=False)
-        opened = xr.open_zarr(path, group=method, consolidated=False, chunks=None)[name]
+        group = f"{method}/{direction}"  # the two directions may have different grids
+        xr.Dataset({level: maps}).to_zarr(path, group=group, mode="a", zarr_format=3, consolidated=False)
+        opened = xr.open_zarr(path, group=group, consolidated=False, chunks=None)[level]
         for sample in names:
             mask = sample_mask(run, direction, sample)
             rows.extend(score_rows(opened.sel(sample=sample), mask, options.penalty))

@@ -48,6 +48,16 @@ def test_a_study_writes_everything_and_only_that(run, tmp_path):
     assert json.loads((tmp_path / "out" / "study.json").read_text())["samples"] == ["one", "two", "three"]
 
 
+def test_a_joint_softmax_may_have_two_grids(tmp_path):
+    """Baselines of both directions, whose maps have different sizes."""
+    layers = [layer("j", gen=(8, 6), ref=(4, 3), lse=True)]
+    run = build(tmp_path / "run.zarr", layers, steps=2, samples=("one",), images=True)[0]
+    result = analyse(run, tmp_path / "out", StudyOptions(figures=0))
+    for direction in ("r2g", "g2r"):
+        stored = xr.open_zarr(result.maps, group=f"joint/{direction}", consolidated=False)["unified"]
+        np.testing.assert_array_equal(stored, attribution_maps(run, direction, method="joint"))
+
+
 def test_stored_maps_and_tables_say_the_same_as_the_functions(run, tmp_path):
     result = analyse(run, tmp_path / "out", StudyOptions(penalty=2.0, figures=0))
     for direction in ("r2g", "g2r"):
