@@ -19,10 +19,6 @@ from tests.integration.test_durability import arrays
 from tests.integration.test_faults import COUNT, check, records, settings
 from tests.object_server import BUCKET, object_server, objects
 
-pending = pytest.mark.xfail(
-    strict=False, reason="a job does not yet pass over what another process is writing and come back for it"
-)
-
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
@@ -56,7 +52,6 @@ def both(server: Forks, config: Path, there: int = 0) -> None:
     assert len(taken) == len(set(taken)) == COUNT - there, [outcome.err for outcome in outcomes]
 
 
-@pending
 @pytest.mark.parametrize("turn", range(3))
 def test_on_a_disk_where_no_run_is_yet(
     server: Forks, whole: dict[str, Any], tmp_path: Path, turn: int
@@ -66,7 +61,6 @@ def test_on_a_disk_where_no_run_is_yet(
     check(run, whole)
 
 
-@pending
 def test_on_a_disk_with_half_a_run(server: Forks, whole: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run.zarr"
     config = settings(tmp_path, run)
@@ -80,7 +74,6 @@ def test_on_a_disk_with_half_a_run(server: Forks, whole: dict[str, Any], tmp_pat
     assert {name: (run / "commits" / name).read_bytes() for name in kept} == kept
 
 
-@pending
 @pytest.mark.parametrize("half", [False, True], ids=["none", "half"])
 def test_on_an_object_server(
     server: Forks, endpoint: str, whole: dict[str, Any], tmp_path: Path, half: bool
