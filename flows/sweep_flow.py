@@ -7,6 +7,7 @@ waited for at the end.
 from __future__ import annotations
 
 import time
+from secrets import randbelow
 from typing import Any, cast
 
 from prefect import flow, get_run_logger, task
@@ -69,6 +70,8 @@ def run_sweep(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
     samples = open_samples(config)
     before, ids = waiting(config, samples, Todo(retry_failed=retry_failed))
     cut = [Shard(part) for part in shards(ids, samples.ids, config.sweep.shard, config.batch_size)]
+    first = randbelow(len(cut)) if cut else 0  # sweeps of one run on several machines begin at different shards
+    cut = cut[first:] + cut[:first]
 
     def say(line: str) -> None:
         """Tell the log, and whoever looks on."""
