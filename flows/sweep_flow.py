@@ -70,7 +70,7 @@ def run_sweep(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
     samples = open_samples(config)
     before, ids = waiting(config, samples, Todo(retry_failed=retry_failed))
     cut = [Shard(part) for part in shards(ids, samples.ids, config.sweep.shard, config.batch_size)]
-    first = randbelow(len(cut)) if cut else 0  # sweeps of one run on several machines begin at different shards
+    first = randbelow(len(cut)) if cut else 0  # sweeps on several machines begin at different shards
     cut = cut[first:] + cut[:first]
 
     def say(line: str) -> None:
