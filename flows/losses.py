@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -26,7 +27,11 @@ LOSSES = 20
 """Losses of the server in one sweep after which something else is wrong."""
 
 
-def sweep_through_losses(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
+class ServerGone(InputError):
+    """The Prefect server did not come back, and samples are left to capture."""
+
+
+def sweep_through_losses(config: CaptureConfig, retry_failed: bool) -> tuple[dict[str, Any], bool]:
     """Run the sweep's flow, and again whenever the server was lost under it.
 
     Parameters
@@ -36,13 +41,15 @@ def sweep_through_losses(config: CaptureConfig, retry_failed: bool) -> dict[str,
 
     Returns
     -------
-    dict
-        The flow's summary; ``captured`` and ``seconds`` count all attempts. If the server does not come back
-        and nothing is left to capture, the summary of the run.
+    summary : dict
+        The flow's; ``captured`` and ``seconds`` count all attempts. If the server does not come back and
+        nothing is left to capture, the summary of the run.
+    recorded : bool
+        Whether the server knows of the end.
 
     Raises
     ------
-    InputError
+    ServerGone
         If the server does not come back, and something is left to capture.
     """
     api, began, captured = os.environ["PREFECT_API_URL"], datetime.now(UTC), 0
@@ -59,7 +66,7 @@ def sweep_through_losses(config: CaptureConfig, retry_failed: bool) -> dict[str,
     with heard_by(count):
         for _ in range(LOSSES):
             try:
-                return whole(sweep_flow(config, retry_failed))
+                return whole(sweep_flow(config, retry_failed)), True
             except Exception as error:
                 if not server_lost(error, api):
                     raise
@@ -70,13 +77,26 @@ def sweep_through_losses(config: CaptureConfig, retry_failed: bool) -> dict[str,
     before, ids = waiting(config, open_samples(config), Todo())
     if not ids:
         note("i2am: the sweep is done; the server has no record of its end")
-        return whole(summarise(config, before, 0.0) | {"lost": []})
-    raise InputError(
+        return whole(summarise(config, before, 0.0) | {"lost": []}), False
+    raise ServerGone(
         f"the Prefect server at {api} was lost",
         expected=f"an answer within {config.sweep.patience:.0f} s",
         got=f"none, and {len(ids)} samples to go",
         remedy="start it, or unset PREFECT_API_URL, and run the same command again: it goes on from here",
     )
+
+
+def leave(status: int) -> NoReturn:
+    """End the process: Prefect's threads would go on for minutes to tell a server that is gone.
+
+    Parameters
+    ----------
+    status
+        Exit status.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def server_lost(error: BaseException, api: str) -> bool:

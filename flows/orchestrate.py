@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 
 from flows.server import quiet_environment
@@ -37,6 +38,9 @@ def as_flow(choice: bool | None) -> bool:
         choice = installed and bool(os.environ.get("PREFECT_API_URL"))
     if choice:
         os.environ.update(quiet_environment())
+        logging.raiseExceptions = (
+            False  # Prefect's handler would tell the terminal of each line it cannot send
+        )
     return choice
 
 

@@ -1,17 +1,19 @@
-"""Turns on a GPU: sweeps that share a Prefect server and a machine use each GPU one at a time.
+"""Turns on a GPU: sweeps on one machine use each GPU one at a time.
 
 A turn is a slot of Prefect's global concurrency limit ``i2am-gpu:<host>:<gpu>``, which anyone can see, and
 widen or close. Slots are leased: one whose holder died is taken back by the server some minutes later. Beside
 it the holder keeps a name of the kernel's (an abstract socket), which is gone at once when the holder is, and
 whatever becomes of the server: who gets the name knows that slots still marked as taken are nobody's, and
-frees them; who is refused a slot by a server that does not answer goes ahead if the name is free. A turn that
-was begun is never ended by a server that is lost: the lease is renewed, or taken anew, when it is back.
+frees them; who does not get it waits, unless the limit was widened; who is refused a slot by a server that is
+lost goes ahead with the name alone. A turn that was begun is never ended by a server that is lost: the lease
+is renewed, or taken anew, when it is back.
 """
 
 from __future__ import annotations
 
 import re
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +29,9 @@ LEASE_SECONDS = 120.0
 
 PAUSE_SECONDS = 2.0
 """Between two questions whether a GPU is free."""
+
+NAMES = sys.platform == "linux"
+"""Whether the kernel has names that end with their process."""
 
 _LOCKED, _GONE = 423, 410
 
@@ -108,14 +113,19 @@ class Turn:
 
     def _take(self) -> bool:
         """Try once."""
-        alone = self._mark_as_ours()
+        self._take_name()
         try:
             with get_client(sync_client=True) as client:
                 ensure_limit(client, self._name)
                 self._lease = self._ask(client)
+                if self._lease is not None and self._mark is None and NAMES and self._single(client):
+                    self._give_back()  # another has the GPU, of another server, or with a lease that ran out
         except Exception:  # noqa: BLE001 - of a server that is lost, which may say so in many ways
-            return alone or self._refused()
+            return self._mark is not None or self._refused()
         return self._lease is not None or self._refused()
+
+    def _single(self, client: SyncPrefectClient) -> bool:
+        return client.read_global_concurrency_limit_by_name(self._name).limit == 1
 
     def _refused(self) -> bool:
         """The limit is closed, or someone has the GPU: leave the name to others."""
@@ -150,16 +160,17 @@ class Turn:
         self._lease = None
         self._unmark()
 
-    def _mark_as_ours(self) -> bool:
-        """Take the kernel's name of the GPU; False if another process has it, or there are no such names."""
+    def _take_name(self) -> None:
+        """Take the kernel's name of the GPU, unless another process has it, or there are no such names."""
+        if not NAMES:
+            return
         mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             mark.bind(f"\0{self._name}")
         except OSError:
             mark.close()
-            return False
-        self._mark = mark
-        return True
+        else:
+            self._mark = mark
 
     def _unmark(self) -> None:
         if self._mark is not None:

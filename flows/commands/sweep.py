@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,14 +46,29 @@ def sweep(
     settings = settings.model_copy(update={"sweep": spread})
     as_flow(True)
     with shown(quiet), termination_interrupts(), _server():
-        from flows.losses import sweep_through_losses
+        from flows.losses import ServerGone, leave, sweep_through_losses
 
-        summary = sweep_through_losses(settings, retry_failed)
+        try:
+            summary, recorded = sweep_through_losses(settings, retry_failed)
+        except ServerGone as error:
+            note(f"i2am: {error}")
+            leave(error.exit_status)
+    status = _show(summary, as_json)
+    if not recorded:
+        leave(status)
+    if status:
+        raise typer.Exit(status)
+
+
+def _show(summary: dict[str, Any], as_json: bool) -> int:
+    """Say what came of the sweep; the exit status."""
     for line in summary["lost"]:
         note(f"i2am: given up: {line}")
-    show_capture(summary, as_json)
-    if summary["lost"]:
-        raise typer.Exit(1)
+    try:
+        show_capture(summary, as_json)
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    return 1 if summary["lost"] else 0
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flows.server import temporary_server
+from flows.server import temporary_server, wait_for_server
 from storage import open_run, verify
 from tests.flows.conftest import ROOT, spawn
 from tests.flows.prefect_api import alive, ask, descendants, wait_for
@@ -218,10 +218,13 @@ def kill_temporary_server(sweep: Sweep) -> None:
 
 
 def test_a_sweep_outlives_its_temporary_server(
-    file: Callable[..., Path], start: Callable[..., Sweep]
+    server: dict[str, str], file: Callable[..., Path], start: Callable[..., Sweep], tmp_path: Path
 ) -> None:
-    sweep = start(file(sweep={"gpus": ["lost"], "shard": 2}), {"PREFECT_API_URL": ""})
+    """Meanwhile another one, of another server, waits for the GPU."""
+    written = file(sweep={"gpus": ["lost"], "shard": 2})
+    sweep = start(written, {"PREFECT_API_URL": ""})
     sweep.until(2)
+    other = start(written, server, "--out", tmp_path / "other.zarr")
     left = descendants(sweep.process.pid)
     kill_temporary_server(sweep)
     wait_for(lambda: sweep.children("uvicorn") or sweep.process.poll() is not None)
@@ -231,6 +234,82 @@ def test_a_sweep_outlives_its_temporary_server(
     assert json.loads(out)["captured"] == COUNT
     assert "Traceback" not in err
     assert not alive(left)
+    sweep.whole()
+    status, _, err = other.end()
+    assert status == 0, err
+    other.whole()
+    assert max(path.stat().st_mtime for path in sweep.commits()) < min(
+        path.stat().st_mtime for path in other.commits()
+    )
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[Callable[..., dict[str, str]]]:
+    """A server as a user runs it, that can be killed and started again on its port and its database."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    env |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    running: list[subprocess.Popen[bytes]] = []
+
+    def kill() -> None:
+        while running:
+            os.killpg(running[-1].pid, signal.SIGKILL)
+            running.pop().wait()
+
+    def control(what: str) -> dict[str, str]:
+        kill()
+        if what == "start":
+            quiet = subprocess.DEVNULL
+            running.append(
+                subprocess.Popen(
+                    command, env={**os.environ, **env}, start_new_session=True, stdout=quiet, stderr=quiet
+                )
+            )
+            assert wait_for_server(env["PREFECT_API_URL"], 100)
+        return env
+
+    yield control
+    kill()
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_has_the_record(
+    fragile: Callable[..., dict[str, str]], file: Callable[..., Path], start: Callable[..., Sweep]
+) -> None:
+    env = fragile("start")
+    sweep = start(file(sweep={"gpus": ["back"], "shard": 1}), env)
+    sweep.until(2)
+    fragile("kill")
+    wait_for(lambda: len(sweep.commits()) == COUNT)  # capture goes on without it
+    fragile("start")
+    status, out, err = sweep.end()
+    assert status == 0, err
+    assert json.loads(out)["captured"] == COUNT
+    assert "Traceback" not in err
+    sweep.whole()
+    runs = ask(env, "flow_runs/filter", {})
+    assert "COMPLETED" in {run["state"]["type"] for run in runs}
+    assert not {"RUNNING", "PENDING"} & {run["state"]["type"] for run in runs}
+    second = start(file(sweep={"gpus": ["back"]}), env)  # the slot of the first is not left behind
+    assert second.end()[0] == 0
+
+
+@pytest.mark.slow
+def test_a_server_that_never_comes_back(
+    fragile: Callable[..., dict[str, str]], file: Callable[..., Path], start: Callable[..., Sweep]
+) -> None:
+    env = fragile("start")
+    sweep = start(file(sweep={"workers": 2, "shard": 1, "patience": 3}), env)
+    sweep.until(2)
+    fragile("kill")
+    status, out, err = sweep.end()
+    assert status == 0, err
+    assert json.loads(out)["committed"] == COUNT
+    assert "the server has no record of its end" in err
+    assert all(line.startswith(("capture ", "i2am: ")) for line in err.splitlines()), err
     sweep.whole()
 
 
