@@ -5,12 +5,14 @@ Each runs on whatever Dask scheduler is active, a bounded number of samples at a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask
+import dask.array as da
 import numpy as np
 import polars as pl
 import xarray as xr
@@ -29,6 +31,12 @@ from storage.errors import NoAnswer
 if TYPE_CHECKING:
     from analysis.study import StudyOptions
     from storage import Run
+
+BLOCK = 64
+"""Samples whose maps are computed by one graph."""
+
+TABLE_BLOCK = 8
+"""Samples that one task scores, at most: opening the maps costs more than scoring those of a sample."""
 
 
 @dataclass(frozen=True)
@@ -92,42 +100,82 @@ def collect_maps(
         The maps, and what has no answer.
     """
     absent: list[str] = []
-    found: dict[Direction, dict[str, xr.DataArray]] = {}
+    asked: dict[Direction, dict[str, Callable[..., xr.DataArray]]] = {}
     for direction, level, extra in _questions(run, options):
+        ask = partial(
+            attribution_maps,
+            run,
+            direction,
+            level,
+            layers=options.layers,
+            steps=options.steps,
+            heads=options.heads,
+            # Official G2R maps keep their layers' own grid.
+            size=None if (options.protocol, direction) == ("official", "g2r") else options.size,
+            protocol=options.protocol,
+            store=options.store,
+            storage_options=options.storage_options,
+            **extra,
+        )
         try:
-            maps = attribution_maps(
-                run,
-                direction,
-                level,
-                layers=options.layers,
-                steps=options.steps,
-                heads=options.heads,
-                samples=names,
-                # Official G2R maps keep their layers' own grid.
-                size=None if (options.protocol, direction) == ("official", "g2r") else options.size,
-                protocol=options.protocol,
-                store=options.store,
-                storage_options=options.storage_options,
-                **extra,
-            )
+            ask(samples=names[:1])
         except NoAnswer as error:
             absent.append(f"{direction.upper()}, {level} level: {error}")
             continue
-        found.setdefault(direction, {})[level] = maps
+        asked.setdefault(direction, {})[variable(level)] = ask
     for way, image in AGAINST.items():
         if image not in run.images:
             absent.append(f"IMACS of {way.upper()}: the run has no image {image!r}")
-    tell(StageStarted("maps", len(found)))
-    for number, (direction, levels) in enumerate(found.items(), start=1):
-        named = {variable(level): maps for level, maps in levels.items()}
-        xr.Dataset(named).to_zarr(path, group=direction, mode="w", zarr_format=3, consolidated=False)
-        tell(StageAdvanced("maps", number, len(found)))
+    tell(StageStarted("maps", len(asked)))
+    for number, (direction, levels) in enumerate(asked.items(), start=1):
+        write_maps(levels, names, path, direction)
+        tell(StageAdvanced("maps", number, len(asked)))
     stored = {
         (direction, str(maps.attrs["level"])): maps
-        for direction in found
+        for direction in asked
         for maps in xr.open_zarr(path, group=direction, consolidated=False).data_vars.values()
     }
     return Collected(path, stored, tuple(names), tuple(absent))
+
+
+def write_maps(
+    asked: Mapping[str, Callable[..., xr.DataArray]], names: Sequence[str], path: Path, group: str
+) -> None:
+    """Compute maps into a group of a store, a block of samples at a time: no graph is as long as the run.
+
+    Parameters
+    ----------
+    asked
+        Variable to `attribution_maps` with all arguments but ``samples``. The group may hold others already.
+    names
+        The samples.
+    path, group
+        Where.
+    """
+    for start in range(0, len(names), BLOCK):
+        block = names[start : start + BLOCK]
+        maps = xr.Dataset({name: ask(samples=block) for name, ask in asked.items()})
+        if start == 0:
+            _whole(maps, names).to_zarr(
+                path, group=group, mode="a", zarr_format=3, consolidated=False, compute=False
+            )
+        own = maps.drop_vars(list(maps.coords))
+        own.to_zarr(
+            path, group=group, region={"sample": slice(start, start + len(block))}, consolidated=False
+        )
+
+
+def _whole(part: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
+    """A dataset for all samples with the attributes and the other axes of one for some, to be filled."""
+    found = {}
+    for name, maps in part.data_vars.items():
+        shape = (len(names), *maps.shape[1:])
+        coords = {key: value for key, value in maps.coords.items() if key != "sample"}
+        coords["sample"] = np.asarray(names, dtype=object)
+        empty = da.zeros(shape, dtype=maps.dtype, chunks=(BLOCK, *shape[1:]))
+        found[name] = xr.DataArray(empty, dims=maps.dims, coords=coords, attrs=maps.attrs, name=name)
+        found[name].encoding.update(maps.encoding)
+    return xr.Dataset(found)
 
 
 def sample_mask(run: Run, direction: str, sample: str) -> NDArray[np.bool_] | None:
@@ -141,16 +189,21 @@ def variable(level: str) -> str:
     return f"by_{level}" if level in ("time", "head", "layer") else level
 
 
-def _sample_rows(
-    run: Run, path: Path, questions: Sequence[tuple[str, str]], sample: str, penalty: float
-) -> list[list[dict[str, Any]]]:
-    """Rows of one sample for each (direction, level); opens the maps itself, so that a task carries none."""
-    opened = {name: xr.open_zarr(path, group=name, consolidated=False, chunks=None) for name, _ in questions}
-    masks = {direction: sample_mask(run, direction, sample) for direction in opened}
-    return [
-        score_rows(opened[direction][variable(level)].sel(sample=sample), masks[direction], penalty)
-        for direction, level in questions
-    ]
+def _block_tables(
+    run: Run, path: Path, questions: Sequence[tuple[str, str]], names: Sequence[str], penalty: float
+) -> dict[str, pl.DataFrame]:
+    """Rows of some samples for each level; opens the maps itself, so that a task carries none."""
+    opened = {
+        name: xr.open_zarr(path, group=name, consolidated=False, chunks=None)
+        for name in {direction for direction, _ in questions}
+    }
+    rows: dict[str, list[dict[str, Any]]] = {level: [] for _, level in questions}
+    for sample in names:
+        masks = {direction: sample_mask(run, direction, sample) for direction in opened}
+        for direction, level in questions:
+            maps = opened[direction][variable(level)].sel(sample=sample)
+            rows[level].extend(score_rows(maps, masks[direction], penalty))
+    return {level: frame(found) for level, found in rows.items()}
 
 
 def collect_tables(
@@ -167,22 +220,27 @@ def collect_tables(
     options
         Its penalty.
     tell
-        Told after each sample.
+        Told how many samples are done.
 
     Returns
     -------
     dict
         A table for each level that has maps.
     """
-    tell(StageStarted("tables", len(collected.samples)))
+    names = collected.samples
+    tell(StageStarted("tables", len(names)))
     questions = list(collected.maps)
-    rows: dict[str, list[dict[str, Any]]] = {level: [] for level in LEVELS}
+    many = min(TABLE_BLOCK, -(-len(names) // TABLE_BLOCK**2))
     tasks = (
-        dask.delayed(_sample_rows, pure=False)(run, collected.path, questions, name, options.penalty)
-        for name in collected.samples
+        dask.delayed(_block_tables, pure=False)(
+            run, collected.path, questions, names[start : start + many], options.penalty
+        )
+        for start in range(0, len(names), many)
     )
-    told = len(collected.samples)
-    for per_level in run_tasks(tasks, lambda done: tell(StageAdvanced("tables", done, told))):
-        for (_, level), scored in zip(questions, per_level, strict=True):
-            rows[level].extend(scored)
-    return {level: frame(scored) for level, scored in rows.items() if scored}
+
+    def done(count: int) -> None:
+        """Tell how many samples that makes."""
+        tell(StageAdvanced("tables", min(count * many, len(names)), len(names)))
+
+    parts = run_tasks(tasks, done)
+    return {level: pl.concat(part[level] for part in parts) for level in LEVELS if level in parts[0]}
