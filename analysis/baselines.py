@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import xarray as xr
 
-from analysis.collect import sample_mask
+from analysis.collect import BLOCK, sample_mask, settled, write_maps
 from analysis.events import Listener, StageAdvanced, StageStarted
 from analysis.maps import attribution_maps
 from analysis.marginals import FOCUS
@@ -61,37 +62,42 @@ def collect_baselines(
     tell
         Told after each kind of map.
     """
-    rows: list[dict[str, Any]] = []
+    tables: list[pl.DataFrame] = []
     absent: list[str] = []
     asked = _questions(run, options)
     tell(StageStarted("baselines", len(asked)))
     for number, (method, direction, level) in enumerate(asked, start=1):
+        ask = partial(
+            attribution_maps,
+            run,
+            direction,
+            level,
+            layers=options.layers,
+            steps=options.steps,
+            heads=options.heads,
+            size=options.size,
+            at=FOCUS[direction] if level == "specific" else None,
+            method=method,
+            store=options.store,
+            storage_options=options.storage_options,
+        )
         try:
-            maps = attribution_maps(
-                run,
-                direction,
-                level,
-                layers=options.layers,
-                steps=options.steps,
-                heads=options.heads,
-                samples=names,
-                size=options.size,
-                at=FOCUS[direction] if level == "specific" else None,
-                method=method,
-                store=options.store,
-                storage_options=options.storage_options,
-            )
+            question, along = settled(ask, run, names)
         except NoAnswer as error:
             absent.append(f"{method}, {direction.upper()}, {level} level: {error}")
             continue
-        group = f"{method}/{direction}"  # the two directions may have different grids
-        xr.Dataset({level: maps}).to_zarr(path, group=group, mode="a", zarr_format=3, consolidated=False)
+        # The two directions may have different grids.
+        group = f"{method}/{direction}"
+        write_maps({level: question}, names, path, group, along)
         opened = xr.open_zarr(path, group=group, consolidated=False, chunks=None)[level]
-        for sample in names:
-            mask = sample_mask(run, direction, sample)
-            rows.extend(score_rows(opened.sel(sample=sample), mask, options.penalty))
+        for start in range(0, len(names), BLOCK):
+            rows: list[dict[str, Any]] = []
+            for sample in names[start : start + BLOCK]:
+                mask = sample_mask(run, direction, sample)
+                rows.extend(score_rows(opened.sel(sample=sample), mask, options.penalty))
+            tables.append(frame(rows))
         tell(StageAdvanced("baselines", number, len(asked)))
-    return Baselines(frame(rows), tuple(absent))
+    return Baselines(pl.concat(tables) if tables else frame([]), tuple(absent))
 
 
 def _questions(run: AnyRun, options: StudyOptions) -> list[tuple[Method, Direction, Level]]:

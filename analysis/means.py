@@ -6,10 +6,10 @@ positional bias of the model, and of the data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import dask
 import numpy as np
 import xarray as xr
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 MeanMaps = Mapping[tuple[Direction, str], xr.DataArray]
 """(direction, level) to maps ([level axis], y, x), in memory, with the attributes of the maps."""
 
+BLOCK_BYTES = 32 * 2**20
+"""Maps that are read at once, at most, unless one sample has more."""
+
+BLOCK_SAMPLES = 64
+"""Samples likewise."""
+
 
 def mean_maps(collected: Collected) -> MeanMaps:
     """Mean of every kind of map over the samples of a study, in float64.
@@ -28,7 +34,7 @@ def mean_maps(collected: Collected) -> MeanMaps:
     Parameters
     ----------
     collected
-        Its maps; read a sample at a time.
+        Its maps, (sample, [level axis], y, x); read some samples at a time.
 
     Returns
     -------
@@ -38,13 +44,18 @@ def mean_maps(collected: Collected) -> MeanMaps:
     """
     if len(collected.samples) < 2:
         return {}
-    parts = {}
-    for key, maps in collected.maps.items():
-        known: xr.DataArray = xr.apply_ufunc(np.isfinite, maps, dask="allowed")
-        parts[key] = maps.where(known, 0).sum("sample", dtype=np.float64), known.sum("sample")
-    found = {}
-    for key, (total, count) in dask.compute(parts)[0].items():
-        counted = np.asarray(count, dtype=np.float64)
-        mean = np.divide(total, counted, out=np.full(counted.shape, np.nan), where=counted > 0)
-        found[key] = total.copy(data=mean).assign_attrs(collected.maps[key].attrs)
-    return found
+    return {key: _mean(maps) for key, maps in collected.maps.items()}
+
+
+def _mean(maps: xr.DataArray) -> xr.DataArray:
+    """Mean over samples, a block of samples at a time."""
+    shape = maps.shape[1:]
+    total, count = np.zeros(shape, np.float64), np.zeros(shape, np.float64)
+    many = max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // (math.prod(shape) * maps.dtype.itemsize)))
+    for start in range(0, maps.sizes["sample"], many):
+        values = np.asarray(maps[start : start + many])
+        known = np.isfinite(values)
+        total += np.where(known, values, 0).sum(axis=0, dtype=np.float64)
+        count += known.sum(axis=0)
+    mean = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+    return maps[0].drop_vars("sample", errors="ignore").copy(data=mean)

@@ -66,8 +66,8 @@ def write_report(
     """
     tell = on_event or ignore
     out.mkdir(parents=True, exist_ok=True)
-    averages = mean_maps(collected) if means is None else means
     collected = direct(collected)
+    averages = mean_maps(collected) if means is None else means
     links = site(collected, pages or {})
     levels = [page for page in LEVEL_PAGES.values() if page.file in links]
     counts = {page.file: shown_samples(collected, page.level, details) for page in levels}

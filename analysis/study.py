@@ -316,12 +316,13 @@ def _draw(
 ) -> None:
     """Draw the figures, and write the pages of the report."""
     from analysis.aggregation_page import PAGE, write_aggregation_page
+    from analysis.direct import direct
     from analysis.means import mean_maps
     from analysis.report import write_report
     from analysis.site import site
     from analysis.study_figures import write_figures
 
-    means = mean_maps(collected)
+    means = mean_maps(direct(collected))
     write_figures(run, collected, tables, staging / "figures", options.figures, tell, means)
     laps.end("figures")
     pages = {PAGE: "Aggregations"} if options.aggregations else {}

@@ -74,8 +74,8 @@ def write_figures(
         Mean maps over samples; computed if not given.
     """
     out.mkdir()
-    averages = mean_maps(collected) if means is None else means
     collected = direct(collected)
+    averages = mean_maps(collected) if means is None else means
     chosen = collected.samples[:count]
     levels = [level for level in LEVEL_PAGES if any(own == level for _, own in collected.maps)]
     total = len(chosen) * (1 + len(levels)) + 1
