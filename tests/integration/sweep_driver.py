@@ -1,8 +1,9 @@
 """Run a sweep while its processes are killed at random moments.
 
 Usage: python -m tests.integration.sweep_driver CONFIG KILLS SEED. Kills capture processes and the temporary
-Prefect server; starts the sweep again where it ends without having finished. Writes one JSON document: what
-was killed, how often the command was started, and whether a commit record ever changed.
+Prefect server; starts the sweep again where it ends without having finished, and sweeps into another run where
+it has finished before all kills were done. Writes one JSON document: what was killed, the runs, the exit
+statuses of each one's sweeps, and the commit records that ever changed.
 """
 
 from __future__ import annotations
@@ -64,53 +65,76 @@ def start(config: str, log: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
 
 
-def main(config: str, kills: int, seed: int) -> dict[str, Any]:
-    """Kill ``kills`` processes, then let the sweep end."""
-    dice = random.Random(seed)
-    run = Path(json.loads(Path(config).read_text())["out"])
-    run = Path(config).parent / run
-    seen: dict[str, list[int]] = {}
-    killed: dict[str, int] = dict.fromkeys(ROLES, 0)
-    statuses: list[int] = []
-    changed: list[str] = []
+class Round:
+    """One sweep of a run of its own, started again until it has finished."""
 
-    def look() -> None:
+    def __init__(self, config: Path, number: int, log: Any) -> None:
+        settings = json.loads(config.read_text()) | {"out": f"swept-{number}.zarr"}
+        self.file = config.with_name(f"round-{number}.yaml")
+        self.file.write_text(json.dumps(settings))
+        self.run = config.with_name(settings["out"])
+        self.log = log
+        self.seen: dict[str, list[int]] = {}
+        self.changed: list[str] = []
+        self.statuses: list[int] = []
+        self.sweep = start(str(self.file), log)
+
+    def look(self) -> None:
         """Whatever was committed stays as it is."""
-        for name, state in records(run).items():
-            if seen.setdefault(name, state) != state:
-                changed.append(name)
+        for name, state in records(self.run).items():
+            if self.seen.setdefault(name, state) != state:
+                self.changed.append(name)
 
-    with (run.parent / "sweep.log").open("wb") as log:
-        sweep = start(config, log)
+    def victim(self, role: str) -> list[int]:
+        """Processes to kill; none if the sweep has ended."""
+        end = time.monotonic() + PATIENCE
+        while not (found := victims(self.sweep.pid, role)) and self.sweep.poll() is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"no {role} to kill")
+            time.sleep(0.02)
+        return found if self.sweep.poll() is None else []
+
+    def ended(self) -> bool:
+        """Whether it has finished; it is started again where it ended otherwise."""
+        self.statuses.append(self.sweep.wait(600))
+        self.look()
+        if self.statuses[-1] != 0:
+            if len(self.statuses) > 30:
+                raise TimeoutError(f"it ends again and again: {self.statuses}")
+            self.sweep = start(str(self.file), self.log)
+        return self.statuses[-1] == 0
+
+
+def main(config: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Kill ``kills`` processes, in as many rounds as it takes, and let the last one finish."""
+    dice = random.Random(seed)
+    killed: dict[str, int] = dict.fromkeys(ROLES, 0)
+    rounds: list[Round] = []
+    with config.with_name("sweep.log").open("wb") as log:
         while sum(killed.values()) < kills:
-            role = dice.choice(("worker", "worker", "server"))
-            end = time.monotonic() + PATIENCE
-            while not (found := victims(sweep.pid, role)) and sweep.poll() is None:
-                if time.monotonic() > end:
-                    raise TimeoutError(f"no {role} to kill; seed {seed}")
-                time.sleep(0.02)
-            if sweep.poll() is not None:
-                statuses.append(sweep.returncode)
-                if sweep.returncode == 0:
-                    break  # everything is there before all kills were done
-                sweep = start(config, log)
-                continue
-            time.sleep(dice.expovariate(1 / 2.0))
-            look()
-            try:
-                os.kill(dice.choice(found), signal.SIGKILL)
-                killed[role] += 1
-            except ProcessLookupError:
-                continue
-        while True:
-            status = sweep.wait(600)
-            statuses.append(status)
-            look()
-            if status == 0 or len(statuses) > kills + 3:
-                break
-            sweep = start(config, log)
-    return {"killed": killed, "statuses": statuses, "changed": changed, "records": sorted(seen)}
+            rounds.append(Round(config, len(rounds), log))
+            while True:
+                left = sum(killed.values()) < kills
+                role = dice.choice(("worker", "worker", "server"))
+                found = rounds[-1].victim(role) if left else []
+                if not found:
+                    if rounds[-1].ended():
+                        break
+                    continue
+                time.sleep(dice.expovariate(1 / 1.5))
+                rounds[-1].look()
+                try:
+                    os.kill(dice.choice(found), signal.SIGKILL)
+                    killed[role] += 1
+                except ProcessLookupError:
+                    continue
+    return {
+        "killed": killed,
+        "runs": [str(each.run) for each in rounds],
+        "statuses": [each.statuses for each in rounds],
+        "changed": [name for each in rounds for name in each.changed],
+    }
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
