@@ -1,9 +1,9 @@
 """Run a sweep while its processes are killed at random moments.
 
 Usage: python -m tests.integration.sweep_driver CONFIG KILLS SEED. Kills capture processes and the temporary
-Prefect server; starts the sweep again where it ends without having finished, and sweeps into another run where
-it has finished before all kills were done. Writes one JSON document: what was killed, the runs, the exit
-statuses of each one's sweeps, and the commit records that ever changed.
+Prefect server; starts the sweep again where it ends without having finished, and sweeps into another run
+where it has finished before all kills were done. Writes one JSON document: what was killed, the runs, the
+exit statuses of each one's sweeps, and the commit records that ever changed.
 """
 
 from __future__ import annotations
