@@ -13,6 +13,7 @@ from prefect.tasks import exponential_backoff
 
 from flows.capture_job import Todo, summarise, waiting
 from flows.config import CaptureConfig
+from flows.markdown import cells, plain
 from flows.progress import Progress, report
 from flows.samples import open_samples
 from flows.terminal import human_bytes
@@ -109,12 +110,14 @@ def _error(future: Any) -> Any:
 @task(name="publish sweep", cache_policy=NO_CACHE, persist_result=False)
 def _publish(summary: dict[str, Any]) -> None:
     """Write the result as artifacts: a table of the failures and a summary."""
-    create_table_artifact(table=summary["failed"], key="i2am-sweep-failures", description=summary["run"])
+    create_table_artifact(
+        table=cells(summary["failed"]), key="i2am-sweep-failures", description=plain(summary["run"])
+    )
     rate = summary["captured"] / max(summary["seconds"], 1e-9)
-    lost = "".join(f"- {line}\n" for line in summary["lost"])
+    lost = "".join(f"- {plain(line)}\n" for line in summary["lost"])
     create_markdown_artifact(
         markdown=(
-            f"# {summary['run']}\n\n| | |\n|---|---|\n"
+            f"# {plain(summary['run'])}\n\n| | |\n|---|---|\n"
             f"| captured now | {summary['captured']} |\n"
             f"| committed | {summary['committed']} of {summary['declared']} |\n"
             f"| set aside | {len(summary['failed'])} |\n"

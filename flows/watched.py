@@ -11,6 +11,7 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from flows.markdown import plain
 from flows.progress import Progress, heard_by
 
 SECONDS_BETWEEN_UPDATES = 1.0
@@ -30,7 +31,7 @@ def watched(key: str, out: str) -> Iterator[None]:
     """
     logger = get_run_logger()
     # Called from synchronous code, Prefect's functions return their result, not a coroutine.
-    artifact = cast(UUID, create_progress_artifact(progress=0.0, key=key, description=out))
+    artifact = cast(UUID, create_progress_artifact(progress=0.0, key=key, description=plain(out)))
     percent, last = 100.0, 0.0  # where nothing is reported there was nothing to do
 
     def listen(event: Progress) -> None:
