@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.analyze_job import run_analysis
 from flows.config import AnalysisConfig
+from flows.markdown import cells, plain
 from flows.progress import Progress, heard_by
 
 
@@ -49,12 +50,14 @@ def publish_analysis(summary: dict[str, Any]) -> None:
     summary
         Of :func:`flows.analyze_job.run_analysis`.
     """
-    create_table_artifact(table=summary["scores"], key="i2am-analysis-scores", description=summary["run"])
-    refused = "".join(f"- {entry['reason']}\n" for entry in summary["refusals"])
+    create_table_artifact(
+        table=cells(summary["scores"]), key="i2am-analysis-scores", description=plain(summary["run"])
+    )
+    refused = "".join(f"- {plain(entry['reason'])}\n" for entry in summary["refusals"])
     create_markdown_artifact(
         markdown=(
-            f"# {summary['run']}\n\n"
-            f"{_told(summary)}. Report: `{summary['report']}`\n\n"
+            f"# {plain(summary['run'])}\n\n"
+            f"{_told(summary)}. Report: {plain(summary['report'])}\n\n"
             + (f"## Refused\n\n{refused}" if refused else "")
         ),
         key="i2am-analysis-summary",

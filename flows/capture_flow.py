@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.capture_job import Todo, run_capture
 from flows.config import CaptureConfig
+from flows.markdown import cells, plain
 from flows.terminal import human_bytes
 from flows.watched import watched
 
@@ -43,10 +44,12 @@ def publish_capture(summary: dict[str, Any]) -> None:
     summary
         Of :func:`flows.capture_job.run_capture`.
     """
-    create_table_artifact(table=summary["samples"], key="i2am-capture-samples", description=summary["run"])
+    create_table_artifact(
+        table=cells(summary["samples"]), key="i2am-capture-samples", description=plain(summary["run"])
+    )
     create_markdown_artifact(
         markdown=(
-            f"# {summary['run']}\n\n"
+            f"# {plain(summary['run'])}\n\n"
             f"{summary['captured']} samples captured in {summary['seconds']:.1f} s; "
             f"{summary['committed']} of {summary['declared']} committed; "
             f"{human_bytes(summary['bytes'])} in {summary['files']} files."

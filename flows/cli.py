@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Annotated
@@ -35,7 +34,7 @@ from flows.commands import (
     sweep,
     verify,
 )
-from flows.terminal import note, say
+from flows.terminal import defect, note, say
 from storage.errors import I2AMError, InputError
 
 DEFECT = 70
@@ -145,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _by_interrupt(error):
             note("i2am: interrupted")
             return INTERRUPTED
-        traceback.print_exc()
+        defect()
         return DEFECT
 
 
@@ -171,19 +170,21 @@ def _operating_system(error: OSError) -> int:
     _drop_unwritable_output()
     if error.errno == errno.EPIPE:
         return PIPE_CLOSED
-    where = f"{error.filename}: " if error.filename else ""
+    where = f"{str(error.filename)[:200]}: " if error.filename else ""
     reasons = {
         errno.ENOSPC: "no space left on the disk; free some or choose another --out",
         errno.EDQUOT: "the disk quota is used up; free some or choose another --out",
         errno.EACCES: "permission denied; change the permissions or choose another path",
         errno.EPERM: "operation not permitted; change the permissions or choose another path",
         errno.EROFS: "the file system is read-only; choose another path",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+        errno.ELOOP: "its symbolic links lead nowhere; correct the path",
     }
     reason = reasons.get(error.errno or 0)
     if reason is None and isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         reason = f"{os.strerror(error.errno or errno.ENOENT).lower()}; correct the path"
     if reason is None:
-        traceback.print_exc()
+        defect()
         return DEFECT
     note(f"i2am: {where}{reason}")
     return 2

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from flows.datasets.config import Samples
 from flows.job_queues import SLURM
 from flows.selection import Layers, Selection
-from flows.strict import Name, Size, Strict
+from flows.strict import Name, Seed, Size, Strict
 
 
 class EmbeddedSource(Strict):
@@ -47,7 +47,9 @@ class FactorySource(Strict):
     """A pipeline made by the user's own function ``module:function(device=..., dtype=..., **arguments)``."""
 
     kind: Literal["factory"]
-    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:function")]
+    function: Annotated[
+        str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=300, description="module:function")
+    ]
     arguments: dict[str, Any] = {}
     folder: Annotated[Path | None, Field(description="where the module is looked for first")] = None
 
@@ -94,9 +96,7 @@ class CaptureConfig(Strict):
         dict[str, Name] | None,
         Field(description="call argument -> image or text of the sample; None: the family's"),
     ] = None
-    seed: Annotated[
-        int, Field(ge=0, description="of samples that name none of their own: seed + position")
-    ] = 0
+    seed: Annotated[Seed, Field(description="of samples that name none of their own: seed + position")] = 0
     batch_size: Annotated[int, Field(ge=1)] = 1
     adapter: str | None = None
     roles: Annotated[list[Name], Field(min_length=1)] = ["cond"]

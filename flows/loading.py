@@ -13,19 +13,24 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from flows.config import CaptureConfig
-from storage.errors import ConfigError, NoPermission, NotFound
+from flows.reading import read_bounded
+from storage.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 """Bytes of a configuration file; one of a megabyte is a mistake or an attack."""
 
+MAX_VALUES = 50_000
+"""Keys, values and lists in a configuration; more would take the parser half a minute."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 _INTEGER, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_NO_TEXT = re.compile("[\\0\ud800-\udfff]")
 _RESOLVED_HERE = (_INTEGER, _FLOAT, "tag:yaml.org,2002:timestamp")
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader without aliases (they make small files huge) and without silent duplicates.
+    """The safe loader without aliases (they make small files huge), tags and silent duplicates.
 
     Dates stay text, and so do numbers in base sixty: YAML 1.1 would read the slice ``1:10`` as 70, and 010
     as 8.
@@ -36,11 +41,23 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    values = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse an alias, compose anything else."""
-        if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", mark)
+        """Refuse what no configuration needs, compose anything else."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        self.values += 1
+        refused = None
+        if isinstance(event, yaml.events.AliasEvent):
+            refused = "aliases are not allowed"
+        elif event.tag is not None:
+            refused = f"tags such as {_short(event.tag)} are not allowed; quote what is text"
+        elif self.values > MAX_VALUES:
+            refused = f"more than {MAX_VALUES} values"
+        elif _NO_TEXT.search(getattr(event, "value", "")):
+            refused = "a NUL character, or half of a surrogate pair, in a text"
+        if refused:
+            raise yaml.composer.ComposerError(None, None, refused, event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -51,7 +68,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, Hashable):
                 if key in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key!r} stands there twice", key_node.start_mark
+                        None, None, f"the key {_short(key)} stands there twice", key_node.start_mark
                     )
                 seen.add(key)
         return super().construct_mapping(node, deep)
@@ -116,7 +133,7 @@ def load_capture(path: str | Path, out: str | None = None) -> CaptureConfig:
         As for :func:`load_config`.
     """
     config = load_config(path, CaptureConfig)
-    base = Path(path).resolve().parent
+    base = Path(os.path.realpath(path)).parent
     changes: dict[str, Any] = {
         "out": _anchored(out, Path.cwd()) if out is not None else _anchored(config.out, base)
     }
@@ -139,7 +156,9 @@ def _rooted(model: Model, base: Path) -> Model:
     for name in type(model).model_fields:
         value = getattr(model, name)
         if isinstance(value, Path):
-            changes[name] = (base / value.expanduser()).resolve()
+            changes[name] = Path(
+                os.path.realpath(base / value.expanduser())
+            )  # a loop is an error of its reader
         elif isinstance(value, BaseModel):
             changes[name] = _rooted(value, base)
     return model.model_copy(update=changes)
@@ -147,7 +166,7 @@ def _rooted(model: Model, base: Path) -> Model:
 
 def _local(location: str, base: Path) -> str:
     """A folder beside the configuration by its absolute path; a hub id as it is."""
-    return str((base / location).resolve()) if (base / location).is_dir() else location
+    return os.path.realpath(base / location) if os.path.isdir(base / location) else location
 
 
 def _anchored(location: str, base: Path) -> str:
@@ -187,9 +206,11 @@ def parse_config(text: str, model: type[Model], where: str) -> Model:
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(
-            f"{where}: not valid YAML{line}: {error.problem}", remedy="correct the file"
+            f"{where}: not valid YAML{line}: {_cut(error.problem or '')}", remedy="correct the file"
         ) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid YAML: nested too deeply", remedy="correct the file") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"{where}: not valid YAML: {_first_line(error)}", remedy="correct the file"
         ) from None
@@ -204,19 +225,7 @@ def parse_config(text: str, model: type[Model], where: str) -> Model:
 
 
 def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise NotFound(
-            f"configuration {path} does not exist", remedy="see examples/ for one of each kind"
-        ) from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}", expected="a YAML file", got="a folder", remedy="name the file") from None
-    except PermissionError:
-        raise NoPermission(f"configuration {path} may not be read", remedy="change its permissions") from None
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{path}", expected=f"at most {MAX_BYTES} bytes of YAML", got="more")
+    raw = read_bounded(path, "configuration", MAX_BYTES, "see examples/ for one of each kind")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -230,7 +239,7 @@ def _explain(where: str, error: ValidationError, model: type[BaseModel]) -> Conf
     problems = sorted(error.errors(include_url=False), key=lambda p: p["type"] != "extra_forbidden")
     problem = problems[0]
     parents, models, keys = _walk(model, problem["loc"])
-    path = ".".join(keys) or "the file"
+    path = _cut(".".join(keys) or "the file")
     if problem["type"] == "extra_forbidden":
         known = _keys(parents)
         close = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
@@ -252,7 +261,8 @@ def _explain(where: str, error: ValidationError, model: type[BaseModel]) -> Conf
             got=_short(tag),
             remedy=f"did you mean {close[0]!r}?" if close else None,
         )
-    return ConfigError(f"{where}: {path!r}", expected=expected[:1].lower() + expected[1:], got=_short(got))
+    expected = _cut(expected[:1].lower() + expected[1:], 400)
+    return ConfigError(f"{where}: {path!r}", expected=expected, got=_short(got))
 
 
 def _walk(
@@ -293,9 +303,15 @@ def _keys(models: list[type[BaseModel]]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    text = text if len(text) <= 60 else text[:57] + "..."
+    try:
+        text = _cut(value if isinstance(value, str) else repr(value), 60)
+    except ValueError:  # an integer of more digits than Python prints
+        text = "a huge number"
     return repr(text) if isinstance(value, str) else text
+
+
+def _cut(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _kind(data: Any) -> str:
@@ -303,4 +319,4 @@ def _kind(data: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return _cut((str(error).splitlines() or [type(error).__name__])[0])

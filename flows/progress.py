@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from flows.terminal import note
+from flows.terminal import note, visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +92,15 @@ def _log(event: Progress) -> None:
 @contextmanager
 def _bars() -> Iterator[OnProgress]:
     from rich.console import Console
-    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[what]}"),
+        TextColumn("{task.fields[what]}", style="dim", markup=False),
     )
     with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
         tasks = {}
@@ -109,8 +108,8 @@ def _bars() -> Iterator[OnProgress]:
         def show(event: Progress) -> None:
             """Move the bar of the event's stage."""
             if event.stage not in tasks:
-                tasks[event.stage] = bars.add_task(escape(event.stage), total=event.total, what="")
-            what = "" if event.done == event.total else escape(event.what)
+                tasks[event.stage] = bars.add_task(visible(event.stage), total=event.total, what="")
+            what = "" if event.done == event.total else visible(event.what)
             bars.update(tasks[event.stage], completed=event.done, total=event.total, what=what)
 
         yield show

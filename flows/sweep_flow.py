@@ -20,6 +20,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.capture_job import Todo, summarise, waiting
 from flows.capture_process import WorkerLost
 from flows.config import CaptureConfig
+from flows.markdown import cells, plain
 from flows.progress import Progress, report
 from flows.samples import open_samples
 from flows.server import wait_for_server
@@ -160,13 +161,14 @@ def _rows(summary: dict[str, Any], cut: list[Shard]) -> list[dict[str, Any]]:
 @task(name="publish sweep", retries=3, retry_delay_seconds=5, cache_policy=NO_CACHE, persist_result=False)
 def _publish(summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Write the result as artifacts: tables of the shards and of the failures, and a summary."""
-    create_table_artifact(table=rows, key="i2am-sweep-shards", description=summary["run"])
-    create_table_artifact(table=summary["failed"], key="i2am-sweep-failures", description=summary["run"])
+    run = plain(summary["run"])
+    create_table_artifact(table=cells(rows), key="i2am-sweep-shards", description=run)
+    create_table_artifact(table=cells(summary["failed"]), key="i2am-sweep-failures", description=run)
     rate = summary["captured"] / max(summary["seconds"], 1e-9)
-    lost = "".join(f"- {line}\n" for line in summary["lost"])
+    lost = "".join(f"- {plain(line)}\n" for line in summary["lost"])
     create_markdown_artifact(
         markdown=(
-            f"# {summary['run']}\n\n| | |\n|---|---|\n"
+            f"# {run}\n\n| | |\n|---|---|\n"
             f"| captured now | {summary['captured']} |\n"
             f"| committed | {summary['committed']} of {summary['declared']} |\n"
             f"| set aside | {len(summary['failed'])} |\n"

@@ -1,10 +1,15 @@
-"""What the commands write: results on standard output, progress and errors on standard error."""
+"""What the commands write: results on standard output, progress and errors on standard error.
+
+Names, attributes and error texts may come from a store or a data set that somebody else made. None of their
+characters reaches the terminal that does more than stand there: no control, escape or bidirectional one.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from storage.errors import I2AMError
@@ -12,13 +17,19 @@ from storage.errors import I2AMError
 
 def say(line: str) -> None:
     """Write one line of a result to standard output."""
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(visible(line) + "\n")
 
 
 def note(line: str) -> None:
     """Write one line about the work, such as progress or an error, to standard error."""
-    sys.stderr.write(" ".join(line.split()) + "\n")
+    sys.stderr.write(visible(" ".join(line.split())) + "\n")
     sys.stderr.flush()
+
+
+def defect() -> None:
+    """Write the traceback of the exception that is being handled to standard error."""
+    for line in traceback.format_exc().splitlines():
+        sys.stderr.write(visible(line) + "\n")
 
 
 def one_line(error: Exception) -> str:
@@ -28,8 +39,12 @@ def one_line(error: Exception) -> str:
 
 
 def emit(document: Mapping[str, Any]) -> None:
-    """Write a result for programs: one JSON document on standard output; NaN and infinity become null."""
-    say(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+    """Write a result for programs: one JSON document on standard output; NaN and infinity become null.
+
+    Text stays readable; characters that :func:`visible` would replace are escaped, and so are not lost.
+    """
+    text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n".join(_each(line, _json_escape) for line in text.split("\n")) + "\n")
 
 
 def human_bytes(count: float) -> str:
@@ -62,14 +77,24 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
     for index, column in enumerate(columns):
         grid.add_column(column, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(_visible(str(cell))) for cell in row))
+        grid.add_row(*(Text(visible(str(cell))) for cell in row))
     # Piped output keeps its columns: 200 characters hold every table here.
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False).print(grid)
 
 
-def _visible(text: str) -> str:
-    """Replace control characters, so that no name from a store can steer the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def visible(text: str) -> str:
+    """Replace each character that does not print, so that no text from outside can steer the terminal."""
+    return _each(text, lambda _: "\N{REPLACEMENT CHARACTER}")
+
+
+def _each(text: str, replace: Callable[[str], str]) -> str:
+    """``text`` with what does not print replaced, one character at a time."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else replace(c) for c in text)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 def _plain(value: Any) -> Any:

@@ -41,7 +41,8 @@ def watched(key: str, out: str) -> Iterator[None]:
     def listen(event: Progress) -> None:
         """Log the sample; the artifact follows at its own pace."""
         nonlocal percent
-        percent = 100.0 * event.done / max(event.total, 1)
+        if event.stage == "capture":
+            percent = 100.0 * event.done / max(event.total, 1)
         if event.what:
             logger.info("%s %d/%d: %s", event.stage, event.done, event.total, event.what)
 
@@ -53,7 +54,8 @@ def watched(key: str, out: str) -> Iterator[None]:
             with suppress(Exception):  # the server is lost, for the moment or for good
                 if artifact is None:
                     # Called from synchronous code, Prefect's functions return their result, not a coroutine.
-                    artifact = cast(UUID, create_progress_artifact(progress=0.0, key=key, description=out))
+                    made = create_progress_artifact(progress=0.0, key=key, description=plain(out))
+                    artifact = cast(UUID, made)
                 if percent != sent:
                     update_progress_artifact(artifact_id=artifact, progress=percent)
                     sent = percent

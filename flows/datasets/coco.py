@@ -17,12 +17,18 @@ from flows.datasets.common import (
     folder_of,
     inside,
     once,
-    read_image,
     read_text,
     resized,
 )
 from flows.datasets.config import Coco
+from flows.datasets.images import read_image
 from storage.errors import ConfigError, ShapeMismatch
+
+MAX_ANNOTATIONS = 1 << 29
+"""Bytes of an annotation file; that of train2017 has 448 MB."""
+
+MAX_SIDE = 1 << 20
+"""Pixels along a side, as annotated."""
 
 
 class Box(NamedTuple):
@@ -120,20 +126,22 @@ def choose(
 def _read(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Mapping[str, Any]]]]:
     """Images, and objects in the file's order, by image id."""
     try:
-        content = json.loads(read_text(path, "annotation file"))
+        content = json.loads(read_text(path, "annotation file", MAX_ANNOTATIONS))
         images = {
             int(image["id"]): {key: image[key] for key in ("file_name", "width", "height")}
             for image in content["images"]
         }
-        if any(not (image["width"] >= 1 and image["height"] >= 1) for image in images.values()):
-            raise ValueError("an image has a width and a height of at least 1")
+        if any(
+            not (1 <= image[side] <= MAX_SIDE) for image in images.values() for side in ("width", "height")
+        ):
+            raise ValueError(f"an image has a width and a height from 1 to {MAX_SIDE}")
         objects: dict[int, list[Mapping[str, Any]]] = {}
         for each in content["annotations"]:
             kept = {"bbox": [float(n) for n in each["bbox"]], "iscrowd": each.get("iscrowd", 0)}
             if len(kept["bbox"]) != 4 or not all(map(math.isfinite, kept["bbox"])):
                 raise ValueError("a bbox has four numbers")
             objects.setdefault(int(each["image_id"]), []).append(kept)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"annotation file {path}",
             expected="COCO's images (id, file_name, width, height) and annotations (image_id, bbox)",

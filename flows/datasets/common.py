@@ -1,16 +1,26 @@
-"""What all layouts share: samples as the capture sees them, and images read with errors that help."""
+"""What all layouts share: samples as the capture sees them, and files found with errors that help."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from storage.errors import ConfigError, NoPermission, NotFound, ShapeMismatch
+from flows.datasets.images import MASKS, size_of
+from flows.reading import read_bounded
+from storage.errors import ConfigError, NotFound, ShapeMismatch
+from storage.names import sample_file
 
-MASKS = ("mask", "reference_mask", "warped_mask")
-"""Images of one channel, resized without interpolation."""
+MAX_BYTES = 1 << 26
+"""Bytes of a list of samples (64 MiB: some 300,000 lines)."""
+
+MAX_SAMPLES = 1_000_000
+"""Samples of a data set."""
+
+_NAME = re.compile(r"[^\0\ud800-\udfff]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,60 +84,72 @@ def folder_of(path: Path, what: str) -> Path:
     return path.resolve()
 
 
-def read_text(path: Path, what: str) -> str:
-    """The text of a file.
+def read_text(path: Path, what: str, most: int = MAX_BYTES) -> str:
+    """The text of a file of at most ``most`` bytes.
 
     Raises
     ------
     NotFound, NoPermission, ConfigError
-        If it is not there, may not be read, or is no text.
+        If it is not there, may not be read, is too large, or is no text.
     """
+    raw = read_bounded(path, what, most, "paths are read from the configuration's folder")
     try:
-        return path.read_text("utf-8")
-    except FileNotFoundError:
-        raise NotFound(
-            f"{what} {path} does not exist", remedy="paths are read from the configuration's folder"
-        ) from None
-    except PermissionError:
-        raise NoPermission(f"{what} {path} may not be read", remedy="change its permissions") from None
-    except (UnicodeDecodeError, OSError) as error:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{what} {path}", expected="text in UTF-8", got=first_line(error)) from None
 
 
+def below(folder: Path, name: str, what: str) -> Path:
+    """The place ``name`` below ``folder``, which is resolved; symbolic links are followed first.
+
+    Raises
+    ------
+    ConfigError
+        If it lies outside.
+    """
+    path = Path(os.path.realpath(folder / name)) if _NAME.fullmatch(name) else folder.parent
+    if not path.is_relative_to(folder):
+        raise ConfigError(
+            f"{what} {name[:200]!r}",
+            expected=f"a path inside {folder}",
+            got="one outside",
+            remedy="move it into the folder",
+        )
+    return path
+
+
 def inside(folder: Path, name: str, sample: str) -> Path:
-    """The file ``name`` below ``folder``, which is resolved.
+    """The file ``name`` of a sample, below ``folder``, which is resolved.
 
     Raises
     ------
     ConfigError, NotFound
-        If it lies outside, or is not there.
+        If it lies outside, or is not there, or is a folder, pipe or device.
     """
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder):
-        raise ConfigError(
-            f"sample {sample!r}: path {name!r}",
-            expected=f"a path inside {folder}",
-            got="one outside",
-            remedy="move the image into it",
-        )
-    if not path.is_file():
+    path = below(folder, name, f"sample {sample!r}: path")
+    if not os.path.isfile(path):
         raise NotFound(f"sample {sample!r}: image {path} does not exist", remedy="correct the data set")
     return path
 
 
 def once(ids: list[str], what: str) -> None:
-    """Check that each id stands once, and that there is one.
+    """Check that each id stands once, and that there is one; that a run can hold it, and not too many.
 
     Raises
     ------
-    ConfigError
+    ConfigError, InputError
         If not.
     """
     if not ids:
         raise ConfigError(what, expected="at least one row", got="none")
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise ConfigError(what, expected="each id once", got=f"{twice!r} more than once")
+    if len(ids) > MAX_SAMPLES:
+        raise ConfigError(what, expected=f"at most {MAX_SAMPLES} samples", got=str(len(ids)))
+    seen = set()
+    for name in ids:
+        sample_file(name)
+        if name in seen:
+            raise ConfigError(what, expected="each id once", got=f"{name!r} more than once")
+        seen.add(name)
 
 
 def check_sizes(sample: str, images: Mapping[str, Path]) -> None:
@@ -140,7 +162,7 @@ def check_sizes(sample: str, images: Mapping[str, Path]) -> None:
     """
     if not {"source", "mask"} <= set(images):
         return
-    source, mask = (_open(images[name]).size for name in ("source", "mask"))
+    source, mask = (size_of(images[name]) for name in ("source", "mask"))
     if source != mask:
         raise ShapeMismatch(
             f"sample {sample!r}: mask {images['mask'].name}",
@@ -148,24 +170,6 @@ def check_sizes(sample: str, images: Mapping[str, Path]) -> None:
             got=f"{mask[0]}×{mask[1]}",
             remedy="resize the mask",
         )
-
-
-def read_image(path: Path, name: str) -> Any:
-    """A picture as PIL reads it, in grey for a mask, else in RGB.
-
-    Raises
-    ------
-    NotFound, ConfigError, NoPermission
-        If it is gone or damaged, or may not be read.
-    """
-    from PIL import Image
-
-    _open(path)
-    try:
-        with Image.open(path) as image:
-            return image.convert("L" if name in MASKS else "RGB")
-    except OSError as error:
-        raise ConfigError(f"image {path}", expected="a whole picture", got=first_line(error)) from None
 
 
 def resized(image: Any, name: str, size: tuple[int, int] | None) -> Any:
@@ -180,19 +184,3 @@ def resized(image: Any, name: str, size: tuple[int, int] | None) -> Any:
 def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _open(path: Path) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image
-    except FileNotFoundError:
-        raise NotFound(f"image {path} does not exist", remedy="correct the data set") from None
-    except PermissionError:
-        raise NoPermission(f"image {path} may not be read", remedy="change its permissions") from None
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ConfigError(
-            f"image {path}", expected="a picture that PIL reads", got=first_line(error)
-        ) from None

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flows.strict import Positive, Size, Strict
+from flows.strict import Positive, Seed, Size, Strict
 
 
 class Scenes(Strict):
     """Procedural scenes of the embedded model, one for each seed."""
 
-    count: Annotated[int, Field(ge=1)]
-    first_seed: Annotated[int, Field(ge=0)] = 0
+    count: Annotated[int, Field(ge=1, le=1_000_000)]
+    first_seed: Seed = 0
 
 
 class VitonHD(Strict):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.datasets.common import SampleInput, SampleSet, read_image, resized
+from flows.datasets.common import SampleInput, SampleSet, resized
+from flows.datasets.images import read_image
 
 
 @dataclass(frozen=True, slots=True)

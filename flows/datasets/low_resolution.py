@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.datasets.common import SampleInput, SampleSet, folder_of, inside, once, read_image, read_text
+from flows.datasets.common import SampleInput, SampleSet, folder_of, inside, once, read_text
 from flows.datasets.config import LowResolution
+from flows.datasets.images import check_pixels, read_image
 
 _ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+MAX_PROMPT = 1 << 16
+"""Bytes of a prompt."""
 
 
 def open_low_resolution(
@@ -48,9 +52,10 @@ def open_low_resolution(
 
         image = read_image(files[id], "source")
         columns, rows = _sides(image.size, config) if size is None else size[::-1]
+        check_pixels(f"sample {id!r}: upscaled image", columns, rows)
         large = image.resize((columns, rows), Image.Resampling.BICUBIC)
         return SampleInput(
-            id, seeds[id], {"source": large, "reference": large}, {"prompt": _prompt(files[id])}
+            id, seeds[id], {"source": large, "reference": large}, {"prompt": _prompt(folder, files[id])}
         )
 
     return SampleSet(seeds, load)
@@ -62,6 +67,8 @@ def _sides(size: tuple[int, int], config: LowResolution) -> tuple[int, int]:
     return columns, rows
 
 
-def _prompt(image: Path) -> str:
+def _prompt(folder: Path, image: Path) -> str:
     text = image.with_suffix(".txt")
-    return read_text(text, "prompt").strip() if text.is_file() else ""
+    if not text.is_file():
+        return ""
+    return read_text(inside(folder, str(text), image.stem), "prompt", MAX_PROMPT).strip()

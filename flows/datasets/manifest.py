@@ -6,9 +6,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.datasets.common import MASKS, SampleSet, check_sizes, first_line, inside, once
+from flows.datasets.common import SampleSet, check_sizes, inside, once
 from flows.datasets.files import Entry, from_files
-from storage.errors import ConfigError, NoPermission, NotFound, UnknownName
+from flows.datasets.images import MASKS
+from flows.datasets.table import read_table
+from storage.errors import ConfigError, UnknownName
 
 IMAGES = (*MASKS, "source", "reference", "agnostic", "densepose", "warped")
 """Columns of image paths; any other but id and seed is a text."""
@@ -42,7 +44,7 @@ def open_manifest(
     NotFound, NoPermission, ConfigError, UnknownName, ShapeMismatch
         As :func:`flows.samples.open_samples` says.
     """
-    rows = _read_table(path)[:limit]
+    rows = read_table(path, limit)
     if not rows:
         raise ConfigError(f"manifest {path}", expected="at least one row", got="none")
     for column in ("id", *sorted(set(needed) or {"reference"})):
@@ -72,34 +74,15 @@ def _entry(folder: Path, sample: str, row: Mapping[str, Any], needed: Collection
     return Entry(files, texts, _seed(row.get("seed"), sample))
 
 
-def _read_table(path: Path) -> list[dict[str, Any]]:
-    import polars
-
-    if path.suffix not in (".csv", ".parquet"):
-        raise ConfigError(
-            f"manifest {path}", expected="a .csv or .parquet file", got=path.suffix or "no ending"
-        )
-    try:
-        if path.suffix == ".csv":
-            # Text throughout: an id such as 007 keeps its zeros.
-            return polars.read_csv(path, infer_schema=False).to_dicts()
-        return polars.read_parquet(path).to_dicts()
-    except FileNotFoundError:
-        raise NotFound(
-            f"manifest {path} does not exist", remedy="paths are read from the configuration's folder"
-        ) from None
-    except PermissionError:
-        raise NoPermission(f"manifest {path} may not be read", remedy="change its permissions") from None
-    except (polars.exceptions.PolarsError, OSError) as error:
-        raise ConfigError(
-            f"manifest {path}", expected="a table with a heading", got=first_line(error)
-        ) from None
-
-
 def _seed(value: Any, sample: str) -> int | None:
     if value is None or value == "":
         return None
     try:
-        return int(value)
-    except ValueError:
-        raise ConfigError(f"sample {sample!r}: seed", expected="an integer", got=repr(value)) from None
+        number = int(value)
+    except (ValueError, TypeError, OverflowError):  # OverflowError: an infinity
+        number = -1
+    if not 0 <= number < 1 << 63:
+        raise ConfigError(
+            f"sample {sample!r}: seed", expected="an integer from 0 to 2**63 - 1", got=repr(value)[:60]
+        )
+    return number

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.datasets.common import SampleSet, folder_of, inside, once, read_text
+from flows.datasets.common import SampleSet, below, folder_of, inside, once, read_text
 from flows.datasets.config import VitonHD
 from flows.datasets.files import Entry, from_files
 from storage.errors import ConfigError
@@ -41,7 +41,7 @@ def open_viton_hd(config: VitonHD, seed: int, limit: int | None, size: tuple[int
         If the list or an image is not there, or a line is no pair.
     """
     root = folder_of(config.root, "VITON-HD folder")
-    listing = root / f"{config.split}_pairs.txt"
+    listing = below(root, f"{config.split}_pairs.txt", "list of pairs")
     pairs = [line.split() for line in read_text(listing, "list of pairs").splitlines() if line.strip()]
     for number, pair in enumerate(pairs, 1):
         if len(pair) != 2:
@@ -51,7 +51,7 @@ def open_viton_hd(config: VitonHD, seed: int, limit: int | None, size: tuple[int
     chosen = [(person, person if config.pairing == "paired" else cloth) for person, cloth in pairs][:limit]
     ids = [f"{Path(person).stem}_{Path(cloth).stem}" for person, cloth in chosen]
     once(ids, str(listing))
-    folder = folder_of(root / config.split, "split")
+    folder = folder_of(below(root, config.split, "split"), "split")
     warps = "cloth-warp" if config.pairing == "paired" else "unpaired-cloth-warp"
     return from_files(
         {id: Entry(_files(folder, id, *pair, warps)) for id, pair in zip(ids, chosen, strict=True)},

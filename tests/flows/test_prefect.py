@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def test_capture_and_analysis_as_flows(
     assert "2 samples captured" in artifacts["i2am-capture-summary"]["data"]
     scores = json.loads(artifacts["i2am-analysis-scores"]["data"])
     assert {row["direction"] for row in scores} == {"r2g", "g2r"}
-    assert str(tmp_path / "out" / "report" / "index.html") in artifacts["i2am-analysis-summary"]["data"]
+    assert str(tmp_path / "out" / "report" / "index.html") in unescape(
+        artifacts["i2am-analysis-summary"]["data"]
+    )
     logs = ask(server, "logs/filter", {"logs": {"flow_run_id": {"any_": [runs["i2am-capture"]["id"]]}}})
     assert any("capture 2/2: scene-0000001" in log["message"] for log in logs)
 

@@ -1,0 +1,122 @@
+"""The rows of a CSV or Parquet file, as plain dictionaries, whatever the file claims about itself.
+
+CSV is read row by row. Parquet is compressed and full of lengths that its reader trusts: it is read by a
+process of its own, with a bound on its memory and its time.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flows.datasets.common import MAX_BYTES, MAX_SAMPLES
+from flows.reading import read_bounded
+from storage.errors import ConfigError
+
+MAX_COLUMNS = 256
+MAX_ROW = 1 << 20
+"""Characters of a row."""
+
+PARQUET_SECONDS = 60
+PARQUET_BYTES = 4 << 30
+"""Address space of the process that reads Parquet; Polars alone takes a fifth of it."""
+
+Row = dict[str, Any]
+
+
+def read_table(path: Path, limit: int | None) -> list[Row]:
+    """Rows of a table.
+
+    Parameters
+    ----------
+    path
+        A .csv file, whose cells are all text, or a .parquet file.
+    limit
+        First rows to take; None: all.
+
+    Returns
+    -------
+    list of dict
+        Column to value; an empty cell is None or "".
+
+    Raises
+    ------
+    NotFound, NoPermission, ConfigError
+        It is not there, may not be read, is no such table, or is larger than a list of samples is.
+    """
+    what = f"manifest {path}"
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(what, expected="a .csv or .parquet file", got=path.suffix or "no ending")
+    raw = read_bounded(path, "manifest", MAX_BYTES, "paths are read from the configuration's folder")
+    # one row more than a data set may have, so that too many are noticed and not cut off
+    most = MAX_SAMPLES + 1 if limit is None else min(limit, MAX_SAMPLES + 1)
+    try:
+        rows = _csv(raw) if path.suffix == ".csv" else _parquet(raw, most)
+        return list(islice(rows, most))
+    except (csv.Error, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        words = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(what, expected="a table with a heading", got=words) from None
+
+
+class _Lines(Iterator[str]):
+    """Lines of a text; refuses a row that goes on and on, before it is in memory as cells."""
+
+    def __init__(self, text: str) -> None:
+        self.lines = io.StringIO(text, newline="")
+        self.row = 0
+
+    def __next__(self) -> str:
+        line = self.lines.readline(MAX_ROW + 1)
+        self.row += len(line)
+        if self.row > MAX_ROW:
+            raise ValueError(f"a row of more than {MAX_ROW} characters")
+        if not line:
+            raise StopIteration
+        return line
+
+
+def _csv(raw: bytes) -> Iterator[Row]:
+    """Text throughout: an id such as 007 keeps its zeros."""
+    lines = _Lines(raw.decode("utf-8-sig"))
+    reader = csv.reader(lines, strict=True)
+    heading = next(reader, None)
+    if not heading:
+        raise ValueError("an empty file")
+    _check_columns(heading)
+    for cells in reader:
+        lines.row = 0
+        if len(cells) > len(heading):
+            raise ValueError(f"line {reader.line_num} has {len(cells)} cells under {len(heading)} columns")
+        if cells:
+            yield dict.fromkeys(heading) | dict(zip(heading, cells, strict=False))
+
+
+def _parquet(raw: bytes, most: int) -> Iterator[Row]:
+    command = [sys.executable, "-m", "flows.datasets.parquet_rows", str(most)]
+    try:
+        done = subprocess.run(command, input=raw, capture_output=True, timeout=PARQUET_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"one that takes more than {PARQUET_SECONDS} s to read") from None
+    if done.returncode:
+        raise ValueError("no Parquet that can be read in bounded memory")
+    lines = done.stdout.splitlines()
+    answer = json.loads(lines[0])
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return map(json.loads, lines[1:])
+
+
+def _check_columns(names: list[str]) -> None:
+    if len(names) > MAX_COLUMNS:
+        raise ValueError(f"{len(names)} columns; at most {MAX_COLUMNS}")
+    if len(set(names)) < len(names):
+        raise ValueError("two columns of one name")

@@ -1,0 +1,49 @@
+"""Text from outside in the Markdown and tables of Prefect's artifacts: it stands there and does nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.terminal import visible
+
+_MARKS = re.compile(r"[!-+.:-@[-`{-~]")
+"""ASCII punctuation but comma, hyphen and slash; Markdown and HTML are made of it."""
+
+
+def plain(text: object) -> str:
+    """One line of Markdown that shows ``text`` as it is, inside a paragraph, heading, list or table cell.
+
+    Parameters
+    ----------
+    text
+        A path, a sample's id, an error: anything.
+
+    Returns
+    -------
+    str
+        Punctuation as numeric entities, which CommonMark never reads as structure; characters that do not
+        print are replaced, white space becomes single spaces.
+    """
+    line = visible(" ".join(str(text).split()))
+    return _MARKS.sub(lambda mark: f"&#{ord(mark.group())};", line)
+
+
+def cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a table artifact, whose cells are plain text already, without characters that do not print.
+
+    Parameters
+    ----------
+    rows
+        One mapping for each row.
+
+    Returns
+    -------
+    list of dict
+        The same rows; what is no text stays as it is.
+    """
+    return [
+        {key: visible(value) if isinstance(value, str) else value for key, value in row.items()}
+        for row in rows
+    ]

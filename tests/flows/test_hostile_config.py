@@ -1,0 +1,174 @@
+"""Configurations made to hurt: one line each, in bounded time and memory, and nothing of them is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.config import CaptureConfig
+from flows.loading import MAX_BYTES, MAX_VALUES, load_capture
+from flows.reading import read_bounded
+from storage.errors import ConfigError, NotFound
+from tests.flows.conftest import Outcome
+
+BASE = "out: a.zarr\npipeline: embedded\nsamples: {scenes: {count: 2}}\n"
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+HOSTILE = {
+    "bomb": (BOMB, "aliases are not allowed"),
+    "self": ("a: &a [*a]\n", "aliases are not allowed"),
+    "lists": ("[" * 500_000, "nested too deeply"),
+    "mappings": ("{a: " * 200_000, "nested too deeply"),
+    "dashes": ("- " * 400_000, "nested too deeply"),
+    "questions": ("? " * 400_000, "nested too deeply"),
+    "indents": ("".join(" " * depth + "a:\n" for depth in range(1200)), "nested too deeply"),
+    "many values": ("[" + "a," * 500_000 + "]", f"more than {MAX_VALUES} values"),
+    "many keys": ("".join(f"k{n}: 1\n" for n in range(90_000)), f"more than {MAX_VALUES} values"),
+    "object": (
+        BASE + "call: !!python/object/apply:os.mkdir [owned]\n",
+        "tags such as .*os.mkdir.* not allowed",
+    ),
+    "module": (BASE + "call: !!python/module:this ''\n", "tags such as"),
+    "own tag": ("%TAG ! tag:evil,2026:\n---\n!x {}\n", "tags such as 'tag:evil,2026:x'"),
+    "long tag": (BASE + f"call: !{'x' * 100_000} 1\n", r"tags such as '!x+\.\.\.'"),
+    "timestamp": (BASE + "call: !!timestamp x\n", "tags such as"),
+    "boolean": (BASE + "call: !!bool x\n", "tags such as"),
+    "merge": (BASE + "call: {<<: {a: 1}, b: 2}\n", "could not determine a constructor .*merge"),
+    "value": (BASE + "call: {=: 1}\n", "could not determine a constructor"),
+    "huge key": (BASE + f"? {'k' * 900_000}\n: 1\n", r"unknown key '\.?k+\.\.\.'"),
+    "huge key twice": (BASE + f"? {'k' * 400_000}\n: 1\n" * 2, r"the key 'k+\.\.\.' stands there twice"),
+    "list as key": (BASE + "? [a]\n: 1\n", "unhashable key"),
+    "number as key": (BASE + "1: 2\n", "keys should be strings"),
+    "digits": (BASE + f"seed: {'9' * 5000}\n", "Exceeds the limit"),
+    "fewer digits": (
+        BASE + f"seed: {'9' * 4000}\n",
+        r"'seed'; expected less than 9223372036854775808; got 9+\.\.\.",
+    ),
+    "hexadecimal": (BASE + "seed: 0xffffffffffffffffffff\n", "'seed'"),
+    "huge float": (BASE + "sweep: {backoff: 1e999}\n", "expected a finite number; got inf"),
+    "long float": (BASE + f"sweep: {{backoff: {'1' * 500_000}.}}\n", "expected a finite number; got inf"),
+    "not a number": (BASE + "timesteps: [.nan, 1]\n", "expected a finite number; got nan"),
+    "many scenes": (BASE.replace("count: 2", "count: 99999999999"), "less than or equal to 1000000"),
+    "NUL": ('out: "a\\0b"\n', "a NUL character"),
+    "raw NUL": ("out: a\0b\n", "unacceptable character #x0000"),
+    "surrogate": (BASE + 'adapter: "\\ud800"\n', "half of a surrogate pair"),
+    "beyond Unicode": (BASE + 'adapter: "\\UFFFFFFFF"\n', "not valid YAML"),
+    "escape": (BASE + '"\\e[2J": 1\n', r"unknown key '\\x1b\[2J'"),
+    "two documents": (BASE + "---\na: 1\n", "found another document"),
+    "comments": ("#\n" * 500_000, "got an empty file"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_one_line_says_what_is_wrong(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, words = HOSTILE[name]
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert path.stat().st_size <= MAX_BYTES
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_capture(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 800 + len(str(path))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe\0a", BASE.encode("utf-16"), b"out: \xc3\x28", b"out: \xed\xa0\x80"]
+)
+def test_other_encodings(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "c.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match="expected UTF-8 text; got other bytes"):
+        load_capture(tmp_path / "c.yaml")
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """A pipe that nobody writes to would be waited for; a device never ends."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 1 << 40)
+    for name, words in {
+        "pipe": "expected a file; got a pipe",
+        "loop": "expected a file; got Too many levels of symbolic links",
+        "zero": "expected a file; got a device",
+        ".": "expected a file; got a folder",
+        "sparse": f"expected at most {MAX_BYTES} bytes; got more",
+        "x" * 5000: "expected a file; got File name too long",
+        "a\0b": "expected a file; got embedded null byte",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
+            load_capture(tmp_path / name)
+    with pytest.raises(NotFound, match="gone does not exist"):
+        load_capture(tmp_path / "gone")
+
+
+def test_a_link_to_a_file_will_do(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/c.yaml").write_text(BASE)
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "there/c.yaml")
+    assert load_capture(tmp_path / "link.yaml").out == str(tmp_path / "there/a.zarr")
+
+
+def test_never_more_is_read_than_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 100)
+    assert read_bounded(path, "file", 100) == b"x" * 100
+    with pytest.raises(ConfigError, match="at most 99 bytes; got more"):
+        read_bounded(path, "file", 99)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError):
+        read_bounded(tmp_path, "file", 99)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"out": "x" * 5000 + ".zarr"},
+        {"out": "loop/a.zarr"},
+        {"samples": {"manifest": "loop"}},
+        {"samples": {"manifest": "m" * 5000 + ".csv"}},
+        {"samples": {"low_resolution": {"folder": "loop"}}},
+        {"pipeline": {"kind": "factory", "function": "a." * 5000 + "b:c"}},
+    ],
+)
+def test_paths_that_lead_nowhere_are_one_line(
+    i2am: Callable[..., Outcome], config: Callable[..., Path], tmp_path: Path, changes: dict[str, object]
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    i2am("capture", config(**changes), "--direct", "--quiet").refused("i2am: ")
+
+
+def test_a_bomb_costs_the_command_neither_time_nor_memory(tmp_path: Path) -> None:
+    """Ten thousand million entries, were it believed; half a gigabyte is what Python and NumPy need."""
+    (tmp_path / "c.yaml").write_text(BOMB)
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30)); "
+    code = limited + "from flows.cli import main; sys.exit(main(['plan', sys.argv[1]]))"
+    import subprocess
+    import sys
+
+    from tests.flows.conftest import ROOT
+
+    command = [sys.executable, "-c", code, str(tmp_path / "c.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+    Outcome(done.returncode, done.stdout, done.stderr).refused("aliases are not allowed")
+
+
+def test_the_schema_of_a_configuration_allows_no_infinity() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        CaptureConfig.model_validate(
+            {
+                "out": "a",
+                "pipeline": "embedded",
+                "samples": {"scenes": {"count": 1}},
+                "timesteps": [float("inf")],
+            }
+        )
