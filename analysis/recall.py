@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 RECALL_BYTES = 128 * 2**20
 """Bytes kept by one process, at most."""
 
+ENTRY_BYTES = 2048
+"""What an entry takes beside its array, its key above all: a run of many small samples has many."""
+
 Array = NDArray[Any]
 
 
@@ -55,9 +58,9 @@ class Recall:
             with self._lock:
                 if key not in self._arrays:
                     self._arrays[key] = made
-                    self._bytes += made.nbytes
+                    self._bytes += made.nbytes + ENTRY_BYTES
                 while self._bytes > self.most:
-                    self._bytes -= self._arrays.popitem(last=False)[1].nbytes
+                    self._bytes -= self._arrays.popitem(last=False)[1].nbytes + ENTRY_BYTES
         return made
 
     def clear(self) -> None:

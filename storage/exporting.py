@@ -9,11 +9,12 @@ from typing import Any
 from storage.document import canonical, sha256, signed
 from storage.errors import DamagedRun, DamagedSample
 from storage.header import ROOT
+from storage.indices import layer_of
 from storage.kept import MARGINALS
 from storage.location import Location, locate
 from storage.metadata import root_document
 from storage.record import record_path
-from storage.run import Run, layer_of
+from storage.run import Run
 from storage.shard import FileRecord, checksum
 from storage.unborn import overtaken
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from storage.errors import DamagedSample
 from storage.record import CommitRecord
@@ -28,6 +29,9 @@ class LabelledRun(Run):
         self._samples = tuple(self._label + sample for sample in run.samples)
         self._declared = tuple(self._label + sample for sample in run.declared)
         self._committed = frozenset(self._samples)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LabelledRun, (self._plain, self._label.removesuffix("/"))
 
     @property
     def declared(self) -> tuple[str, ...]:

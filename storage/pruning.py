@@ -15,8 +15,9 @@ from storage.create import create_run, resume_run
 from storage.document import plain
 from storage.errors import AlreadyExists, InputError, NotFound, UnknownName
 from storage.header import OWN_KEYS
+from storage.indices import Selection, selected_indices
 from storage.kept import need_attention
-from storage.run import Run, Selection, open_run, selected_indices
+from storage.run import Run, open_run
 from storage.run_writer import RunWriter
 from storage.sink import Sink
 from storage.spec import LayerSpec

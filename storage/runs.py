@@ -14,7 +14,8 @@ from storage.alike import check_alike, geometries_in_words, geometry
 from storage.block import Block
 from storage.errors import EmptyRun, InputError, ShapeMismatch, UnknownName
 from storage.header import Timestep
-from storage.run import Run, Selection
+from storage.indices import Selection
+from storage.run import Run
 from storage.spec import LayerSpec
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from storage.commit_index import INDEX, MAX_BYTES, parse_index
 from storage.document import DocumentError, sha256
 from storage.errors import DamagedRun, DamagedSample
 from storage.header import MAX_ROOT, ROOT, Header, load_header
+from storage.indices import layer_of
 from storage.kept import has_attention
 from storage.location import STAGING, Location, TooLarge, locate
 from storage.names import sample_file
 from storage.record import FOLDER, CommitRecord, read_record, record_path
-from storage.run import layer_of
 from storage.shard import FileRecord, checksum
 
 

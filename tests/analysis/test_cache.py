@@ -14,7 +14,7 @@ from analysis.cache import open_cache
 from analysis.fill import fill_marginals
 from analysis.maps import attribution_maps
 from analysis.marginals import compute_marginals
-from analysis.recall import Recall, recent
+from analysis.recall import ENTRY_BYTES, Recall, recent
 from analysis.study import StudyOptions
 from storage import open_run
 from storage.errors import AlreadyExists, DamagedSample
@@ -135,7 +135,7 @@ def test_what_was_read_lately_is_not_read_again(run, tmp_path, computed):
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first():
-    kept = Recall(most=4000)
+    kept = Recall(most=5 * (800 + ENTRY_BYTES))
     made = []
 
     def make(number):
@@ -145,7 +145,7 @@ def test_memory_is_bounded_and_the_oldest_goes_first():
     for number in (1, 2, 3, 4, 5, 1, 6, 1, 2):
         assert kept.get(number, lambda number=number: make(number))[0] == number
     assert made == [1, 2, 3, 4, 5, 6, 2]
-    assert kept.get("large", lambda: np.zeros(1000)).size == 1000
+    assert kept.get("large", lambda: np.zeros(2000)).size == 2000
     assert "large" not in kept
     with pytest.raises(ValueError, match="read-only"):
         kept.get(1, lambda: make(1))[0] = 7

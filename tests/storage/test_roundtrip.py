@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -196,3 +197,29 @@ def test_a_run_travels_to_other_processes(tmp_path):
 def test_rounding_helper_of_these_tests_is_exact():
     values = round_to(np.linspace(-3, 3, 99), "bfloat16")
     assert not (values.view(np.uint32) & 0xFFFF).any()
+
+
+def test_a_run_travels_light_and_arrives_as_it_was(tmp_path):
+    """Another process reads the header itself; the samples shown are those of the moment of opening."""
+    samples = [f"sample-{number:04d}" for number in range(1000)]
+    layer = storage.LayerSpec("a", 1, 2, (1, 1), (1, 1))
+    with storage.create_run(tmp_path / "run.zarr", [layer], [1], samples) as writer:
+        for sample in samples[1:4]:
+            with writer.sample(sample) as sink:
+                sink.put("a", 0, query=np.ones((1, 1, 2)), key=np.ones((1, 1, 2)))
+        run = storage.open_run(tmp_path / "run.zarr")
+        with writer.sample(samples[7]) as sink:
+            sink.put("a", 0, query=np.ones((1, 1, 2)), key=np.ones((1, 1, 2)))
+    sent = pickle.dumps(run)
+    assert len(sent) < 4000
+    for _ in range(2):  # read, then remembered
+        arrived = pickle.loads(sent)
+        assert (arrived.samples, arrived.declared) == (tuple(samples[1:4]), tuple(samples))
+        assert arrived.attrs == run.attrs
+        assert arrived.fingerprint(samples[2]) == run.fingerprint(samples[2])
+    shutil.rmtree(tmp_path / "run.zarr")
+    with storage.create_run(tmp_path / "run.zarr", [layer], [1], samples):
+        pass
+    storage.run._HEADERS.clear()
+    with pytest.raises(storage.DamagedRun, match="another run than a moment ago"):
+        pickle.loads(sent)
