@@ -34,6 +34,11 @@ class Recall:
         self._bytes = 0
         self._lock = Lock()
 
+    @property
+    def bytes(self) -> int:
+        """Bytes kept now."""
+        return self._bytes
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._arrays
 

@@ -44,12 +44,17 @@ SYSTEMS: dict[str, list[Layer]] = {
     ],
 }
 
+SMALL: dict[str, list[Layer]] = {
+    "small, of many samples": [((16, 16), (6, 6), 1, 2, 8), ((8, 8), (6, 6), 1, 2, 8)],
+}
+"""No system, but a run of it has room for thousands of samples."""
+
 
 def specs(system: str, copies: int = 1) -> list[LayerSpec]:
     """The layers of a system, each kind `copies` times, float16 factors and one key for all steps."""
     return [
         LayerSpec(f"layer{number}.{copy}", heads, dim, gen, ref, ref_prefix=prefix, representation="factors")
-        for number, (gen, ref, prefix, heads, dim) in enumerate(SYSTEMS[system])
+        for number, (gen, ref, prefix, heads, dim) in enumerate((SYSTEMS | SMALL)[system])
         for copy in range(copies)
     ]
 
@@ -65,7 +70,8 @@ def factors(spec: LayerSpec, steps: int, seed: int) -> tuple[np.ndarray, np.ndar
 def write_run(path: Path, layers: Sequence[LayerSpec], steps: int, samples: int) -> Run:
     """Write a run of random factors, with masks; every sample has the same ones, to be written fast."""
     names = [f"sample-{number:04d}" for number in range(samples)]
-    shapes = {"mask": (64, 48, 1), "reference_mask": (64, 48, 1), "generated": (64, 48, 3)}
+    shapes = dict.fromkeys(("mask", "reference_mask"), (64, 48, 1))
+    shapes |= dict.fromkeys(("source", "reference", "generated"), (64, 48, 3))
     data = {spec.name: factors(spec, steps, number) for number, spec in enumerate(layers)}
     mask = np.zeros((64, 48, 1), np.uint8)
     mask[16:48, 12:36] = 255

@@ -106,8 +106,9 @@ def waiting(config: CaptureConfig, samples: SampleSet, todo: Todo) -> tuple[int,
     UnknownName
         If `todo` names a sample that there is not.
     """
+    known = frozenset(samples.ids)
     for id in todo.only or ():
-        if id not in samples.ids:
+        if id not in known:
             raise UnknownName("sample", id, samples.ids)
     existing = _existing(config)
     committed = set(existing.samples) if existing is not None else set()

@@ -182,8 +182,9 @@ class CaptureRun:
 
     def _resume(self) -> None:
         self._writer = resume_run(self._path, storage_options=self._options.get("storage_options"))
+        known = frozenset(self._writer.samples)
         for id in self._wanted or ():
-            if id not in self._writer.samples:
+            if id not in known:
                 self._writer.close()
                 raise UnknownName(
                     "sample", id, self._writer.samples,

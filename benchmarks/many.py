@@ -1,0 +1,158 @@
+"""A run of very many small samples: opening, listing, inspecting, planning, and what an analysis asks first.
+
+Usage: python -m benchmarks.many [--samples 10000] [--folder DIR] [--run RUN] [--out FILE]
+
+The run has three small layers, three steps and four images; ``--run`` takes one that was written before. Each
+question is asked once, in a process of its own, of a run that nobody in it has opened; commands are timed
+whole, beside the same command on a run (or a configuration) of ten samples: what remains is what the samples
+cost. Before and after `i2am compact`, which writes the index of commit records. Files of a sample of 16
+layers and 50 steps are counted too, as planned and as written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from storage import LayerSpec, create_run
+from storage.planning import plan
+
+LAYERS = [
+    LayerSpec("down", 2, 8, (8, 8), (4, 4)),
+    LayerSpec("mid", 2, 8, (4, 4), (4, 4)),
+    LayerSpec("up", 2, 8, (8, 8), (4, 4)),
+]
+IMAGES = dict.fromkeys(("source", "reference", "generated"), (16, 16, 3)) | {"mask": (16, 16, 1)}
+DEEP = [LayerSpec(f"layer{number:02}", 2, 8, (8, 8), (4, 4)) for number in range(16)]
+DEEP_STEPS = 50
+FEW = 10
+
+QUESTIONS = {
+    "open": "run = open_run(path)",
+    "list samples": "run = open_run(path); names = run.samples, run.declared",
+    "missing": "writer = resume_run(path); missing = writer.missing; writer.close()",
+    "select": "run = open_run(path); select(run, 'r2g', None, None, None, run.samples)",
+    "fingerprints": "run = open_run(path); found = [run.fingerprint(sample) for sample in run.samples]",
+    "check": "run = open_run(path); found = [run.check(sample) for sample in run.samples]",
+}
+"""What is asked; the last two are the first things that a study does."""
+
+ASK = """
+import sys, time
+from analysis.selection import select
+from storage import open_run, resume_run
+path = sys.argv[1]
+start = time.perf_counter()
+{}
+print(time.perf_counter() - start)
+"""
+
+SCENES = """
+out: {folder}/planned.zarr
+pipeline: embedded
+samples: {{scenes: {{count: {count}}}}}
+"""
+
+
+def write(path: Path, samples: int, layers: list[LayerSpec], steps: int) -> None:
+    """Write a run of random factors."""
+    rng = np.random.default_rng(0)
+    names = [f"s{number:05}" for number in range(samples)]
+    with create_run(path, layers, list(range(steps, 0, -1)), names, image_shapes=IMAGES) as run:
+        for name in names:
+            with run.sample(name) as sink:
+                for image, shape in IMAGES.items():
+                    sink.put_image(image, rng.integers(0, 255, shape, np.uint8))
+                for spec in layers:
+                    key = rng.standard_normal((spec.heads, spec.ref, spec.head_dim)).astype(np.float16)
+                    for step in range(steps):
+                        query = rng.standard_normal((spec.heads, spec.gen, spec.head_dim)).astype(np.float16)
+                        sink.put(spec.name, step, query=query, key=key)
+
+
+def ask(question: str, path: Path) -> float:
+    """Seconds of a question, without what its process needs to start."""
+    command = [sys.executable, "-c", ASK.format(QUESTIONS[question]), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    return float(done.stdout)
+
+
+def command(*words: str) -> float:
+    """Seconds of a whole command."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "flows", *words], capture_output=True, check=True)
+    return time.perf_counter() - start
+
+
+def deep_files(folder: Path) -> dict[str, int]:
+    """Files of one sample of many layers and steps: planned, and written."""
+    write(folder / "deep.zarr", 1, DEEP, DEEP_STEPS)
+    predicted = plan(DEEP, list(range(DEEP_STEPS)), ["s00000"], IMAGES).sample_files
+    written = len(json.loads((folder / "deep.zarr/commits/s00000.json").read_text())["files"]) + 1
+    return {"planned": predicted, "written": written}
+
+
+def measure(path: Path, folder: Path) -> list[dict[str, Any]]:
+    """All questions and commands."""
+    few = folder / "few.zarr"
+    write(few, FEW, LAYERS, 3)
+    rows: list[dict[str, Any]] = []
+    for state in ("records", "index"):
+        if state == "index":
+            rows.append(
+                {"what": "i2am compact", "state": "records", "seconds": command("compact", str(path))}
+            )
+        for question in QUESTIONS:
+            rows.append({"what": question, "state": state, "seconds": ask(question, path)})
+        seconds, base = command("inspect", str(path)), command("inspect", str(few))
+        rows.append({"what": "i2am inspect", "state": state, "seconds": seconds, "of_ten": base})
+    files = {}
+    for count in (FEW, len(json.loads((path / "zarr.json").read_bytes())["attributes"]["i2am"]["samples"])):
+        files[count] = folder / f"scenes-{count}.yaml"
+        files[count].write_text(SCENES.format(folder=folder, count=count))
+    base, seconds = (command("plan", str(file)) for file in files.values())
+    rows.append({"what": "i2am plan", "state": "-", "seconds": seconds, "of_ten": base})
+    return [{key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()} for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--run", type=Path, help="a run of that many samples, written before")
+    parser.add_argument("--folder", help="where to write (default: the system's temporary folder)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "many.json")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        path = args.run or folder / "many.zarr"
+        if args.run is None:
+            write(path, args.samples, LAYERS, 3)
+        for index in path.glob("commits/.index*"):
+            index.unlink()
+        rows, deep = measure(path, folder), deep_files(folder)
+    table = Table(title=f"{args.samples} samples; load of the machine {os.getloadavg()[0]:.1f}")
+    for column in ("what", "commit records from", "seconds", "of ten samples"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row["what"], row["state"], str(row["seconds"]), str(row.get("of_ten", "")))
+    console = Console(width=110)
+    console.print(table)
+    console.print(f"files of a sample of {len(DEEP)} layers and {DEEP_STEPS} steps: {deep}")
+    args.out.parent.mkdir(exist_ok=True)
+    result = {"samples": args.samples, "load": round(os.getloadavg()[0], 1), "rows": rows, "deep_files": deep}
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
