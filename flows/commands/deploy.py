@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands.options import AsJson
 from flows.terminal import emit, say
 from storage.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flows.deploying import Pools, Times
 
 
 def deploy(
@@ -58,47 +62,59 @@ def deploy(
     if analysis_config is not None:
         load_config(analysis_config, AnalysisConfig)
     as_flow(True)
+    from flows.deploying import Pools, Times
+
+    pools, times = Pools(pool_gpu, pool_cpu), Times(schedule, analysis_schedule, timezone, after_sweep)
+    analysis = {"out": analysis_out, "config": analysis_config}
+    made = _deploy(config, name, analysis, pools, times, settings.sweep.gpus or [] if settings else [], host)
+    emit(made) if as_json else _say(made)
+
+
+def _deploy(
+    config: Path | None,
+    name: str | None,
+    analysis: dict[str, Any],
+    pools: Pools,
+    times: Times,
+    gpus: Sequence[str | int],
+    host: str | None,
+) -> dict[str, Any]:
+    """Bring the server up to date; what is there then, as ``--json`` writes it."""
+    from flows import deploying
     from flows.deployed import ANALYSIS, SWEEP
-    from flows.deploying import (
-        Pools,
-        Times,
-        deploy_analysis,
-        deploy_sweep,
-        ensure_limits,
-        ensure_pools,
-        on_server,
-    )
 
     api = os.environ.get("PREFECT_API_URL")
-    pools = Pools(pool_gpu, pool_cpu)
-    times = Times(schedule, analysis_schedule, timezone, after_sweep)
     deployments: dict[str, str] = {}
-    with on_server(api) as client:
-        made = ensure_pools(client, pools)
-        limits = ensure_limits(client, (settings.sweep.gpus or []) if settings else [], host)
+    with deploying.on_server(api) as client:
+        created = deploying.ensure_pools(client, pools)
+        limits = deploying.ensure_limits(client, gpus, host)
         if config is not None:
             name = name or config.stem
-            sweep_id = deployments[f"{SWEEP}/{name}"] = deploy_sweep(config, name, pools, times)
-            if analysis_out is not None:
+            sweep_id = deploying.deploy_sweep(config, name, pools, times)
+            deployments[f"{SWEEP}/{name}"] = sweep_id
+            if analysis["out"] is not None:
+                own = analysis["config"]
                 parameters = {
                     "run": str(config.resolve()),
-                    "out": str(Path(analysis_out).absolute()),
-                    "config": str(analysis_config.resolve()) if analysis_config is not None else None,
+                    "out": str(Path(analysis["out"]).absolute()),
+                    "config": str(own.resolve()) if own is not None else None,
                 }
-                made_id = deploy_analysis(parameters, name, pools, times, sweep_id)
-                deployments[f"{ANALYSIS}/{name}"] = made_id
-    facts = {"server": api, "pools": [pool_gpu, pool_cpu], "created": made, "limits": limits}
-    _show(facts | {"deployments": deployments}, as_json)
+                study_id = deploying.deploy_analysis(parameters, name, pools, times, sweep_id)
+                deployments[f"{ANALYSIS}/{name}"] = study_id
+    return {
+        "server": api,
+        "pools": [pools.gpu, pools.cpu],
+        "created": created,
+        "limits": limits,
+        "deployments": deployments,
+    }
 
 
-def _show(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        emit(facts)
-        return
-    for pool in facts["pools"]:
-        created = " created" if pool in facts["created"] else ""
+def _say(made: dict[str, Any]) -> None:
+    for pool in made["pools"]:
+        created = " created" if pool in made["created"] else ""
         say(f"work pool {pool}{created}: prefect worker start --pool {pool}")
-    for limit in facts["limits"]:
+    for limit in made["limits"]:
         say(f"concurrency limit {limit}")
-    for deployment in facts["deployments"]:
+    for deployment in made["deployments"]:
         say(f"deployed {deployment}: prefect deployment run '{deployment}'")
