@@ -71,8 +71,6 @@ def run_sweep(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
     samples = open_samples(config)
     before, ids = waiting(config, samples, Todo(retry_failed=retry_failed))
     cut = [Shard(part) for part in shards(ids, samples.ids, config.sweep.shard, config.batch_size)]
-    first = randbelow(len(cut)) if cut else 0  # sweeps on several machines begin at different shards
-    cut = cut[first:] + cut[:first]
 
     def say(line: str) -> None:
         """Tell the log, and whoever looks on."""
@@ -117,15 +115,16 @@ def _capture_all(workers: Pool, cut: list[Shard], config: CaptureConfig) -> list
         workers.capture(cut[number], config.sweep.backoff * 2 ** (tries - 1) if tries else 0.0)
         return len(cut[number].captured)
 
-    futures: list[Any] = []
-    for number, shard in enumerate(cut):
-        while sum(not future.wrapped_future.done() for future in futures) >= 2 * workers.size:
+    futures: dict[int, Any] = {}
+    first = randbelow(len(cut)) if cut else 0  # sweeps on several machines begin at different shards
+    for number in (*range(first, len(cut)), *range(first)):
+        while sum(not future.wrapped_future.done() for future in futures.values()) >= 2 * workers.size:
             time.sleep(0.05)
-        if any(isinstance(_error(future), InputError) for future in futures):
+        if any(isinstance(_error(future), InputError) for future in futures.values()):
             break  # the user has to mend something: no other shard would fare better
-        futures.append(capture_shard.submit(number, shard.ids[0]))
+        futures[number] = capture_shard.submit(number, cut[number].ids[0])
     lost = []
-    for number, future in enumerate(futures):
+    for number, future in sorted(futures.items()):
         future.wrapped_future.result()
         if (error := _error(future)) is not None:
             lost.append(f"shard {number} ({cut[number].ids[0]} ...): {error}")

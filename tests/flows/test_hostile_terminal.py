@@ -146,10 +146,10 @@ def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_defect_shows_its_traceback_without_what_it_holds(
     i2am: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def broken(path: str) -> None:
+    def broken(*given: object, **more: object) -> None:
         raise RuntimeError("".join(PAYLOADS[:-2]))
 
-    monkeypatch.setattr("storage.open_run", broken)
+    monkeypatch.setattr("storage.open_any", broken)
     found = i2am("inspect", tmp_path)
     assert found.status == 70
     assert "Traceback" in found.err
@@ -271,10 +271,13 @@ def test_artifacts_are_made_of_plain_text(monkeypatch: pytest.MonkeyPatch) -> No
         "failed": [row],
         "lost": [evil],
         "refusals": [{"reason": evil}],
+        "up_to_date": False,
+        "new": [],
     }
-    for publish in (analyze_flow.publish_analysis, capture_flow.publish_capture, sweep_flow._publish):
+    for publish in (analyze_flow.publish_analysis, capture_flow.publish_capture):
         publish.fn(summary)
-    assert len(made) == 6
+    sweep_flow._publish.fn(summary, [row])
+    assert len(made) == 7
     for artifact in made:
         for text in (artifact.get("markdown", ""), artifact.get("description", "")):
             assert not re.search(r"[<>]|\x1b", text)
@@ -287,10 +290,10 @@ def test_artifacts_are_made_of_plain_text(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_error_from_outside_is_one_printable_line(
     i2am: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def broken(path: str) -> None:
+    def broken(*given: object, **more: object) -> None:
         raise InputError("".join(PAYLOADS[:-2]))
 
-    monkeypatch.setattr("storage.open_run", broken)
+    monkeypatch.setattr("storage.open_any", broken)
     found = i2am("inspect", tmp_path)
     found.refused("i2am: ")
     assert harmless(found.err)
