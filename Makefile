@@ -1,5 +1,5 @@
 # `make demo` and `make test` work on a fresh clone with nothing but python3 (3.11 or later) and make.
-# Variables: PYTHON (interpreter that makes the environment), OUT, SAMPLES, STEPS (of the demo).
+# Variables: PYTHON (interpreter that makes the environment), OUT, SAMPLES, STEPS (of the demo), JOBS (of the tests).
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -44,8 +44,9 @@ demo: setup
 test: lint unit
 
 T ?= tests
+JOBS ?= 2
 unit: setup
-	$(BIN)/python -m pytest $(T)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(T)
 
 lint: setup
 	$(BIN)/ruff check $(SOURCES)

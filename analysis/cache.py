@@ -25,7 +25,7 @@ from analysis.recall import recent
 from analysis.softmax import KERNEL_VERSION
 from storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission
 from storage.kept import has_attention
-from storage.location import Location, locate
+from storage.location import Location, TooLarge, locate
 from storage.runs import Runs
 from storage.staging import sweep
 
@@ -192,18 +192,20 @@ class MarginalCache:
         if self.place is None:
             return None
         index = self.run.position(sample)
-        order = list(quantities(self.run, layer))
+        sizes = quantities(self.run, layer)
+        order = list(sizes)
         found: Marginals = {}
         try:
-            seals = self.place.read(f"{layer.name}/seal/c/{index}/0/0")
+            seals = self.place.read(f"{layer.name}/seal/c/{index}/0/0", SEAL_BYTES * len(order))
             for name in names:
-                values = self.place.read(f"{layer.name}/{name}/c/{index}/0/0/0")
+                most = 4 * len(self.run.timesteps) * layer.heads * sizes[name]
+                values = self.place.read(f"{layer.name}/{name}/c/{index}/0/0/0", most)
                 start = order.index(name) * SEAL_BYTES
                 if seals[start : start + SEAL_BYTES] != self._seal(layer, sample, name, values):
                     return None
                 shape = (len(self.run.timesteps), layer.heads, -1)
                 found[name] = np.frombuffer(values, dtype="<f4").reshape(shape)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, TooLarge):
             return None
         return found
 

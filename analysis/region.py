@@ -47,7 +47,10 @@ def binary(mask: ArrayLike) -> NDArray[np.bool_]:
 
 def image_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Mask [y, x] of an image [y, x, channel] of 0 to 255, by the channels' mean."""
-    return np.asarray(pixels.mean(axis=-1) > 127.5)
+    channels = pixels.shape[-1]
+    if channels == 1:
+        return np.asarray(pixels[..., 0] > 127)
+    return np.asarray(pixels.sum(axis=-1, dtype=np.uint32) > 127.5 * channels)
 
 
 def sample_image(run: AnyRun, name: str, sample: str) -> NDArray[np.uint8] | None:

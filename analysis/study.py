@@ -214,12 +214,17 @@ def analyse(
         result, made = without_damaged(names, place.staging, attempt)
         fresh = set(new_samples(inputs, before))
         result = replace(result, new=tuple(name for name in result.samples if name in fresh))
-        runs = [own.path for own in members_of(opened)]
-        facts = result.to_json() | {"run": opened.path, "runs": runs, "inputs": inputs}
-        (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
+        _write_facts(made, opened, result, inputs)
         place.publish(made)
     tell(StudyFinished(str(place.directory), time.perf_counter() - begun))
     return result
+
+
+def _write_facts(made: Path, run: AnyRun, result: StudyResult, inputs: dict[str, Any]) -> None:
+    """What was done, and from what."""
+    runs = [own.path for own in members_of(run)]
+    facts = result.to_json() | {"run": run.path, "runs": runs, "inputs": inputs}
+    (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def _as_it_was(facts: dict[str, Any], directory: Path) -> StudyResult:

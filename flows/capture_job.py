@@ -268,12 +268,18 @@ def capture_samples(
             on_failure = fail if keep_going else None
             run_job(cap, pipe, samples.load, call, config.batch_size, only=ids, on_failure=on_failure)
     finally:
-        noted = bool(failed) and _existing(config) is not None
-        if noted:
-            lines = {id: one_line(error)[:500] for id, error in failed.items()}
-            set_aside(config.out, lines, config.storage_options or None)
+        noted = _note(config, failed)
     if failed and not noted:
         raise next(iter(failed.values()))  # nothing worked, and there is no run to note it in
+
+
+def _note(config: CaptureConfig, failed: Mapping[str, Exception]) -> bool:
+    """Set samples aside; False if there is none, or no run to note it in."""
+    if not failed or _existing(config) is None:
+        return False
+    lines = {id: one_line(error)[:500] for id, error in failed.items()}
+    set_aside(config.out, lines, config.storage_options or None)
+    return True
 
 
 def _existing(config: CaptureConfig) -> Run | None:

@@ -9,7 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from flows.terminal import note, visible
+from flows.terminal import note
+from storage.printable import visible
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from storage.errors import I2AMError
+from storage.printable import visible
 
 
 def say(line: str) -> None:
@@ -80,11 +81,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
         grid.add_row(*(Text(visible(str(cell))) for cell in row))
     # Piped output keeps its columns: 200 characters hold every table here.
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False).print(grid)
-
-
-def visible(text: str) -> str:
-    """Replace each character that does not print, so that no text from outside can steer the terminal."""
-    return _each(text, lambda _: "\N{REPLACEMENT CHARACTER}")
 
 
 def _each(text: str, replace: Callable[[str], str]) -> str:

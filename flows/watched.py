@@ -15,6 +15,7 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from flows.markdown import plain
 from flows.progress import Progress, heard_by
 
 SECONDS_BETWEEN_UPDATES = 1.0

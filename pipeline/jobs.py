@@ -132,16 +132,7 @@ def run_job(
     declared = cap.declared
     batches = [declared[start : start + batch_size] for start in range(0, len(declared), batch_size)]
     job = _Job(cap, pipe, load, call, set(waiting), _Failures(on_failure))
-    todo = [ids for ids in batches if not job.waiting.isdisjoint(ids)]
-    pause = FIRST_PAUSE
-    while todo:
-        busy = [ids for ids in todo if not job.take(ids)]
-        if busy:
-            cap.tell(Waiting(tuple(ids[0] for ids in busy)))
-            time.sleep(pause)
-        pause = FIRST_PAUSE if len(busy) < len(todo) else min(2 * pause, LONGEST_PAUSE)
-        todo = busy
-    job.failed.tell_held()
+    job.take_all([ids for ids in batches if not job.waiting.isdisjoint(ids)])
     return job.count
 
 
@@ -156,6 +147,18 @@ class _Job:
     waiting: set[str]
     failed: _Failures
     count: int = 0
+
+    def take_all(self, todo: Sequence[Sequence[str]]) -> None:
+        """Generate batches; what is in other hands is looked at again, with growing pauses."""
+        pause = FIRST_PAUSE
+        while todo:
+            busy = [ids for ids in todo if not self.take(ids)]
+            if busy:
+                self.cap.tell(Waiting(tuple(ids[0] for ids in busy)))
+                time.sleep(pause)
+            pause = FIRST_PAUSE if len(busy) < len(todo) else min(2 * pause, LONGEST_PAUSE)
+            todo = busy
+        self.failed.tell_held()
 
     def take(self, ids: Sequence[str]) -> bool:
         """Generate a batch; False if another process is writing a part of it."""

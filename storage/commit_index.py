@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -213,14 +213,8 @@ def compact(
     lacking = [name for name in names if old.tag(name) != tags[name]]
     if len(lacking) < max(1, least):
         return 0
-    fresh: dict[str, CommitRecord] = {}
-    with ThreadPoolExecutor(_READERS) as readers:
-        found = readers.map(lambda name: _sound(location, header, wanted[name]), lacking)
-        for number, (name, record) in enumerate(zip(lacking, found, strict=True), start=1):
-            if record is not None:
-                fresh[name] = record
-            if on_record is not None:
-                on_record(number, len(lacking))
+    samples = [wanted[name] for name in lacking]
+    fresh = dict(zip(lacking, _read_many(location, header, samples, on_record), strict=True))
     lines = []
     for name in names:
         kept = fresh.get(name) or old.record(wanted[name])
@@ -231,6 +225,22 @@ def compact(
     first = _first_line({"format": FORMAT, "run_id": header.run_id, "entries": len(lines)}, body)
     location.write(INDEX, first + b"\n" + body)
     return len(lines)
+
+
+def _read_many(
+    location: Location,
+    header: Header,
+    samples: Sequence[str],
+    on_record: Callable[[int, int], None] | None,
+) -> list[CommitRecord | None]:
+    """Records of samples, some at a time; None for one that is damaged."""
+    found = []
+    with ThreadPoolExecutor(_READERS) as readers:
+        for record in readers.map(lambda sample: _sound(location, header, sample), samples):
+            found.append(record)
+            if on_record is not None:
+                on_record(len(found), len(samples))
+    return found
 
 
 def _sound(location: Location, header: Header, sample: str) -> CommitRecord | None:

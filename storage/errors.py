@@ -37,6 +37,11 @@ import errno as _errno
 from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
+from storage.printable import visible
+
+MAX_MESSAGE = 2000
+"""Characters of an error."""
+
 
 def _restore(cls: type[I2AMError], message: str, state: dict[str, Any]) -> I2AMError:
     """Rebuild a pickled error without running its constructor (the signatures differ between classes)."""
@@ -84,7 +89,8 @@ class I2AMError(Exception):
             parts.append(f"got {got}")
         if remedy is not None:
             parts.append(remedy)
-        super().__init__(" ".join("; ".join(parts).split()))
+        line = visible(" ".join("; ".join(parts).split()))
+        super().__init__(line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 1] + "…")
 
     def __str__(self) -> str:
         """Return the one line (``KeyError`` would quote it, ``OSError`` would look for an errno)."""
@@ -142,7 +148,7 @@ class UnknownName(InputError, KeyError):
         shown = ", ".join(repr(name) for name in names[:8]) + (
             f", ... ({len(names)} in all)" if len(names) > 8 else ""
         )
-        near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(got)[:200], names, n=1, cutoff=0.5)
         if remedy is None and near:
             remedy = f"did you mean {near[0]!r}?"
         self.kind = kind

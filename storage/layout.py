@@ -29,6 +29,9 @@ MAX_CHUNK = 8 << 20
 LIMIT_CHUNK = (1 << 31) - (1 << 16)
 """Bytes that no inner chunk may exceed: Blosc's own limit, less its overhead."""
 
+MAX_SLOTS = 1 << 18
+"""Inner chunks of a shard."""
+
 DEFAULT_SHARD = 1 << 30
 """Bytes of a shard; see `shard_target`."""
 
@@ -155,6 +158,23 @@ class ArrayLayout:
         """
         return (self.key(index, shard) for shard in range(self.shards))
 
+    def file_bytes(self, shard: int) -> tuple[int, int]:
+        """Return the bytes that a shard's file has at least and at most.
+
+        Parameters
+        ----------
+        shard : int
+            Number of the shard within the sample.
+
+        Returns
+        -------
+        tuple of int
+            The same twice without compression.
+        """
+        chunks, plain = self.groups(shard) * self.grid[1], self.chunk_bytes
+        least, most = (plain, plain) if self.codec == "none" else (1, plain + plain // 128 + 512)
+        return chunks * (least + 4) + self.tail_bytes, chunks * (most + 4) + self.tail_bytes
+
     def stored_bytes(self, ratio: float = 1.0) -> int:
         """Predict the bytes of one sample on disk.
 
@@ -280,7 +300,13 @@ def _cut(whole: ArrayLayout, shard_bytes: int) -> ArrayLayout:
     groups = ceil(shape[1] / steps)
     parts = min(groups, ceil(groups * steps * shape[2] * head_bytes / shard_bytes))
     shard = (1, ceil(groups / parts) * steps, *shape[2:])
-    return replace(whole, chunk=(1, steps, heads, *shape[3:]), shard=shard)
+    cut = replace(whole, chunk=(1, steps, heads, *shape[3:]), shard=shard)
+    if cut.slots > MAX_SLOTS:
+        raise InputError(
+            f"{whole.path}: chunks of a shard", expected=f"at most {MAX_SLOTS:,}", got=f"{cut.slots:,}",
+            remedy="capture fewer steps or heads, or lower shard_bytes",
+        )  # fmt: skip
+    return cut
 
 
 def _whole_layouts(spec: LayerSpec, samples: int, steps: int, codec: str) -> dict[str, ArrayLayout]:
@@ -398,19 +424,22 @@ def restore_layout(base: ArrayLayout, stored: Mapping[str, Any]) -> ArrayLayout:
     whole = (1, *base.shape[1:])
     fits = (
         len(chunk) == len(shard) == len(whole)
-        and all(isinstance(n, int) and n > 0 for n in (*chunk, *shard))
+        and all(type(n) is int and n > 0 for n in (*chunk, *shard))
         and all(s % c == 0 for c, s in zip(chunk, shard, strict=True))
         and chunk[3:] == shard[3:] == whole[3:]
         and chunk[0] == shard[0] == 1
         and shard[2] == whole[2]
         and shard[1] < whole[1] + chunk[1]
     )
-    nbytes = prod(chunk) * np.dtype(base.dtype).itemsize if fits else 0
-    if nbytes > (LIMIT_CHUNK if fits and chunk[1:3] == (1, 1) else MAX_CHUNK):
-        raise ValueError(f"{base.path}: chunks of {nbytes:,} bytes, which no writer makes")
     if not fits:
-        raise ValueError(f"{base.path}: chunk {chunk} and shard {shard} do not fit shape {base.shape}")
-    return replace(base, chunk=chunk, shard=shard, codec=stored["codec"])
+        raise ValueError(
+            f"{base.path}: chunk {chunk[:9]} and shard {shard[:9]} do not fit shape {base.shape}"
+        )
+    found = replace(base, chunk=chunk, shard=shard, codec=stored["codec"])
+    most = LIMIT_CHUNK if chunk[1] == chunk[2] == 1 else MAX_CHUNK
+    if found.chunk_bytes > most or found.slots > MAX_SLOTS:
+        raise ValueError(f"{base.path}: {found.slots:,} chunks of {found.chunk_bytes:,} bytes in a shard")
+    return found
 
 
 def image_layout(name: str, shape: tuple[int, int, int], samples: int, codec: str) -> ArrayLayout:

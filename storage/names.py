@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TypeGuard
 from urllib.parse import quote, unquote
 
 from storage.errors import InputError
@@ -79,6 +80,20 @@ def sample_of_file(name: str) -> str:
     return unquote(name)
 
 
+def is_segment(name: object) -> TypeGuard[str]:
+    """Return whether a layer or image name can stand as one segment of a Zarr path; see `check_segment`."""
+    return (
+        isinstance(name, str)
+        and name != ""
+        and not _unprintable(name)
+        and "/" not in name
+        and "\\" not in name
+        and not name.startswith((".", "__"))
+        and name != "zarr.json"
+        and len(name.encode()) <= MAX_FILE_NAME
+    )
+
+
 def check_segment(kind: str, name: object) -> str:
     """Check that a layer or image name can stand as one segment of a Zarr path.
 
@@ -100,19 +115,11 @@ def check_segment(kind: str, name: object) -> str:
         If the name is empty, has a slash, a backslash or control characters, starts with a dot or ``__``, or
         is longer than `MAX_FILE_NAME` bytes.
     """
-    if (
-        not isinstance(name, str)
-        or not name
-        or _unprintable(name)
-        or "/" in name
-        or "\\" in name
-        or name.startswith((".", "__"))
-        or len(name.encode()) > MAX_FILE_NAME
-    ):
+    if not is_segment(name):
         raise InputError(
             f"{kind} name",
             got=repr(name)[:80],
             expected="one path segment: no slash, no control character, no leading dot or '__', "
-            f"at most {MAX_FILE_NAME} bytes",
+            f"at most {MAX_FILE_NAME} bytes, not zarr.json",
         )
     return name

@@ -116,7 +116,7 @@ class PlainFolders:
             # Without waiting: opening a pipe would hang until somebody writes to it.
             fd = os.open(whole, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno == errno.ELOOP:
+            if error.errno == errno.ELOOP and whole.is_symlink():
                 raise _not_plain(str(whole), "a symbolic link") from None
             if error.errno == errno.ENXIO:
                 raise _not_plain(str(whole), "a socket or a device") from None

@@ -133,14 +133,18 @@ def prune(
     kept = _select(source, samples, layers, steps, heads, bits)
     with _writer(source, out, kept, codec, storage_options) as writer:
         for sample in writer.missing:
-            images = source.record(sample)["images"]
-            for name, image in images.items():
-                writer.add_image(name, image["shape"])
-            with writer.sample(sample) as sink:
-                _copy(source, sink, sample, kept, images)
+            _copy_sample(source, writer, sample, kept)
             if on_sample is not None:
                 on_sample(sample)
     return open_run(out, storage_options)
+
+
+def _copy_sample(source: Run, writer: RunWriter, sample: str, kept: Kept) -> None:
+    images = source.record(sample)["images"]
+    for name, image in images.items():
+        writer.add_image(name, image["shape"])
+    with writer.sample(sample) as sink:
+        _copy(source, sink, sample, kept, images)
 
 
 def _select(

@@ -183,7 +183,7 @@ def parse_tail(tail: bytes, layout: ArrayLayout, identity: bytes, size: int) -> 
     Returns
     -------
     ndarray
-        (slots, 2) uint64: offset and length, checked to lie within the file.
+        (slots, 2) uint64: offset and length, checked to fill the file without room or overlap.
 
     Raises
     ------
@@ -206,6 +206,11 @@ def parse_tail(tail: bytes, layout: ArrayLayout, identity: bytes, size: int) -> 
         and (present[:, 0] <= end - present[:, 1]).all()
     ):
         raise ShardError("its index points outside the file")
+    # Chunks lie one behind the other: a small file cannot stand for many times its bytes.
+    order = present[np.argsort(present[:, 0], kind="stable")]
+    ends = np.cumsum(order[:, 1])
+    if not np.array_equal(order[:, 0], ends - order[:, 1]) or (int(ends[-1]) if present.size else 0) != end:
+        raise ShardError("its chunks overlap, or leave room between them")
     return entries
 
 

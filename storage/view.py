@@ -111,11 +111,12 @@ def block_shape(spec: LayerSpec, steps: int, step_group: int) -> tuple[int, int,
     Returns
     -------
     tuple of int
-        (1, steps, heads, gen, ref), at most `BLOCK_BYTES`: whole stored groups of steps where they fit, else
-        fewer heads, else fewer rows.
+        (1, steps, heads, gen, ref), neither the scores nor the factors they are made of above `BLOCK_BYTES`:
+        whole stored groups of steps where they fit, else fewer heads, else fewer rows.
     """
     row = spec.ref * 4
-    head = spec.gen * row
+    factors = 0 if spec.representation == "scores" else (spec.gen + spec.ref) * spec.head_dim * 4
+    head = max(spec.gen * row, factors)
     step = spec.heads * head
     if step <= BLOCK_BYTES:
         fit = max(1, min(steps, BLOCK_BYTES // step))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -87,15 +87,18 @@ def deploy(
                 }
                 made_id = deploy_analysis(parameters, name, pools, times, sweep_id)
                 deployments[f"{ANALYSIS}/{name}"] = made_id
+    facts = {"server": api, "pools": [pool_gpu, pool_cpu], "created": made, "limits": limits}
+    _show(facts | {"deployments": deployments}, as_json)
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        emit(
-            {"server": api, "pools": [pool_gpu, pool_cpu], "created": made, "limits": limits}
-            | {"deployments": deployments}
-        )
+        emit(facts)
         return
-    for pool in (pool_gpu, pool_cpu):
-        say(f"work pool {pool}{' created' if pool in made else ''}: prefect worker start --pool {pool}")
-    for limit in limits:
+    for pool in facts["pools"]:
+        created = " created" if pool in facts["created"] else ""
+        say(f"work pool {pool}{created}: prefect worker start --pool {pool}")
+    for limit in facts["limits"]:
         say(f"concurrency limit {limit}")
-    for deployment in deployments:
+    for deployment in facts["deployments"]:
         say(f"deployed {deployment}: prefect deployment run '{deployment}'")

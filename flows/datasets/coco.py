@@ -125,8 +125,9 @@ def choose(
 
 def _read(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Mapping[str, Any]]]]:
     """Images, and objects in the file's order, by image id."""
+    text = read_text(path, "annotation file", MAX_ANNOTATIONS)
     try:
-        content = json.loads(read_text(path, "annotation file", MAX_ANNOTATIONS))
+        content = json.loads(text)
         images = {
             int(image["id"]): {key: image[key] for key in ("file_name", "width", "height")}
             for image in content["images"]

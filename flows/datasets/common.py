@@ -128,7 +128,8 @@ def inside(folder: Path, name: str, sample: str) -> Path:
     """
     path = below(folder, name, f"sample {sample!r}: path")
     if not os.path.isfile(path):
-        raise NotFound(f"sample {sample!r}: image {path} does not exist", remedy="correct the data set")
+        words = f"sample {sample!r}: image {str(path)[:300]} does not exist"
+        raise NotFound(words, remedy="correct the data set")
     return path
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,9 +102,14 @@ def _csv(raw: bytes) -> Iterator[Row]:
 
 
 def _parquet(raw: bytes, most: int) -> Iterator[Row]:
-    command = [sys.executable, "-m", "flows.datasets.parquet_rows", str(most)]
+    # -P: a data set's folder may be the working directory, and hold a polars.py of its own
+    command = [sys.executable, "-P", "-m", "flows.datasets.parquet_rows", str(most)]
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
     try:
-        done = subprocess.run(command, input=raw, capture_output=True, timeout=PARQUET_SECONDS, check=False)
+        done = subprocess.run(
+            command, input=raw, capture_output=True, timeout=PARQUET_SECONDS, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise ValueError(f"one that takes more than {PARQUET_SECONDS} s to read") from None
     if done.returncode:

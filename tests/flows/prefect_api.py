@@ -6,8 +6,18 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+
+def _release(package: str) -> tuple[int, int]:
+    major, minor = version(package).split(".")[:2]
+    return int(major), int(minor)
+
+
+FIT = _release("fastapi") < (0, 151) and _release("sqlalchemy") < (2, 1)
+"""Whether Prefect's deploy command and scheduler work with what is installed: see pyproject.toml."""
 
 
 def ask(server: dict[str, str], path: str, question: dict[str, Any] | None = None) -> Any:

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 
 from flows.server import temporary_server
 from tests.flows.conftest import ROOT, spawn
-from tests.flows.prefect_api import ask
+from tests.flows.prefect_api import FIT, ask, wait_for
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -131,10 +130,20 @@ def test_a_server_there_must_be(config: Callable[..., Path]) -> None:
     spawn("deploy", "--schedule", "0 1 * * *").refused("expected the configuration of a capture")
 
 
-@pytest.mark.skipif(
-    tuple(map(int, version("fastapi").split(".")[:2])) >= (0, 151),
-    reason="prefect 3.8.8's own deploy command fails with this fastapi; constraints.txt has an older one",
-)
+needs_pins = pytest.mark.skipif(not FIT, reason="fastapi and sqlalchemy are not those of constraints.txt")
+
+
+@needs_pins
+def test_the_server_schedules_what_was_deployed(server: dict[str, str], config: Callable[..., Path]) -> None:
+    made = spawn("deploy", config(), "--name", "due", "--schedule", "0 1 * * *", "--json", env=server)
+    (sweep_id,) = made.json["deployments"].values()
+    question = {"deployments": {"id": {"any_": [sweep_id]}}}
+    question["flow_runs"] = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+    due = wait_for(lambda: ask(server, "flow_runs/filter", question), 150)
+    assert all(run["expected_start_time"][11:19] == "01:00:00" for run in due)
+
+
+@needs_pins
 def test_prefect_yaml_says_the_same(
     server: dict[str, str], config: Callable[..., Path], tmp_path: Path
 ) -> None:

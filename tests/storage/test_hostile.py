@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -15,8 +14,8 @@ import pytest
 
 import storage
 from storage import DamagedRun, DamagedSample, DamageError, I2AMError, InputError
-from storage.document import canonical, signed
-from storage.metadata import root_document
+from tests.storage.forge import forge_record
+from tests.storage.forge import forge_root as forge
 from tests.storage.synthetic import LAYERS, TIMESTEPS, fill, write_run
 
 BILLION = 10**9
@@ -33,21 +32,6 @@ def sound(tmp_path_factory):
 @pytest.fixture
 def copy(sound, tmp_path):
     return Path(shutil.copytree(sound, tmp_path / "r.zarr"))
-
-
-def forge(path, change):
-    """Change the root document, and sign it again."""
-    own = json.loads((path / "zarr.json").read_bytes())["attributes"]["i2am"]
-    change(own)
-    (path / "zarr.json").write_bytes(root_document(signed(own)))
-
-
-def forge_record(path, change, sample="a"):
-    """Change a commit record, and sign it again."""
-    record = path / f"commits/{sample}.json"
-    document = json.loads(record.read_bytes())
-    change(document)
-    record.write_bytes(canonical(signed(document)))
 
 
 def put(name, value, layer=0):

@@ -1,0 +1,59 @@
+"""Runs whose documents say whatever an attacker likes, with right digests in canonical form."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from storage.document import canonical, signed
+from storage.layout import ArrayLayout, identity
+
+Document = dict[str, Any]
+Change = Callable[[Document], object]
+
+
+def forge_root(run: Path, change: Change) -> None:
+    """Change ``attributes["i2am"]`` and sign it."""
+    document = json.loads((run / "zarr.json").read_text())
+    own = document["attributes"]["i2am"]
+    change(own)
+    document["attributes"]["i2am"] = signed(own)
+    (run / "zarr.json").write_bytes(canonical(document))
+
+
+def forge_record(run: Path, change: Change, sample: str = "a") -> None:
+    """Change a commit record and sign it."""
+    path = run / f"commits/{sample}.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_bytes(canonical(signed(document)))
+
+
+def copied(sound: Path, to: Path) -> Path:
+    """A copy to forge."""
+    return Path(shutil.copytree(sound, to))
+
+
+def shard(run_id: str, layout: ArrayLayout, chunks: list[bytes], key: str) -> bytes:
+    """A whole shard with right checksums around any payloads, all in the order of their slots."""
+    body, index = b"", b""
+    for payload in chunks:
+        stored = payload + struct.pack("<I", google_crc32c.value(payload))
+        index += struct.pack("<QQ", len(body), len(stored))
+        body += stored
+    index += b"\xff" * (16 * (layout.slots - len(chunks)))
+    return body + identity(run_id, key) + index + struct.pack("<I", google_crc32c.value(index))
+
+
+def put_shard(run: Path, key: str, data: bytes, sample: str = "a") -> None:
+    """Put a shard in place, and its size and checksum into the commit record."""
+    (run / key).parent.mkdir(parents=True, exist_ok=True)
+    (run / key).write_bytes(data)
+    entry = {"bytes": len(data), "crc32c": f"{google_crc32c.value(data):08x}"}
+    forge_record(run, lambda record: record["files"].update({key: entry}), sample)
