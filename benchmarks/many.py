@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,9 @@ import sys, time
 from analysis.selection import select
 from storage import open_run, resume_run
 path = sys.argv[1]
-start = time.perf_counter()
+start, worked = time.perf_counter(), time.process_time()
 {}
-print(time.perf_counter() - start)
+print(time.perf_counter() - start, time.process_time() - worked)
 """
 
 SCENES = """
@@ -81,18 +83,27 @@ def write(path: Path, samples: int, layers: list[LayerSpec], steps: int) -> None
                         sink.put(spec.name, step, query=query, key=key)
 
 
-def ask(question: str, path: Path) -> float:
-    """Seconds of a question, without what its process needs to start."""
+def ask(question: str, path: Path) -> dict[str, float]:
+    """Seconds of a question, without what its process needs to start; and its CPU seconds."""
     command = [sys.executable, "-c", ASK.format(QUESTIONS[question]), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    return float(done.stdout)
+    return dict(zip(("seconds", "cpu_seconds"), map(float, done.stdout.split()), strict=True))
 
 
-def command(*words: str) -> float:
-    """Seconds of a whole command."""
+def command(*words: str) -> dict[str, float]:
+    """Seconds of a whole command, and its CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "flows", *words], capture_output=True, check=True)
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": time.perf_counter() - start, "cpu_seconds": worked}
+
+
+def beside_ten(what: str, state: str, many: Sequence[str], ten: Sequence[str]) -> dict[str, Any]:
+    """A row: a command on many samples, and on ten."""
+    base = {f"{key}_of_ten": value for key, value in command(*ten).items()}
+    return {"what": what, "state": state, **command(*many), **base}
 
 
 def deep_files(folder: Path) -> dict[str, int]:
@@ -110,19 +121,15 @@ def measure(path: Path, folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for state in ("records", "index"):
         if state == "index":
-            rows.append(
-                {"what": "i2am compact", "state": "records", "seconds": command("compact", str(path))}
-            )
+            rows.append({"what": "i2am compact", "state": "records", **command("compact", str(path))})
         for question in QUESTIONS:
-            rows.append({"what": question, "state": state, "seconds": ask(question, path)})
-        seconds, base = command("inspect", str(path)), command("inspect", str(few))
-        rows.append({"what": "i2am inspect", "state": state, "seconds": seconds, "of_ten": base})
-    files = {}
-    for count in (FEW, len(json.loads((path / "zarr.json").read_bytes())["attributes"]["i2am"]["samples"])):
-        files[count] = folder / f"scenes-{count}.yaml"
-        files[count].write_text(SCENES.format(folder=folder, count=count))
-    base, seconds = (command("plan", str(file)) for file in files.values())
-    rows.append({"what": "i2am plan", "state": "-", "seconds": seconds, "of_ten": base})
+            rows.append({"what": question, "state": state, **ask(question, path)})
+        rows.append(beside_ten("i2am inspect", state, ("inspect", str(path)), ("inspect", str(few))))
+    declared = json.loads((path / "zarr.json").read_bytes())["attributes"]["i2am"]["samples"]
+    files = [folder / f"scenes-{count}.yaml" for count in (len(declared), FEW)]
+    for file, count in zip(files, (len(declared), FEW), strict=True):
+        file.write_text(SCENES.format(folder=folder, count=count))
+    rows.append(beside_ten("i2am plan", "-", *(("plan", str(file)) for file in files)))
     return [{key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()} for row in rows]
 
 
@@ -142,10 +149,11 @@ def main() -> None:
             index.unlink()
         rows, deep = measure(path, folder), deep_files(folder)
     table = Table(title=f"{args.samples} samples; load of the machine {os.getloadavg()[0]:.1f}")
-    for column in ("what", "commit records from", "seconds", "of ten samples"):
+    for column in ("what", "commit records from", "seconds", "CPU s", "of ten samples", "CPU s"):
         table.add_column(column, justify="right")
+    keys = ("what", "state", "seconds", "cpu_seconds", "seconds_of_ten", "cpu_seconds_of_ten")
     for row in rows:
-        table.add_row(row["what"], row["state"], str(row["seconds"]), str(row.get("of_ten", "")))
+        table.add_row(*(str(row.get(key, "")) for key in keys))
     console = Console(width=110)
     console.print(table)
     console.print(f"files of a sample of {len(DEEP)} layers and {DEEP_STEPS} steps: {deep}")

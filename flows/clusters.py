@@ -57,10 +57,10 @@ def computing(where: Computing, overwrite: bool = False) -> Iterator[None]:
             stack.enter_context(dask.config.set(scheduler="threads", num_workers=where.workers))
         else:
             client = stack.enter_context(_client(where))
+            stack.enter_context(_losses_explained(client))
             _check_workers(client)
             if where.report_dask is not None:
                 stack.enter_context(reported(where.report_dask, client))
-            stack.enter_context(_losses_explained(client))
         yield
 
 
@@ -172,14 +172,17 @@ def _check_workers(client: Client) -> None:
     from analysis.softmax import KERNEL_VERSION
     from analysis.tasks import kernel_version
 
-    try:
-        found = set(client.run(kernel_version).values())
-    except Exception as error:
-        raise ClusterError(
-            "the workers of the Dask cluster cannot run this package",
-            got=f"{type(error).__name__}: {first_line(error)}",
-            remedy="install i2am on the workers, in the version that is used here",
-        ) from error
+    answers = client.run(kernel_version, on_error="return").values()
+    found = {answer for answer in answers if not isinstance(answer, OSError)}  # one that was lost just now
+    for error in found:
+        if isinstance(error, Exception):
+            raise ClusterError(
+                "the workers of the Dask cluster cannot run this package",
+                got=f"{type(error).__name__}: {first_line(error)}",
+                remedy="install i2am on the workers, in the version that is used here",
+            ) from error
+    if not found:
+        raise ClusterError("the workers of the Dask cluster were lost", remedy="start some and run again")
     if found != {KERNEL_VERSION}:
         raise ClusterError(
             "the workers of the Dask cluster have another version of this package",

@@ -239,3 +239,39 @@ def test_what_was_configured_before_comes_back_even_after_an_error() -> None:
             raise RuntimeError("mine")
         assert (dask.config.get("scheduler", None), dask.config.get("num_workers", None)) == before
     assert children() == []
+
+
+def test_a_worker_that_is_lost_while_it_is_asked_is_no_reason_to_give_up(tmp_path: Path) -> None:
+    """The other answers; if all are lost the command says so."""
+    from distributed import Client
+
+    from flows.clusters import _check_workers
+
+    with (
+        foreign_cluster(tmp_path / "there", workers=2) as cluster,
+        Client(scheduler_file=str(cluster.file)) as client,
+    ):
+        client.wait_for_workers(2)
+        for left in (1, 0):
+            client.run(_die_when_asked, workers=[min(client.nthreads())])
+            if left:
+                _check_workers(client)
+            else:
+                with pytest.raises(ClusterError, match="the workers of the Dask cluster were lost"):
+                    _check_workers(client)
+            while len(client.nthreads()) != left:
+                pass
+
+
+def _die_when_asked() -> None:
+    """The next question for its version is this worker's end."""
+    import analysis.tasks
+
+    analysis.tasks.KERNEL_VERSION = _Mortal()  # type: ignore[assignment]
+
+
+class _Mortal:
+    """Kills whoever sends it."""
+
+    def __reduce__(self) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -37,7 +37,7 @@ LATE = 30.0
 
 LOST = re.compile(
     r"i2am: (the Dask scheduler was lost|no Dask scheduler answers|LocalCluster does not start"
-    r"|the workers of the Dask cluster cannot run this package|the Dask cluster at .* has no worker)"
+    r"|the workers of the Dask cluster were lost|the Dask cluster at .* has no worker)"
 )
 """What a command may say if its cluster is lost."""
 
