@@ -22,6 +22,7 @@ from storage import open_run, prune
 from storage.create import refuse_existing
 from storage.errors import DamageError, EmptyRun, InputError, UnknownName
 from storage.exporting import copy_without_attention
+from storage.header import ROOT
 from storage.location import LocalLocation, Location, locate
 from storage.staging import sweep
 from storage.unborn import appearing
@@ -86,7 +87,7 @@ def export(
     if not marginals:
         return prune(source, out, samples=names, storage_options=storage_options, on_sample=advance)
     beside = default_path(os.fspath(out))
-    with _appearing(out, storage_options) as made, _appearing(beside, storage_options) as kept:
+    with _appearing(out, storage_options) as made, _appearing(beside, storage_options, derived=True) as kept:
         _fill(source, names, kept, storage_options, tell)
         copy_without_attention(source, made, names, storage_options, advance)
     return open_run(out, storage_options)
@@ -116,7 +117,9 @@ def _counting(tell: Listener, total: int) -> Any:
 
 
 @contextmanager
-def _appearing(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Iterator[Location]:
+def _appearing(
+    path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, *, derived: bool = False
+) -> Iterator[Location]:
     """A place to write to that is at `path` when the block ends; after an error nothing is."""
     location = locate(path, storage_options)
     refuse_existing(location)
@@ -130,8 +133,10 @@ def _appearing(path: str | os.PathLike[str], storage_options: Mapping[str, Any] 
     try:
         yield location
     except BaseException:
-        for name, _ in list(location.files()):
-            location.remove(name)
+        # Our own run gets its root document as the last thing: a root that is there is another's run.
+        if derived or location.size(ROOT) is None:
+            for name, _ in list(location.files()):
+                location.remove(name)
         raise
 
 

@@ -14,7 +14,7 @@ from pipeline.events import Listener, RunOpened
 from pipeline.provenance import describe
 from pipeline.recording import SampleHandle, Store
 from storage import LayerSpec, RunWriter, Sink, create_run, resume_run
-from storage.errors import AlreadyExists, InputError, NotFound, ShapeMismatch, UnknownName
+from storage.errors import AlreadyExists, ConfigError, InputError, NotFound, ShapeMismatch, UnknownName
 
 
 class Target(Store, Protocol):
@@ -164,6 +164,7 @@ class CaptureRun:
                 self._announce()
             except AlreadyExists:  # another process was faster
                 self._resume()
+                self._refuse_other_configuration()
         self._check(specs, timesteps)
 
     def add_image(self, name: str, image: NDArray[Any]) -> None:
@@ -191,6 +192,15 @@ class CaptureRun:
                     remedy="capture new samples into a new run, and analyse the runs together",
                 )  # fmt: skip
         self._announce()
+
+    def _refuse_other_configuration(self) -> None:
+        # Whoever came before may have been started with other settings, after we looked for a run.
+        stored, own = self._opened.attrs.get("configuration"), self._notes.get("configuration")
+        if own is not None and stored is not None and stored != own:
+            raise ConfigError(
+                f"run {self._path} has just been made by another process", expected="the same configuration",
+                got="another one", remedy="choose another out, or start both with one configuration",
+            )  # fmt: skip
 
     def _announce(self) -> None:
         self._on_event(RunOpened(str(self._path), len(self.declared), len(self.missing)))

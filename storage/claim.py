@@ -85,10 +85,15 @@ class Claim:
         self._content = _content(self._own)
         self._lost = False
         self._lock = threading.Lock()
-        self.inherited = _take(location, sample, self._content)
-        self._last = time.monotonic()
-        with _lock:
+        with _lock:  # first: another thread that clears up must not take it for a dead one's
             _held.add(str(self._own["owner"]))
+        self._last = time.monotonic()  # when it was asked: others count from when they see it
+        try:
+            self.inherited = _take(location, sample, self._content)
+        except BaseException:
+            with _lock:
+                _held.discard(str(self._own["owner"]))
+            raise
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="i2am-claim", daemon=True)
         self._thread.start()
@@ -142,7 +147,7 @@ class Claim:
 
     def _beat(self) -> None:
         self._own["beat"] += 1
-        content = _content(self._own)
+        asked, content = time.monotonic(), _content(self._own)
         if not self._location.replace(self._path, self._content, content):
             try:
                 content = self._location.read(self._path)  # of an earlier beat whose answer was lost?
@@ -150,7 +155,7 @@ class Claim:
                 content = b""
             self._lost = _parsed(content).get("owner") != self._own["owner"]
         if not self._lost:
-            self._content, self._last = content, time.monotonic()
+            self._content, self._last = content, asked
 
 
 def sweep_claims(location: RemoteLocation, leftovers: Callable[[str], Iterable[str] | None]) -> None:
@@ -173,7 +178,8 @@ def sweep_claims(location: RemoteLocation, leftovers: Callable[[str], Iterable[s
                 with suppress(SampleBusy):  # somebody else was quicker
                     claim = Claim(location, sample)
                     try:
-                        for path in files:
+                        # Again: another may have taken it over, committed and released in the meantime.
+                        for path in leftovers(sample) or ():
                             location.remove(path)
                     finally:
                         claim.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import compress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,7 @@ class Run:
         """``attributes["i2am"]`` of the root document."""
         return self._header.attributes
 
-    @property
+    @cached_property
     def images(self) -> tuple[str, ...]:
         """Names of the images that the run has: those declared at creation, then those added later."""
         added = [name for name in self._location.names("images") if name != "zarr.json"]

@@ -233,9 +233,13 @@ class RemoteStaging:
 
     def __init__(self, location: RemoteLocation, sample: str) -> None:
         self._location, self._sample = location, sample
-        self._claim = Claim(location, sample)
         self._answers = True
         self.folder = Path(tempfile.mkdtemp(prefix="i2am-"))
+        try:
+            self._claim = Claim(location, sample)
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def prepare(self, leftovers: Iterable[str]) -> None:
         """Remove what a writer that is gone had put; see `Staging`."""

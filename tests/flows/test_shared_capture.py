@@ -15,7 +15,7 @@ import storage
 from flows.capture_job import Todo, run_capture
 from flows.loading import load_capture
 from flows.progress import Progress, heard_by
-from pipeline import jobs
+from pipeline import jobs, runs
 from storage import LayerSpec, open_run
 
 COUNT = 4
@@ -105,3 +105,22 @@ def test_a_sample_in_other_hands_is_waited_for(
     report = storage.verify(settings.out)
     assert report.ok
     assert report.notes == ()
+
+
+def test_a_run_that_another_configuration_has_just_made_is_refused(
+    config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both began where no run was yet; the later one must not fill the other's run."""
+    first = load_capture(config())
+    second = first.model_copy(update={"call": {**first.call, "guidance_scale": 3.5}})
+    make = runs.create_run
+
+    def late(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(runs, "create_run", make)
+        run_capture(first, Todo(only=("scene-0000000",)))
+        return make(*args, **options)
+
+    monkeypatch.setattr(runs, "create_run", late)
+    with pytest.raises(storage.ConfigError, match="just been made by another process"):
+        run_capture(second)
+    assert open_run(first.out).samples == ("scene-0000000",)

@@ -224,3 +224,48 @@ def test_a_server_that_is_lost_while_a_claim_is_given_up_loses_nothing(place, mo
     assert not any(thread.name == "i2am-claim" for thread in threading.enumerate())
     assert place.names("claims") == ["a.json"]
     place.remove("claims/a.json")
+
+
+def test_clearing_up_after_a_dead_owner_never_takes_what_another_committed_meanwhile(url, monkeypatch):
+    """Between the look at the claim and its taking over, another process writes the sample and is done."""
+    new(url).close()
+    killed_writer(url)
+    real = claim._is_gone
+
+    def slow(location, sample, content):
+        gone = real(location, sample, content)
+        monkeypatch.setattr(claim, "_is_gone", real)
+        with storage.resume_run(url) as other, other.sample("a") as sink:
+            fill(sink, LAYERS, STEPS, IMAGES)
+        return gone
+
+    monkeypatch.setattr(claim, "_is_gone", slow)
+    storage.resume_run(url).close()
+    run = storage.open_run(url)
+    assert run.samples == ("a",)
+    run.check("a")
+    assert storage.verify(url).ok
+    assert locate(url).names("claims") == []
+
+
+def test_a_beat_counts_from_when_it_was_asked(place, monkeypatch):
+    """Others count from when they saw it, which may be long before its answer came."""
+    now = [1000.0]
+    monkeypatch.setattr(claim.time, "monotonic", lambda: now[0])
+    held = Claim(place, "a")
+    real = RemoteLocation.replace
+
+    def late(self, path, old, new):
+        done = real(self, path, old, new)
+        now[0] += 2 * claim.LEASE_SECONDS
+        as_another_machine(place, "a")  # it has been taken over in the meantime
+        return done
+
+    monkeypatch.setattr(RemoteLocation, "replace", late)
+    held._beat()
+    monkeypatch.setattr(RemoteLocation, "replace", real)
+    with pytest.raises(storage.SampleBusy, match="taken over"):
+        held.hold()
+    held.release()
+    assert json.loads(place.read(claim_path("a")))["owner"] == "x"
+    place.remove(claim_path("a"))
