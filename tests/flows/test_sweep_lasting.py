@@ -102,7 +102,10 @@ def start() -> Iterator[Callable[..., Sweep]]:
     for sweep in started:
         if sweep.process.poll() is None:
             sweep.process.kill()
-            sweep.process.communicate()
+            sweep.process.wait()
+        for pipe in (sweep.process.stdout, sweep.process.stderr):
+            assert pipe is not None
+            pipe.close()
 
 
 def slots(server: dict[str, str], gpu: str) -> tuple[int, int]:

@@ -113,6 +113,8 @@ class Command:
             self.workers()
             time.sleep(0.05)
         self._reader.join(LATE)
+        if self.process.stderr is not None and not self._reader.is_alive():
+            self.process.stderr.close()
         return self.process.returncode
 
     def complaint(self) -> str | None:

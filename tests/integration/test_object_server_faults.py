@@ -109,7 +109,7 @@ def test_verify_and_analyze_through_faults(
     tmp_path: Path,
 ) -> None:
     local = write_run(tmp_path / "run.zarr", ("a",))
-    url = f"s3://{BUCKET}/run.zarr"
+    url = f"s3://{BUCKET}/faults.zarr"
     for file in sorted(local.rglob("*")):
         if file.is_file():
             locate(url).write(file.relative_to(local).as_posix(), file.read_bytes())
@@ -121,7 +121,7 @@ def test_verify_and_analyze_through_faults(
     assert i2am("analyze", local, "--out", tmp_path / "disk", "--direct", "--quiet").status == 0
     for table in sorted((tmp_path / "disk/tables").iterdir()):
         assert pl.read_parquet(table).equals(pl.read_parquet(tmp_path / "s3/tables" / table.name)), table
-    beside = {name for name in objects(server, "run.marginals.zarr/") if "/c/" in name}
+    beside = {name for name in objects(server, "faults.marginals.zarr/") if "/c/" in name}
     disk = (tmp_path / "run.marginals.zarr").rglob("*")
     assert len(beside) == sum(file.is_file() and "c" in file.parts for file in disk)
 
@@ -131,7 +131,7 @@ def test_a_server_that_is_gone_is_one_line_for_every_command(
     faulty: Proxy,
     tmp_path: Path,
 ) -> None:
-    url = f"s3://{BUCKET}/run.zarr"
+    url = f"s3://{BUCKET}/faults.zarr"
     faulty.schedule.choose = lambda *request: "500"
     for command in (
         ("verify", url),
