@@ -64,6 +64,7 @@ SCENES = """
 out: {folder}/planned.zarr
 pipeline: embedded
 samples: {{scenes: {{count: {count}}}}}
+call: {{num_inference_steps: 2}}
 """
 
 
