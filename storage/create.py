@@ -9,7 +9,7 @@ from typing import Any
 
 from storage.declare import checked_timesteps, complete_header, make_header
 from storage.errors import AlreadyExists, InputError
-from storage.header import ROOT, Header, load_header
+from storage.header import MAX_ROOT, ROOT, Header, load_header
 from storage.kept import need_attention
 from storage.location import LocalLocation, Location, locate, system_errors
 from storage.metadata import root_document
@@ -122,6 +122,13 @@ def create_run(
 def _write_new(location: Location, header: Header, queue_bytes: int | None, threads: int | None) -> Header:
     header, documents = complete_header(header)
     root = root_document(header.attributes)
+    if len(root) > MAX_ROOT:  # before anything is written: no reader would open it
+        raise InputError(
+            "the root document of the run",
+            expected=f"at most {MAX_ROOT:,} bytes",
+            got=f"{len(root):,}",
+            remedy="keep large values out of attrs, or cut the samples into several runs",
+        )
     if isinstance(location, LocalLocation):
         plan_header(header, documents, queue_bytes=queue_bytes, threads=threads).check_disk(location.url)
         _create_local(Path(location.url), documents, root)

@@ -17,7 +17,7 @@ from storage.errors import InputError, ShapeMismatch, UnknownName
 from storage.header import Header
 from storage.intake import Piece, check_choice, checked, pieces, same_bits
 from storage.layout import ArrayLayout
-from storage.record import CommitRecord, record_path
+from storage.record import MAX_RECORD, CommitRecord, record_path
 from storage.shard import FileRecord
 from storage.spec import LayerSpec
 from storage.staging import Staging
@@ -281,9 +281,16 @@ class Sink:
             counts,
             self._notes,
         )
-        self._staging.publish(
-            {path: local for path, (local, _) in done.items()}, record_path(self.sample), record.to_bytes()
-        )
+        content = record.to_bytes()
+        if len(content) > MAX_RECORD:  # no reader would take it
+            raise InputError(
+                f"sample {self.sample!r}: its commit record",
+                expected=f"at most {MAX_RECORD:,} bytes",
+                got=f"{len(content):,}",
+                remedy="annotate less",
+            )
+        files = {path: local for path, (local, _) in done.items()}
+        self._staging.publish(files, record_path(self.sample), content)
         self._staging.discard()
         return record
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import dask.array as da
 import numpy as np
 
+from storage.errors import InputError
 from storage.run import Run
 from storage.spec import LayerSpec
 
@@ -14,6 +16,9 @@ Array = np.ndarray[Any, Any]
 
 BLOCK_BYTES = 128 << 20
 """Bytes that one computed block may have; a single row of reference tokens is never cut."""
+
+MAX_BLOCKS = 1 << 22
+"""Blocks of a lazy array: Dask takes some 170 bytes for each as soon as one is computed."""
 
 
 class _View:
@@ -131,6 +136,12 @@ def _lazy(view: _View, chunks: tuple[int, ...], kind: str) -> da.Array:
 
     token = tokenize(view.run.run_id, view.run.path, view.run.samples, view.spec.name, kind, chunks)
     sizes = tuple(max(1, min(n, c)) for n, c in zip(view.shape, chunks, strict=True))
+    blocks = prod(-(-n // size) for n, size in zip(view.shape, sizes, strict=True))
+    if blocks > MAX_BLOCKS:
+        raise InputError(
+            f"layer {view.spec.name!r} as one lazy array", expected=f"at most {MAX_BLOCKS:,} blocks",
+            got=f"{blocks:,}", remedy="read some steps and heads of a sample at a time with Run.read",
+        )  # fmt: skip
     return da.from_array(
         view,
         chunks=sizes,

@@ -317,3 +317,32 @@ def test_a_derived_store_is_not_written_through_a_link(copy, tmp_path):
     with pytest.raises(DamagedRun, match="symbolic link"):
         open_cache(storage.open_run(copy)).ensure(run.layers[MID], "a")
     assert untouched(folder)
+
+
+def test_what_no_reader_would_open_is_not_written(tmp_path, monkeypatch):
+    """The bounds of readers are the writer's too."""
+    monkeypatch.setattr("storage.create.MAX_ROOT", 20_000)
+    for place in (tmp_path / "r.zarr", "memory://too-large/r.zarr"):
+        with pytest.raises(InputError, match="root document of the run; expected at most 20,000"):
+            storage.create_run(place, LAYERS, TIMESTEPS, ["a"], {"note": "x" * 20_000})
+        with pytest.raises(storage.NotFound):
+            storage.open_run(place)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setattr("storage.sink.MAX_RECORD", 4000)
+    with storage.create_run(tmp_path / "s.zarr", LAYERS, TIMESTEPS, ["a"]) as writer:
+        with (
+            pytest.raises(InputError, match="its commit record; expected at most 4,000"),
+            writer.sample("a") as sink,
+        ):
+            fill(sink, LAYERS, range(len(TIMESTEPS)))
+            sink.annotate(note="x" * 4000)
+        assert writer.missing == ("a",)
+    assert storage.verify(tmp_path / "s.zarr").notes == ("1 of 1 declared samples are not committed",)
+
+
+def test_a_lazy_array_of_millions_of_blocks_is_refused(copy, monkeypatch):
+    monkeypatch.setattr("storage.view.MAX_BLOCKS", 1)
+    with pytest.raises(InputError, match="as one lazy array; expected at most 1 blocks"):
+        storage.open_run(copy).scores(DOWN)
+    storage.open_run(copy).read(DOWN, "a")
