@@ -281,7 +281,7 @@ def left(folder: Path) -> list[str]:
     names = {"out", "run.zarr", "run.marginals.zarr", "analysis.yaml", "scratch"}
     outputs = {"maps.zarr", "tables", "figures", "report", "study.json"}
     found = [path for path in folder.iterdir() if path.name not in names]
-    found += [path for path in (folder / "out").iterdir() if path.name not in outputs]
+    found += [path for path in (folder / "out").glob("*") if path.name not in outputs]
     for part in ("out", "run.marginals.zarr"):
         found += [
             path for path in (folder / part).rglob("*") if re.search(r"\.(tmp|partial)$|^\.", path.name)
