@@ -120,11 +120,12 @@ def collect_maps(
             **extra,
         )
         try:
-            question, along[direction] = settled(ask, run, names)
+            question, more = settled(ask, run, names)
         except NoAnswer as error:
             absent.append(f"{direction.upper()}, {level} level: {error}")
             continue
         asked.setdefault(direction, {})[variable(level)] = question
+        along.setdefault(direction, {}).update(more)
     for way, image in AGAINST.items():
         if image not in run.images:
             absent.append(f"IMACS of {way.upper()}: the run has no image {image!r}")
@@ -171,6 +172,8 @@ def settled(
     for key, coord in maps.coords.items():
         if coord.dims == ("sample",) and key != "sample":
             along[str(key)] = ("sample", coord.values[[place[at] for at in stands]])
+        elif key == "timestep":  # of all runs, not of those in the first block
+            along[str(key)] = (coord.dims, coord.values)
     if "own_rows" in maps.coords:
         ask = partial(ask, size=(maps.sizes["y"], maps.sizes["x"]))
     return ask, along

@@ -20,6 +20,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ from analysis.question import PROTOCOLS, Protocol
 from analysis.selection import Indices, select
 from analysis.soundness import Refusal, damaged_samples, sound_samples
 from analysis.summary import summarise
-from analysis.unchanged import earlier, made_from, new_samples, still_holds
+from analysis.unchanged import earlier, made_from, new_samples, outputs, still_holds
 from analysis.workplace import Kind, Laps, without_damaged, workplace
 from storage.errors import NoAnswer, UnknownName
 from storage.runs import members_of
@@ -204,8 +205,10 @@ def analyse(
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
     before, inputs = earlier(Path(out)), made_from(opened, names, options)
     if not again and still_holds(inputs, before, Path(out)) and not damaged_samples(opened, names):
-        tell(StudyFinished(str(out), time.perf_counter() - begun))
-        return _as_it_was(before, Path(out))
+        with suppress(OSError, pl.exceptions.PolarsError):  # a damaged table: it is made anew
+            found = _as_it_was(before, Path(out))
+            tell(StudyFinished(str(out), time.perf_counter() - begun))
+            return found
     with workplace(Path(out), STUDY, overwrite) as place:
 
         def attempt(damaged: dict[str, str], made: Path) -> StudyResult:
@@ -224,6 +227,7 @@ def _write_facts(made: Path, run: AnyRun, result: StudyResult, inputs: dict[str,
     """What was done, and from what."""
     runs = [own.path for own in members_of(run)]
     facts = result.to_json() | {"run": run.path, "runs": runs, "inputs": inputs}
+    facts["outputs"] = outputs(made, OUTPUTS)
     (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,8 +85,27 @@ def still_holds(inputs: dict[str, Any], before: dict[str, Any], out: Path) -> bo
     """
     if before.get("inputs") != inputs or before.get("refusals") or None in inputs["samples"].values():
         return False
-    tables = (f"tables/{name}.parquet" for name in before["tables"])
-    return all((out / output).exists() for output in ("report/index.html", "maps.zarr", "figures", *tables))
+    return bool(before.get("outputs")) and outputs(out, before["outputs"]) == before["outputs"]
+
+
+def outputs(out: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """Files and bytes below each of some names in a directory: what a study says that it made.
+
+    Parameters
+    ----------
+    out
+        The directory.
+    names
+        Files and folders in it; those that are not there are left out.
+    """
+    found = {}
+    for name in names:
+        place = out / name
+        every = place.rglob("*") if place.is_dir() else [place]
+        sizes = [file.stat().st_size for file in every if file.is_file() and file.suffix != ".partial"]
+        if sizes:
+            found[name] = [len(sizes), sum(sizes)]
+    return found
 
 
 def _fingerprint(run: AnyRun, name: str) -> str | None:
@@ -96,12 +116,19 @@ def _fingerprint(run: AnyRun, name: str) -> str | None:
 
 
 def _code(name: str) -> str:
-    """Digest of an aggregation as it travels to workers: a user's own file whole."""
+    """Digest of an aggregation's code: as it travels to workers, and the sources of its functions."""
     import cloudpickle
 
     from analysis.discover import find
 
-    return hashlib.sha256(cloudpickle.dumps(find(name))).hexdigest()
+    found = find(name)
+    digest = hashlib.sha256(cloudpickle.dumps(found))
+    for function in (found.chunk, found.combine, found.finalize):
+        module = inspect.getmodule(function)
+        source = getattr(module, "__file__", None)
+        if source is not None:
+            digest.update(Path(source).read_bytes())
+    return digest.hexdigest()
 
 
 def _version() -> str:

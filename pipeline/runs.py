@@ -164,7 +164,6 @@ class CaptureRun:
                 self._announce()
             except AlreadyExists:  # another process was faster
                 self._resume()
-                self._refuse_other_configuration()
         self._check(specs, timesteps)
 
     def add_image(self, name: str, image: NDArray[Any]) -> None:
@@ -191,12 +190,14 @@ class CaptureRun:
                     "sample", id, self._writer.samples,
                     remedy="capture new samples into a new run, and analyse the runs together",
                 )  # fmt: skip
+        self._refuse_other_configuration()
         self._announce()
 
     def _refuse_other_configuration(self) -> None:
         # Whoever came before may have been started with other settings, after we looked for a run.
         stored, own = self._opened.attrs.get("configuration"), self._notes.get("configuration")
         if own is not None and stored is not None and stored != own:
+            self._opened.close()
             raise ConfigError(
                 f"run {self._path} has just been made by another process", expected="the same configuration",
                 got="another one", remedy="choose another out, or start both with one configuration",

@@ -213,7 +213,7 @@ def _is_gone(location: RemoteLocation, sample: str, content: bytes) -> bool:
         if owner.get("pid") == here["pid"] and owner.get("started") == here["started"]:
             with _lock:
                 return owner.get("owner") not in _held
-        return _started(owner.get("pid")) != owner.get("started")
+        return not _hidden(owner.get("pid")) and _started(owner.get("pid")) != owner.get("started")
     now, key = time.monotonic(), (location.url, sample)
     with _lock:
         before = _seen.get(key)
@@ -251,6 +251,17 @@ def _this_process() -> dict[str, Any]:
     except OSError:
         host = ""
     return {"host": host, "name": os.uname().nodename, "pid": pid, "started": _started(pid)}
+
+
+def _hidden(pid: object) -> bool:
+    """Whether a process is there that this one may not look at: a system may hide those of other users."""
+    try:
+        os.kill(int(str(pid)), 0)
+    except PermissionError:
+        return _started(pid) is None
+    except (OSError, ValueError, OverflowError):
+        return False
+    return False
 
 
 def _started(pid: object) -> str | None:

@@ -14,12 +14,14 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from storage.document import DocumentError, sha256
 from storage.errors import DamagedSample
 from storage.header import Header, load_header
-from storage.location import Location, TooLarge, locate
+from storage.kept import need_attention
+from storage.location import STAGING, Location, TooLarge, locate
 from storage.names import sample_file
 from storage.record import FOLDER, CommitRecord, build_record, read_record
 
@@ -201,11 +203,14 @@ def compact(
     ------
     NotFound, NotARun, NewerFormat, DamagedRun
         If the run cannot be opened.
+    NoAnswer
+        If the run was exported with its marginals alone: nothing is written into it.
     StorageFull, NoPermission
         If the index cannot be written.
     """
     location = locate(path, storage_options)
     header = load_header(location)
+    need_attention(header.attributes, location.url, "an index of commit records")
     tags = location.tags(FOLDER)
     wanted = {f"{sample_file(sample)}.json": sample for sample in header.samples}
     names = [name for name in tags if name in wanted and tags[name]]
@@ -224,6 +229,9 @@ def compact(
     body = "".join(lines).encode("ascii")
     first = _first_line({"format": FORMAT, "run_id": header.run_id, "entries": len(lines)}, body)
     location.write(INDEX, first + b"\n" + body)
+    if location.root is not None:
+        with suppress(OSError):  # somebody is writing
+            (location.root / STAGING).rmdir()
     return len(lines)
 
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from storage.errors import NotFound
-from storage.header import ROOT
+from storage.header import MAX_ROOT, ROOT
 from storage.labels import LabelledRun, labels
 from storage.location import Location, locate
 from storage.run import Run, open_run
@@ -120,29 +120,29 @@ def _matching(text: str, storage_options: Mapping[str, Any] | None) -> list[str]
     parts = path.split("/")
     first = next(number for number, part in enumerate(parts) if _MAGIC.search(part))
     base = scheme + mark + "/".join(parts[:first])
-    place = locate(base or ("/" if first else "."), storage_options)
+    front = base + "/" if first else ""
 
     def below(folder: str, patterns: Sequence[str]) -> Iterator[str]:
-        for name in place.names(folder):
+        # Each folder is a place of its own: a run may be reached by a link, though nothing inside it may.
+        for name in locate(front + folder or ".", storage_options).names(""):
             # As in a shell, a wildcard fits no name that begins with a dot.
             if fnmatchcase(name, patterns[0]) and (name[0] != "." or patterns[0][0] == "."):
                 own = f"{folder}/{name}" if folder else name
                 yield from below(own, patterns[1:]) if len(patterns) > 1 else [own]
 
     every = sorted(below("", [part for part in parts[first:] if part]))
-    found = [own for own in every if not _derived(place, own)]
+    found = [own for own in every if not _derived(locate(front + own, storage_options))]
     if not found:
         raise NotFound(
             f"no run fits {text!r}", remedy="check the pattern; * matches any part of one name, but no slash"
         )
-    front = base + "/" if first else ""
     return [front + own for own in found]
 
 
-def _derived(place: Location, path: str) -> bool:
+def _derived(place: Location) -> bool:
     """Whether a derived store lies there, such as a run's marginals: its mark begins with ``i2am_``."""
     try:
-        attributes = json.loads(place.read(f"{path}/{ROOT}"))["attributes"]
+        attributes = json.loads(place.read(ROOT, MAX_ROOT))["attributes"]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # whatever it is, opening it will tell
     return bool(attributes) and all(str(key).startswith("i2am_") for key in attributes)

@@ -14,13 +14,13 @@ import numpy as np
 
 from storage.array_reader import ArrayReader
 from storage.block import Block
-from storage.document import sha256
+from storage.checking import Checker
 from storage.errors import DamagedRun, DamagedSample, NoAnswer, UnknownName
-from storage.header import MAX_ROOT, Header, Timestep, load_header
-from storage.indices import Selection, layer_of, selected_indices
-from storage.kept import has_attention, need_attention
+from storage.header import Header, Timestep, load_header
+from storage.indices import Selection, selected_indices
+from storage.kept import need_attention
 from storage.layout import ArrayLayout
-from storage.location import Location, TooLarge, locate
+from storage.location import Location, locate
 from storage.record import CommitRecord, committed_names
 from storage.records import Records
 from storage.shard import ShardError
@@ -53,8 +53,7 @@ class Run:
         self._samples = samples
         self._committed = frozenset(samples)
         self._records = Records(location, header)
-        self._sound = False
-        self._documents: set[tuple[str, str]] = set()
+        self._checker = Checker(location, header)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel light: another process reads the header itself, once, and gets a bit for each sample."""
@@ -369,34 +368,7 @@ class Run:
         DamagedRun
             If a metadata document of the run is not the one written at creation.
         """
-        record = self._record(sample)
-        if not self._sound:
-            for path, digest in self.attrs["metadata"].items():
-                if not self._same(path, digest):
-                    raise DamagedRun(
-                        f"{self.path}: {path} is damaged", remedy="restore it from a copy of the run"
-                    )
-            self._sound = True
-        for name, image in record.images.items():
-            document = f"images/{name}/zarr.json", image["sha256"]
-            if document not in self._documents:
-                if not self._same(*document):
-                    raise DamagedSample(sample, f"images/{name}", f"{document[0]} is not what was written")
-                self._documents.add(document)
-        whole = has_attention(self.attrs)
-        for path, file in record.files.items():
-            if not whole and path.startswith("attention/"):
-                continue
-            found = self._location.size(path)
-            if found != file.bytes:
-                what = "is missing" if found is None else f"has {found} bytes instead of {file.bytes}"
-                raise DamagedSample(sample, layer_of(path), f"{path} {what}")
-
-    def _same(self, path: str, digest: str) -> bool:
-        try:
-            return sha256(self._location.read(path, MAX_ROOT)) == digest
-        except (FileNotFoundError, TooLarge):
-            return False
+        self._checker.check(self._record(sample))
 
     def spec(self, layer: str | LayerSpec) -> LayerSpec:
         """Return the layer of a name.

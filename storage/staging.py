@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -87,8 +88,8 @@ class LocalStaging:
                 for path in (*files, record):
                     plain.check(path.rpartition("/")[0])
                 for path, source in files.items():
-                    os.replace(source, self._root / path)
                     placed.append(self._root / path)
+                    os.replace(source, self._root / path)
                 for directory in {path.parent for path in placed}:
                     sync_directory(directory)
                 target = self._root / record
@@ -234,12 +235,16 @@ class RemoteStaging:
     def __init__(self, location: RemoteLocation, sample: str) -> None:
         self._location, self._sample = location, sample
         self._answers = True
-        self.folder = Path(tempfile.mkdtemp(prefix="i2am-"))
+        self.folder, self._held = _private_folder()
         try:
             self._claim = Claim(location, sample)
         except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._drop_folder()
             raise
+
+    def _drop_folder(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._held)
 
     def prepare(self, leftovers: Iterable[str]) -> None:
         """Remove what a writer that is gone had put; see `Staging`."""
@@ -265,14 +270,40 @@ class RemoteStaging:
             self._answers = False  # the claim stays, and tells whoever comes next to clear up
             raise
         except BaseException:
-            for path in reversed(placed):
-                self._location.remove(path)
+            try:
+                for path in reversed(placed):
+                    self._location.remove(path)
+            except StoreUnavailable:
+                self._answers = False
             raise
 
     def discard(self) -> None:
         """Remove the temporary directory and release the sample; see `Staging`."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():
+            self._drop_folder()
         self._claim.release(remove=self._answers)
+
+
+_PREFIX = "i2am-sample-"
+
+
+def _private_folder() -> tuple[Path, int]:
+    """Make a folder for temporary files, and hold its lock; those of killed processes are removed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # somebody else's, or somebody works there
+            fd = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(fd)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if (folder / _LOCK).exists():  # nobody was quicker, and took it for a killed one's
+            return folder, fd
+        os.close(fd)
 
 
 def stage(location: Location, sample: str) -> Staging:

@@ -129,6 +129,10 @@ class _Check:
     notes: list[str] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = sum(self.found.values())
 
     def problem(self, sample: str | None, path: str, what: str) -> None:
         self.problems.append(Problem(sample, layer_of(path), path, what))
@@ -142,7 +146,7 @@ class _Check:
         self.files += 1
         self.bytes += nbytes
         if self.on_progress is not None:
-            self.on_progress(Progress(self.files, len(self.found), self.bytes, sum(self.found.values())))
+            self.on_progress(Progress(self.files, len(self.found), self.bytes, self.total))
 
     def metadata(self, path: str, digest: str, sample: str | None) -> None:
         try:

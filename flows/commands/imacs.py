@@ -20,7 +20,7 @@ def imacs(
     level: Annotated[str, typer.Option(help="unified, time, head, layer or specific.")] = "unified",
     at: Annotated[
         str | None,
-        typer.Option(help="Specific level: 12,8 or box 2,3,9,12 or patches 1,2;1,3 or the name of a mask."),
+        typer.Option(help="Specific level: patch 12,8; box 2,3,9,12; patches '1,2;1,3'; or a mask's name."),
     ] = None,
     sample: Annotated[list[str] | None, typer.Option(help="Sample to score; repeat for more.")] = None,
     layer: Annotated[

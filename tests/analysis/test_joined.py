@@ -297,3 +297,23 @@ def test_samples_that_are_not_there(shards, tmp_path):
         create_run(tmp_path / f"{name}.zarr", LAYERS, [1], [name]).close()
     with pytest.raises(EmptyRun, match="0 of 2 declared"):
         attribution_maps(open_runs(tmp_path / "*.zarr"), "r2g")
+
+
+def test_timesteps_that_differ_are_nan_in_a_study_too(tmp_path, monkeypatch):
+    """Whatever run the first block of samples comes from."""
+    monkeypatch.setattr("analysis.collect.BLOCK", 2)
+    for number, (names, times) in enumerate(((["a", "b", "c"], [900, 100]), (["d"], [800, 100]))):
+        spec = layer("x", dtype="float32")
+        with create_run(tmp_path / f"s{number}.zarr", [spec], times, names) as writer:
+            for name in names:
+                with writer.sample(name) as sink:
+                    query, key = factors(spec, 2, np.random.default_rng(number))
+                    for step in range(2):
+                        sink.put("x", step, query=query[step], key=key[0])
+    runs = open_runs(tmp_path / "s?.zarr")
+    result = analyse(runs, tmp_path / "out", StudyOptions(figures=0, details=0))
+    stored = xr.open_zarr(result.maps, group="r2g", consolidated=False)
+    np.testing.assert_array_equal(stored["timestep"], [np.nan, 100])
+    maps = attribution_maps(runs, "r2g", "time", time_groups=2)
+    np.testing.assert_array_equal(stored["by_time"], maps)
+    np.testing.assert_array_equal(stored["timestep"], maps["timestep"])

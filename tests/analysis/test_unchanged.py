@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 import analysis.cache
@@ -146,3 +148,24 @@ def test_a_run_that_has_grown_computes_the_new_samples_alone(tmp_path, computed)
     whole = analyse(path, tmp_path / "anew", replace(OPTIONS, store=False))
     for name, table in whole.tables.items():
         assert table.equals(grown.tables[name]), name
+
+
+@pytest.mark.parametrize("name", ["maps.zarr/g2r", "report/[!i]*.html", "tables/unified.parquet"])
+def test_a_study_that_lost_a_part_is_made_anew(run, tmp_path, name):
+    out = tmp_path / "out"
+    analyse(run, out, OPTIONS)
+    assert analyse(run, out, OPTIONS).up_to_date
+    victim = sorted(out.glob(name))[0]
+    whole = sorted(path.relative_to(out) for path in out.rglob("*"))
+    shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
+    assert not analyse(run, out, OPTIONS).up_to_date
+    assert sorted(path.relative_to(out) for path in out.rglob("*")) == whole
+
+
+def test_a_damaged_table_of_a_study_is_made_anew(run, tmp_path):
+    table = tmp_path / "out" / "tables" / "unified.parquet"
+    analyse(run, tmp_path / "out", OPTIONS)
+    before = table.read_bytes()
+    table.write_bytes(b"x" * len(before))
+    assert not analyse(run, tmp_path / "out", OPTIONS).up_to_date
+    assert pl.read_parquet(table).height

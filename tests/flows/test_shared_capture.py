@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import storage
-from flows.capture_job import Todo, run_capture
+from flows.capture_job import Todo, capture_samples, prepare, run_capture, waiting
 from flows.loading import load_capture
 from flows.progress import Progress, heard_by
+from flows.samples import open_samples
 from pipeline import jobs, runs
 from storage import LayerSpec, open_run
 
@@ -123,4 +124,16 @@ def test_a_run_that_another_configuration_has_just_made_is_refused(
     monkeypatch.setattr(runs, "create_run", late)
     with pytest.raises(storage.ConfigError, match="just been made by another process"):
         run_capture(second)
+    assert open_run(first.out).samples == ("scene-0000000",)
+
+
+def test_a_run_made_while_the_model_was_loading_is_refused_too(config: Callable[..., Path]) -> None:
+    first = load_capture(config())
+    second = first.model_copy(update={"call": {**first.call, "guidance_scale": 3.5}})
+    samples = open_samples(second)
+    before, ids = waiting(second, samples, Todo())
+    prepared = prepare(second)
+    run_capture(first, Todo(only=("scene-0000000",)))
+    with pytest.raises(storage.ConfigError, match="just been made by another process"):
+        capture_samples(second, samples, prepared, ids, before)
     assert open_run(first.out).samples == ("scene-0000000",)

@@ -269,3 +269,40 @@ def test_a_beat_counts_from_when_it_was_asked(place, monkeypatch):
     held.release()
     assert json.loads(place.read(claim_path("a")))["owner"] == "x"
     place.remove(claim_path("a"))
+
+
+def test_what_a_killed_process_left_on_this_machine_is_removed_too(url, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    new(url).close()
+    killed_writer(url)
+    assert list(tmp_path.iterdir())
+    with storage.resume_run(url) as writer, writer.sample("b") as sink:
+        assert len(list(tmp_path.iterdir())) == 1, "its own"
+        fill(sink, LAYERS, STEPS, IMAGES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_samples_are_checked_by_one_listing(url, monkeypatch):
+    names = [f"s{i}" for i in range(20)]
+    with new(url, names) as writer:
+        for name in names:
+            with writer.sample(name) as sink:
+                fill(sink, LAYERS, STEPS, IMAGES)
+    run, asked = storage.open_run(url), []
+    real = RemoteLocation.size
+
+    def size(self, path):
+        asked.append(path)
+        return real(self, path)
+
+    monkeypatch.setattr(RemoteLocation, "size", size)
+    for name in names:
+        run.check(name)
+    assert len(asked) == 8 * len(run.files("s0"))
+    gone = next(iter(run.files("s19")))
+    locate(url).remove(gone)
+    with pytest.raises(storage.DamagedSample, match="s19"):
+        fresh = storage.open_run(url)
+        for name in names:
+            fresh.check(name)

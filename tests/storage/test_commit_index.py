@@ -159,3 +159,9 @@ def test_threads_share_the_records(run_path):
     for thread in threads:
         thread.join()
     assert len({tuple(each) for each in found}) == 1
+
+
+def test_an_index_leaves_nothing_else_behind(run_path):
+    before = {path.name for path in run_path.iterdir()}
+    compact(run_path)
+    assert {path.name for path in run_path.iterdir()} == before

@@ -87,6 +87,15 @@ def test_patterns(shards, monkeypatch):
             open_runs(pattern)
 
 
+def test_runs_reached_by_links_fit_patterns(shards, tmp_path_factory):
+    """As a path that is a link opens; inside a run nothing may be one."""
+    links = tmp_path_factory.mktemp("links")
+    (links / "one.zarr").symlink_to(shards / "s-0.zarr")
+    (links / "folder").symlink_to(shards)
+    assert open_runs(links / "*.zarr").samples == ("a", "b")
+    assert open_runs(links / "f*" / "s-?.zarr").samples == ("a", "b", "c", "d", "e")
+
+
 @pytest.mark.parametrize(("harm", "error"), [("root", storage.DamagedRun), ("foreign", storage.NotARun)])
 def test_what_a_pattern_fits_and_is_no_sound_run_is_never_passed_over(shards, harm, error):
     root = shards / "s-1.zarr" / "zarr.json"
