@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ LOCK = "lock"
 """Of a scratch folder: held by the process that works there, however it ends."""
 
 UNBORN_SECONDS = 3600
-"""After which a scratch folder without a lock is nobody's: taking the lock is the first thing done there."""
+"""After which an empty scratch folder is nobody's: taking the lock is the first thing done there."""
 
 
 @contextmanager
@@ -42,7 +42,8 @@ def scratch(folder: Path, prefix: str) -> Iterator[Path]:
         Absolute.
     """
     for path in folder.glob(f"{prefix}*"):
-        _remove_abandoned(path)
+        with suppress(OSError):  # somebody works there, or was quicker, or it is not ours to remove
+            _remove_abandoned(path)
     made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder)).absolute()
     try:
         with (made / LOCK).open("xb") as lock:
@@ -58,10 +59,16 @@ def _remove_abandoned(path: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path, ignore_errors=True)
     except FileNotFoundError:
-        if path.is_dir() and time.time() - path.stat().st_mtime > UNBORN_SECONDS:
+        if path.is_dir() and not path.is_symlink() and _ownerless(path):
             shutil.rmtree(path, ignore_errors=True)
-    except OSError:
-        return  # somebody works there, or it is not ours to remove
+
+
+def _ownerless(path: Path) -> bool:
+    """Whether a folder without a lock is what a worker made anew that wrote on after its command."""
+    names = os.listdir(path)
+    if names:
+        return LOCK not in names
+    return time.time() - path.stat().st_mtime > UNBORN_SECONDS
 
 
 def refuse_inside_run(out: Path) -> None:

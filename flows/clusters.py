@@ -79,7 +79,7 @@ def _client(where: Computing) -> Iterator[Client]:
     cluster = where.cluster
     timeout = getattr(cluster, "timeout", PROCESSES_TIMEOUT)
     with ExitStack() as stack:
-        stack.enter_context(_quiet_client())
+        stack.enter_context(_quiet())
         if isinstance(cluster, Address):
             place: Any = cluster.address or _scheduler_address(cluster)
         else:
@@ -100,15 +100,17 @@ def _client(where: Computing) -> Iterator[Client]:
 
 
 @contextmanager
-def _quiet_client() -> Iterator[None]:
-    """Keep the client's tracebacks off the terminal: what it meets is an error of ours, in one line."""
-    logger = logging.getLogger("distributed.client")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _quiet() -> Iterator[None]:
+    """Keep Dask's tracebacks off the terminal: what its client and its scheduler meet is an error of ours."""
+    loggers = [logging.getLogger(f"distributed.{part}") for part in ("client", "scheduler")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _scheduler_address(cluster: Address) -> str:

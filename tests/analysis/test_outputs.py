@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from analysis import attribution_maps
 from analysis.export import save_maps
+from analysis.outputs import scratch
 from analysis.study import analyse
 from analysis.tables import score_rows
 from storage import LayerSpec, create_run, open_run, verify
 from storage.errors import AlreadyExists, InputError, ShapeMismatch
+from tests.flows.conftest import ROOT
 
 
 @pytest.fixture
@@ -75,3 +82,26 @@ def test_questions_of_the_wrong_form_are_named(run):
         attribution_maps(run, "r2g", steps="0:2")
     with pytest.raises(ShapeMismatch, match="aspect ratio"):
         attribution_maps(run, "g2r", "specific", at=np.ones((33, 7), bool))
+
+
+def test_scratch_folders_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
+    """Whose process was killed; what a worker wrote when its command had ended; what has just been born."""
+    killed = "import os, sys; from pathlib import Path; from analysis.outputs import scratch\n"
+    killed += (
+        "with scratch(Path(sys.argv[1]), '.s-') as made:\n (made / 'half').touch(); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", killed, str(tmp_path)], cwd=ROOT, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.glob(".s-*/half")] == ["half"]
+    (tmp_path / ".s-late/attempt").mkdir(parents=True)
+    (tmp_path / ".s-born").mkdir()
+    (tmp_path / ".s-old").mkdir()
+    os.utime(tmp_path / ".s-old", (0, 0))
+    (tmp_path / ".s-link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/kept").touch()
+    with scratch(tmp_path, ".s-") as one, scratch(tmp_path, ".s-") as other:
+        assert one.is_dir()
+        assert {path.name for path in tmp_path.glob(".s-*")} == {one.name, other.name, ".s-born", ".s-link"}
+    assert {path.name for path in tmp_path.glob(".s-*")} == {".s-born", ".s-link"}
+    assert (tmp_path / "elsewhere/kept").exists()

@@ -122,6 +122,8 @@ class Command:
         status = self.process.returncode
         known = ("resource_tracker", "distributed.nanny - WARNING - Restarting worker")
         told = [line for line in self.lines if not _progress(line) and not any(w in line for w in known)]
+        if status == -signal.SIGKILL:  # it may have been on its way out already
+            told = [line for line in told if not LOST.match(line)]
         if status in (0, -signal.SIGKILL):
             return None if not told else f"status {status}, but it says {told}"
         if status == 2 and len(told) == 1 and LOST.match(told[0]):
@@ -281,7 +283,7 @@ def left(folder: Path) -> list[str]:
     names = {"out", "run.zarr", "run.marginals.zarr", "analysis.yaml", "scratch"}
     outputs = {"maps.zarr", "tables", "figures", "report", "study.json"}
     found = [path for path in folder.iterdir() if path.name not in names]
-    found += [path for path in (folder / "out").iterdir() if path.name not in outputs]
+    found += [path for path in (folder / "out").glob("*") if path.name not in outputs]
     for part in ("out", "run.marginals.zarr"):
         found += [
             path for path in (folder / part).rglob("*") if re.search(r"\.(tmp|partial)$|^\.", path.name)
