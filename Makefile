@@ -12,7 +12,7 @@ STEPS   ?= 20
 KEY     := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP   := $(VENV)/.installed-$(KEY)
 
-PACKAGES := storage pipeline analysis flows i2am.py
+PACKAGES := i2am storage pipeline analysis flows
 SOURCES  := $(PACKAGES) tests $(wildcard benchmarks examples)
 
 .PHONY: help setup demo test unit lint format bench clean

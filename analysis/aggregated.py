@@ -18,19 +18,20 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from analysis.aggregation import TOKENS, Aggregation, State
-from analysis.cache import MarginalCache, StorePlace, open_cache
-from analysis.joined import over_runs
-from analysis.reduce import finish, reduce_slab, slabs
-from analysis.resize import Grid, bicubic
-from analysis.selection import Indices, Selection, is_similarity, placed, select
-from analysis.softmax import KERNEL_VERSION
-from storage.errors import AggregationError
-from storage.kept import need_attention
-from storage.runs import Runs
+from i2am.analysis.aggregation import TOKENS, Aggregation, State
+from i2am.analysis.cache import MarginalCache, StorePlace, open_cache
+from i2am.analysis.joined import over_runs
+from i2am.analysis.reduce import finish, reduce_slab, slabs
+from i2am.analysis.resize import Grid, bicubic
+from i2am.analysis.selection import Indices, Selection, is_similarity, placed, select
+from i2am.analysis.softmax import KERNEL_VERSION
+from i2am.storage.errors import AggregationError
+from i2am.storage.kept import need_attention
+from i2am.storage.runs import Runs
 
 if TYPE_CHECKING:
-    from storage import AnyRun, LayerSpec
+    from i2am.storage.runs import AnyRun
+    from i2am.storage.spec import LayerSpec
 
 
 def aggregate(
@@ -75,7 +76,7 @@ def aggregate(
         When computed: if the aggregation does not do what it declares, or the data is damaged.
     """
     if isinstance(aggregation, str):
-        from analysis.discover import find
+        from i2am.analysis.discover import find
 
         aggregation = find(aggregation)
     if aggregation.over != "marginals":

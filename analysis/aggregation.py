@@ -1,7 +1,7 @@
 """A reduction over attention, declared once: chunk, combine, finalize.
 
 The declaration says what to do with a piece of the attention of one layer and sample (chunk), how two pieces
-become one (combine), and what the whole means (finalize). `analysis.reduce` runs it, eagerly or as Dask
+become one (combine), and what the whole means (finalize). `i2am.analysis.reduce` runs it, eagerly or as Dask
 tasks, in pieces of bounded size; how the attention was cut must not matter. After flox's aggregations.
 
 A declaration of one's own is a few lines in a file of one's own::
@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.attention import Attention
-from storage.errors import AggregationError, InputError
+from i2am.analysis.attention import Attention
+from i2am.storage.errors import AggregationError, InputError
 
 if TYPE_CHECKING:
-    from storage import LayerSpec
+    from i2am.storage.spec import LayerSpec
 
 Array = NDArray[Any]
 State = Array | tuple[Array, ...]

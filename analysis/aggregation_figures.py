@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis.names import shortened
+from i2am.analysis.names import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

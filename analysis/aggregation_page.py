@@ -9,11 +9,11 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis.aggregation_figures import draw
-from analysis.aggregation_tables import Aggregated
-from analysis.canvas import save
-from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.templating import environment
+from i2am.analysis.aggregation_figures import draw
+from i2am.analysis.aggregation_tables import Aggregated
+from i2am.analysis.canvas import save
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.templating import environment
 
 PAGE = "aggregations.html"
 MOST_ROWS = 80

@@ -16,18 +16,18 @@ import numpy as np
 import polars as pl
 import xarray as xr
 
-from analysis.aggregated import aggregate
-from analysis.discover import find
-from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.imacs import matching_masks, split_means
-from analysis.joined import own_shape, run_id_of
-from analysis.region import image_mask, sample_image
-from analysis.resize import bicubic
-from storage.errors import InputError, NoAnswer
+from i2am.analysis.aggregated import aggregate
+from i2am.analysis.discover import find
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.imacs import matching_masks, split_means
+from i2am.analysis.joined import own_shape, run_id_of
+from i2am.analysis.region import image_mask, sample_image
+from i2am.analysis.resize import bicubic
+from i2am.storage.errors import InputError, NoAnswer
 
 if TYPE_CHECKING:
-    from analysis.study import StudyOptions
-    from storage import AnyRun
+    from i2am.analysis.study import StudyOptions
+    from i2am.storage.runs import AnyRun
 
 STORE = "aggregations.zarr"
 BATCH = 16

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import region
-from analysis.logits import Float32, Logits
-from analysis.selection import Direction, placed
-from storage.errors import InputError
+from i2am.analysis import region
+from i2am.analysis.logits import Float32, Logits
+from i2am.analysis.selection import Direction, placed
+from i2am.storage.errors import InputError
 
 if TYPE_CHECKING:
-    from storage import LayerSpec, Run
+    from i2am.storage.run import Run
+    from i2am.storage.spec import LayerSpec
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Attention:
         Query and key, or stored scores, of this piece; None over marginals.
     marginals
         Over marginals: "r2g" (step, head, gen) and "g2r" (step, head, placed ref) densities, 1 for uniform,
-        and the others of `analysis.marginals.quantities`; else empty.
+        and the others of `i2am.analysis.marginals.quantities`; else empty.
     """
 
     run: Run

@@ -2,7 +2,7 @@
 
 DAAM, for the paper's comparison: over all reference tokens, where it is 1 everywhere and says nothing, and
 over the object's tokens, where the run knows them. The shares, of layers whose log-sum-exp was stored. Kept
-in the maps store, a group METHOD/DIRECTION each, and in one table with the columns of `analysis.tables`.
+in the maps store, a group METHOD/DIRECTION each, and in one table with the columns of `i2am.analysis.tables`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import xarray as xr
 
-from analysis.collect import BLOCK, sample_mask, settled, write_maps
-from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.maps import attribution_maps
-from analysis.marginals import FOCUS
-from analysis.question import Level
-from analysis.selection import Direction
-from analysis.sources import Method
-from analysis.tables import frame, score_rows
-from storage.errors import NoAnswer
+from i2am.analysis.collect import BLOCK, sample_mask, settled, write_maps
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.maps import attribution_maps
+from i2am.analysis.marginals import FOCUS
+from i2am.analysis.question import Level
+from i2am.analysis.selection import Direction
+from i2am.analysis.sources import Method
+from i2am.analysis.tables import frame, score_rows
+from i2am.storage.errors import NoAnswer
 
 if TYPE_CHECKING:
-    from analysis.study import StudyOptions
-    from storage import AnyRun
+    from i2am.analysis.study import StudyOptions
+    from i2am.storage.runs import AnyRun
 
 QUESTIONS: tuple[tuple[Method, Direction, Level], ...] = (
     ("daam", "r2g", "unified"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from storage.errors import InputError, ShapeMismatch
+from i2am.storage.errors import InputError, ShapeMismatch
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000

@@ -19,18 +19,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.cache_documents import FORMAT, MARK, SEAL_BYTES, documents
-from analysis.marginals import Marginals, compute_marginals, quantities
-from analysis.recall import recent
-from analysis.softmax import KERNEL_VERSION
-from storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission
-from storage.kept import has_attention
-from storage.location import Location, TooLarge, locate
-from storage.runs import Runs
-from storage.staging import sweep
+from i2am.analysis.cache_documents import FORMAT, MARK, SEAL_BYTES, documents
+from i2am.analysis.marginals import Marginals, compute_marginals, quantities
+from i2am.analysis.recall import recent
+from i2am.analysis.softmax import KERNEL_VERSION
+from i2am.storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission
+from i2am.storage.kept import has_attention
+from i2am.storage.location import Location, TooLarge, locate
+from i2am.storage.runs import Runs
+from i2am.storage.staging import sweep
 
 if TYPE_CHECKING:
-    from storage import AnyRun, LayerSpec, Run
+    from i2am.storage.run import Run
+    from i2am.storage.runs import AnyRun
+    from i2am.storage.spec import LayerSpec
 
 StorePlace = str | Literal[False] | None
 """Place of a derived store: a path or URL; None for beside the run; False to keep nothing."""
@@ -96,7 +98,7 @@ class MarginalCache:
         layer, sample
             Which attention.
         name
-            A quantity, as listed by `analysis.marginals.quantities`.
+            A quantity, as listed by `i2am.analysis.marginals.quantities`.
 
         Raises
         ------

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from analysis.marginals import ON_REFERENCE, quantities
+from i2am.analysis.marginals import ON_REFERENCE, quantities
 
 if TYPE_CHECKING:
-    from storage import LayerSpec, Run
+    from i2am.storage.run import Run
+    from i2am.storage.spec import LayerSpec
 
 FORMAT = 1
 SEAL_BYTES = 32

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.colour import RGB
-from analysis.lettering import FAINT
+from i2am.analysis.colour import RGB
+from i2am.analysis.lettering import FAINT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

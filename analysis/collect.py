@@ -18,20 +18,20 @@ import polars as pl
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.maps import attribution_maps
-from analysis.marginals import FOCUS
-from analysis.question import LEVELS, Level
-from analysis.region import image_mask, sample_image
-from analysis.selection import DIRECTIONS, Direction, has_place, select
-from analysis.tables import AGAINST, frame, score_rows
-from analysis.tasks import run_tasks
-from storage.errors import NoAnswer
-from storage.runs import home_of
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.maps import attribution_maps
+from i2am.analysis.marginals import FOCUS
+from i2am.analysis.question import LEVELS, Level
+from i2am.analysis.region import image_mask, sample_image
+from i2am.analysis.selection import DIRECTIONS, Direction, has_place, select
+from i2am.analysis.tables import AGAINST, frame, score_rows
+from i2am.analysis.tasks import run_tasks
+from i2am.storage.errors import NoAnswer
+from i2am.storage.runs import home_of
 
 if TYPE_CHECKING:
-    from analysis.study import StudyOptions
-    from storage import AnyRun
+    from i2am.analysis.study import StudyOptions
+    from i2am.storage.runs import AnyRun
 
 BLOCK = 64
 """Samples whose maps are computed by one graph."""

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from analysis import signed
-from analysis.canvas import RULE, SERIES, new_figure, plain, save
-from analysis.colour import RGB, limit
-from analysis.compare_panels import Drawn, DrawnPair, drawn_pairs, levels_of, mean_end
-from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.lettering import FAINT, INK
-from analysis.panels import Panel, block
-from analysis.sheets import sheet
-from analysis.units import Units, units_of
+from i2am.analysis import signed
+from i2am.analysis.canvas import RULE, SERIES, new_figure, plain, save
+from i2am.analysis.colour import RGB, limit
+from i2am.analysis.compare_panels import Drawn, DrawnPair, drawn_pairs, levels_of, mean_end
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.lettering import FAINT, INK
+from i2am.analysis.panels import Panel, block
+from i2am.analysis.sheets import sheet
+from i2am.analysis.units import Units, units_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from analysis.compare_runs import Comparison
+    from i2am.analysis.compare_runs import Comparison
 
 OF_LEVEL = {"unified": "", "time": ", by denoiser steps", "head": ", by head", "layer": ", by layer"}
 """Levels in titles."""

@@ -24,21 +24,21 @@ import polars as pl
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.bootstrap import RESAMPLES, mean_intervals
-from analysis.cache import store_of
-from analysis.collect import Collected, variable
-from analysis.compare_pairs import Pairing
-from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.joined import common_size, own_grid
-from analysis.maps import attribution_maps
-from analysis.question import Level
-from analysis.selection import Direction
-from storage.errors import NoAnswer
-from storage.runs import home_of
+from i2am.analysis.bootstrap import RESAMPLES, mean_intervals
+from i2am.analysis.cache import store_of
+from i2am.analysis.collect import Collected, variable
+from i2am.analysis.compare_pairs import Pairing
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.joined import common_size, own_grid
+from i2am.analysis.maps import attribution_maps
+from i2am.analysis.question import Level
+from i2am.analysis.selection import Direction
+from i2am.storage.errors import NoAnswer
+from i2am.storage.runs import home_of
 
 if TYPE_CHECKING:
-    from analysis.study import StudyOptions
-    from storage import AnyRun
+    from i2am.analysis.study import StudyOptions
+    from i2am.storage.runs import AnyRun
 
 BLOCK_BYTES = 32 * 2**20
 """Draws of the bootstrap that are held at once, and differences of the pixels that they are of."""
@@ -144,7 +144,7 @@ def _both(
 
 
 def _with_own_grid(maps: xr.DataArray, run: AnyRun) -> xr.DataArray:
-    """Maps that know which aspect ratio their images have, as `analysis.joined` leaves them."""
+    """Maps that know which aspect ratio their images have, as `i2am.analysis.joined` leaves them."""
     if "own_rows" in maps.coords:
         return maps
     names = [str(name) for name in maps["sample"].values]

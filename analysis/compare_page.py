@@ -12,25 +12,25 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis import signed
-from analysis.charts import StripChart, strip_chart
-from analysis.colour import limit
-from analysis.compare_figures import difference_words
-from analysis.compare_panels import Drawn, DrawnPair, drawn_pairs, levels_of, mean_end, titles
-from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.front_page import provenance
-from analysis.level_charts import COLOURS
-from analysis.panels import Panel
-from analysis.range_chart import RangeChart, range_chart
-from analysis.scale_bar import density_scale
-from analysis.series import Series
-from analysis.templating import environment
-from analysis.tiles import Tile, TileGrid, image_tile, map_tile, tile_size
-from analysis.units import Units
+from i2am.analysis import signed
+from i2am.analysis.charts import StripChart, strip_chart
+from i2am.analysis.colour import limit
+from i2am.analysis.compare_figures import difference_words
+from i2am.analysis.compare_panels import Drawn, DrawnPair, drawn_pairs, levels_of, mean_end, titles
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.front_page import provenance
+from i2am.analysis.level_charts import COLOURS
+from i2am.analysis.panels import Panel
+from i2am.analysis.range_chart import RangeChart, range_chart
+from i2am.analysis.scale_bar import density_scale
+from i2am.analysis.series import Series
+from i2am.analysis.templating import environment
+from i2am.analysis.tiles import Tile, TileGrid, image_tile, map_tile, tile_size
+from i2am.analysis.units import Units
 
 if TYPE_CHECKING:
-    from analysis.compare_runs import Comparison
-    from analysis.study import StudyOptions
+    from i2am.analysis.compare_runs import Comparison
+    from i2am.analysis.study import StudyOptions
 
 MOST, MOST_ROWS = 200, 500
 """Longer side of a picture, at most (pixels), and rows of the table of pairs."""

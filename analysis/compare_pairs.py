@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analysis.official_layers import official_selection
-from analysis.question import Level
-from analysis.selection import DIRECTIONS, Direction, Selection, chosen_samples, select
-from storage.errors import NoAnswer
+from i2am.analysis.official_layers import official_selection
+from i2am.analysis.question import Level
+from i2am.analysis.selection import DIRECTIONS, Direction, Selection, chosen_samples, select
+from i2am.storage.errors import NoAnswer
 
 if TYPE_CHECKING:
-    from analysis.study import StudyOptions
-    from storage import AnyRun
+    from i2am.analysis.study import StudyOptions
+    from i2am.storage.runs import AnyRun
 
 LEVELS: tuple[Level, ...] = ("unified", "time", "head", "layer")
 """Levels that two runs are compared at."""

@@ -12,18 +12,18 @@ import polars as pl
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis import signed
-from analysis.collect import variable
-from analysis.colour import limit
-from analysis.level_blocks import SIDES, heading
-from analysis.names import axis_labels
-from analysis.panels import Panel, SampleImages
-from analysis.pictures import DARK
-from analysis.selection import Direction
-from analysis.units import Units, units_of
+from i2am.analysis import signed
+from i2am.analysis.collect import variable
+from i2am.analysis.colour import limit
+from i2am.analysis.level_blocks import SIDES, heading
+from i2am.analysis.names import axis_labels
+from i2am.analysis.panels import Panel, SampleImages
+from i2am.analysis.pictures import DARK
+from i2am.analysis.selection import Direction
+from i2am.analysis.units import Units, units_of
 
 if TYPE_CHECKING:
-    from analysis.compare_runs import Comparison
+    from i2am.analysis.compare_runs import Comparison
 
 Float64 = NDArray[np.float64]
 
@@ -67,7 +67,7 @@ class Drawn:
         return signed.limit([self.difference])
 
     def differences(self) -> list[Panel]:
-        """Panels of the differences, on the density scale that ends at `analysis.signed.END`."""
+        """Panels of the differences, on the density scale that ends at `i2am.analysis.signed.END`."""
         end = self.reach
         return [
             Panel(
@@ -88,7 +88,7 @@ def drawn(maps: xr.Dataset) -> Drawn:
     Parameters
     ----------
     maps
-        Of `analysis.compare_maps`.
+        Of `i2am.analysis.compare_maps`.
     """
     level = str(maps.attrs["level"])
     units = units_of(maps.attrs)

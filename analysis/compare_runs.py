@@ -27,27 +27,27 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import polars as pl
 import xarray as xr
 
-from analysis.cache import StorePlace, store_of
-from analysis.collect import collect_tables
-from analysis.compare_maps import PairedMaps, collect_pairs, paired_maps
-from analysis.compare_pairs import Pairing, pair
-from analysis.compare_scores import paired_scores, summarise_pairs, summarise_scores
-from analysis.events import Listener, StageAdvanced, StageStarted, StudyFinished, ignore
-from analysis.question import Protocol
-from analysis.resize import Grid
-from analysis.selection import Direction, Indices
-from analysis.soundness import Refusal, sound_samples
-from analysis.study import StudyOptions, check_options
-from analysis.workplace import Kind, Laps, without_damaged, workplace
-from storage import open_any
-from storage.errors import NoAnswer
-from storage.runs import members_of
+from i2am.analysis.cache import StorePlace, store_of
+from i2am.analysis.collect import collect_tables
+from i2am.analysis.compare_maps import PairedMaps, collect_pairs, paired_maps
+from i2am.analysis.compare_pairs import Pairing, pair
+from i2am.analysis.compare_scores import paired_scores, summarise_pairs, summarise_scores
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted, StudyFinished, ignore
+from i2am.analysis.question import Protocol
+from i2am.analysis.resize import Grid
+from i2am.analysis.selection import Direction, Indices
+from i2am.analysis.soundness import Refusal, sound_samples
+from i2am.analysis.study import StudyOptions, check_options
+from i2am.analysis.workplace import Kind, Laps, without_damaged, workplace
+from i2am.storage.errors import NoAnswer
+from i2am.storage.opening import open_any
+from i2am.storage.runs import members_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from storage import AnyRun
-    from storage.opening import Place
+    from i2am.storage.opening import Place
+    from i2am.storage.runs import AnyRun
 
 OUTPUTS = ("compare.zarr", "tables", "figures", "report", "compare.json")
 """Everything that a comparison writes into its directory; nothing else there is touched."""
@@ -69,7 +69,7 @@ class Comparison:
     pairing
         Samples, layers and levels that were compared.
     maps
-        (direction, level) to the variables of `analysis.compare_maps`, in memory.
+        (direction, level) to the variables of `i2am.analysis.compare_maps`, in memory.
     tables
         "scores", "maps", "summary", "map_summary".
     refusals
@@ -129,7 +129,7 @@ def _overall(table: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 class Question(TypedDict, total=False):
-    """What to compare, and how: as for `analysis.study.StudyOptions`, and of both runs.
+    """What to compare, and how: as for `i2am.analysis.study.StudyOptions`, and of both runs.
 
     `details` counts the pairs that are drawn, those that differ most; `store` as a path is a folder for the
     derived stores of all runs.
@@ -163,12 +163,12 @@ def compare(
     Parameters
     ----------
     a, b
-        An open run, or its path or URL; or several, or a pattern, as `storage.open_runs` takes them.
+        An open run, or its path or URL; or several, or a pattern, as `i2am.open_runs` takes them.
     out
         A local directory; made if absent. A comparison that lies there is replaced; other contents are left
         alone. None writes nothing but marginals.
     on_event
-        Called with the events of `analysis.events`, in this process.
+        Called with the events of `i2am.analysis.events`, in this process.
     overwrite
         Replace things of the names in OUTPUTS that no comparison wrote.
     **question
@@ -268,8 +268,8 @@ class _Job:
 
     def write(self, found: Comparison, directory: Path, made: Path) -> Comparison:
         """Write a comparison into `made`, as it will be in `directory`."""
-        from analysis.compare_figures import write_compare_figures
-        from analysis.compare_page import write_compare_page
+        from i2am.analysis.compare_figures import write_compare_figures
+        from i2am.analysis.compare_page import write_compare_page
 
         found = replace(found, out=directory, report=directory / "report" / "index.html")
         for (direction, level), maps in found.maps.items():

@@ -3,7 +3,7 @@
 ==================== ==================================================================================
 sample, direction,   one row for each pair of maps; the label of time groups is that of both runs where
 level, label         their steps differ
-X_a, X_b             imacs, inside, outside and share of A and of B, as in `analysis.tables`
+X_a, X_b             imacs, inside, outside and share of A and of B, as in `i2am.analysis.tables`
 X_difference         B - A; null where either is missing
 kind_a, kind_b       attention, similarity or mixed
 note_a, note_b       why a number is missing
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.bootstrap import Intervals, mean_intervals
+from i2am.analysis.bootstrap import Intervals, mean_intervals
 
 METRICS = ("imacs", "inside", "outside", "share")
 """What is compared of each pair of maps."""
@@ -33,7 +33,7 @@ def paired_scores(a: Mapping[str, pl.DataFrame], b: Mapping[str, pl.DataFrame]) 
     Parameters
     ----------
     a, b
-        Level to table, with the columns of `analysis.tables.SCHEMA`.
+        Level to table, with the columns of `i2am.analysis.tables.SCHEMA`.
     """
     first, second = (pl.concat([_placed(table) for table in tables.values()]) for tables in (a, b))
     both = first.join(second, on=PAIR, suffix="_b", how="inner", maintain_order="left")
@@ -128,7 +128,7 @@ def summarise_pairs(
     Parameters
     ----------
     pairs
-        Rows of `analysis.compare_maps.SCHEMA`.
+        Rows of `i2am.analysis.compare_maps.SCHEMA`.
     excluding
         (direction, level, label) to the share of pixels whose interval excludes 0.
     confidence

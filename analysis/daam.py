@@ -20,16 +20,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.aggregated import aggregate
-from analysis.aggregation import Aggregation, State
-from analysis.attention import Attention
-from analysis.resize import Grid
-from analysis.selection import Indices
-from storage.errors import InputError, NoAnswer
-from storage.runs import members_of
+from i2am.analysis.aggregated import aggregate
+from i2am.analysis.aggregation import Aggregation, State
+from i2am.analysis.attention import Attention
+from i2am.analysis.resize import Grid
+from i2am.analysis.selection import Indices
+from i2am.storage.errors import InputError, NoAnswer
+from i2am.storage.runs import members_of
 
 if TYPE_CHECKING:
-    from storage import AnyRun, LayerSpec
+    from i2am.storage.runs import AnyRun
+    from i2am.storage.spec import LayerSpec
 
 
 @dataclass(frozen=True)

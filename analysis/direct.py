@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 if TYPE_CHECKING:
-    from analysis.collect import Collected
+    from i2am.analysis.collect import Collected
 
 
 def direct(collected: Collected) -> Collected:

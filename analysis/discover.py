@@ -15,12 +15,12 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
-from analysis.aggregation import Aggregation
-from storage.errors import AlreadyExists, InputError, UnknownName
+from i2am.analysis.aggregation import Aggregation
+from i2am.storage.errors import AlreadyExists, InputError, UnknownName
 
 GROUP = "i2am.aggregations"
-OURS = ("analysis", "flows", "i2am", "pipeline", "storage")
-"""Packages that every worker has: `flows.clusters` checks that."""
+OURS = ("i2am",)
+"""Packages that every worker has: `i2am.flows.clusters` checks that."""
 
 
 def known() -> dict[str, EntryPoint]:

@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from analysis.outputs import MARK, drop_half_written, into_place, refuse_foreign_folder, refuse_inside_run
-from storage.errors import AlreadyExists, InputError, NoPermission, NotFound
+from i2am.analysis.outputs import (
+    MARK,
+    drop_half_written,
+    into_place,
+    refuse_foreign_folder,
+    refuse_inside_run,
+)
+from i2am.storage.errors import AlreadyExists, InputError, NoPermission, NotFound
 
 if TYPE_CHECKING:
-    from analysis.panels import Block
-    from storage import AnyRun
+    from i2am.analysis.panels import Block
+    from i2am.storage.runs import AnyRun
 
 ENDINGS = (".npz", ".zarr", ".png")
 MAX_TILES = 512
@@ -96,10 +102,10 @@ def _npz(maps: xr.DataArray, path: Path) -> None:
 
 def _picture(maps: xr.DataArray, path: Path, run: AnyRun | None) -> None:
     """Draw maps as the figures of a study do: a block for each sample, or all samples in one."""
-    from analysis.canvas import save
-    from analysis.level_blocks import heading
-    from analysis.sheets import sheet
-    from analysis.units import drawable, units_of
+    from i2am.analysis.canvas import save
+    from i2am.analysis.level_blocks import heading
+    from i2am.analysis.sheets import sheet
+    from i2am.analysis.units import drawable, units_of
 
     tiles = maps.sizes["sample"] * math.prod(maps.shape[1:-2])
     if tiles > MAX_TILES:
@@ -116,8 +122,8 @@ def _picture(maps: xr.DataArray, path: Path, run: AnyRun | None) -> None:
 
 def _blocks(maps: xr.DataArray, run: AnyRun | None) -> list[Block]:
     """Drawable maps with a level axis: a block for each sample; without: one block of all samples."""
-    from analysis.level_blocks import level_block, plain_panel, specific_panels
-    from analysis.panels import NO_IMAGES, SampleImages, block
+    from i2am.analysis.level_blocks import level_block, plain_panel, specific_panels
+    from i2am.analysis.panels import NO_IMAGES, SampleImages, block
 
     blocks, panels = [], []
     for sample in (str(name) for name in maps["sample"].values):

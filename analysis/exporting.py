@@ -13,22 +13,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.cache import MarginalCache, default_path, open_cache
-from analysis.events import Listener, StageAdvanced, StageStarted, ignore
-from analysis.fill import fill_marginals
-from analysis.outputs import refuse_inside_run
-from analysis.study import StudyOptions
-from storage import open_run, prune
-from storage.create import refuse_existing
-from storage.errors import DamageError, EmptyRun, InputError, UnknownName
-from storage.exporting import copy_without_attention
-from storage.header import ROOT
-from storage.location import LocalLocation, Location, locate
-from storage.staging import sweep
-from storage.unborn import appearing
+from i2am.analysis.cache import MarginalCache, default_path, open_cache
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted, ignore
+from i2am.analysis.fill import fill_marginals
+from i2am.analysis.outputs import refuse_inside_run
+from i2am.analysis.study import StudyOptions
+from i2am.storage.create import refuse_existing
+from i2am.storage.errors import DamageError, EmptyRun, InputError, UnknownName
+from i2am.storage.exporting import copy_without_attention
+from i2am.storage.header import ROOT
+from i2am.storage.location import LocalLocation, Location, locate
+from i2am.storage.pruning import prune
+from i2am.storage.run import open_run
+from i2am.storage.staging import sweep
+from i2am.storage.unborn import appearing
 
 if TYPE_CHECKING:
-    from storage import Run
+    from i2am.storage.run import Run
 
 
 def export(

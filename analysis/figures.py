@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
-from analysis.canvas import RULE, SERIES, new_figure, plain
-from analysis.lettering import FAINT, INK
-from analysis.names import axis_labels
-from analysis.series import QUARTILES, Series, labels_of, level_rows, series_of
-from analysis.units import Units
+from i2am.analysis.canvas import RULE, SERIES, new_figure, plain
+from i2am.analysis.lettering import FAINT, INK
+from i2am.analysis.names import axis_labels
+from i2am.analysis.series import QUARTILES, Series, labels_of, level_rows, series_of
+from i2am.analysis.units import Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +69,7 @@ def profiles(table: pl.DataFrame, levels: Sequence[str], units: Units, order: Se
     Parameters
     ----------
     table
-        As made by `analysis.tables.profile`.
+        As made by `i2am.analysis.tables.profile`.
     levels
         Level axes to draw, from left to right.
     units

@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 
-from analysis.aggregation import State
-from analysis.cache import MarginalCache, open_cache, within
-from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.marginals import declaration, named
-from analysis.reduce import reduce_slab, slabs
-from analysis.tasks import run_tasks
-from storage.errors import DamageError
-from storage.kept import has_attention
-from storage.matching import matching_names
-from storage.runs import Runs, home_of, members_of
+from i2am.analysis.aggregation import State
+from i2am.analysis.cache import MarginalCache, open_cache, within
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.marginals import declaration, named
+from i2am.analysis.reduce import reduce_slab, slabs
+from i2am.analysis.tasks import run_tasks
+from i2am.storage.errors import DamageError
+from i2am.storage.kept import has_attention
+from i2am.storage.matching import matching_names
+from i2am.storage.runs import Runs, home_of, members_of
 
 if TYPE_CHECKING:
-    from analysis.study import StudyOptions
-    from storage import AnyRun, LayerSpec, Run
+    from i2am.analysis.study import StudyOptions
+    from i2am.storage.run import Run
+    from i2am.storage.runs import AnyRun
+    from i2am.storage.spec import LayerSpec
 
 
 def fill_marginals(

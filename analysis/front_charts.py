@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from analysis.charts import StripChart, strip_chart
-from analysis.level_charts import COLOURS
-from analysis.line_chart import LineChart, line_chart
-from analysis.names import axis_labels
-from analysis.range_chart import RangeChart, range_chart
-from analysis.series import IMACS_MEAN, QUARTILES, Series, labels_of, level_rows, series_of
-from analysis.tables import profile
-from analysis.units import Units
+from i2am.analysis.charts import StripChart, strip_chart
+from i2am.analysis.level_charts import COLOURS
+from i2am.analysis.line_chart import LineChart, line_chart
+from i2am.analysis.names import axis_labels
+from i2am.analysis.range_chart import RangeChart, range_chart
+from i2am.analysis.series import IMACS_MEAN, QUARTILES, Series, labels_of, level_rows, series_of
+from i2am.analysis.tables import profile
+from i2am.analysis.units import Units
 
 SERIES = (
     ("r2g", "unified", "R2G, all reference tokens", "var(--r2g)"),

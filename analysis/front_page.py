@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from analysis.colour import limit
-from analysis.front_charts import SERIES, front_charts, of
-from analysis.overview import MAPS, sample_maps, sample_panels
-from analysis.panels import SampleImages
-from analysis.scale_bar import density_scale
-from analysis.tiles import Tile, image_tile, tile_size
-from analysis.units import Units, units_of
-from storage.runs import distinct_layers, members_of
+from i2am.analysis.colour import limit
+from i2am.analysis.front_charts import SERIES, front_charts, of
+from i2am.analysis.overview import MAPS, sample_maps, sample_panels
+from i2am.analysis.panels import SampleImages
+from i2am.analysis.scale_bar import density_scale
+from i2am.analysis.tiles import Tile, image_tile, tile_size
+from i2am.analysis.units import Units, units_of
+from i2am.storage.runs import distinct_layers, members_of
 
 if TYPE_CHECKING:
-    from analysis.collect import Collected
-    from analysis.soundness import Refusal
-    from storage import AnyRun
+    from i2am.analysis.collect import Collected
+    from i2am.analysis.soundness import Refusal
+    from i2am.storage.runs import AnyRun
 
 MOST = 320
 """Longer side of a picture, at most (pixels)."""

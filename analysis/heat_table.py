@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.colour import palette, position
-from analysis.scale_bar import Scale, css, density_scale, value_scale
+from i2am.analysis.colour import palette, position
+from i2am.analysis.scale_bar import Scale, css, density_scale, value_scale
 
 DENSE = 16
 """Columns up to which a cell has room for its value."""

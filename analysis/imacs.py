@@ -9,7 +9,7 @@ goes to the mask's size by the paper's bicubic resize and is brought to [0, 1] b
 maximum; it is neither inverted, nor multiplied by the mask beforehand, nor cut at a threshold. The mask is
 never resized; above one half is inside.
 
-Official protocol: the paper's own chain, `analysis.official_imacs`.
+Official protocol: the paper's own chain, `i2am.analysis.official_imacs`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.joined import own_shape
-from analysis.official_imacs import official_score
-from analysis.region import binary, check_two_sides, same_aspect
-from analysis.resize import Grid, bicubic
-from analysis.selection import Direction, check_direction
-from storage.errors import InputError, ShapeMismatch, UnknownName
+from i2am.analysis.joined import own_shape
+from i2am.analysis.official_imacs import official_score
+from i2am.analysis.region import binary, check_two_sides, same_aspect
+from i2am.analysis.resize import Grid, bicubic
+from i2am.analysis.selection import Direction, check_direction
+from i2am.storage.errors import InputError, ShapeMismatch, UnknownName
 
 FLAT = 1e-5
 """A map whose range is below this share of its largest magnitude counts as constant."""

@@ -16,14 +16,15 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis import mosaic
-from analysis.cache import StorePlace, within
-from analysis.resize import Grid
-from analysis.selection import chosen_samples
-from storage.errors import InputError, NoAnswer
+from i2am.analysis import mosaic
+from i2am.analysis.cache import StorePlace, within
+from i2am.analysis.resize import Grid
+from i2am.analysis.selection import chosen_samples
+from i2am.storage.errors import InputError, NoAnswer
 
 if TYPE_CHECKING:
-    from storage import Run, Runs
+    from i2am.storage.run import Run
+    from i2am.storage.runs import Runs
 
 
 def over_runs(

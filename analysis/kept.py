@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from analysis.cache import MarginalCache, default_path, open_cache
-from analysis.cache_documents import documents
-from storage.errors import DamageError
-from storage.kept import has_attention
-from storage.verification import Problem
+from i2am.analysis.cache import MarginalCache, default_path, open_cache
+from i2am.analysis.cache_documents import documents
+from i2am.storage.errors import DamageError
+from i2am.storage.kept import has_attention
+from i2am.storage.verification import Problem
 
 if TYPE_CHECKING:
-    from storage import Run
+    from i2am.storage.run import Run
 
 
 def check_marginals(run: Run, storage_options: Mapping[str, Any] | None = None) -> list[Problem]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import mosaic
-from analysis.resize import Grid, bicubic
-from analysis.selection import Direction
+from i2am.analysis import mosaic
+from i2am.analysis.resize import Grid, bicubic
+from i2am.analysis.selection import Direction
 
 if TYPE_CHECKING:
-    from analysis.sources import Tokens
-    from storage import LayerSpec
+    from i2am.analysis.sources import Tokens
+    from i2am.storage.spec import LayerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def density_maps(tokens: Tokens, plan: Plan, spec: LayerSpec, sample: str) -> ND
     Returns
     -------
     ndarray
-        (k, y, x) at the plan's size (of a tile: at its own, see `analysis.mosaic`), 1 for uniform attention:
+        (k, y, x) at the plan's size (of a tile: at its own, see `i2am.analysis.mosaic`), 1 for uniform attention:
         k time groups, or heads, or 1.
     """
     if plan.by_head:

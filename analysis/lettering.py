@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from analysis.colour import palette, position, scale_ticks, times
+from i2am.analysis.colour import palette, position, scale_ticks, times
 
 INK, FAINT = "#1b1b1a", "#6e6c66"
 TITLE_SIZE, HEADING_SIZE, NOTE_SIZE, CAPTION_SIZE = 22, 18, 15, 14

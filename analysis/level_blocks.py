@@ -1,6 +1,6 @@
 """Maps of a level as blocks of panels: over time, heads and layers, and of a chosen region.
 
-Maps come as `analysis.units.drawable` has them. A map of a chosen region stands beside the image that the
+Maps come as `i2am.analysis.units.drawable` has them. A map of a chosen region stands beside the image that the
 question was about, with the region marked: G2R of generated patches beside the generated image, R2G of
 reference tokens beside the reference.
 """
@@ -15,14 +15,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis import mosaic
-from analysis.names import axis_labels
-from analysis.panels import Block, Panel, SampleImages, block
-from analysis.region import draw, image_mask
-from analysis.units import DIRECTION_WORDS, kind_words
+from i2am.analysis import mosaic
+from i2am.analysis.names import axis_labels
+from i2am.analysis.panels import Block, Panel, SampleImages, block
+from i2am.analysis.region import draw, image_mask
+from i2am.analysis.units import DIRECTION_WORDS, kind_words
 
 if TYPE_CHECKING:
-    from storage import AnyRun
+    from i2am.storage.runs import AnyRun
 
 
 @dataclass(frozen=True, slots=True)

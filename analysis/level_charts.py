@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from analysis.charts import StripChart, strip_chart
-from analysis.colour import limit
-from analysis.heat_table import HeatTable, heat_table
-from analysis.line_chart import LineChart, line_chart
-from analysis.names import axis_labels
-from analysis.range_chart import RangeChart, range_chart
-from analysis.series import (
+from i2am.analysis.charts import StripChart, strip_chart
+from i2am.analysis.colour import limit
+from i2am.analysis.heat_table import HeatTable, heat_table
+from i2am.analysis.line_chart import LineChart, line_chart
+from i2am.analysis.names import axis_labels
+from i2am.analysis.range_chart import RangeChart, range_chart
+from i2am.analysis.series import (
     IMACS_MEAN,
     IMACS_QUARTILES,
     QUARTILES,
@@ -22,8 +22,8 @@ from analysis.series import (
     level_rows,
     series_of,
 )
-from analysis.tables import profile
-from analysis.units import Units
+from i2am.analysis.tables import profile
+from i2am.analysis.units import Units
 
 Chart = StripChart | LineChart | RangeChart
 

@@ -1,6 +1,6 @@
 """The report's pages of the levels: what a level means, scores along it, its mean maps, and every sample's.
 
-A page reads a sample at a time, and shows as many as keep its pictures below `analysis.tiles.PAGE_BYTES`.
+A page reads a sample at a time, and shows as many as keep its pictures below `i2am.analysis.tiles.PAGE_BYTES`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 import polars as pl
 import xarray as xr
 
-from analysis.colour import limit
-from analysis.heat_table import HeatTable
-from analysis.level_blocks import heading, level_block, plain_panel, specific_panels
-from analysis.level_charts import Chart, level_charts, level_heats
-from analysis.means import MeanMaps
-from analysis.panels import NO_IMAGES, SampleImages, block
-from analysis.scale_bar import Scale, density_scale
-from analysis.selection import DIRECTIONS
-from analysis.site import LevelPage
-from analysis.tiles import TileGrid, image_tiles, tile_grid, tile_size
-from analysis.units import Units, drawable, units_of
+from i2am.analysis.colour import limit
+from i2am.analysis.heat_table import HeatTable
+from i2am.analysis.level_blocks import heading, level_block, plain_panel, specific_panels
+from i2am.analysis.level_charts import Chart, level_charts, level_heats
+from i2am.analysis.means import MeanMaps
+from i2am.analysis.panels import NO_IMAGES, SampleImages, block
+from i2am.analysis.scale_bar import Scale, density_scale
+from i2am.analysis.selection import DIRECTIONS
+from i2am.analysis.site import LevelPage
+from i2am.analysis.tiles import TileGrid, image_tiles, tile_grid, tile_size
+from i2am.analysis.units import Units, drawable, units_of
 
 if TYPE_CHECKING:
-    from analysis.collect import Collected
-    from storage import AnyRun
+    from i2am.analysis.collect import Collected
+    from i2am.storage.runs import AnyRun
 
 MOST = 176
 """Longer side of a map in a grid, at most (pixels)."""

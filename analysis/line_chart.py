@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.charts import Mark, axis
-from analysis.series import Series
+from i2am.analysis.charts import Mark, axis
+from i2am.analysis.series import Series
 
 LABELS = 8
 """Labels along the axis, about, at most; all are in the words of the dots."""

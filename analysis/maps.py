@@ -11,8 +11,8 @@ likewise heads and layers.
 - Layers of a single pooled token have no G2R. Their R2G is a similarity; they are left out where others have
   more to say.
 
-Official protocol: the paper's own arithmetic, `analysis.official`, over the layers of
-`analysis.official_layers`. It has no R2G at the specific level, and takes a mask to a layer's grid by the
+Official protocol: the paper's own arithmetic, `i2am.analysis.official`, over the layers of
+`i2am.analysis.official_layers`. It has no R2G at the specific level, and takes a mask to a layer's grid by the
 nearest pixel.
 
 Methods other than I²AM's own, on the same axes (corrected protocol only):
@@ -21,7 +21,7 @@ Methods other than I²AM's own, on the same axes (corrected protocol only):
   of each generated patch's attention that goes to the reference (specific level: to the chosen tokens); G2R
   is not brought to 1 over the reference, and its mean is that share.
 - daam: each generated patch's probability of the chosen reference tokens (specific level), the baseline of
-  the paper's comparison; over all tokens it is 1 everywhere. `analysis.daam` has one map for each token.
+  the paper's comparison; over all tokens it is 1 everywhere. `i2am.analysis.daam` has one map for each token.
 
 Attributes of the result: direction, level, protocol, method, units, kind ("attention", "similarity" or
 "mixed"), layers, left_out, steps, run_id, all_tokens_placed, and at.
@@ -41,21 +41,23 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from analysis import mosaic, official, region
-from analysis.cache import StorePlace, open_cache
-from analysis.joined import over_runs, own_grid
-from analysis.layer_maps import Plan, density_maps
-from analysis.question import Level, Protocol, Question, ask
-from analysis.resize import Grid
-from analysis.selection import Direction, Indices, is_similarity, placed
-from analysis.softmax import KERNEL_VERSION
-from analysis.sources import Constant, Method, Stored, tokens_for
-from storage.errors import InputError
-from storage.kept import need_attention
-from storage.runs import Runs
+from i2am.analysis import mosaic, official, region
+from i2am.analysis.cache import StorePlace, open_cache
+from i2am.analysis.joined import over_runs, own_grid
+from i2am.analysis.layer_maps import Plan, density_maps
+from i2am.analysis.question import Level, Protocol, Question, ask
+from i2am.analysis.resize import Grid
+from i2am.analysis.selection import Direction, Indices, is_similarity, placed
+from i2am.analysis.softmax import KERNEL_VERSION
+from i2am.analysis.sources import Constant, Method, Stored, tokens_for
+from i2am.storage.errors import InputError
+from i2am.storage.kept import need_attention
+from i2am.storage.runs import Runs
 
 if TYPE_CHECKING:
-    from storage import AnyRun, LayerSpec, Run
+    from i2am.storage.run import Run
+    from i2am.storage.runs import AnyRun
+    from i2am.storage.spec import LayerSpec
 
 LayerMaps = Callable[["LayerSpec", str], NDArray[np.float64]]
 """(layer, sample) to its maps (k, y, x); picklable, so that any Dask scheduler can carry it."""

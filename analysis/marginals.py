@@ -27,16 +27,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import mosaic, region
-from analysis.aggregation import Aggregation, State, join
-from analysis.attention import Attention
-from analysis.reduce import reduce_slab, slabs
-from analysis.selection import Direction, has_place, placed
-from analysis.softmax import project
-from analysis.weights import Weights
+from i2am.analysis import mosaic, region
+from i2am.analysis.aggregation import Aggregation, State, join
+from i2am.analysis.attention import Attention
+from i2am.analysis.reduce import reduce_slab, slabs
+from i2am.analysis.selection import Direction, has_place, placed
+from i2am.analysis.softmax import project
+from i2am.analysis.weights import Weights
 
 if TYPE_CHECKING:
-    from storage import LayerSpec, Run
+    from i2am.storage.run import Run
+    from i2am.storage.spec import LayerSpec
 
 FOCUS: Mapping[Direction, str] = {"r2g": "reference_mask", "g2r": "mask"}
 """The image of the run, per direction, whose region has a marginal of its own."""
@@ -71,7 +72,7 @@ class Regions:
 
 @dataclass(frozen=True)
 class Projection:
-    """The chunk of the marginals: `analysis.softmax.project` with the weights of some regions."""
+    """The chunk of the marginals: `i2am.analysis.softmax.project` with the weights of some regions."""
 
     regions: Regions
 

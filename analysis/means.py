@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from analysis.selection import Direction
+from i2am.analysis.selection import Direction
 
 if TYPE_CHECKING:
-    from analysis.collect import Collected
+    from i2am.analysis.collect import Collected
 
 MeanMaps = Mapping[tuple[Direction, str], xr.DataArray]
 """(direction, level) to maps ([level axis], y, x), in memory, with the attributes of the maps."""

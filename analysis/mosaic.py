@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.resize import Grid, bicubic
-from storage.errors import NoAnswer
+from i2am.analysis.resize import Grid, bicubic
+from i2am.storage.errors import NoAnswer
 
 if TYPE_CHECKING:
-    from analysis.selection import Direction
-    from storage import LayerSpec, Tile
+    from i2am.analysis.selection import Direction
+    from i2am.storage.spec import LayerSpec
+    from i2am.storage.tile import Tile
 
 Side = Literal["gen", "ref"]
 

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.layer_maps import Plan
-from analysis.resize import Grid, bicubic
-from analysis.threads import one_blas_thread
+from i2am.analysis.layer_maps import Plan
+from i2am.analysis.resize import Grid, bicubic
+from i2am.analysis.threads import one_blas_thread
 
 if TYPE_CHECKING:
-    from analysis.sources import Tokens
-    from storage import LayerSpec, Run
+    from i2am.analysis.sources import Tokens
+    from i2am.storage.run import Run
+    from i2am.storage.spec import LayerSpec
 
 UNITS = "softmax probability, summed over steps"
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.region import check_two_sides
-from analysis.resize import Grid, bicubic
-from analysis.selection import Direction
+from i2am.analysis.region import check_two_sides
+from i2am.analysis.resize import Grid, bicubic
+from i2am.analysis.selection import Direction
 
 EPSILON = 1e-8
 G2R_CUT = 0.4

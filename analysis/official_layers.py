@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from analysis.official import SIZE
-from analysis.resize import Grid
-from analysis.selection import Direction, Indices, Selection, has_place, select
-from storage.errors import InputError, NoAnswer
+from i2am.analysis.official import SIZE
+from i2am.analysis.resize import Grid
+from i2am.analysis.selection import Direction, Indices, Selection, has_place, select
+from i2am.storage.errors import InputError, NoAnswer
 
 if TYPE_CHECKING:
-    from storage import AnyRun
+    from i2am.storage.runs import AnyRun
 
 MIDDLE = re.compile(r"mid_block|middle_block")
 WARP = re.compile(r"warp_flow_blks")
@@ -37,7 +37,7 @@ def official_selection(
     Parameters
     ----------
     run, direction, layers, steps, heads, samples
-        As for `analysis.selection.select`.
+        As for `i2am.analysis.selection.select`.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def official_selection(
     Raises
     ------
     UnknownName, InputError, EmptyRun
-        As `analysis.selection.select`.
+        As `i2am.analysis.selection.select`.
     NoAnswer
         If no layer can answer, or the layers of a G2R question differ in their reference grid.
     """

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from storage.errors import AlreadyExists
+from i2am.storage.errors import AlreadyExists
 
 MARK = {"written_by": "i2am maps"}
 """Attributes of the root group of a maps store."""

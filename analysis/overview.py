@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from analysis.level_blocks import SIDES
-from analysis.panels import Panel, SampleImages
-from analysis.selection import Direction
-from analysis.units import drawable, kind_words
+from i2am.analysis.level_blocks import SIDES
+from i2am.analysis.panels import Panel, SampleImages
+from i2am.analysis.selection import Direction
+from i2am.analysis.units import drawable, kind_words
 
 if TYPE_CHECKING:
-    from analysis.collect import Collected
+    from i2am.analysis.collect import Collected
 
 IMAGES = (
     ("source", "source, mask outlined", "mask"),

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.colour import RGB, paint
-from analysis.pictures import YELLOW, covered, fit, mark, outline, scaled
-from analysis.region import image_mask, sample_image
-from storage.runs import home_of
+from i2am.analysis.colour import RGB, paint
+from i2am.analysis.pictures import YELLOW, covered, fit, mark, outline, scaled
+from i2am.analysis.region import image_mask, sample_image
+from i2am.storage.runs import home_of
 
 if TYPE_CHECKING:
-    from storage import AnyRun
+    from i2am.storage.runs import AnyRun
 
 MOST_COLUMNS = 10
 """Panels side by side, at most."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from analysis.colour import RGB, UNKNOWN, ground, index, palette
+from i2am.analysis.colour import RGB, UNKNOWN, ground, index, palette
 
 YELLOW, DARK = (255, 214, 10), (29, 28, 26)
 
@@ -95,7 +95,7 @@ def data_url(image: RGB) -> str:
 def ground_url(image: NDArray[np.uint8], shape: tuple[int, int], lines: NDArray[np.bool_] | None) -> str:
     """What an image multiplies the maps above it by, as a grey PNG; `lines` are left for the maps to draw.
 
-    A page shows a map by multiplying `map_url` with this, which is what `analysis.colour.paint` does.
+    A page shows a map by multiplying `map_url` with this, which is what `i2am.analysis.colour.paint` does.
     """
     grey = np.round(ground(scaled(image, shape)) * 255).astype(np.uint8)
     if lines is not None:

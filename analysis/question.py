@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from analysis import mosaic, official, region
-from analysis.layer_maps import Plan
-from analysis.official_layers import official_selection, official_size
-from analysis.resize import Grid
-from analysis.selection import Direction, Selection, check_direction, joint_only, select, split_steps
-from analysis.sources import KINDS, METHODS, Method
-from storage.errors import InputError, NoAnswer, UnknownName
+from i2am.analysis import mosaic, official, region
+from i2am.analysis.layer_maps import Plan
+from i2am.analysis.official_layers import official_selection, official_size
+from i2am.analysis.resize import Grid
+from i2am.analysis.selection import Direction, Selection, check_direction, joint_only, select, split_steps
+from i2am.analysis.sources import KINDS, METHODS, Method
+from i2am.storage.errors import InputError, NoAnswer, UnknownName
 
 if TYPE_CHECKING:
-    from storage import Run
+    from i2am.storage.run import Run
 
 Level = Literal["unified", "time", "head", "layer", "specific"]
 LEVELS: tuple[Level, ...] = ("unified", "time", "head", "layer", "specific")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from analysis.charts import axis
-from analysis.series import Series
+from i2am.analysis.charts import axis
+from i2am.analysis.series import Series
 
 ROW, TOP, FOOT = 20, 6, 24
 """Heights in pixels."""

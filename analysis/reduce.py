@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.aggregation import Aggregation, State, join
-from analysis.attention import Attention
-from analysis.logits import Float32, Logits
-from analysis.threads import one_blas_thread
-from storage.errors import AggregationError, I2AMError
+from i2am.analysis.aggregation import Aggregation, State, join
+from i2am.analysis.attention import Attention
+from i2am.analysis.logits import Float32, Logits
+from i2am.analysis.threads import one_blas_thread
+from i2am.storage.errors import AggregationError, I2AMError
 
 if TYPE_CHECKING:
-    from storage import LayerSpec, Run
+    from i2am.storage.run import Run
+    from i2am.storage.spec import LayerSpec
 
 READ_BYTES = 64 * 2**20
 """Raw bytes that one read of the store brings into memory, unless a single head of a single step has more."""

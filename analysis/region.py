@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.resize import Grid, area
-from storage.errors import InputError, NoAnswer, ShapeMismatch
+from i2am.analysis.resize import Grid, area
+from i2am.storage.errors import InputError, NoAnswer, ShapeMismatch
 
 if TYPE_CHECKING:
-    from storage import AnyRun
+    from i2am.storage.runs import AnyRun
 
 Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]] | NDArray[Any]
 """(row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x]."""

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from analysis.direct import direct
-from analysis.events import Listener, StageAdvanced, StageStarted, ignore
-from analysis.front_page import front_content, front_samples
-from analysis.level_pages import page_content, shown_samples
-from analysis.means import MeanMaps, mean_maps
-from analysis.site import FRONT, LEVEL_PAGES, site
-from analysis.templating import environment
-from analysis.units import units_of
+from i2am.analysis.direct import direct
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted, ignore
+from i2am.analysis.front_page import front_content, front_samples
+from i2am.analysis.level_pages import page_content, shown_samples
+from i2am.analysis.means import MeanMaps, mean_maps
+from i2am.analysis.site import FRONT, LEVEL_PAGES, site
+from i2am.analysis.templating import environment
+from i2am.analysis.units import units_of
 
 if TYPE_CHECKING:
-    from analysis.collect import Collected
-    from analysis.soundness import Refusal
-    from storage import AnyRun
+    from i2am.analysis.collect import Collected
+    from i2am.analysis.soundness import Refusal
+    from i2am.storage.runs import AnyRun
 
 
 def write_report(

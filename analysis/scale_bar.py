@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.colour import palette, scale_ticks, times
+from i2am.analysis.colour import palette, scale_ticks, times
 
 EVERY = 15
 """One colour of a bar for so many of the palette."""

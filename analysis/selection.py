@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from analysis.mosaic import whole_name
-from storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
-from storage.matching import matching_names
+from i2am.analysis.mosaic import whole_name
+from i2am.storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
+from i2am.storage.matching import matching_names
 
 if TYPE_CHECKING:
-    from storage import AnyRun, LayerSpec
+    from i2am.storage.runs import AnyRun
+    from i2am.storage.spec import LayerSpec
 
 Direction = Literal["r2g", "g2r"]
 DIRECTIONS: tuple[Direction, ...] = ("r2g", "g2r")

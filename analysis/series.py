@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 QUARTILES = ("inside_low", "inside_mid", "inside_high")
-"""Columns of `analysis.tables.profile`: quartiles and median of the density inside the mask."""
+"""Columns of `i2am.analysis.tables.profile`: quartiles and median of the density inside the mask."""
 
 IMACS_QUARTILES = ("imacs_low", "imacs_mid", "imacs_high")
 """Likewise of IMACS."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from analysis.colour import RGB, limit
-from analysis.lettering import (
+from i2am.analysis.colour import RGB, limit
+from i2am.analysis.lettering import (
     CAPTION_SIZE,
     FAINT,
     HEADING_SIZE,
@@ -22,7 +22,7 @@ from analysis.lettering import (
     density_ticks,
     write,
 )
-from analysis.panels import Block
+from i2am.analysis.panels import Block
 
 WIDTH, LEAST, MOST = 1800, 150, 256
 """Pixels: what panels side by side share, and the longer side of one, at least and at most."""

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.colour import palette
-from analysis.scale_bar import EVERY, Scale, css
+from i2am.analysis.colour import palette
+from i2am.analysis.scale_bar import EVERY, Scale, css
 
 END = 2.0
 """End of the density scale on which differences are painted."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from analysis.collect import Collected
+    from i2am.analysis.collect import Collected
 
 FRONT = "index.html"
 

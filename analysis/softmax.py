@@ -30,9 +30,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.logits import Float32, Logits
-from analysis.threads import one_blas_thread
-from analysis.weights import Means, Weights
+from i2am.analysis.logits import Float32, Logits
+from i2am.analysis.threads import one_blas_thread
+from i2am.analysis.weights import Means, Weights
 
 KERNEL_VERSION = 2
 """Raised whenever a returned number may change: marginals of another version are not reused."""

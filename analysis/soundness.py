@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analysis.events import Listener, SampleRefused, StageStarted
-from analysis.fill import fill_marginals
-from analysis.workplace import Laps
-from storage.errors import DamagedSample, DamageError
+from i2am.analysis.events import Listener, SampleRefused, StageStarted
+from i2am.analysis.fill import fill_marginals
+from i2am.analysis.workplace import Laps
+from i2am.storage.errors import DamagedSample, DamageError
 
 if TYPE_CHECKING:
-    from analysis.study import StudyOptions
-    from storage import AnyRun
+    from i2am.analysis.study import StudyOptions
+    from i2am.storage.runs import AnyRun
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import mosaic, region, resize
-from analysis.cache import MarginalCache
-from analysis.marginals import FOCUS, Regions, compute_marginals, quantity
-from analysis.recall import recent
-from analysis.selection import Direction, Selection
-from storage.errors import UnknownName
-from storage.kept import need_attention
+from i2am.analysis import mosaic, region, resize
+from i2am.analysis.cache import MarginalCache
+from i2am.analysis.marginals import FOCUS, Regions, compute_marginals, quantity
+from i2am.analysis.recall import recent
+from i2am.analysis.selection import Direction, Selection
+from i2am.storage.errors import UnknownName
+from i2am.storage.kept import need_attention
 
 if TYPE_CHECKING:
-    from storage import LayerSpec, Run
+    from i2am.storage.run import Run
+    from i2am.storage.spec import LayerSpec
 
 Method = Literal["i2am", "joint", "daam"]
 METHODS: tuple[Method, ...] = ("i2am", "joint", "daam")

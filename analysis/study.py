@@ -27,25 +27,25 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from analysis.aggregation_tables import Aggregated, collect_aggregations
-from analysis.baselines import collect_baselines
-from analysis.bootstrap import CONFIDENCE, check_confidence
-from analysis.cache import StorePlace
-from analysis.collect import Collected, collect_maps, collect_tables
-from analysis.events import Listener, StudyFinished, ignore
-from analysis.imacs import check_penalty
-from analysis.question import PROTOCOLS, Protocol
-from analysis.selection import Indices, select
-from analysis.soundness import Refusal, damaged_samples, sound_samples
-from analysis.summary import summarise
-from analysis.unchanged import earlier, made_from, new_samples, outputs, still_holds
-from analysis.workplace import Kind, Laps, without_damaged, workplace
-from storage.errors import NoAnswer, UnknownName
-from storage.runs import members_of
+from i2am.analysis.aggregation_tables import Aggregated, collect_aggregations
+from i2am.analysis.baselines import collect_baselines
+from i2am.analysis.bootstrap import CONFIDENCE, check_confidence
+from i2am.analysis.cache import StorePlace
+from i2am.analysis.collect import Collected, collect_maps, collect_tables
+from i2am.analysis.events import Listener, StudyFinished, ignore
+from i2am.analysis.imacs import check_penalty
+from i2am.analysis.question import PROTOCOLS, Protocol
+from i2am.analysis.selection import Indices, select
+from i2am.analysis.soundness import Refusal, damaged_samples, sound_samples
+from i2am.analysis.summary import summarise
+from i2am.analysis.unchanged import earlier, made_from, new_samples, outputs, still_holds
+from i2am.analysis.workplace import Kind, Laps, without_damaged, workplace
+from i2am.storage.errors import NoAnswer, UnknownName
+from i2am.storage.runs import members_of
 
 if TYPE_CHECKING:
-    from storage import AnyRun
-    from storage.opening import Place
+    from i2am.storage.opening import Place
+    from i2am.storage.runs import AnyRun
 
 OUTPUTS = ("maps.zarr", "aggregations.zarr", "tables", "figures", "report", "study.json")
 """Everything that a study writes into its directory; nothing else there is touched. The last is the mark."""
@@ -167,13 +167,13 @@ def analyse(
     Parameters
     ----------
     run
-        An open run, or its path or URL; or several, or a pattern, as `storage.open_runs` takes them.
+        An open run, or its path or URL; or several, or a pattern, as `i2am.open_runs` takes them.
     out
         A local directory; made if absent. A study that lies there is replaced; other contents are left alone.
     options
         What to study.
     on_event
-        Called with the events of `analysis.events`, in this process.
+        Called with the events of `i2am.analysis.events`, in this process.
     overwrite
         Replace things of the names in OUTPUTS that no study wrote.
     again
@@ -195,7 +195,7 @@ def analyse(
     DamagedSample
         If no sample is left that is not damaged.
     """
-    from storage import open_any
+    from i2am.storage.opening import open_any
 
     tell = on_event or ignore
     begun = time.perf_counter()
@@ -324,12 +324,12 @@ def _draw(
     laps: Laps,
 ) -> None:
     """Draw the figures, and write the pages of the report."""
-    from analysis.aggregation_page import PAGE, write_aggregation_page
-    from analysis.direct import direct
-    from analysis.means import mean_maps
-    from analysis.report import write_report
-    from analysis.site import site
-    from analysis.study_figures import write_figures
+    from i2am.analysis.aggregation_page import PAGE, write_aggregation_page
+    from i2am.analysis.direct import direct
+    from i2am.analysis.means import mean_maps
+    from i2am.analysis.report import write_report
+    from i2am.analysis.site import site
+    from i2am.analysis.study_figures import write_figures
 
     means = mean_maps(direct(collected))
     write_figures(run, collected, tables, staging / "figures", options.figures, tell, means)

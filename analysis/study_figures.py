@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING
 import polars as pl
 import xarray as xr
 
-from analysis.canvas import G2R_COLOUR, R2G_COLOUR, save
-from analysis.colour import limit
-from analysis.direct import direct
-from analysis.events import Listener, StageAdvanced, StageStarted
-from analysis.figures import profiles, strips
-from analysis.level_blocks import GRID_LEVELS, heading, level_block, plain_panel, specific_panels
-from analysis.means import MeanMaps, mean_maps
-from analysis.overview import sample_maps, sample_panels
-from analysis.panels import NO_IMAGES, Block, SampleImages, block
-from analysis.selection import DIRECTIONS
-from analysis.sheets import sheet
-from analysis.site import LEVEL_PAGES
-from analysis.tables import profile
-from analysis.units import drawable, kind_words, units_of
+from i2am.analysis.canvas import G2R_COLOUR, R2G_COLOUR, save
+from i2am.analysis.colour import limit
+from i2am.analysis.direct import direct
+from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.figures import profiles, strips
+from i2am.analysis.level_blocks import GRID_LEVELS, heading, level_block, plain_panel, specific_panels
+from i2am.analysis.means import MeanMaps, mean_maps
+from i2am.analysis.overview import sample_maps, sample_panels
+from i2am.analysis.panels import NO_IMAGES, Block, SampleImages, block
+from i2am.analysis.selection import DIRECTIONS
+from i2am.analysis.sheets import sheet
+from i2am.analysis.site import LEVEL_PAGES
+from i2am.analysis.tables import profile
+from i2am.analysis.units import drawable, kind_words, units_of
 
 if TYPE_CHECKING:
-    from analysis.collect import Collected
-    from storage import AnyRun
+    from i2am.analysis.collect import Collected
+    from i2am.storage.runs import AnyRun
 
 SERIES = (
     ("r2g", "unified", "R2G, all reference tokens", R2G_COLOUR),

@@ -1,7 +1,7 @@
 """The summary of a study: means over samples with bootstrap intervals, one row for each kind of map.
 
 ================== =====================================================================================
-direction, region, as in `analysis.tables`; a row for each
+direction, region, as in `i2am.analysis.tables`; a row for each
 level, label,
 method, protocol
 samples            samples that the row has, with or without a score
@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis.bootstrap import CONFIDENCE, mean_intervals
+from i2am.analysis.bootstrap import CONFIDENCE, mean_intervals
 
 KEYS = ("direction", "region", "level", "label", "method", "protocol")
 METRICS = ("imacs", "inside", "share")
@@ -39,7 +39,7 @@ def summarise(tables: Mapping[str, pl.DataFrame], confidence: float = CONFIDENCE
     Parameters
     ----------
     tables
-        Tables with the columns of `analysis.tables.SCHEMA`.
+        Tables with the columns of `i2am.analysis.tables.SCHEMA`.
     confidence
         Of the intervals.
 

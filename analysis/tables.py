@@ -17,7 +17,7 @@ area        part of the image that the mask covers, 0 to 1
 kind        attention, similarity or mixed
 note        why a number is missing
 run_id      the run
-method      i2am; or joint, daam: `analysis.maps`
+method      i2am; or joint, daam: `i2am.analysis.maps`
 protocol    corrected or official: of the maps and of IMACS
 penalty     IMACS's weight of what lies outside
 =========== ==========================================================================================
@@ -33,10 +33,10 @@ import polars as pl
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.imacs import matching_masks, score_map, split_means
-from analysis.joined import own_shape, run_id_of
-from analysis.resize import Grid, bicubic
-from storage.errors import InputError
+from i2am.analysis.imacs import matching_masks, score_map, split_means
+from i2am.analysis.joined import own_shape, run_id_of
+from i2am.analysis.resize import Grid, bicubic
+from i2am.storage.errors import InputError
 
 SCHEMA: Mapping[str, Any] = {
     "sample": pl.String,

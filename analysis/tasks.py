@@ -18,8 +18,8 @@ import dask
 from dask.base import get_scheduler
 from dask.system import CPU_COUNT
 
-from analysis.softmax import KERNEL_VERSION
-from storage.errors import ClusterError
+from i2am.analysis.softmax import KERNEL_VERSION
+from i2am.storage.errors import ClusterError
 
 AHEAD = 2
 """Tasks in flight for each thread that works: one that runs, and one that is ready when it ends."""

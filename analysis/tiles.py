@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.panels import Block, Panel, line_width
-from analysis.pictures import covered, data_url, edge, ground_url, map_url
+from i2am.analysis.panels import Block, Panel, line_width
+from i2am.analysis.pictures import covered, data_url, edge, ground_url, map_url
 
 PAGE_BYTES = 24 * 2**20
 """Bytes of the pictures of one page, at most, whatever they show."""

@@ -11,13 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.softmax import KERNEL_VERSION
-from storage.errors import DamageError
-from storage.runs import members_of
+from i2am.analysis.softmax import KERNEL_VERSION
+from i2am.storage.errors import DamageError
+from i2am.storage.runs import members_of
 
 if TYPE_CHECKING:
-    from analysis.study import StudyOptions
-    from storage import AnyRun
+    from i2am.analysis.study import StudyOptions
+    from i2am.storage.runs import AnyRun
 
 _ELSEWHERE = ("store", "storage_options")
 """Options that say where things are kept, not what they are."""
@@ -119,7 +119,7 @@ def _code(name: str) -> str:
     """Digest of an aggregation's code: as it travels to workers, and the sources of its functions."""
     import cloudpickle
 
-    from analysis.discover import find
+    from i2am.analysis.discover import find
 
     found = find(name)
     digest = hashlib.sha256(cloudpickle.dumps(found))

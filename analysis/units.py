@@ -44,7 +44,7 @@ def units_of(attrs: Mapping[str, Any]) -> Units:
     Parameters
     ----------
     attrs
-        Attributes that `analysis.maps.attribution_maps` gives.
+        Attributes that `i2am.analysis.maps.attribution_maps` gives.
     """
     what = {"attention": "attention", "similarity": "similarity"}.get(
         attrs["kind"], "attention and similarity"
@@ -63,7 +63,7 @@ def drawable(maps: xr.DataArray) -> xr.DataArray:
     Parameters
     ----------
     maps
-        Any shape, with the attributes of `analysis.maps.attribution_maps`.
+        Any shape, with the attributes of `i2am.analysis.maps.attribution_maps`.
 
     Returns
     -------

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from analysis.outputs import drop_half_written, into_place, refuse_inside_run, scratch
-from storage.errors import AlreadyExists, DamagedSample, NoPermission, NotFound
+from i2am.analysis.outputs import drop_half_written, into_place, refuse_inside_run, scratch
+from i2am.storage.errors import AlreadyExists, DamagedSample, NoPermission, NotFound
 
 Made = TypeVar("Made")
 

@@ -26,14 +26,14 @@ import zarr
 from rich.console import Console
 from rich.table import Table
 
-import storage
-from storage.array_reader import ArrayReader
-from storage.array_writer import ArrayWriter
-from storage.codecs import CODECS, shuffled
-from storage.layout import DIMS, ArrayLayout
-from storage.location import LocalLocation
-from storage.metadata import hierarchy_documents
-from storage.shard import FileRecord
+import i2am
+from i2am.storage.array_reader import ArrayReader
+from i2am.storage.array_writer import ArrayWriter
+from i2am.storage.codecs import CODECS, shuffled
+from i2am.storage.layout import DIMS, ArrayLayout
+from i2am.storage.location import LocalLocation
+from i2am.storage.metadata import hierarchy_documents
+from i2am.storage.shard import FileRecord
 
 MIB = 1 << 20
 ENGINES = ("ours", "zarr-python", "zarrs")
@@ -51,7 +51,7 @@ def random_factors(megabytes: int) -> Iterator[tuple[str, np.ndarray]]:
 
 def captured(path: str, megabytes: int) -> Iterator[tuple[str, np.ndarray]]:
     """Queries and scores of a run, each also rounded to the 16-bit formats."""
-    run = storage.open_run(path)
+    run = i2am.open_run(path)
     for spec in sorted(run.layers.values(), key=lambda s: -s.gen * s.ref)[:1]:
         block = run.read(spec.name, run.samples[0])
         for kind, values in (("query", block.query), ("scores", block.logits())):
@@ -95,7 +95,7 @@ class Contest:
 
     def write(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-        spec = storage.LayerSpec("l", 1, 1, (1, 1), (1, 1))
+        spec = i2am.LayerSpec("l", 1, 1, (1, 1), (1, 1))
         for name, data in hierarchy_documents([(spec, {"query": self.layout})], []).items():
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             (self.path / name).write_bytes(data)

@@ -27,8 +27,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from storage import LayerSpec, create_run
-from storage.planning import plan
+from i2am.storage.create import create_run
+from i2am.storage.planning import plan
+from i2am.storage.spec import LayerSpec
 
 LAYERS = [
     LayerSpec("down", 2, 8, (8, 8), (4, 4)),
@@ -52,7 +53,7 @@ QUESTIONS = {
 
 ASK = """
 import sys, time
-from analysis.selection import select
+from i2am.analysis.selection import select
 from storage import open_run, resume_run
 path = sys.argv[1]
 start, worked = time.perf_counter(), time.process_time()
@@ -95,7 +96,7 @@ def command(*words: str) -> dict[str, float]:
     """Seconds of a whole command, and its CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "flows", *words], capture_output=True, check=True)
+    subprocess.run([sys.executable, "-m", "i2am", *words], capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"seconds": time.perf_counter() - start, "cpu_seconds": worked}

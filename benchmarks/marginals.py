@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from analysis.marginals import compute_marginals
 from benchmarks.systems import SYSTEMS, factors, specs, write_run
-from storage import LayerSpec, Run
+from i2am.analysis.marginals import compute_marginals
+from i2am.storage.run import Run
+from i2am.storage.spec import LayerSpec
 
 
 def torch_loop(query: torch.Tensor, key: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from analysis.cache import open_cache
-from analysis.maps import attribution_maps
-from analysis.marginals import FOCUS
-from analysis.question import LEVELS
-from flows.capture_job import run_capture
-from flows.config import CaptureConfig
-from pipeline.embedded.scenes import make_scene
-from pipeline.embedded.weights import load_pipeline
-from storage import Run, open_run
+from i2am.analysis.cache import open_cache
+from i2am.analysis.maps import attribution_maps
+from i2am.analysis.marginals import FOCUS
+from i2am.analysis.question import LEVELS
+from i2am.flows.capture_job import run_capture
+from i2am.flows.config import CaptureConfig
+from i2am.pipeline.embedded.scenes import make_scene
+from i2am.pipeline.embedded.weights import load_pipeline
+from i2am.storage.run import Run, open_run
 
 
 def ask(run: Run) -> None:

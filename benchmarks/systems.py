@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from storage import LayerSpec, Run, create_run, open_run
+from i2am.storage.create import create_run
+from i2am.storage.run import Run, open_run
+from i2am.storage.spec import LayerSpec
 
 Layer = tuple[tuple[int, int], tuple[int, int], int, int, int]
 """Generated grid, reference grid, tokens without a place, heads, head dimension."""

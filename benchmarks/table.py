@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from storage import LayerSpec, create_run, plan
+from i2am.storage.create import create_run
+from i2am.storage.planning import plan
+from i2am.storage.spec import LayerSpec
 
 Grid = tuple[int, int]
 

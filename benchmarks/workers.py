@@ -26,12 +26,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from analysis.fill import fill_marginals
-from analysis.study import StudyOptions
 from benchmarks.systems import write_run
-from flows.clusters import computing
-from flows.config import Computing, Processes
-from storage import LayerSpec, Run
+from i2am.analysis.fill import fill_marginals
+from i2am.analysis.study import StudyOptions
+from i2am.flows.clusters import computing
+from i2am.flows.config import Computing, Processes
+from i2am.storage.run import Run
+from i2am.storage.spec import LayerSpec
 
 KINDS = [((64, 64), (32, 32), 0, 40), ((64, 64), (16, 16), 1, 40), ((32, 32), (32, 32), 0, 80)]
 """Generated grid, reference grid, reference tokens without a place, head dimension."""
@@ -53,7 +54,7 @@ def layers() -> list[LayerSpec]:
 
 def load_kernel() -> None:
     """Import in a worker what its first task would import."""
-    import analysis.fill  # noqa: F401
+    import i2am.analysis.fill  # noqa: F401
 
 
 def contents(folder: Path) -> str:

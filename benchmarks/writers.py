@@ -29,7 +29,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from storage import LayerSpec, create_run, resume_run
+from i2am.storage.create import create_run, resume_run
+from i2am.storage.spec import LayerSpec
 
 STEPS = 10
 PROCESSES = (1, 4)

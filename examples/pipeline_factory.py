@@ -7,7 +7,7 @@ from typing import Any
 
 def build(device: str, dtype: str, timestep_spacing: str = "leading") -> Any:
     """Load the embedded pipeline and space its timesteps another way."""
-    from pipeline.embedded import load_pipeline
+    from i2am.pipeline.embedded.weights import load_pipeline
 
     pipe = load_pipeline(device=device, dtype=dtype)
     pipe.scheduler = type(pipe.scheduler).from_config(

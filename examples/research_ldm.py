@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from research_common import autocast, inside, seeded
 
-from storage.errors import ConfigError
+from i2am.storage.errors import ConfigError
 
 
 def paint_by_example(

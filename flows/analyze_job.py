@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flows.config import AnalysisConfig
-from flows.progress import Progress, report
-from flows.selection import selected
+from i2am.flows.config import AnalysisConfig
+from i2am.flows.progress import Progress, report
+from i2am.flows.selection import selected
 
 if TYPE_CHECKING:
-    from analysis.events import Event
-    from analysis.study import StudyOptions
+    from i2am.analysis.events import Event
+    from i2am.analysis.study import StudyOptions
 
 
 def run_analysis(
@@ -42,11 +42,11 @@ def run_analysis(
     Raises
     ------
     InputError, DamageError
-        See :func:`analysis.study.analyse` and :func:`flows.clusters.computing`.
+        See :func:`i2am.analysis.study.analyse` and :func:`i2am.flows.clusters.computing`.
     """
-    from analysis.study import analyse
-    from flows.clusters import computing
-    from storage import open_any
+    from i2am.analysis.study import analyse
+    from i2am.flows.clusters import computing
+    from i2am.storage.opening import open_any
 
     with computing(config, overwrite):
         opened = open_any(run, label=config.label)
@@ -60,7 +60,7 @@ def run_analysis(
 
 
 def _options(config: AnalysisConfig) -> StudyOptions:
-    from analysis.study import StudyOptions
+    from i2am.analysis.study import StudyOptions
 
     return StudyOptions(
         layers=tuple(config.layers) if config.layers else None,
@@ -86,7 +86,7 @@ def listen(event: Event) -> None:
     event
         Of an analysis.
     """
-    from analysis.events import StageAdvanced, StageStarted
+    from i2am.analysis.events import StageAdvanced, StageStarted
 
     if isinstance(event, StageStarted):
         report(Progress(event.stage, 0, event.total))

@@ -8,22 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flows.config import CaptureConfig
-from flows.describe import describe
-from flows.progress import Progress, report
-from flows.samples import SampleSet, open_samples
-from flows.selection import selected, selected_layers
-from flows.terminal import one_line
-from storage import failures, open_run
-from storage.aside import set_aside, take_back
-from storage.commit_index import ENOUGH, compact
-from storage.errors import ConfigError, NotFound, UnknownName
-from storage.kept import need_attention
+from i2am.flows.config import CaptureConfig
+from i2am.flows.describe import describe
+from i2am.flows.progress import Progress, report
+from i2am.flows.samples import SampleSet, open_samples
+from i2am.flows.selection import selected, selected_layers
+from i2am.flows.terminal import one_line
+from i2am.storage.aside import failures, set_aside, take_back
+from i2am.storage.commit_index import ENOUGH, compact
+from i2am.storage.errors import ConfigError, NotFound, UnknownName
+from i2am.storage.kept import need_attention
+from i2am.storage.run import open_run
 
 if TYPE_CHECKING:
-    from pipeline.events import Event
-    from pipeline.jobs import Call
-    from storage import Run
+    from i2am.pipeline.events import Event
+    from i2am.pipeline.jobs import Call
+    from i2am.storage.run import Run
 
 _MAY_DIFFER = frozenset({"out", "storage_options", "sweep"})
 """Keys that may change between the start of a capture and its resumption."""
@@ -157,7 +157,7 @@ def summarise(config: CaptureConfig, before: int, seconds: float) -> dict[str, A
 
 
 def kept(config: CaptureConfig) -> dict[str, Any]:
-    """Return what a configuration keeps, as arguments of ``pipeline.capture`` and ``pipeline.probe``."""
+    """Return what a configuration keeps, as arguments of ``i2am.capture`` and ``i2am.pipeline.probing.probe``."""
     return {
         "layers": selected_layers(config.layers),
         "steps": selected(config.steps),
@@ -186,7 +186,7 @@ def prepare(config: CaptureConfig) -> tuple[Any, Call]:
     Returns
     -------
     pipe, call
-        The pipeline and its :class:`pipeline.jobs.Call`.
+        The pipeline and its :class:`i2am.pipeline.jobs.Call`.
 
     Raises
     ------
@@ -195,10 +195,10 @@ def prepare(config: CaptureConfig) -> tuple[Any, Call]:
     InputError
         If the pipeline cannot be loaded as described.
     """
-    from flows.sources import call_inputs, load_pipeline
+    from i2am.flows.sources import call_inputs, load_pipeline
 
     pipe = load_pipeline(config)
-    from pipeline.jobs import Call
+    from i2am.pipeline.jobs import Call
 
     inputs = call_inputs(config, pipe)
     parameters = inspect.signature(pipe.__call__).parameters
@@ -238,9 +238,9 @@ def capture_samples(
     InputError
         If a sample fails and nothing is to be set aside, or if none could be captured and there is no run.
     """
-    from pipeline.capturing import capture
-    from pipeline.events import SampleDone, Waiting
-    from pipeline.jobs import run_job
+    from i2am.pipeline.capturing import capture
+    from i2am.pipeline.events import SampleDone, Waiting
+    from i2am.pipeline.jobs import run_job
 
     pipe, call = prepared
     done, total = committed, len(samples.ids)

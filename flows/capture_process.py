@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from flows.children import child
-from flows.config import CaptureConfig
-from storage.errors import InputError
+from i2am.flows.children import child
+from i2am.flows.config import CaptureConfig
+from i2am.storage.errors import InputError
 
 IDLE_SECONDS = 20.0
 """Seconds that a process with nothing to do gets to leave; torch takes its time."""
@@ -106,7 +106,7 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[str]:
         env = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": self.gpu} if self.gpu is not None else {})
-        command = [sys.executable, "-m", "flows.sweep_worker"]
+        command = [sys.executable, "-m", "i2am.flows.sweep_worker"]
         with self._lock:
             if self._retired:
                 raise WorkerLost("the capture processes were ended")

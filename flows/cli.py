@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows.commands import (
+from i2am.flows.commands import (
     analyze,
     capture,
     compact,
@@ -34,8 +34,8 @@ from flows.commands import (
     sweep,
     verify,
 )
-from flows.terminal import defect, note, say
-from storage.errors import I2AMError, InputError
+from i2am.flows.terminal import defect, note, say
+from i2am.storage.errors import I2AMError, InputError
 
 DEFECT = 70
 INTERRUPTED = 130

@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.config import Address, Computing, Threads
-from flows.dask_report import check_report, reported
-from flows.own_clusters import first_line, own_cluster
-from storage.errors import ClusterError, ConfigError, I2AMError, MissingDependency, NotFound
+from i2am.flows.config import Address, Computing, Threads
+from i2am.flows.dask_report import check_report, reported
+from i2am.flows.own_clusters import first_line, own_cluster
+from i2am.storage.errors import ClusterError, ConfigError, I2AMError, MissingDependency, NotFound
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -171,8 +171,8 @@ def _await_worker(client: Client, timeout: float) -> None:
 
 def _check_workers(client: Client) -> None:
     """Refuse workers that would compute something else, or nothing."""
-    from analysis.softmax import KERNEL_VERSION
-    from analysis.tasks import kernel_version
+    from i2am.analysis.softmax import KERNEL_VERSION
+    from i2am.analysis.tasks import kernel_version
 
     answers = client.run(kernel_version, on_error="return").values()
     found = {answer for answer in answers if not isinstance(answer, OSError)}  # one that was lost just now

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from flows.datasets.config import Samples
-from flows.job_queues import SLURM
-from flows.selection import Layers, Selection
-from flows.strict import Name, Seed, Size, Strict
+from i2am.flows.datasets.config import Samples
+from i2am.flows.job_queues import SLURM
+from i2am.flows.selection import Layers, Selection
+from i2am.flows.strict import Name, Seed, Size, Strict
 
 
 class EmbeddedSource(Strict):

@@ -11,11 +11,11 @@ from typing import Any
 
 from prefect import flow
 
-from flows.analyze_flow import run_analyze
-from flows.config import AnalysisConfig
-from flows.loading import load_capture, load_config
-from flows.sweep_flow import run_sweep, threads
-from storage.errors import CaptureError
+from i2am.flows.analyze_flow import run_analyze
+from i2am.flows.config import AnalysisConfig
+from i2am.flows.loading import load_capture, load_config
+from i2am.flows.sweep_flow import run_sweep, threads
+from i2am.storage.errors import CaptureError
 
 SWEEP, ANALYSIS = "i2am-nightly-sweep", "i2am-nightly-analysis"
 """Names of the flows; a deployment is addressed as ``FLOW/NAME``."""
@@ -37,7 +37,7 @@ def nightly_sweep(config: str, out: str | None = None, retry_failed: bool = Fals
     Returns
     -------
     dict
-        As :func:`flows.sweep_flow.run_sweep`.
+        As :func:`i2am.flows.sweep_flow.run_sweep`.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def nightly_analysis(
     Returns
     -------
     dict
-        The summary of :func:`flows.analyze_job.run_analysis`.
+        The summary of :func:`i2am.flows.analyze_job.run_analysis`.
     """
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
     if Path(run).suffix in (".yaml", ".yml"):

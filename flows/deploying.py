@@ -1,4 +1,4 @@
-"""Deployments on a Prefect server: work pools, concurrency limits, and the flows of `flows.deployed`."""
+"""Deployments on a Prefect server: work pools, concurrency limits, and the flows of `i2am.flows.deployed`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from flows.deployed import ANALYSIS, SWEEP, nightly_analysis, nightly_sweep
-from flows.loading import load_capture
-from flows.server import answers
-from flows.turns import ensure_limit, limit_name
-from storage.errors import ConfigError, InputError
+from i2am.flows.deployed import ANALYSIS, SWEEP, nightly_analysis, nightly_sweep
+from i2am.flows.loading import load_capture
+from i2am.flows.server import answers
+from i2am.flows.turns import ensure_limit, limit_name
+from i2am.storage.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def deploy_analysis(
     Parameters
     ----------
     parameters
-        Of :func:`flows.deployed.nightly_analysis`.
+        Of :func:`i2am.flows.deployed.nightly_analysis`.
     name
         Of the deployment.
     pools, times
@@ -235,9 +235,6 @@ def _apply(
             limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
         ),
         entrypoint_type=EntrypointType.MODULE_PATH,
-        job_variables={
-            "env": {"PYTHONSAFEPATH": "1"}
-        },  # Prefect starts a script beside a storage.py of its own
         description=(flow.description or "").splitlines()[0],
         tags=["i2am"],
     )

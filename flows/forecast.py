@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.capture_job import kept, prepare
-from flows.config import CaptureConfig
-from flows.samples import open_samples
-from storage.planning import Plan, plan
+from i2am.flows.capture_job import kept, prepare
+from i2am.flows.config import CaptureConfig
+from i2am.flows.samples import open_samples
+from i2am.storage.planning import Plan, plan
 
 
 def forecast(config: CaptureConfig) -> Plan:
@@ -30,7 +30,7 @@ def forecast(config: CaptureConfig) -> Plan:
     """
     samples = open_samples(config)
     pipe, call = prepare(config)
-    from pipeline.probing import probe
+    from i2am.pipeline.probing import probe
 
     batch = [samples.load(id) for id in samples.ids[: config.batch_size]]
     geometry = probe(pipe, lambda: call(pipe, batch), len(batch), **kept(config))

@@ -12,9 +12,9 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from flows.config import CaptureConfig
-from flows.reading import read_bounded
-from storage.errors import ConfigError
+from i2am.flows.config import CaptureConfig
+from i2am.flows.reading import read_bounded
+from i2am.storage.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 """Bytes of a configuration file; one of a megabyte is a mistake or an attack."""

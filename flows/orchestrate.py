@@ -6,8 +6,8 @@ import importlib.util
 import logging
 import os
 
-from flows.server import quiet_environment
-from storage.errors import ConfigError, MissingDependency
+from i2am.flows.server import quiet_environment
+from i2am.storage.errors import ConfigError, MissingDependency
 
 
 def as_flow(choice: bool | None) -> bool:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flows.config import ClusterClass, Processes, Threads
-from flows.job_queues import QUEUES, completed, kept_at, signals_kept
-from storage.errors import ClusterError, ConfigError, UnknownName
+from i2am.flows.config import ClusterClass, Processes, Threads
+from i2am.flows.job_queues import QUEUES, completed, kept_at, signals_kept
+from i2am.storage.errors import ClusterError, ConfigError, UnknownName
 
 NO_DASHBOARD = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
 """The scheduler opens a port for HTTP in any case: here a free one, on this machine alone."""

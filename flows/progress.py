@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from flows.terminal import note
-from storage.printable import visible
+from i2am.flows.terminal import note
+from i2am.storage.printable import visible
 
 
 @dataclass(frozen=True, slots=True)

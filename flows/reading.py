@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from storage.errors import ConfigError, NoPermission, NotFound
+from i2am.storage.errors import ConfigError, NoPermission, NotFound
 
 
 def read_bounded(path: Path, what: str, most: int, remedy: str | None = None) -> bytes:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from flows.config import CaptureConfig
-from flows.datasets.coco import open_coco
-from flows.datasets.common import SampleInput as SampleInput
-from flows.datasets.common import SampleSet as SampleSet
-from flows.datasets.low_resolution import open_low_resolution
-from flows.datasets.manifest import open_manifest
-from flows.datasets.scenes import open_scenes
-from flows.datasets.viton_hd import open_viton_hd
-from storage.errors import ConfigError
+from i2am.flows.config import CaptureConfig
+from i2am.flows.datasets.coco import open_coco
+from i2am.flows.datasets.common import SampleInput as SampleInput
+from i2am.flows.datasets.common import SampleSet as SampleSet
+from i2am.flows.datasets.low_resolution import open_low_resolution
+from i2am.flows.datasets.manifest import open_manifest
+from i2am.flows.datasets.scenes import open_scenes
+from i2am.flows.datasets.viton_hd import open_viton_hd
+from i2am.storage.errors import ConfigError
 
 
 def open_samples(config: CaptureConfig) -> SampleSet:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import PlainValidator
 
-from storage.errors import ConfigError
+from i2am.storage.errors import ConfigError
 
 _SLICE = re.compile(r"-?\d*:-?\d*(:-?\d*)?")
 _EXPECTED = "indices such as 3 or 0,4, or a slice such as 0:10 or ::2"
@@ -68,7 +68,7 @@ Layers: TypeAlias = Annotated[list[str | int] | str, PlainValidator(_checked_lay
 
 
 def selected_layers(layers: list[str | int] | str | None) -> list[str | int] | slice | None:
-    """Turn checked ``Layers`` into what :func:`pipeline.capturing.capture` takes.
+    """Turn checked ``Layers`` into what :func:`i2am.pipeline.capturing.capture` takes.
 
     Parameters
     ----------

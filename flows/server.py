@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
-from flows.children import child
-from storage.errors import InputError
+from i2am.flows.children import child
+from i2am.storage.errors import InputError
 
 START_SECONDS = 120.0
 """Seconds in which the server must answer; it takes 8 to 15 on two cores."""

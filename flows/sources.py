@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flows.config import CaptureConfig, FactorySource, PretrainedSource
-from storage.errors import CaptureError, ConfigError, MissingDependency, NotFound, UnknownName
+from i2am.flows.config import CaptureConfig, FactorySource, PretrainedSource
+from i2am.storage.errors import CaptureError, ConfigError, MissingDependency, NotFound, UnknownName
 
 
 def load_pipeline(config: CaptureConfig) -> Any:
@@ -50,7 +50,7 @@ def load_pipeline(config: CaptureConfig) -> Any:
     elif isinstance(source, FactorySource):
         pipe = _factory(source, config.device, config.dtype)
     else:
-        from pipeline.embedded import load_pipeline as embedded
+        from i2am.pipeline.embedded.weights import load_pipeline as embedded
 
         pipe = embedded(device=config.device, dtype=config.dtype)
     if hasattr(pipe, "set_progress_bar_config"):
@@ -74,7 +74,7 @@ def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str]:
     """
     if config.inputs is not None:
         return dict(config.inputs)
-    from pipeline.adapters.registry import find_adapter
+    from i2am.pipeline.adapters.registry import find_adapter
 
     known = find_adapter(pipe, config.adapter).inputs(pipe)
     return {argument: name for argument, name in known.items() if argument not in config.call}

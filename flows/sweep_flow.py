@@ -17,18 +17,18 @@ from prefect.runtime import task_run
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.capture_job import Todo, summarise, waiting
-from flows.capture_process import WorkerLost
-from flows.config import CaptureConfig
-from flows.markdown import cells, plain
-from flows.progress import Progress, report
-from flows.samples import open_samples
-from flows.server import wait_for_server
-from flows.terminal import human_bytes, note
-from flows.turns import Turn
-from flows.watched import watched
-from flows.workers import Pool, Shard, pool, shards
-from storage.errors import CaptureError, InputError, NotFound
+from i2am.flows.capture_job import Todo, summarise, waiting
+from i2am.flows.capture_process import WorkerLost
+from i2am.flows.config import CaptureConfig
+from i2am.flows.markdown import cells, plain
+from i2am.flows.progress import Progress, report
+from i2am.flows.samples import open_samples
+from i2am.flows.server import wait_for_server
+from i2am.flows.terminal import human_bytes, note
+from i2am.flows.turns import Turn
+from i2am.flows.watched import watched
+from i2am.flows.workers import Pool, Shard, pool, shards
+from i2am.storage.errors import CaptureError, InputError, NotFound
 
 threads = cast(Any, ThreadPoolTaskRunner)(max_workers=64)
 """Of the tasks of a sweep; the pool bounds what runs at a time."""
@@ -59,7 +59,7 @@ def run_sweep(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
     Returns
     -------
     dict
-        The summary of :func:`flows.capture_job.run_capture`, and ``lost``: one line for each shard that was
+        The summary of :func:`i2am.flows.capture_job.run_capture`, and ``lost``: one line for each shard that was
         given up.
 
     Raises

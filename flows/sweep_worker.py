@@ -11,12 +11,12 @@ import os
 import sys
 from typing import Any, TextIO
 
-from flows.capture_job import Todo, capture_samples, prepare, waiting
-from flows.config import CaptureConfig
-from flows.progress import Progress, heard_by
-from flows.samples import open_samples
-from flows.terminal import one_line
-from storage.errors import CaptureError, InputError, StoreUnavailable
+from i2am.flows.capture_job import Todo, capture_samples, prepare, waiting
+from i2am.flows.config import CaptureConfig
+from i2am.flows.progress import Progress, heard_by
+from i2am.flows.samples import open_samples
+from i2am.flows.terminal import one_line
+from i2am.storage.errors import CaptureError, InputError, StoreUnavailable
 
 
 def main(commands: TextIO, answers: TextIO) -> None:

@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from storage.errors import I2AMError
-from storage.printable import visible
+from i2am.storage.errors import I2AMError
+from i2am.storage.printable import visible
 
 
 def say(line: str) -> None:

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flows.capture_process import Worker, WorkerLost
-from flows.config import CaptureConfig
-from flows.progress import Progress, report
+from i2am.flows.capture_process import Worker, WorkerLost
+from i2am.flows.config import CaptureConfig
+from i2am.flows.progress import Progress, report
 
 if TYPE_CHECKING:
-    from flows.turns import Turn
+    from i2am.flows.turns import Turn
 
 
 class SweepEnded(RuntimeError):
@@ -97,7 +97,7 @@ class Pool:
         Raises
         ------
         WorkerLost, InputError
-            As for :meth:`flows.capture_process.Worker.ask`.
+            As for :meth:`i2am.flows.capture_process.Worker.ask`.
         SweepEnded
             If the pool is closed.
         """

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from pipeline.adapters.contract import JointSite, Spans
-from pipeline.logsumexp import row_logsumexp
-from pipeline.taps import Receive, Tapped
-from storage.errors import CaptureError
+from i2am.pipeline.adapters.contract import JointSite, Spans
+from i2am.pipeline.logsumexp import row_logsumexp
+from i2am.pipeline.taps import Receive, Tapped
+from i2am.storage.errors import CaptureError
 
 _DISPATCH = "dispatch_attention_fn"
 

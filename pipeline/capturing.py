@@ -8,20 +8,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.adapters.contract import Adapter
-from pipeline.adapters.registry import find_adapter
-from pipeline.events import Event, Listener, ignore
-from pipeline.geometry import Split
-from pipeline.guidance import Calls, as_layout, scheduler_progress
-from pipeline.images import ImageLike, to_uint8
-from pipeline.recording import Plan, Recording, SampleHandle
-from pipeline.runs import CaptureRun, Target
-from pipeline.selection import Layers, Numbers, select_layers, select_numbers
-from pipeline.timesteps import Moment
-from pipeline.transfer import HostCopies
-from pipeline.watching import Watch
-from storage.errors import CaptureError, InputError
-from storage.spec import Representation
+from i2am.pipeline.adapters.contract import Adapter
+from i2am.pipeline.adapters.registry import find_adapter
+from i2am.pipeline.events import Event, Listener, ignore
+from i2am.pipeline.geometry import Split
+from i2am.pipeline.guidance import Calls, as_layout, scheduler_progress
+from i2am.pipeline.images import ImageLike, to_uint8
+from i2am.pipeline.recording import Plan, Recording, SampleHandle
+from i2am.pipeline.runs import CaptureRun, Target
+from i2am.pipeline.selection import Layers, Numbers, select_layers, select_numbers
+from i2am.pipeline.timesteps import Moment
+from i2am.pipeline.transfer import HostCopies
+from i2am.pipeline.watching import Watch
+from i2am.storage.errors import CaptureError, InputError
+from i2am.storage.spec import Representation
 
 
 def capture(
@@ -65,7 +65,7 @@ def capture(
     attrs, on_event
         JSON values to keep with the run; told of steps and samples.
     **store
-        Passed to :func:`storage.create_run`: ``codec``, ``shard_bytes``, ``storage_options``.
+        Passed to :func:`i2am.create_run`: ``codec``, ``shard_bytes``, ``storage_options``.
 
     Returns
     -------

@@ -8,12 +8,12 @@ from typing import Any, get_args
 
 import torch
 
-from pipeline.adapters.contract import Adapter, Site, TokenLayout
-from pipeline.selection import Numbers, select_numbers
-from pipeline.taps import Tapped
-from storage import Tile
-from storage.errors import CaptureError
-from storage.spec import DType, LayerSpec, Representation
+from i2am.pipeline.adapters.contract import Adapter, Site, TokenLayout
+from i2am.pipeline.selection import Numbers, select_numbers
+from i2am.pipeline.taps import Tapped
+from i2am.storage.errors import CaptureError
+from i2am.storage.spec import DType, LayerSpec, Representation
+from i2am.storage.tile import Tile
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pipeline.timesteps import Moment
-from storage.errors import CaptureError, InputError
+from i2am.pipeline.timesteps import Moment
+from i2am.storage.errors import CaptureError, InputError
 
 Layout: TypeAlias = tuple[tuple[str, ...], ...]
 """Roles of the row blocks of each call of a step."""

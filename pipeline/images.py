@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.errors import ShapeMismatch
+from i2am.storage.errors import ShapeMismatch
 
 ImageLike: TypeAlias = Image.Image | NDArray[Any]
 

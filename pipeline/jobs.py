@@ -9,10 +9,10 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from pipeline.capturing import Capture
-from pipeline.events import Waiting
-from pipeline.images import ImageLike
-from storage.errors import (
+from i2am.pipeline.capturing import Capture
+from i2am.pipeline.events import Waiting
+from i2am.pipeline.images import ImageLike
+from i2am.storage.errors import (
     AlreadyExists,
     CaptureError,
     InputError,

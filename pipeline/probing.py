@@ -10,15 +10,15 @@ from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
-from pipeline.adapters.contract import Adapter
-from pipeline.adapters.registry import find_adapter
-from pipeline.capturing import Capture, make_plan
-from pipeline.events import ignore
-from pipeline.recording import SampleHandle
-from pipeline.selection import Layers, Numbers
-from storage import LayerSpec, Sink
-from storage.errors import CaptureError
-from storage.spec import Representation
+from i2am.pipeline.adapters.contract import Adapter
+from i2am.pipeline.adapters.registry import find_adapter
+from i2am.pipeline.capturing import Capture, make_plan
+from i2am.pipeline.events import ignore
+from i2am.pipeline.recording import SampleHandle
+from i2am.pipeline.selection import Layers, Numbers
+from i2am.storage.errors import CaptureError
+from i2am.storage.sink import Sink
+from i2am.storage.spec import LayerSpec, Representation
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def probe(
     samples
         Images that the call generates.
     layers, steps, heads, adapter, representation, roles, timesteps, guidance
-        As for :func:`pipeline.capturing.capture`.
+        As for :func:`i2am.pipeline.capturing.capture`.
 
     Returns
     -------

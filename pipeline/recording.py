@@ -11,16 +11,18 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from pipeline.adapters.contract import AnySite
-from pipeline.events import Listener, SampleDone, StepDone
-from pipeline.geometry import Attention, Split
-from pipeline.guidance import Calls, Place
-from pipeline.images import ImageLike, to_uint8
-from pipeline.taps import Tapped
-from pipeline.timesteps import Moment
-from pipeline.transfer import Array, HostCopies
-from storage import LayerSpec, Sink, Tile
-from storage.errors import CaptureError, UnknownName
+from i2am.pipeline.adapters.contract import AnySite
+from i2am.pipeline.events import Listener, SampleDone, StepDone
+from i2am.pipeline.geometry import Attention, Split
+from i2am.pipeline.guidance import Calls, Place
+from i2am.pipeline.images import ImageLike, to_uint8
+from i2am.pipeline.taps import Tapped
+from i2am.pipeline.timesteps import Moment
+from i2am.pipeline.transfer import Array, HostCopies
+from i2am.storage.errors import CaptureError, UnknownName
+from i2am.storage.sink import Sink
+from i2am.storage.spec import LayerSpec
+from i2am.storage.tile import Tile
 
 
 @dataclass(slots=True)

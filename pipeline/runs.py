@@ -10,11 +10,14 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from pipeline.events import Listener, RunOpened
-from pipeline.provenance import describe
-from pipeline.recording import SampleHandle, Store
-from storage import LayerSpec, RunWriter, Sink, create_run, resume_run
-from storage.errors import AlreadyExists, ConfigError, InputError, NotFound, ShapeMismatch, UnknownName
+from i2am.pipeline.events import Listener, RunOpened
+from i2am.pipeline.provenance import describe
+from i2am.pipeline.recording import SampleHandle, Store
+from i2am.storage.create import create_run, resume_run
+from i2am.storage.errors import AlreadyExists, ConfigError, InputError, NotFound, ShapeMismatch, UnknownName
+from i2am.storage.run_writer import RunWriter
+from i2am.storage.sink import Sink
+from i2am.storage.spec import LayerSpec
 
 
 class Target(Store, Protocol):
@@ -55,7 +58,7 @@ class CaptureRun:
     notes
         JSON values for the run's attributes.
     options
-        Passed to :func:`storage.create_run`.
+        Passed to :func:`i2am.create_run`.
     on_event
         Told when the run is open.
     """

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from pipeline.adapters.contract import AnySite
-from storage.errors import InputError
-from storage.matching import matching_names
+from i2am.pipeline.adapters.contract import AnySite
+from i2am.storage.errors import InputError
+from i2am.storage.matching import matching_names
 
 Numbers: TypeAlias = int | slice | Iterable[int] | None
 """An index, a slice, or indices (a range, a list); None is all. Negative indices count from the end."""

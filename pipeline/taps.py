@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from pipeline.adapters.contract import AnySite, Site, TokenLayout
-from storage.errors import CaptureError
+from i2am.pipeline.adapters.contract import AnySite, Site, TokenLayout
+from i2am.storage.errors import CaptureError
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from storage.errors import CaptureError
+from i2am.storage.errors import CaptureError
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
-from pipeline.call_tap import CallTap
-from pipeline.recording import Recording
-from pipeline.taps import ProjectionTap, Tapped
-from pipeline.tiling import TileWatch
-from pipeline.timesteps import moment
-from storage import Tile
+from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
+from i2am.pipeline.call_tap import CallTap
+from i2am.pipeline.recording import Recording
+from i2am.pipeline.taps import ProjectionTap, Tapped
+from i2am.pipeline.tiling import TileWatch
+from i2am.pipeline.timesteps import moment
+from i2am.storage.tile import Tile
 
 
 class Watch:

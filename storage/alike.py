@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import zip_longest
 
-from storage.errors import InputError
-from storage.run import Run
-from storage.spec import LayerSpec
+from i2am.storage.errors import InputError
+from i2am.storage.run import Run
+from i2am.storage.spec import LayerSpec
 
 _ALIKE = ("heads", "head_dim", "ref_prefix", "lse", "role", "logit_scale")
 """What a layer must have in common with its namesakes; how it is stored, and its grids, may differ."""

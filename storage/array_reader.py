@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from storage.codecs import get_codec
-from storage.errors import InputError
-from storage.layout import ArrayLayout, identity
-from storage.location import LocalLocation, Location
-from storage.shard import ABSENT, FileRecord, ShardError, check_chunk, compare_checksum, parse_tail
+from i2am.storage.codecs import get_codec
+from i2am.storage.errors import InputError
+from i2am.storage.layout import ArrayLayout, identity
+from i2am.storage.location import LocalLocation, Location
+from i2am.storage.shard import ABSENT, FileRecord, ShardError, check_chunk, compare_checksum, parse_tail
 
 Array = np.ndarray[Any, Any]
 

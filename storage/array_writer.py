@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from storage.codecs import get_codec
-from storage.dtypes import count_nonfinite
-from storage.layout import ArrayLayout, identity
-from storage.shard import FileRecord, ShardWriter
+from i2am.storage.codecs import get_codec
+from i2am.storage.dtypes import count_nonfinite
+from i2am.storage.layout import ArrayLayout, identity
+from i2am.storage.shard import FileRecord, ShardWriter
 
 Array = np.ndarray[Any, Any]
 Rows = Callable[[slice], Array]

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from storage.document import DocumentError, canonical, check_digest, parse, signed
-from storage.location import Location, TooLarge, locate
-from storage.names import sample_file
-from storage.record import committed_names
+from i2am.storage.document import DocumentError, canonical, check_digest, parse, signed
+from i2am.storage.location import Location, TooLarge, locate
+from i2am.storage.names import sample_file
+from i2am.storage.record import committed_names
 
 FOLDER = "failures"
 """Directory of the notes."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.widen import widened
+from i2am.storage.widen import widened
 
 Array = np.ndarray[Any, Any]
 

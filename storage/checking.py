@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from storage.document import sha256
-from storage.errors import DamagedRun, DamagedSample
-from storage.header import MAX_ROOT, Header
-from storage.indices import layer_of
-from storage.kept import has_attention
-from storage.location import Location, TooLarge
-from storage.record import CommitRecord
+from i2am.storage.document import sha256
+from i2am.storage.errors import DamagedRun, DamagedSample
+from i2am.storage.header import MAX_ROOT, Header
+from i2am.storage.indices import layer_of
+from i2am.storage.kept import has_attention
+from i2am.storage.location import Location, TooLarge
+from i2am.storage.record import CommitRecord
 
 FEW = 8
 """Samples whose files are asked for one by one on an object store, before all are listed at once."""

@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from storage.errors import SampleBusy
-from storage.names import sample_file, sample_of_file
-from storage.remote import RemoteLocation
+from i2am.storage.errors import SampleBusy
+from i2am.storage.names import sample_file, sample_of_file
+from i2am.storage.remote import RemoteLocation
 
 FOLDER = "claims"
 """Directory of the claims."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numcodecs import blosc, zstd
 
-from storage.errors import UnknownName
+from i2am.storage.errors import UnknownName
 
 _SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 

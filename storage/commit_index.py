@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from storage.document import DocumentError, sha256
-from storage.errors import DamagedSample
-from storage.header import Header, load_header
-from storage.kept import need_attention
-from storage.location import STAGING, Location, TooLarge, locate
-from storage.names import sample_file
-from storage.record import FOLDER, CommitRecord, build_record, read_record
+from i2am.storage.document import DocumentError, sha256
+from i2am.storage.errors import DamagedSample
+from i2am.storage.header import Header, load_header
+from i2am.storage.kept import need_attention
+from i2am.storage.location import STAGING, Location, TooLarge, locate
+from i2am.storage.names import sample_file
+from i2am.storage.record import FOLDER, CommitRecord, build_record, read_record
 
 NAME = ".index"
 """File name; no encoded sample id begins with a dot."""

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.declare import checked_timesteps, complete_header, make_header
-from storage.errors import AlreadyExists, InputError
-from storage.header import MAX_ROOT, ROOT, Header, load_header
-from storage.kept import need_attention
-from storage.location import LocalLocation, Location, locate, system_errors
-from storage.metadata import root_document
-from storage.planning import plan_header
-from storage.run_writer import RunWriter
-from storage.spec import LayerSpec
-from storage.unborn import appearing, clear_unborn, overtaken
+from i2am.storage.declare import checked_timesteps, complete_header, make_header
+from i2am.storage.errors import AlreadyExists, InputError
+from i2am.storage.header import MAX_ROOT, ROOT, Header, load_header
+from i2am.storage.kept import need_attention
+from i2am.storage.location import LocalLocation, Location, locate, system_errors
+from i2am.storage.metadata import root_document
+from i2am.storage.planning import plan_header
+from i2am.storage.run_writer import RunWriter
+from i2am.storage.spec import LayerSpec
+from i2am.storage.unborn import appearing, clear_unborn, overtaken
 
 
 def refuse_existing(location: Location) -> None:
@@ -88,7 +88,7 @@ def create_run(
     storage_options : mapping, optional
         Options of the file system, for URLs.
     codec : str, optional
-        Key of `storage.codecs.CODECS`; FORMAT.md says why the default is what it is.
+        Key of `i2am.storage.codecs.CODECS`; FORMAT.md says why the default is what it is.
     shard_bytes : int, optional
         Bytes of a shard before compression; by default so many that files per sample stay few.
     queue_bytes, threads : int, optional

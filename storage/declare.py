@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from storage.codecs import DEFAULT_CODEC, get_codec
-from storage.document import plain, sha256, signed
-from storage.errors import InputError
-from storage.header import FORMAT, OWN_KEYS, Header, Timestep, image_shape
-from storage.layout import layer_layouts, shard_target
-from storage.metadata import hierarchy_documents
-from storage.names import sample_file
-from storage.spec import LayerSpec
+from i2am.storage.codecs import DEFAULT_CODEC, get_codec
+from i2am.storage.document import plain, sha256, signed
+from i2am.storage.errors import InputError
+from i2am.storage.header import FORMAT, OWN_KEYS, Header, Timestep, image_shape
+from i2am.storage.layout import layer_layouts, shard_target
+from i2am.storage.metadata import hierarchy_documents
+from i2am.storage.names import sample_file
+from i2am.storage.spec import LayerSpec
 
 
 def _checked_samples(samples: Iterable[str]) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def make_header(
     Parameters
     ----------
     layers, timesteps, samples, attrs, image_shapes, codec, shard_bytes
-        As in `storage.create.create_run`.
+        As in `i2am.storage.create.create_run`.
 
     Returns
     -------

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from storage.errors import InputError
+from i2am.storage.errors import InputError
 
 
 class DocumentError(ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import ShapeMismatch
+from i2am.storage.errors import ShapeMismatch
 
 Array = np.ndarray[Any, Any]
 

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from storage.document import canonical, sha256, signed
-from storage.errors import DamagedRun, DamagedSample
-from storage.header import ROOT
-from storage.indices import layer_of
-from storage.kept import MARGINALS
-from storage.location import Location, locate
-from storage.metadata import root_document
-from storage.record import record_path
-from storage.run import Run
-from storage.shard import FileRecord, checksum
-from storage.unborn import overtaken
+from i2am.storage.document import canonical, sha256, signed
+from i2am.storage.errors import DamagedRun, DamagedSample
+from i2am.storage.header import ROOT
+from i2am.storage.indices import layer_of
+from i2am.storage.kept import MARGINALS
+from i2am.storage.location import Location, locate
+from i2am.storage.metadata import root_document
+from i2am.storage.record import record_path
+from i2am.storage.run import Run
+from i2am.storage.shard import FileRecord, checksum
+from i2am.storage.unborn import overtaken
 
 IMAGES = "images/"
 """What the paths of images begin with."""

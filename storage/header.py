@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from math import isfinite, prod
 from typing import Any
 
-from storage.codecs import get_codec
-from storage.document import DocumentError, check_digest, parse, signed
-from storage.errors import DamagedRun, I2AMError, InputError, NewerFormat, NotARun, NotFound, UnknownName
-from storage.layout import ArrayLayout, image_layout, restore_layouts
-from storage.location import Location, TooLarge
-from storage.names import check_segment, sample_file
-from storage.spec import LayerSpec
+from i2am.storage.codecs import get_codec
+from i2am.storage.document import DocumentError, check_digest, parse, signed
+from i2am.storage.errors import DamagedRun, I2AMError, InputError, NewerFormat, NotARun, NotFound, UnknownName
+from i2am.storage.layout import ArrayLayout, image_layout, restore_layouts
+from i2am.storage.location import Location, TooLarge
+from i2am.storage.names import check_segment, sample_file
+from i2am.storage.spec import LayerSpec
 
 FORMAT = 1
 """The format that this version writes, and the newest it reads."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storage.errors import InputError
+from i2am.storage.errors import InputError
 
 Selection = slice | Sequence[int] | None
 

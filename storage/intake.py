@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from storage.block import scaled_logits
-from storage.dtypes import check_float, exact, stored_dtype
-from storage.errors import InputError, ShapeMismatch
-from storage.spec import LayerSpec
-from storage.widen import widened
+from i2am.storage.block import scaled_logits
+from i2am.storage.dtypes import check_float, exact, stored_dtype
+from i2am.storage.errors import InputError, ShapeMismatch
+from i2am.storage.spec import LayerSpec
+from i2am.storage.widen import widened
 
 Array = np.ndarray[Any, Any]
 Rows = Callable[[slice], Array]
@@ -64,7 +64,7 @@ def checked(spec: LayerSpec, kind: str, array: Array) -> Array:
     kind : str
         "query", "key", "scores" or "lse".
     array : ndarray
-        Heads first, as `storage.sink.Sink.put` describes.
+        Heads first, as `i2am.storage.sink.Sink.put` describes.
 
     Returns
     -------

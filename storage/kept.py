@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from storage.errors import NoAnswer
+from i2am.storage.errors import NoAnswer
 
 MARGINALS = "marginals"
 """Value of the root's entry ``kept`` where the attention is left out."""

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from storage.errors import DamagedSample
-from storage.record import CommitRecord
-from storage.run import Run
+from i2am.storage.errors import DamagedSample
+from i2am.storage.record import CommitRecord
+from i2am.storage.run import Run
 
 
 class LabelledRun(Run):

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from storage.codecs import shuffled
-from storage.dtypes import stored_dtype
-from storage.errors import InputError
-from storage.spec import LayerSpec
+from i2am.storage.codecs import shuffled
+from i2am.storage.dtypes import stored_dtype
+from i2am.storage.errors import InputError
+from i2am.storage.spec import LayerSpec
 
 TARGET_CHUNK = 1 << 20
 """Bytes of an inner chunk that steps are grouped towards."""
@@ -74,7 +74,7 @@ class ArrayLayout:
     dtype : str
         NumPy dtype as stored.
     codec : str
-        Key of `storage.codecs.CODECS`.
+        Key of `i2am.storage.codecs.CODECS`.
     """
 
     path: str

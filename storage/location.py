@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from storage.errors import NoPermission, StorageFull
-from storage.plain import PlainFolders
-from storage.shard import write_all
+from i2am.storage.errors import NoPermission, StorageFull
+from i2am.storage.plain import PlainFolders
+from i2am.storage.shard import write_all
 
 STAGING = ".staging"
 """Directory below a local run for what is not finished; nothing in it belongs to the run."""
@@ -295,7 +295,7 @@ class LocalLocation:
 
     @contextmanager
     def _beside(self, path: str, data: bytes) -> Iterator[tuple[Path, Path]]:
-        """A finished temporary file and its target; locked, so that no `storage.staging.sweep` takes it."""
+        """A finished temporary file and its target; locked, so that no `i2am.storage.staging.sweep` takes it."""
         self._plain.check(STAGING)
         target = self._plain.check_file(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -380,6 +380,6 @@ def locate(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | No
         text = text.split("://", 1)[1]
     if "://" not in text:
         return LocalLocation(Path(os.path.abspath(os.path.expanduser(text))))
-    from storage.remote import open_remote  # fsspec only where it is needed
+    from i2am.storage.remote import open_remote  # fsspec only where it is needed
 
     return open_remote(text, storage_options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from storage.errors import UnknownName
+from i2am.storage.errors import UnknownName
 
 
 def matching_names(kind: str, wanted: str | Sequence[str] | None, known: Sequence[str]) -> list[str]:

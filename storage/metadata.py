@@ -10,10 +10,10 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from storage.codecs import get_codec
-from storage.document import canonical
-from storage.layout import ArrayLayout
-from storage.spec import LayerSpec
+from i2am.storage.codecs import get_codec
+from i2am.storage.document import canonical
+from i2am.storage.layout import ArrayLayout
+from i2am.storage.spec import LayerSpec
 
 
 def _compressors(layout: ArrayLayout) -> list[Any]:

@@ -6,7 +6,7 @@ import re
 from typing import TypeGuard
 from urllib.parse import quote, unquote
 
-from storage.errors import InputError
+from i2am.storage.errors import InputError
 
 MAX_FILE_NAME = 200
 """Longest encoded name in bytes: file systems allow 255, and suffixes are added."""

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from storage.errors import NoPermission, StoreUnavailable
-from storage.location import TooLarge, system_errors
+from i2am.storage.errors import NoPermission, StoreUnavailable
+from i2am.storage.location import TooLarge, system_errors
 
 PROTOCOLS = frozenset({"s3", "gs", "az"})
 """What obstore speaks better than fsspec's own packages."""

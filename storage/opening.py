@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from storage.errors import NotFound
-from storage.header import MAX_ROOT, ROOT
-from storage.labels import LabelledRun, labels
-from storage.location import Location, locate
-from storage.run import Run, open_run
-from storage.runs import AnyRun, Runs
+from i2am.storage.errors import NotFound
+from i2am.storage.header import MAX_ROOT, ROOT
+from i2am.storage.labels import LabelledRun, labels
+from i2am.storage.location import Location, locate
+from i2am.storage.run import Run, open_run
+from i2am.storage.runs import AnyRun, Runs
 
 Place = Run | Runs | str | os.PathLike[str]
 """An open run, several as one, a path, a URL, or a pattern."""

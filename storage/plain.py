@@ -11,7 +11,7 @@ import os
 import stat
 from pathlib import Path
 
-from storage.errors import DamagedRun
+from i2am.storage.errors import DamagedRun
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",

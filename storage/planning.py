@@ -14,16 +14,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from storage.codecs import expected_ratio
-from storage.declare import complete_header, make_header
-from storage.errors import StorageFull
-from storage.header import Header
-from storage.layout import ArrayLayout
-from storage.metadata import root_document
-from storage.record import CommitRecord
-from storage.shard import FileRecord
-from storage.spec import LayerSpec
-from storage.workers import DEFAULT_QUEUE, default_threads
+from i2am.storage.codecs import expected_ratio
+from i2am.storage.declare import complete_header, make_header
+from i2am.storage.errors import StorageFull
+from i2am.storage.header import Header
+from i2am.storage.layout import ArrayLayout
+from i2am.storage.metadata import root_document
+from i2am.storage.record import CommitRecord
+from i2am.storage.shard import FileRecord
+from i2am.storage.spec import LayerSpec
+from i2am.storage.workers import DEFAULT_QUEUE, default_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +263,7 @@ def plan_header(
     documents : mapping
         The run's metadata but the root document, path to content.
     queue_bytes, threads : int, optional
-        See `storage.run_writer.RunWriter`.
+        See `i2am.storage.run_writer.RunWriter`.
 
     Returns
     -------
@@ -302,7 +302,7 @@ def plan(
     attrs: Mapping[str, Any] | None = None,
     threads: int | None = None,
 ) -> Plan:
-    """Predict bytes, files and peak memory of a run; takes what `storage.create.create_run` takes.
+    """Predict bytes, files and peak memory of a run; takes what `i2am.storage.create.create_run` takes.
 
     Parameters
     ----------

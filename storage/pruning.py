@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from numcodecs import BitRound
 
-from storage.create import create_run, resume_run
-from storage.document import plain
-from storage.errors import AlreadyExists, InputError, NotFound, UnknownName
-from storage.header import OWN_KEYS
-from storage.indices import Selection, selected_indices
-from storage.kept import need_attention
-from storage.run import Run, open_run
-from storage.run_writer import RunWriter
-from storage.sink import Sink
-from storage.spec import LayerSpec
+from i2am.storage.create import create_run, resume_run
+from i2am.storage.document import plain
+from i2am.storage.errors import AlreadyExists, InputError, NotFound, UnknownName
+from i2am.storage.header import OWN_KEYS
+from i2am.storage.indices import Selection, selected_indices
+from i2am.storage.kept import need_attention
+from i2am.storage.run import Run, open_run
+from i2am.storage.run_writer import RunWriter
+from i2am.storage.sink import Sink
+from i2am.storage.spec import LayerSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -104,7 +104,7 @@ def prune(
         queries, keys and scores are rounded to nearest. NaN, infinities and what would round to infinity
         stay.
     codec : str, optional
-        Key of `storage.codecs.CODECS`; the source's unless `bits` is given, then ROUNDED_CODEC.
+        Key of `i2am.storage.codecs.CODECS`; the source's unless `bits` is given, then ROUNDED_CODEC.
     storage_options : mapping, optional
         Options of the file system of both runs, for URLs.
     on_sample : callable, optional

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.document import DocumentError, canonical, check_digest, parse, signed
-from storage.errors import DamagedRun, DamagedSample
-from storage.header import Header
-from storage.location import Location, TooLarge
-from storage.names import sample_file, sample_of_file
-from storage.shard import FileRecord
+from i2am.storage.document import DocumentError, canonical, check_digest, parse, signed
+from i2am.storage.errors import DamagedRun, DamagedSample
+from i2am.storage.header import Header
+from i2am.storage.location import Location, TooLarge
+from i2am.storage.names import sample_file, sample_of_file
+from i2am.storage.shard import FileRecord
 
 FOLDER = "commits"
 """Directory of the records."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from threading import Lock
 
-from storage.commit_index import CommitIndex, load_index
-from storage.header import Header
-from storage.location import Location
-from storage.record import CommitRecord, read_record
+from i2am.storage.commit_index import CommitIndex, load_index
+from i2am.storage.header import Header
+from i2am.storage.location import Location
+from i2am.storage.record import CommitRecord, read_record
 
 FEW = 8
 """Records that are read one by one before the index is: it may be large, and a question small."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from storage.errors import InputError, MissingDependency
-from storage.location import STREAM_BYTES, TooLarge
-from storage.object_store import (
+from i2am.storage.errors import InputError, MissingDependency
+from i2am.storage.location import STREAM_BYTES, TooLarge
+from i2am.storage.object_store import (
     get,
     is_object_store,
     list_below,
@@ -54,7 +54,7 @@ class RemoteLocation:
         return f"{self._prefix}/{path}" if path else self._prefix
 
     def read(self, path: str, most: int | None = None) -> bytes:
-        """Return a whole object; see `storage.location.Location`."""
+        """Return a whole object; see `i2am.storage.location.Location`."""
         with store_errors(f"{self.url}/{path}"):
             if is_object_store(self._fs):
                 return persistent(lambda: get(self._fs, self._at(path), most))
@@ -63,7 +63,7 @@ class RemoteLocation:
             return bytes(self._fs.cat_file(self._at(path)))
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
-        """Return byte ranges, neighbours fetched together; see `storage.location.Location`."""
+        """Return byte ranges, neighbours fetched together; see `i2am.storage.location.Location`."""
         merged: list[list[int]] = []
         places: list[tuple[int, int, int]] = []
         for start, stop in ranges:
@@ -81,7 +81,7 @@ class RemoteLocation:
         return [parts[i][start - merged[i][0] : stop - merged[i][0]] for i, start, stop in places]
 
     def stream(self, path: str) -> Iterator[bytes]:
-        """Yield a whole object in blocks; see `storage.location.Location`."""
+        """Yield a whole object in blocks; see `i2am.storage.location.Location`."""
         size = self.size(path)
         if size is None:
             raise FileNotFoundError(f"{self.url}/{path}")
@@ -94,7 +94,7 @@ class RemoteLocation:
         return bytes(persistent(lambda: self._fs.cat_file(self._at(path), start=start, end=stop)))
 
     def size(self, path: str) -> int | None:
-        """Return the size in bytes or None; see `storage.location.Location`."""
+        """Return the size in bytes or None; see `i2am.storage.location.Location`."""
         with store_errors(f"{self.url}/{path}"):
             try:
                 info = persistent(lambda: self._fs.info(self._at(path)))
@@ -103,7 +103,7 @@ class RemoteLocation:
         return int(info["size"]) if info["type"] == "file" else None
 
     def names(self, path: str) -> list[str]:
-        """Return the names below a prefix; see `storage.location.Location`."""
+        """Return the names below a prefix; see `i2am.storage.location.Location`."""
         with store_errors(f"{self.url}/{path}"):
             self._fs.invalidate_cache(self._at(path))
             try:
@@ -114,7 +114,7 @@ class RemoteLocation:
         return sorted(names - {self._at(path).rsplit("/", 1)[-1]} if path == "" else names)
 
     def tags(self, path: str) -> dict[str, str]:
-        """Return name to tag below a prefix, from size and entity tag; see `storage.location.Location`."""
+        """Return name to tag below a prefix, from size and entity tag; see `i2am.storage.location.Location`."""
         with store_errors(f"{self.url}/{path}"):
             self._fs.invalidate_cache(self._at(path))
             try:
@@ -125,7 +125,7 @@ class RemoteLocation:
         return {str(each["name"]).rsplit("/", 1)[-1]: _tag(each) for each in files}
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Yield every object; see `storage.location.Location`."""
+        """Yield every object; see `i2am.storage.location.Location`."""
         if is_object_store(self._fs):
             with store_errors(self.url):
                 yield from persistent(lambda: list_below(self._fs, self._prefix))
@@ -138,7 +138,7 @@ class RemoteLocation:
             yield name.strip("/")[len(base) + 1 :], int(info["size"])
 
     def write(self, path: str, data: bytes) -> None:
-        """Put one object; see `storage.location.Location`."""
+        """Put one object; see `i2am.storage.location.Location`."""
         with store_errors(f"{self.url}/{path}"):
             persistent(lambda: self._fs.pipe_file(self._at(path), data))
 
@@ -193,7 +193,7 @@ class RemoteLocation:
             persistent(lambda: self._fs.put_file(str(source), self._at(path)), again=FileNotFoundError)
 
     def remove(self, path: str) -> None:
-        """Remove an object; see `storage.location.Location`."""
+        """Remove an object; see `i2am.storage.location.Location`."""
         with store_errors(f"{self.url}/{path}"):
             try:
                 persistent(lambda: self._fs.rm_file(self._at(path)))

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage.array_reader import ArrayReader
-from storage.block import Block
-from storage.checking import Checker
-from storage.errors import DamagedRun, DamagedSample, NoAnswer, UnknownName
-from storage.header import Header, Timestep, load_header
-from storage.indices import Selection, selected_indices
-from storage.kept import need_attention
-from storage.layout import ArrayLayout
-from storage.location import Location, locate
-from storage.record import CommitRecord, committed_names
-from storage.records import Records
-from storage.shard import ShardError
-from storage.spec import LayerSpec
+from i2am.storage.array_reader import ArrayReader
+from i2am.storage.block import Block
+from i2am.storage.checking import Checker
+from i2am.storage.errors import DamagedRun, DamagedSample, NoAnswer, UnknownName
+from i2am.storage.header import Header, Timestep, load_header
+from i2am.storage.indices import Selection, selected_indices
+from i2am.storage.kept import need_attention
+from i2am.storage.layout import ArrayLayout
+from i2am.storage.location import Location, locate
+from i2am.storage.record import CommitRecord, committed_names
+from i2am.storage.records import Records
+from i2am.storage.shard import ShardError
+from i2am.storage.spec import LayerSpec
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -150,7 +150,7 @@ class Run:
         NoAnswer
             If the run was exported with its marginals alone.
         """
-        from storage.view import lazy_scores
+        from i2am.storage.view import lazy_scores
 
         need_attention(self.attrs, self.path, "scores")
         return lazy_scores(self, self.spec(layer))
@@ -175,7 +175,7 @@ class Run:
         NoAnswer
             If the layer was captured without it, or the run exported with its marginals alone.
         """
-        from storage.view import lazy_lse
+        from i2am.storage.view import lazy_lse
 
         spec = self.spec(layer)
         if not spec.lse:

@@ -8,19 +8,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from storage.claim import sweep_claims
-from storage.document import sha256
-from storage.errors import AlreadyExists, DamagedRun, ShapeMismatch, StoreUnavailable, UnknownName
-from storage.header import ROOT, Header, Timestep
-from storage.layout import ArrayLayout
-from storage.location import LocalLocation, Location
-from storage.metadata import image_document
-from storage.record import committed_names, record_path
-from storage.remote import RemoteLocation
-from storage.sink import Sink
-from storage.spec import LayerSpec
-from storage.staging import stage, sweep
-from storage.workers import DEFAULT_QUEUE, Workers, default_threads
+from i2am.storage.claim import sweep_claims
+from i2am.storage.document import sha256
+from i2am.storage.errors import AlreadyExists, DamagedRun, ShapeMismatch, StoreUnavailable, UnknownName
+from i2am.storage.header import ROOT, Header, Timestep
+from i2am.storage.layout import ArrayLayout
+from i2am.storage.location import LocalLocation, Location
+from i2am.storage.metadata import image_document
+from i2am.storage.record import committed_names, record_path
+from i2am.storage.remote import RemoteLocation
+from i2am.storage.sink import Sink
+from i2am.storage.spec import LayerSpec
+from i2am.storage.staging import stage, sweep
+from i2am.storage.workers import DEFAULT_QUEUE, Workers, default_threads
 
 
 class RunWriter:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage.alike import check_alike, geometries_in_words, geometry
-from storage.block import Block
-from storage.errors import EmptyRun, InputError, ShapeMismatch, UnknownName
-from storage.header import Timestep
-from storage.indices import Selection
-from storage.run import Run
-from storage.spec import LayerSpec
+from i2am.storage.alike import check_alike, geometries_in_words, geometry
+from i2am.storage.block import Block
+from i2am.storage.errors import EmptyRun, InputError, ShapeMismatch, UnknownName
+from i2am.storage.header import Timestep
+from i2am.storage.indices import Selection
+from i2am.storage.run import Run
+from i2am.storage.spec import LayerSpec
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -18,7 +18,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from storage.layout import ENTRY, IDENTITY, ArrayLayout
+from i2am.storage.layout import ENTRY, IDENTITY, ArrayLayout
 
 ABSENT = (1 << 64) - 1
 """Offset and length of a chunk that is not there."""

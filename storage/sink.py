@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from storage.array_writer import ArrayWriter
-from storage.document import plain
-from storage.errors import InputError, ShapeMismatch, UnknownName
-from storage.header import Header
-from storage.intake import Piece, check_choice, checked, pieces, same_bits
-from storage.layout import ArrayLayout
-from storage.record import MAX_RECORD, CommitRecord, record_path
-from storage.shard import FileRecord
-from storage.spec import LayerSpec
-from storage.staging import Staging
-from storage.workers import Batch, Workers
+from i2am.storage.array_writer import ArrayWriter
+from i2am.storage.document import plain
+from i2am.storage.errors import InputError, ShapeMismatch, UnknownName
+from i2am.storage.header import Header
+from i2am.storage.intake import Piece, check_choice, checked, pieces, same_bits
+from i2am.storage.layout import ArrayLayout
+from i2am.storage.record import MAX_RECORD, CommitRecord, record_path
+from i2am.storage.shard import FileRecord
+from i2am.storage.spec import LayerSpec
+from i2am.storage.staging import Staging
+from i2am.storage.workers import Batch, Workers
 
 Array = np.ndarray[Any, Any]
 

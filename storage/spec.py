@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any, Literal, cast, get_args
 
-from storage.errors import InputError
-from storage.names import check_segment
-from storage.tile import Tile
+from i2am.storage.errors import InputError
+from i2am.storage.names import check_segment
+from i2am.storage.tile import Tile
 
 Representation = Literal["auto", "factors", "scores"]
 DType = Literal["float16", "bfloat16", "float32"]

@@ -2,7 +2,7 @@
 
 On a local disk that is ``.staging/<sample>/`` inside the run, held by a lock on the file ``lock`` in it,
 which the system releases when the process ends, however it ends. Elsewhere it is a temporary directory of
-this machine, and the sample is held by a claim (`storage.claim`).
+this machine, and the sample is held by a claim (`i2am.storage.claim`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from storage.claim import Claim
-from storage.errors import AlreadyExists, SampleBusy, StoreUnavailable
-from storage.location import STAGING, LocalLocation, Location, sync_directory, system_errors
-from storage.names import sample_file, sample_of_file
-from storage.plain import PlainFolders, refuse_link
-from storage.remote import RemoteLocation
+from i2am.storage.claim import Claim
+from i2am.storage.errors import AlreadyExists, SampleBusy, StoreUnavailable
+from i2am.storage.location import STAGING, LocalLocation, Location, sync_directory, system_errors
+from i2am.storage.names import sample_file, sample_of_file
+from i2am.storage.plain import PlainFolders, refuse_link
+from i2am.storage.remote import RemoteLocation
 
 _LOCK = "lock"
 

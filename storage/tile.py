@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 
-from storage.errors import InputError
+from i2am.storage.errors import InputError
 
 MAX_CANVAS = 1 << 24
 """Cells of a canvas: a picture of 32,768 pixels a side has as many."""

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage.errors import AlreadyExists
-from storage.location import STAGING, sync_directory, system_errors
-from storage.staging import LocalStaging, sweep
+from i2am.storage.errors import AlreadyExists
+from i2am.storage.location import STAGING, sync_directory, system_errors
+from i2am.storage.staging import LocalStaging, sweep
 
 
 @contextmanager

@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.aside import FOLDER as FAILURES
-from storage.claim import FOLDER as CLAIMS
-from storage.commit_index import INDEX, MAX_BYTES, parse_index
-from storage.document import DocumentError, sha256
-from storage.errors import DamagedRun, DamagedSample
-from storage.header import MAX_ROOT, ROOT, Header, load_header
-from storage.indices import layer_of
-from storage.kept import has_attention
-from storage.location import STAGING, Location, TooLarge, locate
-from storage.names import sample_file
-from storage.record import FOLDER, CommitRecord, read_record, record_path
-from storage.shard import FileRecord, checksum
+from i2am.storage.aside import FOLDER as FAILURES
+from i2am.storage.claim import FOLDER as CLAIMS
+from i2am.storage.commit_index import INDEX, MAX_BYTES, parse_index
+from i2am.storage.document import DocumentError, sha256
+from i2am.storage.errors import DamagedRun, DamagedSample
+from i2am.storage.header import MAX_ROOT, ROOT, Header, load_header
+from i2am.storage.indices import layer_of
+from i2am.storage.kept import has_attention
+from i2am.storage.location import STAGING, Location, TooLarge, locate
+from i2am.storage.names import sample_file
+from i2am.storage.record import FOLDER, CommitRecord, read_record, record_path
+from i2am.storage.shard import FileRecord, checksum
 
 
 @dataclass(frozen=True, slots=True)

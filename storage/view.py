@@ -8,9 +8,9 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
-from storage.errors import InputError
-from storage.run import Run
-from storage.spec import LayerSpec
+from i2am.storage.errors import InputError
+from i2am.storage.run import Run
+from i2am.storage.spec import LayerSpec
 
 Array = np.ndarray[Any, Any]
 

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from storage.location import translate
+from i2am.storage.location import translate
 
 DEFAULT_QUEUE = 256 << 20
 """Bytes of arrays that may wait to be written."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.aggregation import Aggregation, State, ratio
-from analysis.attention import Attention
+from i2am.analysis.aggregation import Aggregation, State, ratio
+from i2am.analysis.attention import Attention
 
 if TYPE_CHECKING:
-    from storage import LayerSpec
+    from i2am.storage.spec import LayerSpec
 
 Float64 = NDArray[np.float64]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.aggregation import Aggregation, State, ratio
-from analysis.attention import Attention
+from i2am.analysis.aggregation import Aggregation, State, ratio
+from i2am.analysis.attention import Attention
 
 
 def chunk(attention: Attention) -> State:

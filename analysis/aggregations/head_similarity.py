@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.aggregation import Aggregation, State
-from analysis.attention import Attention
+from i2am.analysis.aggregation import Aggregation, State
+from i2am.analysis.attention import Attention
 
 if TYPE_CHECKING:
-    from storage import LayerSpec
+    from i2am.storage.spec import LayerSpec
 
 
 def chunk(attention: Attention) -> State:

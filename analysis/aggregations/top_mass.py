@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.aggregation import Aggregation, State, ratio
-from analysis.attention import Attention
-from storage.errors import InputError
+from i2am.analysis.aggregation import Aggregation, State, ratio
+from i2am.analysis.attention import Attention
+from i2am.storage.errors import InputError
 
 
 @dataclass(frozen=True)

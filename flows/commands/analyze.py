@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import AsJson, Cluster, Label, OneOrMoreRuns, Quiet, Workers
-from flows.terminal import emit, note, say
+from i2am.flows.commands.options import AsJson, Cluster, Label, OneOrMoreRuns, Quiet, Workers
+from i2am.flows.terminal import emit, note, say
 
 if TYPE_CHECKING:
-    from flows.config import AnalysisConfig
+    from i2am.flows.config import AnalysisConfig
 
 
 def analyze(
@@ -52,12 +52,12 @@ def analyze(
     Only what is new is computed; an analysis that would come out the same is left as it is. Exit
     status 1: samples were refused as damaged; the others are analysed.
     """
-    from flows.children import termination_interrupts
-    from flows.loading import amended
-    from flows.orchestrate import as_flow, both_refused
-    from flows.progress import shown
-    from flows.selection import size as read_size
-    from storage import open_any
+    from i2am.flows.children import termination_interrupts
+    from i2am.flows.loading import amended
+    from i2am.flows.orchestrate import as_flow, both_refused
+    from i2am.flows.progress import shown
+    from i2am.flows.selection import size as read_size
+    from i2am.storage.opening import open_any
 
     settings = _settings(config, aggregation or [], protocol)
     grid = read_size("--size", size)
@@ -67,11 +67,11 @@ def analyze(
     open_any(run, label=settings.label)  # what is wrong with the run is said at once, not from inside a flow
     with shown(quiet), termination_interrupts():
         if as_flow(choice):
-            from flows.analyze_flow import analyze_flow
+            from i2am.flows.analyze_flow import analyze_flow
 
             summary = analyze_flow(run, str(out), settings, overwrite, again)
         else:
-            from flows.analyze_job import run_analysis
+            from i2am.flows.analyze_job import run_analysis
 
             summary = run_analysis(run, str(out), settings, overwrite, again)
     _show(summary, as_json)
@@ -81,11 +81,11 @@ def analyze(
 
 def _settings(config: Path | None, aggregations: list[str], protocol: str | None) -> AnalysisConfig:
     """The configuration with what the options add to it; names are looked up before anything is computed."""
-    from analysis.discover import find
-    from analysis.question import PROTOCOLS
-    from flows.config import AnalysisConfig
-    from flows.loading import load_config
-    from storage import UnknownName
+    from i2am.analysis.discover import find
+    from i2am.analysis.question import PROTOCOLS
+    from i2am.flows.config import AnalysisConfig
+    from i2am.flows.loading import load_config
+    from i2am.storage.errors import UnknownName
 
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
     changes: dict[str, Any] = {"aggregations": [*settings.aggregations, *aggregations]}

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import AsJson, Quiet
-from flows.terminal import emit, say
+from i2am.flows.commands.options import AsJson, Quiet
+from i2am.flows.terminal import emit, say
 
 
 def compact(
@@ -19,9 +19,9 @@ def compact(
 
     Safe at any time, also while samples are written.
     """
-    from flows.progress import Progress, report, shown
-    from storage import compact as compact_records
-    from storage import open_run
+    from i2am.flows.progress import Progress, report, shown
+    from i2am.storage.commit_index import compact as compact_records
+    from i2am.storage.run import open_run
 
     def listen(done: int, total: int) -> None:
         """Move the bar."""

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands.options import AsJson, Cluster, Label, Quiet, Workers
-from flows.terminal import emit, note, say, table
+from i2am.flows.commands.options import AsJson, Cluster, Label, Quiet, Workers
+from i2am.flows.terminal import emit, note, say, table
 
 
 def compare(
@@ -39,15 +39,15 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Two runs, sample by sample: differences in maps and IMACS. Exit status 1: some were damaged."""
-    from analysis.compare_runs import compare as compare_runs
-    from flows import selection
-    from flows.analyze_job import listen
-    from flows.children import termination_interrupts
-    from flows.clusters import computing
-    from flows.config import Computing
-    from flows.loading import amended
-    from flows.progress import shown
-    from storage import open_any
+    from i2am.analysis.compare_runs import compare as compare_runs
+    from i2am.flows import selection
+    from i2am.flows.analyze_job import listen
+    from i2am.flows.children import termination_interrupts
+    from i2am.flows.clusters import computing
+    from i2am.flows.config import Computing
+    from i2am.flows.loading import amended
+    from i2am.flows.progress import shown
+    from i2am.storage.opening import open_any
 
     question: dict[str, Any] = {
         "layers": layer,

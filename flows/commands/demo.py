@@ -16,10 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.children import run, termination_interrupts
-from flows.server import temporary_server
-from flows.terminal import human_bytes, note, say
-from storage.errors import AlreadyExists
+from i2am.flows.children import run, termination_interrupts
+from i2am.flows.server import temporary_server
+from i2am.flows.terminal import human_bytes, note, say
+from i2am.storage.errors import AlreadyExists
 
 _HEADER = "# Written by i2am demo; i2am capture reads it too."
 _MADE = (
@@ -114,7 +114,7 @@ def _step(command: str, arguments: list[str], env: Mapping[str, str]) -> dict[st
     direct = [] if "PREFECT_API_URL" in env else ["--direct"]
     # Threads that wait by spinning would starve the server, and each other on a busy machine.
     env = {"OMP_WAIT_POLICY": "passive", **env}
-    status, output = run([sys.executable, "-m", "flows", command, *arguments, *direct], env=env)
+    status, output = run([sys.executable, "-m", "i2am", command, *arguments, *direct], env=env)
     if status < 0:
         note(f"i2am: {command} was ended by signal {-status}; i2am demo --resume goes on from there")
         raise typer.Exit(128 - status)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import AsJson
-from flows.terminal import emit, say
-from storage.errors import ConfigError
+from i2am.flows.commands.options import AsJson
+from i2am.flows.terminal import emit, say
+from i2am.storage.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flows.deploying import Pools, Times
+    from i2am.flows.deploying import Pools, Times
 
 
 def deploy(
@@ -50,9 +50,9 @@ def deploy(
     Work pools and concurrency limits are created where they are missing; a deployment of the same name is
     brought up to date. Start a worker for each pool: prefect worker start --pool i2am-gpu.
     """
-    from flows.config import AnalysisConfig
-    from flows.loading import load_capture, load_config
-    from flows.orchestrate import as_flow
+    from i2am.flows.config import AnalysisConfig
+    from i2am.flows.loading import load_capture, load_config
+    from i2am.flows.orchestrate import as_flow
 
     if analysis_out is None and (analysis_config or analysis_schedule or after_sweep):
         raise ConfigError("an analysis to deploy", expected="--analysis-out FOLDER", got="no folder")
@@ -62,7 +62,7 @@ def deploy(
     if analysis_config is not None:
         load_config(analysis_config, AnalysisConfig)
     as_flow(True)
-    from flows.deploying import Pools, Times
+    from i2am.flows.deploying import Pools, Times
 
     pools, times = Pools(pool_gpu, pool_cpu), Times(schedule, analysis_schedule, timezone, after_sweep)
     analysis = {"out": analysis_out, "config": analysis_config}
@@ -80,8 +80,8 @@ def _deploy(
     host: str | None,
 ) -> dict[str, Any]:
     """Bring the server up to date; what is there then, as ``--json`` writes it."""
-    from flows import deploying
-    from flows.deployed import ANALYSIS, SWEEP
+    from i2am.flows import deploying
+    from i2am.flows.deployed import ANALYSIS, SWEEP
 
     api = os.environ.get("PREFECT_API_URL")
     deployments: dict[str, str] = {}

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.options import AsJson, Cluster, Quiet, Workers
-from flows.terminal import emit, human_bytes, say
+from i2am.flows.commands.options import AsJson, Cluster, Quiet, Workers
+from i2am.flows.terminal import emit, human_bytes, say
 
 if TYPE_CHECKING:
-    from analysis.events import Event
+    from i2am.analysis.events import Event
 
 
 def export(
@@ -29,14 +29,14 @@ def export(
 
     What --marginals makes answers all levels in both directions, IMACS, tables and report.
     """
-    from analysis.exporting import export as copy_part
-    from flows.clusters import computing
-    from flows.config import Computing
-    from flows.describe import describe
-    from flows.loading import amended
-    from flows.progress import shown
-    from storage import open_run
-    from storage.location import locate
+    from i2am.analysis.exporting import export as copy_part
+    from i2am.flows.clusters import computing
+    from i2am.flows.config import Computing
+    from i2am.flows.describe import describe
+    from i2am.flows.loading import amended
+    from i2am.flows.progress import shown
+    from i2am.storage.location import locate
+    from i2am.storage.run import open_run
 
     source = open_run(run)
     with shown(quiet), computing(amended(Computing(), workers=workers, cluster=cluster)):
@@ -44,7 +44,7 @@ def export(
     sizes = {"before": describe(source)["bytes"], "after": describe(made)["bytes"]}
     beside = None
     if marginals:
-        from analysis.cache import default_path
+        from i2am.analysis.cache import default_path
 
         beside = default_path(out)
         sizes["after"] += sum(size for _, size in locate(beside).files())
@@ -57,8 +57,8 @@ def export(
 
 
 def _listen(event: Event) -> None:
-    from analysis.events import StageAdvanced
-    from flows.progress import Progress, report
+    from i2am.analysis.events import StageAdvanced
+    from i2am.flows.progress import Progress, report
 
     if isinstance(event, StageAdvanced):
         report(Progress(event.stage, event.done, event.total, event.stage))

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import AsJson, Cluster, Label, OneOrMoreRuns, Workers
-from flows.terminal import emit, note, say, table
+from i2am.flows.commands.options import AsJson, Cluster, Label, OneOrMoreRuns, Workers
+from i2am.flows.terminal import emit, note, say, table
 
 if TYPE_CHECKING:
-    from storage import AnyRun
+    from i2am.storage.runs import AnyRun
 
 
 def imacs(
@@ -43,15 +43,15 @@ def imacs(
 
     Exit status 1: samples were refused as damaged; the others are scored.
     """
-    from analysis.bootstrap import check_confidence
-    from analysis.imacs import check_penalty
-    from analysis.summary import summarise
-    from analysis.tables import frame
-    from flows import selection
-    from flows.clusters import computing
-    from flows.config import Computing
-    from flows.loading import amended
-    from storage import open_any
+    from i2am.analysis.bootstrap import check_confidence
+    from i2am.analysis.imacs import check_penalty
+    from i2am.analysis.summary import summarise
+    from i2am.analysis.tables import frame
+    from i2am.flows import selection
+    from i2am.flows.clusters import computing
+    from i2am.flows.config import Computing
+    from i2am.flows.loading import amended
+    from i2am.storage.opening import open_any
 
     check_penalty(penalty)
     check_confidence(confidence)
@@ -131,10 +131,10 @@ def _rows(
     refused: list[dict[str, str]],
 ) -> Iterator[dict[str, Any]]:
     """Rows of the level's table, sample by sample; damaged ones go to ``refused``."""
-    from analysis.collect import sample_mask
-    from analysis.maps import attribution_maps
-    from analysis.tables import score_rows
-    from storage.errors import DamagedSample, NoAnswer
+    from i2am.analysis.collect import sample_mask
+    from i2am.analysis.maps import attribution_maps
+    from i2am.analysis.tables import score_rows
+    from i2am.storage.errors import DamagedSample, NoAnswer
 
     maps = {}
     silent: NoAnswer | None = None

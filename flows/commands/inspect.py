@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flows.commands.options import AsJson, Label, OneOrMoreRuns
-from flows.terminal import emit, human_bytes, say, table
+from i2am.flows.commands.options import AsJson, Label, OneOrMoreRuns
+from i2am.flows.terminal import emit, human_bytes, say, table
 
 
 def inspect(
@@ -12,8 +12,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """What is in a run, how complete."""
-    from flows.describe import describe
-    from storage import open_any
+    from i2am.flows.describe import describe
+    from i2am.storage.opening import open_any
 
     facts = describe(open_any(run, label=label))
     if as_json:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import Cluster, Label, OneOrMoreRuns, Workers
-from flows.terminal import say
+from i2am.flows.commands.options import Cluster, Label, OneOrMoreRuns, Workers
+from i2am.flows.terminal import say
 
 
 def maps(
@@ -40,13 +40,13 @@ def maps(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
 ) -> None:
     """Maps as .npz, .zarr or .png."""
-    from analysis.export import save_maps
-    from analysis.maps import attribution_maps
-    from flows import selection
-    from flows.clusters import computing
-    from flows.config import Computing
-    from flows.loading import amended
-    from storage import open_any
+    from i2am.analysis.export import save_maps
+    from i2am.analysis.maps import attribution_maps
+    from i2am.flows import selection
+    from i2am.flows.clusters import computing
+    from i2am.flows.config import Computing
+    from i2am.flows.loading import amended
+    from i2am.storage.opening import open_any
 
     index = selection.from_option("--steps", steps), selection.from_option("--heads", heads)
     grid = selection.size("--size", size)

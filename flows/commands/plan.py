@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import AsJson
-from flows.terminal import emit, human_bytes, say, table
+from i2am.flows.commands.options import AsJson
+from i2am.flows.terminal import emit, human_bytes, say, table
 
 if TYPE_CHECKING:
-    from flows.config import CaptureConfig
-    from storage.planning import Plan
+    from i2am.flows.config import CaptureConfig
+    from i2am.storage.planning import Plan
 
 
 def plan(
@@ -24,8 +24,8 @@ def plan(
     The pipeline is loaded and makes one denoiser call, from which the geometry of every layer is read. Exit
     status 2 where the disk cannot hold the run.
     """
-    from flows.forecast import forecast
-    from flows.loading import load_capture
+    from i2am.flows.forecast import forecast
+    from i2am.flows.loading import load_capture
 
     settings = load_capture(config)
     predicted = forecast(settings)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import AsJson, Quiet
-from flows.terminal import emit, human_bytes, note, say
+from i2am.flows.commands.options import AsJson, Quiet
+from i2am.flows.terminal import emit, human_bytes, note, say
 
 if TYPE_CHECKING:
-    from analysis.question import Level
-    from analysis.selection import Direction, Indices
-    from storage import Run
+    from i2am.analysis.question import Level
+    from i2am.analysis.selection import Direction, Indices
+    from i2am.storage.run import Run
 
 
 def prune(
@@ -36,11 +36,11 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Copy a part of a run, exactly or with rounded numbers, and measure what rounding does to the maps."""
-    from flows import selection
-    from flows.describe import describe
-    from flows.progress import Progress, report, shown
-    from storage import open_run
-    from storage import prune as copy_part
+    from i2am.flows import selection
+    from i2am.flows.describe import describe
+    from i2am.flows.progress import Progress, report, shown
+    from i2am.storage.pruning import prune as copy_part
+    from i2am.storage.run import open_run
 
     source = open_run(run)
     index = selection.from_option("--steps", steps), selection.from_option("--heads", heads)
@@ -83,8 +83,8 @@ def _errors(source: Run, made: Run, steps: Indices | None, heads: Indices | None
     """Differences of the maps to those of the same layers, steps and heads of the source."""
     import numpy as np
 
-    from analysis.maps import attribution_maps
-    from storage import NoAnswer
+    from i2am.analysis.maps import attribution_maps
+    from i2am.storage.errors import NoAnswer
 
     kept = made.attrs["pruned"]["layers"]
     if heads is not None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.options import AsJson, Quiet
-from flows.terminal import emit, human_bytes, say
+from i2am.flows.commands.options import AsJson, Quiet
+from i2am.flows.terminal import emit, human_bytes, say
 
 if TYPE_CHECKING:
-    from storage.verification import Progress as Checked
-    from storage.verification import VerifyReport
+    from i2am.storage.verification import Progress as Checked
+    from i2am.storage.verification import VerifyReport
 
 
 def with_marginals(found: VerifyReport) -> VerifyReport:
@@ -21,15 +21,16 @@ def with_marginals(found: VerifyReport) -> VerifyReport:
     Parameters
     ----------
     found
-        Of :func:`storage.verify`.
+        Of :func:`i2am.verify`.
 
     Returns
     -------
     VerifyReport
         The same for a run with its attention.
     """
-    from analysis.kept import check_marginals
-    from storage import DamagedRun, open_run
+    from i2am.analysis.kept import check_marginals
+    from i2am.storage.errors import DamagedRun
+    from i2am.storage.run import open_run
 
     try:
         problems = check_marginals(open_run(found.path))
@@ -47,8 +48,8 @@ def verify(
 
     Reads every byte and compares it with what was committed. Exit status 1: something is damaged.
     """
-    from flows.progress import Progress, report, shown
-    from storage.verification import verify as check
+    from i2am.flows.progress import Progress, report, shown
+    from i2am.storage.verification import verify as check
 
     def listen(event: Checked) -> None:
         """Pass the count of files on."""

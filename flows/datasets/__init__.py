@@ -1,1 +1,1 @@
-"""Where samples come from: one layout, one file; all give a :class:`flows.datasets.common.SampleSet`."""
+"""Where samples come from: one layout, one file; all give a :class:`i2am.flows.datasets.common.SampleSet`."""

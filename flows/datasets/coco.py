@@ -11,18 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.datasets.common import (
-    SampleInput,
-    SampleSet,
-    folder_of,
-    inside,
-    once,
-    read_text,
-    resized,
-)
-from flows.datasets.config import Coco
-from flows.datasets.images import read_image
-from storage.errors import ConfigError, ShapeMismatch
+from i2am.flows.datasets.common import SampleInput, SampleSet, folder_of, inside, once, read_text, resized
+from i2am.flows.datasets.config import Coco
+from i2am.flows.datasets.images import read_image
+from i2am.storage.errors import ConfigError, ShapeMismatch
 
 MAX_ANNOTATIONS = 1 << 29
 """Bytes of an annotation file; that of train2017 has 448 MB."""

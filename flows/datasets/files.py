@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.datasets.common import SampleInput, SampleSet, resized
-from flows.datasets.images import read_image
+from i2am.flows.datasets.common import SampleInput, SampleSet, resized
+from i2am.flows.datasets.images import read_image
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storage.errors import ConfigError, InputError, NoPermission, NotFound
+from i2am.storage.errors import ConfigError, InputError, NoPermission, NotFound
 
 MASKS = ("mask", "reference_mask", "warped_mask")
 """Images of one channel, resized without interpolation."""

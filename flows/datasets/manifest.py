@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.datasets.common import SampleSet, check_sizes, inside, once
-from flows.datasets.files import Entry, from_files
-from flows.datasets.images import MASKS
-from flows.datasets.table import read_table
-from storage.errors import ConfigError, UnknownName
+from i2am.flows.datasets.common import SampleSet, check_sizes, inside, once
+from i2am.flows.datasets.files import Entry, from_files
+from i2am.flows.datasets.images import MASKS
+from i2am.flows.datasets.table import read_table
+from i2am.storage.errors import ConfigError, UnknownName
 
 IMAGES = (*MASKS, "source", "reference", "agnostic", "densepose", "warped")
 """Columns of image paths; any other but id and seed is a text."""
@@ -42,7 +42,7 @@ def open_manifest(
     Raises
     ------
     NotFound, NoPermission, ConfigError, UnknownName, ShapeMismatch
-        As :func:`flows.samples.open_samples` says.
+        As :func:`i2am.flows.samples.open_samples` says.
     """
     rows = read_table(path, limit)
     if not rows:

@@ -1,4 +1,4 @@
-"""Read Parquet from standard input in a process that may fail: ``-m flows.datasets.parquet_rows MOST``.
+"""Read Parquet from standard input in a process that may fail: ``-m i2am.flows.datasets.parquet_rows MOST``.
 
 Writes lines of JSON: {} or {"error": one line}, then a row each. Polars believes the lengths in a file; one
 that lies makes it panic, or ask for more memory than there is, which ends this process and no other.
@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 
-from flows.datasets.table import MAX_COLUMNS, PARQUET_BYTES, PARQUET_SECONDS
+from i2am.flows.datasets.table import MAX_COLUMNS, PARQUET_BYTES, PARQUET_SECONDS
 
 MAX_OUTPUT = 1 << 28
 """Bytes of text that all columns may have."""

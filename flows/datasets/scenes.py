@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flows.datasets.common import SampleInput, SampleSet
-from flows.datasets.config import Scenes
+from i2am.flows.datasets.common import SampleInput, SampleSet
+from i2am.flows.datasets.config import Scenes
 
 
 def open_scenes(config: Scenes) -> SampleSet:
@@ -24,7 +24,7 @@ def open_scenes(config: Scenes) -> SampleSet:
         """Make the images of one sample."""
         from PIL import Image
 
-        from pipeline.embedded.scenes import make_scene
+        from i2am.pipeline.embedded.scenes import make_scene
 
         arrays = make_scene(seeds[id]).images
         images = {

@@ -17,9 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from flows.datasets.common import MAX_BYTES, MAX_SAMPLES
-from flows.reading import read_bounded
-from storage.errors import ConfigError
+from i2am.flows.datasets.common import MAX_BYTES, MAX_SAMPLES
+from i2am.flows.reading import read_bounded
+from i2am.storage.errors import ConfigError
 
 MAX_COLUMNS = 256
 MAX_ROW = 1 << 20
@@ -103,7 +103,7 @@ def _csv(raw: bytes) -> Iterator[Row]:
 
 def _parquet(raw: bytes, most: int) -> Iterator[Row]:
     # -P: a data set's folder may be the working directory, and hold a polars.py of its own
-    command = [sys.executable, "-P", "-m", "flows.datasets.parquet_rows", str(most)]
+    command = [sys.executable, "-P", "-m", "i2am.flows.datasets.parquet_rows", str(most)]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path}
     try:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.datasets.common import SampleSet, below, folder_of, inside, once, read_text
-from flows.datasets.config import VitonHD
-from flows.datasets.files import Entry, from_files
-from storage.errors import ConfigError
+from i2am.flows.datasets.common import SampleSet, below, folder_of, inside, once, read_text
+from i2am.flows.datasets.config import VitonHD
+from i2am.flows.datasets.files import Entry, from_files
+from i2am.storage.errors import ConfigError
 
 
 def open_viton_hd(config: VitonHD, seed: int, limit: int | None, size: tuple[int, int] | None) -> SampleSet:

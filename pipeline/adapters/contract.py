@@ -107,7 +107,7 @@ class Spans:
 class Adapter(Protocol):
     """Knowledge of one family of pipelines. Adapters hold no state; one instance serves every capture.
 
-    Most families need few of these methods: :class:`pipeline.adapters.defaults.Defaults` has the others.
+    Most families need few of these methods: :class:`i2am.pipeline.adapters.defaults.Defaults` has the others.
     """
 
     name: str

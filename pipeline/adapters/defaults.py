@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.adapters.contract import Site, Spans, TokenLayout
-from pipeline.timesteps import announced
-from storage.errors import CaptureError
+from i2am.pipeline.adapters.contract import Site, Spans, TokenLayout
+from i2am.pipeline.timesteps import announced
+from i2am.storage.errors import CaptureError
 
 
 class Defaults:

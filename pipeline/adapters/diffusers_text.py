@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.adapters.contract import Site
-from pipeline.adapters.defaults import Defaults
-from pipeline.adapters.diffusers_unet import ATTN2
-from pipeline.adapters.unet import attentions, has_path, projection_site
+from i2am.pipeline.adapters.contract import Site
+from i2am.pipeline.adapters.defaults import Defaults
+from i2am.pipeline.adapters.diffusers_unet import ATTN2
+from i2am.pipeline.adapters.unet import attentions, has_path, projection_site
 
 _OTHERS = r".*(\.pixel_attentions|\.image_attentions|\.attn2_plus|\.to_k_ip)(\..*)?"
 """Modules that make a UNet one of another family."""

@@ -1,6 +1,6 @@
 """Diffusers pipelines whose ``UNet2DConditionModel`` attends to reference tokens through ``attn2``.
 
-Serves the embedded :class:`~pipeline.embedded.painter.ReferencePainter` (a grid of patch tokens) and, with
+Serves the embedded :class:`~i2am.pipeline.embedded.painter.ReferencePainter` (a grid of patch tokens) and, with
 one pooled CLIP token, Paint-by-Example (Yang et al., 2023) and Stable Diffusion image variation.
 """
 
@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.adapters.contract import Site, TokenLayout
-from pipeline.adapters.defaults import Defaults
-from pipeline.adapters.unet import attentions, projection_site
-from storage.errors import CaptureError
+from i2am.pipeline.adapters.contract import Site, TokenLayout
+from i2am.pipeline.adapters.defaults import Defaults
+from i2am.pipeline.adapters.unet import attentions, projection_site
+from i2am.storage.errors import CaptureError
 
 ATTN2 = r".+\.transformer_blocks\.\d+\.attn2"
 """Paths of cross-attention in diffusers' UNets."""

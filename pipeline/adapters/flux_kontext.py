@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.adapters.contract import Spans
-from pipeline.adapters.joint import Joint, grid_of, layout_of
+from i2am.pipeline.adapters.contract import Spans
+from i2am.pipeline.adapters.joint import Joint, grid_of, layout_of
 
 
 class FluxKontext(Joint):

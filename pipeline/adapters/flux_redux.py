@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.adapters.contract import Spans
-from pipeline.adapters.flux_kontext import FluxKontext
-from pipeline.adapters.joint import grid_of, layout_of
+from i2am.pipeline.adapters.contract import Spans
+from i2am.pipeline.adapters.flux_kontext import FluxKontext
+from i2am.pipeline.adapters.joint import grid_of, layout_of
 
 _SIGLIP_SIDE = 27
 """Patches on a side of siglip-so400m-patch14-384, which Redux was trained with."""

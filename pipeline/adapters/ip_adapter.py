@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.adapters.contract import Site, TokenLayout
-from pipeline.adapters.defaults import Defaults
-from pipeline.adapters.diffusers_unet import ATTN2
-from pipeline.adapters.unet import attentions, has_path, projection_site
-from storage.errors import CaptureError
+from i2am.pipeline.adapters.contract import Site, TokenLayout
+from i2am.pipeline.adapters.defaults import Defaults
+from i2am.pipeline.adapters.diffusers_unet import ATTN2
+from i2am.pipeline.adapters.unet import attentions, has_path, projection_site
+from i2am.storage.errors import CaptureError
 
 _TO_K_IP = r".+\.attn2\.processor\.to_k_ip(\.\d+)?"
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.adapters.contract import JointSite, TokenLayout
-from pipeline.adapters.defaults import Defaults
-from storage.errors import CaptureError
+from i2am.pipeline.adapters.contract import JointSite, TokenLayout
+from i2am.pipeline.adapters.defaults import Defaults
+from i2am.storage.errors import CaptureError
 
 
 class Joint(Defaults):

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.adapters.contract import Site
-from pipeline.adapters.defaults import Defaults
-from pipeline.adapters.unet import attentions, has_path, projection_site
-from pipeline.timesteps import announced, starting_at
+from i2am.pipeline.adapters.contract import Site
+from i2am.pipeline.adapters.defaults import Defaults
+from i2am.pipeline.adapters.unet import attentions, has_path, projection_site
+from i2am.pipeline.timesteps import announced, starting_at
 
 UNET_ATTN2 = r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.transformer_blocks\.\d+\.attn2"
 WARP_ATTN2 = r"warp_flow_blks\.\d+\.transformer_blocks\.\d+\.attn2"

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.adapters.contract import Site, TokenLayout
-from pipeline.adapters.defaults import Defaults
-from pipeline.adapters.unet import attentions, has_path, projection_site
+from i2am.pipeline.adapters.contract import Site, TokenLayout
+from i2am.pipeline.adapters.defaults import Defaults
+from i2am.pipeline.adapters.unet import attentions, has_path, projection_site
 
 _PIXEL = (
     r"up_blocks\.\d+\.(pixel_attentions\.\d+\.transformer_blocks\.\d+\.attn2"

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from pipeline.adapters.contract import Spans
-from pipeline.adapters.joint import Joint, layout_of
+from i2am.pipeline.adapters.contract import Spans
+from i2am.pipeline.adapters.joint import Joint, layout_of
 
 
 class QwenImageEdit(Joint):

@@ -6,18 +6,18 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from pipeline.adapters.contract import Adapter
-from pipeline.adapters.diffusers_text import DiffusersText
-from pipeline.adapters.diffusers_unet import DiffusersUNet
-from pipeline.adapters.flux_kontext import FluxKontext
-from pipeline.adapters.flux_redux import FluxRedux
-from pipeline.adapters.ip_adapter import IPAdapter
-from pipeline.adapters.ldm import LatentDiffusion
-from pipeline.adapters.pasd import PASD
-from pipeline.adapters.qwen_image import QwenImageEdit
-from pipeline.adapters.seesr import SeeSR
-from pipeline.adapters.stableviton import StableVITON
-from storage.errors import CaptureError, UnknownName
+from i2am.pipeline.adapters.contract import Adapter
+from i2am.pipeline.adapters.diffusers_text import DiffusersText
+from i2am.pipeline.adapters.diffusers_unet import DiffusersUNet
+from i2am.pipeline.adapters.flux_kontext import FluxKontext
+from i2am.pipeline.adapters.flux_redux import FluxRedux
+from i2am.pipeline.adapters.ip_adapter import IPAdapter
+from i2am.pipeline.adapters.ldm import LatentDiffusion
+from i2am.pipeline.adapters.pasd import PASD
+from i2am.pipeline.adapters.qwen_image import QwenImageEdit
+from i2am.pipeline.adapters.seesr import SeeSR
+from i2am.pipeline.adapters.stableviton import StableVITON
+from i2am.storage.errors import CaptureError, UnknownName
 
 GROUP = "i2am.adapters"
 """Entry-point group: a name, and a class or factory that takes no argument and returns an adapter."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.adapters.contract import Site, TokenLayout
-from pipeline.adapters.ldm import WARP_ATTN2, LatentDiffusion, diffusion_model
-from pipeline.adapters.unet import attentions, has_path, projection_site
+from i2am.pipeline.adapters.contract import Site, TokenLayout
+from i2am.pipeline.adapters.ldm import WARP_ATTN2, LatentDiffusion, diffusion_model
+from i2am.pipeline.adapters.unet import attentions, has_path, projection_site
 
 
 class StableVITON(LatentDiffusion):

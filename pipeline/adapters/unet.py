@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from pipeline.adapters.contract import Site
-from storage.errors import CaptureError
+from i2am.pipeline.adapters.contract import Site
+from i2am.storage.errors import CaptureError
 
 
 def attentions(root: nn.Module, path: str) -> Iterator[tuple[str, nn.Module, nn.Module]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from pipeline.embedded.encoder import ReferenceEncoder
-from pipeline.embedded.painter import ReferencePainter
+from i2am.pipeline.embedded.encoder import ReferenceEncoder
+from i2am.pipeline.embedded.painter import ReferencePainter
 
 FOLD = 2
 """Pixels are folded FOLD by FOLD into channels, an exact, weightless stand-in for a latent space."""

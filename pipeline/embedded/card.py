@@ -1,6 +1,6 @@
 """Write the embedded model's card from what training and evaluation left.
 
-``python -m pipeline.embedded.card``
+``python -m i2am.pipeline.embedded.card``
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from pipeline.embedded.weights import FOLDER
+from i2am.pipeline.embedded.weights import FOLDER
 
 _TEMPLATE = Path(__file__).parent / "card.md.j2"
 

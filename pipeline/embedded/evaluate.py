@@ -1,4 +1,4 @@
-"""Measure whether the embedded model uses its reference: ``python -m pipeline.embedded.evaluate``.
+"""Measure whether the embedded model uses its reference: ``python -m i2am.pipeline.embedded.evaluate``.
 
 Held-out scenes are generated under capture, and everything is computed from the store. Each figure stands
 beside its chance level:
@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from pipeline.adapters.registry import find_adapter
-from pipeline.capturing import capture
-from pipeline.embedded.painter import ReferencePainter
-from pipeline.embedded.scenes import Scene, make_scene
-from pipeline.embedded.weights import FOLDER
-from pipeline.jobs import Call, run_job
-from storage import Run, open_run
+from i2am.pipeline.adapters.registry import find_adapter
+from i2am.pipeline.capturing import capture
+from i2am.pipeline.embedded.painter import ReferencePainter
+from i2am.pipeline.embedded.scenes import Scene, make_scene
+from i2am.pipeline.embedded.weights import FOLDER
+from i2am.pipeline.jobs import Call, run_job
+from i2am.storage.run import Run, open_run
 
 Floats = NDArray[np.float64]
 

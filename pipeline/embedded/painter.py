@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from pipeline.embedded.encoder import ReferenceEncoder
+from i2am.pipeline.embedded.encoder import ReferenceEncoder
 
 Picture: TypeAlias = Image.Image | NDArray[np.uint8] | NDArray[np.bool_]
 Pictures: TypeAlias = Picture | Sequence[Picture]

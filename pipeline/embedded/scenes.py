@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.embedded.shapes import PATTERNS, SILHOUETTES, Field
+from i2am.pipeline.embedded.shapes import PATTERNS, SILHOUETTES, Field
 
 SIZE = 64
 """Edge of every image, in pixels."""
@@ -35,7 +35,7 @@ class Thing:
     Attributes
     ----------
     silhouette, pattern
-        Keys of :data:`~pipeline.embedded.shapes.SILHOUETTES` and :data:`~pipeline.embedded.shapes.PATTERNS`.
+        Keys of :data:`~i2am.pipeline.embedded.shapes.SILHOUETTES` and :data:`~i2am.pipeline.embedded.shapes.PATTERNS`.
     colours
         The pattern's two RGB colours, in [0, 1].
     angle

@@ -1,4 +1,4 @@
-"""Train the embedded model: ``python -m pipeline.embedded.train --out DIR``.
+"""Train the embedded model: ``python -m i2am.pipeline.embedded.train --out DIR``.
 
 Uses the GPU where there is one, else the CPU. It can be stopped at any moment and run again with the same
 ``--out``: it goes on from the last checkpoint. Scenes are drawn on the fly, every one once.
@@ -23,9 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pipeline.embedded.architecture import build_painter
-from pipeline.embedded.painter import ReferencePainter
-from pipeline.embedded.scenes import make_scene
+from i2am.pipeline.embedded.architecture import build_painter
+from i2am.pipeline.embedded.painter import ReferencePainter
+from i2am.pipeline.embedded.scenes import make_scene
 
 FIRST_TRAINING_SEED = 1_000_000
 """Seeds below are held out: evaluation and the demo never meet a training scene."""

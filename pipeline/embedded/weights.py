@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.embedded.painter import ReferencePainter
-from storage.errors import InputError
+from i2am.pipeline.embedded.painter import ReferencePainter
+from i2am.storage.errors import InputError
 
 FOLDER = Path(__file__).parent / "reference-painter"
 """A diffusers pipeline folder: float16 safetensors, configurations and the model card."""

@@ -10,14 +10,14 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from analysis import aggregation_tables, discover
-from analysis.aggregated import aggregate
-from analysis.aggregation import Aggregation
-from analysis.aggregation_figures import draw
-from analysis.names import shortened
-from analysis.resize import bicubic
-from analysis.study import StudyOptions, analyse
-from storage.errors import InputError, UnknownName
+from i2am.analysis import aggregation_tables, discover
+from i2am.analysis.aggregated import aggregate
+from i2am.analysis.aggregation import Aggregation
+from i2am.analysis.aggregation_figures import draw
+from i2am.analysis.names import shortened
+from i2am.analysis.resize import bicubic
+from i2am.analysis.study import StudyOptions, analyse
+from i2am.storage.errors import InputError, UnknownName
 from tests.analysis.builders import build, layer
 
 LAYERS = [

@@ -17,18 +17,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import reduce
-from analysis.aggregated import aggregate
-from analysis.aggregation import Aggregation, ratio
-from analysis.aggregations.centre import CENTRE, CENTRE_VARIATION
-from analysis.aggregations.entropy import ENTROPY
-from analysis.aggregations.head_similarity import HEAD_SIMILARITY
-from analysis.aggregations.top_mass import TOP_MASS, top_mass
-from analysis.aggregations.variance import TIME_VARIANCE
-from analysis.cache import open_cache
-from analysis.discover import find, known
-from analysis.marginals import compute_marginals
-from storage.errors import AggregationError, InputError, NoAnswer, UnknownName
+from i2am.analysis import reduce
+from i2am.analysis.aggregated import aggregate
+from i2am.analysis.aggregation import Aggregation, ratio
+from i2am.analysis.aggregations.centre import CENTRE, CENTRE_VARIATION
+from i2am.analysis.aggregations.entropy import ENTROPY
+from i2am.analysis.aggregations.head_similarity import HEAD_SIMILARITY
+from i2am.analysis.aggregations.top_mass import TOP_MASS, top_mass
+from i2am.analysis.aggregations.variance import TIME_VARIANCE
+from i2am.analysis.cache import open_cache
+from i2am.analysis.discover import find, known
+from i2am.analysis.marginals import compute_marginals
+from i2am.storage.errors import AggregationError, InputError, NoAnswer, UnknownName
 from tests.analysis import builders, oracle
 
 ROOT = Path(__file__).parents[2]

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import bootstrap
-from analysis.bootstrap import mean_intervals
-from analysis.study import StudyOptions, analyse
-from analysis.summary import KEYS, summarise
-from analysis.tables import SCHEMA, frame
-from storage.errors import InputError, ShapeMismatch
+from i2am.analysis import bootstrap
+from i2am.analysis.bootstrap import mean_intervals
+from i2am.analysis.study import StudyOptions, analyse
+from i2am.analysis.summary import KEYS, summarise
+from i2am.analysis.tables import SCHEMA, frame
+from i2am.storage.errors import InputError, ShapeMismatch
 from tests.analysis.builders import build, layer
 
 VALUES = st.lists(st.floats(-100, 100), min_size=2, max_size=12)

@@ -8,16 +8,16 @@ import pytest
 import xarray as xr
 import zarr
 
-import analysis.cache
-import analysis.reduce
-from analysis.cache import open_cache
-from analysis.fill import fill_marginals
-from analysis.maps import attribution_maps
-from analysis.marginals import compute_marginals
-from analysis.recall import ENTRY_BYTES, Recall, recent
-from analysis.study import StudyOptions
-from storage import open_run
-from storage.errors import AlreadyExists, DamagedSample
+import i2am.analysis.cache
+import i2am.analysis.reduce
+from i2am.analysis.cache import open_cache
+from i2am.analysis.fill import fill_marginals
+from i2am.analysis.maps import attribution_maps
+from i2am.analysis.marginals import compute_marginals
+from i2am.analysis.recall import ENTRY_BYTES, Recall, recent
+from i2am.analysis.study import StudyOptions
+from i2am.storage.errors import AlreadyExists, DamagedSample
+from i2am.storage.run import open_run
 from tests.analysis.builders import build, damage, layer
 
 LAYERS = [layer("a", ref_prefix=1), layer("b", gen=(8, 6))]
@@ -37,7 +37,7 @@ def computed(monkeypatch):
         done.append((spec.name, sample))
         return compute_marginals(run, spec, sample)
 
-    monkeypatch.setattr(analysis.cache, "compute_marginals", spy)
+    monkeypatch.setattr(i2am.analysis.cache, "compute_marginals", spy)
     return done
 
 
@@ -89,7 +89,7 @@ def test_a_damaged_entry_is_computed_again(run, tmp_path, computed, harm):
 
 def test_another_kernel_or_run_is_not_reused(run, tmp_path, computed, monkeypatch):
     attribution_maps(run, "r2g", layers="a").compute()
-    monkeypatch.setattr(analysis.cache, "KERNEL_VERSION", -1)
+    monkeypatch.setattr(i2am.analysis.cache, "KERNEL_VERSION", -1)
     attribution_maps(run, "r2g", layers="a").compute()
     assert len(computed) == 4
     shutil.rmtree(tmp_path / "run.zarr")
@@ -162,7 +162,7 @@ def test_groups_of_samples_are_one_task_where_all_is_stored(run):
 
 @pytest.mark.parametrize("slab_bytes", [1, 2**28])
 def test_slabs_of_steps_fill_the_same_bytes(run, tmp_path, monkeypatch, slab_bytes):
-    monkeypatch.setattr(analysis.reduce, "SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr(i2am.analysis.reduce, "SLAB_BYTES", slab_bytes)
     options = StudyOptions(store=str(tmp_path / "slabs.zarr"))
     told = []
     assert fill_marginals(run, run.samples, options, told.append) == {}
@@ -180,7 +180,7 @@ def test_slabs_of_steps_fill_the_same_bytes(run, tmp_path, monkeypatch, slab_byt
 
 
 def test_a_damaged_sample_is_named_whatever_the_slabs(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis.reduce, "SLAB_BYTES", 1)
+    monkeypatch.setattr(i2am.analysis.reduce, "SLAB_BYTES", 1)
     damage(tmp_path / "run.zarr")
     found = fill_marginals(run, run.samples, StudyOptions(), lambda event: None)
     assert list(found) == ["one"]

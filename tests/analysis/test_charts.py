@@ -6,18 +6,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis.charts import axis, strip_chart
-from analysis.colour import palette, position
-from analysis.heat_table import heat_table
-from analysis.level_charts import level_charts, level_heats
-from analysis.line_chart import line_chart
-from analysis.names import axis_labels, shortened
-from analysis.range_chart import range_chart
-from analysis.scale_bar import css, density_scale
-from analysis.series import Series, labels_of, series_of
-from analysis.summary import summarise
-from analysis.tables import SCHEMA, frame
-from analysis.units import units_of
+from i2am.analysis.charts import axis, strip_chart
+from i2am.analysis.colour import palette, position
+from i2am.analysis.heat_table import heat_table
+from i2am.analysis.level_charts import level_charts, level_heats
+from i2am.analysis.line_chart import line_chart
+from i2am.analysis.names import axis_labels, shortened
+from i2am.analysis.range_chart import range_chart
+from i2am.analysis.scale_bar import css, density_scale
+from i2am.analysis.series import Series, labels_of, series_of
+from i2am.analysis.summary import summarise
+from i2am.analysis.tables import SCHEMA, frame
+from i2am.analysis.units import units_of
 
 UNITS = units_of({"protocol": "corrected", "kind": "attention"})
 NAN = np.nan

@@ -12,18 +12,19 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-import analysis.compare_runs
-from analysis import signed
-from analysis.colour import paint, palette
-from analysis.compare_maps import paired_maps
-from analysis.compare_runs import OUTPUTS, compare
-from analysis.events import StageAdvanced, StageStarted, StudyFinished
-from analysis.imacs import imacs
-from analysis.maps import attribution_maps
-from analysis.region import image_mask
-from analysis.resize import bicubic
-from storage import open_runs, prune
-from storage.errors import AlreadyExists, DamagedSample, InputError, NoAnswer, UnknownName
+import i2am.analysis.compare_runs
+from i2am.analysis import signed
+from i2am.analysis.colour import paint, palette
+from i2am.analysis.compare_maps import paired_maps
+from i2am.analysis.compare_runs import OUTPUTS, compare
+from i2am.analysis.events import StageAdvanced, StageStarted, StudyFinished
+from i2am.analysis.imacs import imacs
+from i2am.analysis.maps import attribution_maps
+from i2am.analysis.region import image_mask
+from i2am.analysis.resize import bicubic
+from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, NoAnswer, UnknownName
+from i2am.storage.opening import open_runs
+from i2am.storage.pruning import prune
 from tests.analysis.builders import build, damage, layer
 
 LAYERS = [layer("a", gen=(8, 6), ref=(4, 3)), layer("b", gen=(4, 3), ref=(4, 3), ref_prefix=1)]
@@ -301,7 +302,7 @@ def test_only_a_comparison_is_replaced(two, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("the disk is gone")
 
-    monkeypatch.setattr(analysis.compare_runs, "summarise_scores", fail)
+    monkeypatch.setattr(i2am.analysis.compare_runs, "summarise_scores", fail)
     with pytest.raises(RuntimeError, match="the disk is gone"):
         compare(*two, out)
     assert (out / "report" / "index.html").read_bytes() == page
@@ -346,7 +347,7 @@ def test_blocks_of_pixels_change_nothing(tmp_path, monkeypatch):
         for _ in range(2)
     )
     whole = paired_maps(a, b, tmp_path, 0.95)
-    monkeypatch.setattr("analysis.compare_maps.BLOCK_BYTES", 8 * 2000 * 10)
+    monkeypatch.setattr("i2am.analysis.compare_maps.BLOCK_BYTES", 8 * 2000 * 10)
     parts = paired_maps(a, b, tmp_path, 0.95)
     xr.testing.assert_allclose(parts.maps, whole.maps, rtol=1e-12)
 

@@ -11,22 +11,14 @@ import numpy as np
 import pytest
 
 import i2am as front
-from analysis.exporting import export
-from analysis.kept import check_marginals
-from analysis.question import LEVELS
-from analysis.recall import recent
-from storage import (
-    AlreadyExists,
-    DamagedSample,
-    DamageError,
-    InputError,
-    NoAnswer,
-    Run,
-    UnknownName,
-    open_run,
-    resume_run,
-    verify,
-)
+from i2am.analysis.exporting import export
+from i2am.analysis.kept import check_marginals
+from i2am.analysis.question import LEVELS
+from i2am.analysis.recall import recent
+from i2am.storage.create import resume_run
+from i2am.storage.errors import AlreadyExists, DamagedSample, DamageError, InputError, NoAnswer, UnknownName
+from i2am.storage.run import Run, open_run
+from i2am.storage.verification import verify
 from tests.analysis.builders import build, layer
 from tests.flows.conftest import Outcome, config, i2am  # noqa: F401 - fixtures
 

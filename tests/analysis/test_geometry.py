@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from analysis.maps import attribution_maps
-from analysis.resize import bicubic
-from storage.errors import NoAnswer
+from i2am.analysis.maps import attribution_maps
+from i2am.analysis.resize import bicubic
+from i2am.storage.errors import NoAnswer
 from tests.analysis import builders
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.aggregation import Aggregation
-from analysis.study import StudyOptions, analyse
-from analysis.templating import environment
-from storage import open_run
-from storage.errors import InputError
+from i2am.analysis.aggregation import Aggregation
+from i2am.analysis.study import StudyOptions, analyse
+from i2am.analysis.templating import environment
+from i2am.storage.errors import InputError
+from i2am.storage.run import open_run
 from tests.analysis.builders import build, damage, layer
 
 BROWSER = next(

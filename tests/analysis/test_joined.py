@@ -14,18 +14,21 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import analysis.cache
-from analysis.aggregated import aggregate
-from analysis.daam import daam_maps
-from analysis.imacs import imacs
-from analysis.maps import attribution_maps
-from analysis.marginals import compute_marginals
-from analysis.recall import recent
-from analysis.region import image_mask
-from analysis.resize import bicubic
-from analysis.study import StudyOptions, analyse
-from storage import create_run, open_run, open_runs, prune
-from storage.errors import EmptyRun, InputError, NoAnswer, ShapeMismatch, UnknownName
+import i2am.analysis.cache
+from i2am.analysis.aggregated import aggregate
+from i2am.analysis.daam import daam_maps
+from i2am.analysis.imacs import imacs
+from i2am.analysis.maps import attribution_maps
+from i2am.analysis.marginals import compute_marginals
+from i2am.analysis.recall import recent
+from i2am.analysis.region import image_mask
+from i2am.analysis.resize import bicubic
+from i2am.analysis.study import StudyOptions, analyse
+from i2am.storage.create import create_run
+from i2am.storage.errors import EmptyRun, InputError, NoAnswer, ShapeMismatch, UnknownName
+from i2am.storage.opening import open_runs
+from i2am.storage.pruning import prune
+from i2am.storage.run import open_run
 from tests.analysis.builders import build, damage, factors, layer, pictures
 
 LAYERS = [layer("a", gen=(8, 6), ref=(4, 3)), layer("b", gen=(4, 3), ref=(4, 3), ref_prefix=1, lse=False)]
@@ -110,7 +113,7 @@ def test_marginals_come_from_and_go_to_each_runs_own_store(whole, tmp_path, monk
         done.append((run.name, spec.name, sample))
         return compute_marginals(run, spec, sample)
 
-    monkeypatch.setattr(analysis.cache, "compute_marginals", spy)
+    monkeypatch.setattr(i2am.analysis.cache, "compute_marginals", spy)
     runs = cut(whole, tmp_path, [("p", "q"), ("r",)])
     attribution_maps(runs.members[0], "r2g").compute()
     assert len(done) == 4
@@ -301,7 +304,7 @@ def test_samples_that_are_not_there(shards, tmp_path):
 
 def test_timesteps_that_differ_are_nan_in_a_study_too(tmp_path, monkeypatch):
     """Whatever run the first block of samples comes from."""
-    monkeypatch.setattr("analysis.collect.BLOCK", 2)
+    monkeypatch.setattr("i2am.analysis.collect.BLOCK", 2)
     for number, (names, times) in enumerate(((["a", "b", "c"], [900, 100]), (["d"], [800, 100]))):
         spec = layer("x", dtype="float32")
         with create_run(tmp_path / f"s{number}.zarr", [spec], times, names) as writer:

@@ -7,9 +7,10 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis.maps import attribution_maps
-from storage import create_run, open_run
-from storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
+from i2am.analysis.maps import attribution_maps
+from i2am.storage.create import create_run
+from i2am.storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
+from i2am.storage.run import open_run
 from tests.analysis import oracle
 from tests.analysis.builders import build, factors, layer, uniform
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.daam import daam_maps
-from analysis.imacs import imacs
-from analysis.maps import attribution_maps
-from storage import create_run, open_run
-from storage.errors import InputError, NoAnswer, UnknownName
+from i2am.analysis.daam import daam_maps
+from i2am.analysis.imacs import imacs
+from i2am.analysis.maps import attribution_maps
+from i2am.storage.create import create_run
+from i2am.storage.errors import InputError, NoAnswer, UnknownName
+from i2am.storage.run import open_run
 from tests.analysis import builders, oracle
 
 GRIDS = {"gen": (4, 3), "ref": (3, 2)}

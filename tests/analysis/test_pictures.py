@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from analysis.colour import LIMITS, limit, paint, palette, position
-from analysis.panels import Panel
-from analysis.pictures import (
+from i2am.analysis.colour import LIMITS, limit, paint, palette, position
+from i2am.analysis.panels import Panel
+from i2am.analysis.pictures import (
     TILE_COLOURS,
     YELLOW,
     covered,
@@ -26,8 +26,8 @@ from analysis.pictures import (
     outline,
     scaled,
 )
-from analysis.resize import area
-from analysis.tiles import IMAGE_BYTES, LEAST, MAP_BYTES, PAGE_BYTES, image_tile, map_tile, tile_size
+from i2am.analysis.resize import area
+from i2am.analysis.tiles import IMAGE_BYTES, LEAST, MAP_BYTES, PAGE_BYTES, image_tile, map_tile, tile_size
 
 
 def decoded(url):

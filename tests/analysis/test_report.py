@@ -15,15 +15,15 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from analysis import tiles
-from analysis.charts import nice_ticks
-from analysis.collect import Collected
-from analysis.colour import palette
-from analysis.means import mean_maps
-from analysis.panels import Panel, block
-from analysis.pictures import TILE_COLOURS
-from analysis.study import StudyOptions, analyse
-from analysis.templating import environment
+from i2am.analysis import tiles
+from i2am.analysis.charts import nice_ticks
+from i2am.analysis.collect import Collected
+from i2am.analysis.colour import palette
+from i2am.analysis.means import mean_maps
+from i2am.analysis.panels import Panel, block
+from i2am.analysis.pictures import TILE_COLOURS
+from i2am.analysis.study import StudyOptions, analyse
+from i2am.analysis.templating import environment
 from tests.analysis.builders import build, layer
 
 HOSTILE = (

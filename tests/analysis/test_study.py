@@ -12,13 +12,13 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-import analysis.study
-from analysis.events import SampleRefused, StageAdvanced, StageStarted, StudyFinished
-from analysis.export import save_maps
-from analysis.imacs import imacs
-from analysis.maps import attribution_maps
-from analysis.study import OUTPUTS, StudyOptions, analyse
-from storage.errors import AlreadyExists, DamagedSample, InputError, NoAnswer, NotFound
+import i2am.analysis.study
+from i2am.analysis.events import SampleRefused, StageAdvanced, StageStarted, StudyFinished
+from i2am.analysis.export import save_maps
+from i2am.analysis.imacs import imacs
+from i2am.analysis.maps import attribution_maps
+from i2am.analysis.study import OUTPUTS, StudyOptions, analyse
+from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, NoAnswer, NotFound
 from tests.analysis.builders import build, damage, layer
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +137,7 @@ def test_a_study_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("the disk is gone")
 
-    monkeypatch.setattr(analysis.study, "collect_tables", fail)
+    monkeypatch.setattr(i2am.analysis.study, "collect_tables", fail)
     with pytest.raises(RuntimeError, match="the disk is gone"):
         analyse(run, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
@@ -203,7 +203,7 @@ def test_the_whole_study_runs_where_no_model_library_can_be_imported(run, tmp_pa
     import sys
     for name in ("torch", "diffusers", "transformers", "prefect"):
         sys.modules[name] = None  # importing it raises ImportError
-    from analysis.study import analyse
+    from i2am.analysis.study import analyse
     analyse({run.path!r}, {str(tmp_path / "out")!r})
     """
     subprocess.run(
@@ -214,7 +214,7 @@ def test_the_whole_study_runs_where_no_model_library_can_be_imported(run, tmp_pa
 
 def test_importing_the_package_loads_nothing_heavy():
     heavy = {"torch", "dask", "xarray", "polars", "matplotlib", "numpy"}
-    code = f"import analysis, sys; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import i2am.analysis, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
     )

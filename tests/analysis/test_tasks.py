@@ -15,9 +15,9 @@ from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import tasks
-from analysis.tasks import AHEAD, run_tasks
-from storage.errors import ClusterError
+from i2am.analysis import tasks
+from i2am.analysis.tasks import AHEAD, run_tasks
+from i2am.storage.errors import ClusterError
 
 ROOT = Path(__file__).parents[2]
 WAIT = 30
@@ -185,7 +185,7 @@ def test_any_graph_gives_what_a_loop_gives(graph, workers):
 
 
 def test_the_module_loads_without_distributed():
-    code = "import sys; sys.modules['distributed'] = None; import analysis.tasks as t, dask\n"
+    code = "import sys; sys.modules['distributed'] = None; import i2am.analysis.tasks as t, dask\n"
     code += "print(t.run_tasks([dask.delayed(abs)(-1)]))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[1]"

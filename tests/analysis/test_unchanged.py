@@ -10,12 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-import analysis.cache
-import analysis.unchanged
-from analysis.events import StageStarted
-from analysis.marginals import compute_marginals
-from analysis.study import StudyOptions, analyse
-from storage import create_run, open_run, resume_run
+import i2am.analysis.cache
+import i2am.analysis.unchanged
+from i2am.analysis.events import StageStarted
+from i2am.analysis.marginals import compute_marginals
+from i2am.analysis.study import StudyOptions, analyse
+from i2am.storage.create import create_run, resume_run
+from i2am.storage.run import open_run
 from tests.analysis.builders import build, factors, layer
 
 LAYERS = [layer("a", gen=(6, 4), ref=(4, 3)), layer("b", gen=(4, 3), ref=(4, 3))]
@@ -37,7 +38,7 @@ def computed(monkeypatch):
         passes.append((sample, spec.name))
         return compute_marginals(run, spec, sample, regions)
 
-    monkeypatch.setattr(analysis.cache, "compute_marginals", count)
+    monkeypatch.setattr(i2am.analysis.cache, "compute_marginals", count)
     return passes
 
 
@@ -102,7 +103,7 @@ def test_another_version_and_another_run_make_it_anew(run, tmp_path, monkeypatch
     analyse(run, tmp_path / "out", OPTIONS)
     other = build(tmp_path / "other.zarr", LAYERS, steps=STEPS, samples=("one", "two"))[0]
     assert analyse(other, tmp_path / "out", OPTIONS).new == ("one", "two")
-    monkeypatch.setattr(analysis.unchanged, "KERNEL_VERSION", -1)
+    monkeypatch.setattr(i2am.analysis.unchanged, "KERNEL_VERSION", -1)
     assert not analyse(other, tmp_path / "out", OPTIONS).up_to_date
 
 

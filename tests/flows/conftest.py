@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import LayerSpec, create_run
+from i2am.storage.create import create_run
+from i2am.storage.spec import LayerSpec
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("deep", "fine")
@@ -49,7 +50,7 @@ class Outcome:
 @pytest.fixture
 def i2am(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run a command in this process."""
-    from flows.cli import main
+    from i2am.flows.cli import main
 
     def run(*argv: object) -> Outcome:
         status = main([str(word) for word in argv])
@@ -62,7 +63,7 @@ def i2am(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 def spawn(*argv: object, mortal: bool = False, env: dict[str, str] | None = None, **options: Any) -> Outcome:
     """Run a command in a process of its own; ``mortal``: permissions hold for it even if we are root."""
     done = subprocess.run(
-        [sys.executable, "-m", "flows", *map(str, argv)],
+        [sys.executable, "-m", "i2am", *map(str, argv)],
         cwd=options.pop("cwd", ROOT),
         env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         stderr=subprocess.PIPE,

@@ -12,10 +12,10 @@ import dask
 import numpy as np
 import pytest
 
-from flows.clusters import computing
-from flows.config import Address, AnalysisConfig, ClusterClass, Computing, Processes, Threads
-from flows.loading import amended, parse_config
-from storage.errors import ConfigError
+from i2am.flows.clusters import computing
+from i2am.flows.config import Address, AnalysisConfig, ClusterClass, Computing, Processes, Threads
+from i2am.flows.loading import amended, parse_config
+from i2am.storage.errors import ConfigError
 from tests.flows.conftest import Outcome
 
 I2am = Callable[..., Outcome]

@@ -14,14 +14,15 @@ import polars as pl
 import psutil
 import pytest
 
-from analysis.events import Event, StageAdvanced, StageStarted
-from analysis.study import StudyOptions, analyse
-from analysis.tasks import run_tasks
-from flows.clusters import computing
-from flows.config import Computing
-from flows.loading import amended
-from storage import LayerSpec, Run
-from storage.errors import ClusterError, MissingDependency
+from i2am.analysis.events import Event, StageAdvanced, StageStarted
+from i2am.analysis.study import StudyOptions, analyse
+from i2am.analysis.tasks import run_tasks
+from i2am.flows.clusters import computing
+from i2am.flows.config import Computing
+from i2am.flows.loading import amended
+from i2am.storage.errors import ClusterError, MissingDependency
+from i2am.storage.run import Run
+from i2am.storage.spec import LayerSpec
 from tests.analysis.builders import build
 from tests.flows.conftest import Outcome
 from tests.flows.remote import Cluster, break_package, die_at, foreign_cluster, state_of_worker
@@ -53,7 +54,7 @@ def study_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(autouse=True)
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of the larger layer make a slab."""
-    monkeypatch.setattr("analysis.reduce.SLAB_BYTES", 2 * 2 * (256 + 65) * 16 * 2)
+    monkeypatch.setattr("i2am.analysis.reduce.SLAB_BYTES", 2 * 2 * (256 + 65) * 16 * 2)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +246,7 @@ def test_a_worker_that_is_lost_while_it_is_asked_is_no_reason_to_give_up(tmp_pat
     """The other answers; if all are lost the command says so."""
     from distributed import Client
 
-    from flows.clusters import _check_workers
+    from i2am.flows.clusters import _check_workers
 
     with (
         foreign_cluster(tmp_path / "there", workers=2) as cluster,
@@ -265,9 +266,9 @@ def test_a_worker_that_is_lost_while_it_is_asked_is_no_reason_to_give_up(tmp_pat
 
 def _die_when_asked() -> None:
     """The next question for its version is this worker's end."""
-    import analysis.tasks
+    import i2am.analysis.tasks
 
-    analysis.tasks.KERNEL_VERSION = _Mortal()  # type: ignore[assignment]
+    i2am.analysis.tasks.KERNEL_VERSION = _Mortal()  # type: ignore[assignment]
 
 
 class _Mortal:

@@ -13,9 +13,11 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from analysis.imacs import imacs
-from flows.terminal import emit, human_bytes
-from storage import LayerSpec, create_run, open_run
+from i2am.analysis.imacs import imacs
+from i2am.flows.terminal import emit, human_bytes
+from i2am.storage.create import create_run
+from i2am.storage.run import open_run
+from i2am.storage.spec import LayerSpec
 from tests.flows.conftest import LAYERS, SAMPLES, Outcome, spawn, write_run
 
 I2am = Callable[..., Outcome]
@@ -165,7 +167,7 @@ def test_analysis_without_torch(run: Path, tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "for name in ('torch', 'diffusers', 'transformers', 'prefect'): sys.modules[name] = None\n"
-        "from flows.cli import main\n"
+        "from i2am.flows.cli import main\n"
         f"sys.exit(main(['analyze', {str(run)!r}, '--out', {str(tmp_path / 'out')!r}, '--quiet']))"
     )
     done = subprocess.run(

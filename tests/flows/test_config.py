@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.config import AnalysisConfig, CaptureConfig
-from flows.loading import MAX_BYTES, load_capture, load_config, parse_config
-from flows.selection import from_option, region, selected, size
-from storage.errors import ConfigError, I2AMError, NotFound
+from i2am.flows.config import AnalysisConfig, CaptureConfig
+from i2am.flows.loading import MAX_BYTES, load_capture, load_config, parse_config
+from i2am.flows.selection import from_option, region, selected, size
+from i2am.storage.errors import ConfigError, I2AMError, NotFound
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 GOOD = "out: a.zarr\npipeline: embedded\nsamples: {scenes: {count: 3}}\n"

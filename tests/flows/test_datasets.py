@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from flows.config import CaptureConfig
-from flows.datasets.coco import choose
-from flows.samples import open_samples
-from storage.errors import ConfigError, NotFound, ShapeMismatch
+from i2am.flows.config import CaptureConfig
+from i2am.flows.datasets.coco import choose
+from i2am.flows.samples import open_samples
+from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch
 
 
 def settings(samples: dict[str, Any], **more: Any) -> CaptureConfig:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from flows.server import wait_for_server
-from storage import open_run, verify
+from i2am.flows.server import wait_for_server
+from i2am.storage.run import open_run
+from i2am.storage.verification import verify
 from tests.flows.conftest import ROOT
 from tests.flows.prefect_api import FIT, alive, ask, descendants, wait_for
 
@@ -41,7 +42,7 @@ class Desk:
         self.folder, self.exports, self.staying = folder, [], []
         shims = folder / "bin"
         shims.mkdir()
-        for name, module in (("i2am", "flows"), ("prefect", "prefect")):
+        for name, module in (("i2am", "i2am"), ("prefect", "prefect")):
             (shims / name).write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
             (shims / name).chmod(0o755)
         with socket.socket() as probe:
@@ -138,7 +139,7 @@ def test_the_page_and_a_cancelled_run(desk: Desk, config: Callable[..., Path]) -
     second = desk.folder / "second.zarr"
     wait_for(lambda: len(list(second.glob("commits/*.json"))) > 1, 120)
     (running,) = desk.runs("i2am-nightly-sweep", "RUNNING")
-    busy = {p: c for p, c in _all(desk).items() if "flows.sweep_worker" in c}
+    busy = {p: c for p, c in _all(desk).items() if "i2am.flows.sweep_worker" in c}
     assert busy
     desk.type(f"prefect flow-run cancel {running['id']}")
     wait_for(lambda: desk.runs("i2am-nightly-sweep", "CANCELLED"), 60)

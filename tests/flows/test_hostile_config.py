@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import CaptureConfig
-from flows.loading import MAX_BYTES, MAX_VALUES, load_capture
-from flows.reading import read_bounded
-from storage.errors import ConfigError, NotFound
+from i2am.flows.config import CaptureConfig
+from i2am.flows.loading import MAX_BYTES, MAX_VALUES, load_capture
+from i2am.flows.reading import read_bounded
+from i2am.storage.errors import ConfigError, NotFound
 from tests.flows.conftest import Outcome
 
 BASE = "out: a.zarr\npipeline: embedded\nsamples: {scenes: {count: 2}}\n"
@@ -151,7 +151,7 @@ def test_a_bomb_costs_the_command_neither_time_nor_memory(tmp_path: Path) -> Non
     """Ten thousand million entries, were it believed; half a gigabyte is what Python and NumPy need."""
     (tmp_path / "c.yaml").write_text(BOMB)
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30)); "
-    code = limited + "from flows.cli import main; sys.exit(main(['plan', sys.argv[1]]))"
+    code = limited + "from i2am.flows.cli import main; sys.exit(main(['plan', sys.argv[1]]))"
     import subprocess
     import sys
 

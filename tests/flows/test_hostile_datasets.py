@@ -16,12 +16,12 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from flows.datasets import images, table
-from flows.datasets.common import MAX_BYTES, once
-from flows.datasets.images import read_image, size_of
-from flows.datasets.table import MAX_COLUMNS, MAX_ROW, read_table
-from flows.samples import open_samples
-from storage.errors import ConfigError, InputError, NotFound
+from i2am.flows.datasets import images, table
+from i2am.flows.datasets.common import MAX_BYTES, once
+from i2am.flows.datasets.images import read_image, size_of
+from i2am.flows.datasets.table import MAX_COLUMNS, MAX_ROW, read_table
+from i2am.flows.samples import open_samples
+from i2am.storage.errors import ConfigError, InputError, NotFound
 from tests.flows.conftest import Outcome, spawn
 from tests.flows.test_datasets import picture, settings
 
@@ -254,7 +254,7 @@ def test_parquet_whose_reader_is_ended(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_no_module_of_the_working_directory_is_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet(folder / "m.parquet", pl.DataFrame({"id": ["a"]}))
-    for name in ("polars", "flows", "json"):
+    for name in ("polars", "i2am", "json"):
         (folder / f"{name}.py").write_text("open('owned', 'w')\n")
     monkeypatch.chdir(folder)
     assert read_table(path, None) == [{"id": "a"}]

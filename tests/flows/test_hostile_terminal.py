@@ -18,12 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from flows import terminal
-from flows.markdown import cells, plain
-from flows.progress import Progress, report, shown
-from storage import LayerSpec, create_run
-from storage.document import canonical, signed
-from storage.errors import InputError
+from i2am.flows import terminal
+from i2am.flows.markdown import cells, plain
+from i2am.flows.progress import Progress, report, shown
+from i2am.storage.create import create_run
+from i2am.storage.document import canonical, signed
+from i2am.storage.errors import InputError
+from i2am.storage.spec import LayerSpec
 from tests.flows.conftest import Outcome
 
 PAYLOADS = (
@@ -149,7 +150,7 @@ def test_a_defect_shows_its_traceback_without_what_it_holds(
     def broken(*given: object, **more: object) -> None:
         raise RuntimeError("".join(PAYLOADS[:-2]))
 
-    monkeypatch.setattr("storage.open_any", broken)
+    monkeypatch.setattr("i2am.storage.opening.open_any", broken)
     found = i2am("inspect", tmp_path)
     assert found.status == 70
     assert "Traceback" in found.err
@@ -249,7 +250,7 @@ def test_markdown_shows_a_text_and_nothing_else(text: str) -> None:
 
 def test_artifacts_are_made_of_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every artifact of the three flows, from summaries full of marks."""
-    from flows import analyze_flow, capture_flow, sweep_flow
+    from i2am.flows import analyze_flow, capture_flow, sweep_flow
 
     evil, steering = "<img src=x onerror=alert(1)>", "\x1b[2J"
     made: list[dict[str, Any]] = []
@@ -293,7 +294,7 @@ def test_an_error_from_outside_is_one_printable_line(
     def broken(*given: object, **more: object) -> None:
         raise InputError("".join(PAYLOADS[:-2]))
 
-    monkeypatch.setattr("storage.open_any", broken)
+    monkeypatch.setattr("i2am.storage.opening.open_any", broken)
     found = i2am("inspect", tmp_path)
     found.refused("i2am: ")
     assert harmless(found.err)

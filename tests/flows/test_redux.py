@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 import i2am
-from flows.config import CaptureConfig
-from flows.sources import call_inputs, load_pipeline
+from i2am.flows.config import CaptureConfig
+from i2am.flows.sources import call_inputs, load_pipeline
 from tests.pipeline import joint_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -50,7 +50,7 @@ def picture(seed: int) -> Image.Image:
 
 def test_a_redux_pair_from_two_folders(folders: Path) -> None:
     source = {
-        "kind": "factory", "function": "pipeline.redux:load",
+        "kind": "factory", "function": "i2am.pipeline.redux:load",
         "arguments": {"prior": str(folders / "prior"), "base": str(folders / "base")},
     }  # fmt: skip
     config = CaptureConfig.model_validate(

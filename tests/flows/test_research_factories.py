@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.config import CaptureConfig, FactorySource
-from flows.loading import load_capture
-from flows.sources import load_pipeline
-from pipeline.adapters.ldm import LatentDiffusion
-from pipeline.adapters.pasd import PASD
-from pipeline.adapters.seesr import SeeSR
-from pipeline.adapters.stableviton import StableVITON
-from storage.errors import ConfigError
+from i2am.flows.config import CaptureConfig, FactorySource
+from i2am.flows.loading import load_capture
+from i2am.flows.sources import load_pipeline
+from i2am.pipeline.adapters.ldm import LatentDiffusion
+from i2am.pipeline.adapters.pasd import PASD
+from i2am.pipeline.adapters.seesr import SeeSR
+from i2am.pipeline.adapters.stableviton import StableVITON
+from i2am.storage.errors import ConfigError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

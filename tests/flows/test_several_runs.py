@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analysis.maps import attribution_maps
-from storage import open_run
+from i2am.analysis.maps import attribution_maps
+from i2am.storage.run import open_run
 from tests.flows.conftest import SAMPLES, Outcome, write_run
 
 I2am = Callable[..., Outcome]

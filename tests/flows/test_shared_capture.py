@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import storage
-from flows.capture_job import Todo, capture_samples, prepare, run_capture, waiting
-from flows.loading import load_capture
-from flows.progress import Progress, heard_by
-from flows.samples import open_samples
-from pipeline import jobs, runs
-from storage import LayerSpec, open_run
+import i2am
+from i2am.flows.capture_job import Todo, capture_samples, prepare, run_capture, waiting
+from i2am.flows.loading import load_capture
+from i2am.flows.progress import Progress, heard_by
+from i2am.flows.samples import open_samples
+from i2am.pipeline import jobs, runs
+from i2am.storage.run import open_run
+from i2am.storage.spec import LayerSpec
 
 COUNT = 4
 OTHERS = "scene-0000001"
@@ -31,7 +32,7 @@ def whole(config: Callable[..., Path], tmp_path: Path, batch: int) -> Path:
     return tmp_path / "whole.zarr"
 
 
-def copy_of(run: storage.Run, sample: str, writer: storage.RunWriter, sink: storage.Sink) -> None:
+def copy_of(run: i2am.Run, sample: str, writer: i2am.RunWriter, sink: i2am.Sink) -> None:
     """Put what an undisturbed run holds of a sample."""
     for layer, spec in run.layers.items():
         block = run.read(layer, sample)
@@ -74,7 +75,7 @@ def test_a_sample_in_other_hands_is_waited_for(
         """Another writer: it holds the sample, for as long as we like."""
         with (
             suppress(RuntimeError),
-            storage.resume_run(settings.out) as writer,
+            i2am.resume_run(settings.out) as writer,
             writer.sample(OTHERS) as sink,
         ):
             copy_of(open_run(whole), OTHERS, writer, sink)
@@ -103,7 +104,7 @@ def test_a_sample_in_other_hands_is_waited_for(
     assert summary["committed"] == COUNT
     assert summary["failed"] == []
     same(Path(settings.out), whole)
-    report = storage.verify(settings.out)
+    report = i2am.verify(settings.out)
     assert report.ok
     assert report.notes == ()
 
@@ -122,7 +123,7 @@ def test_a_run_that_another_configuration_has_just_made_is_refused(
         return make(*args, **options)
 
     monkeypatch.setattr(runs, "create_run", late)
-    with pytest.raises(storage.ConfigError, match="just been made by another process"):
+    with pytest.raises(i2am.ConfigError, match="just been made by another process"):
         run_capture(second)
     assert open_run(first.out).samples == ("scene-0000000",)
 
@@ -134,6 +135,6 @@ def test_a_run_made_while_the_model_was_loading_is_refused_too(config: Callable[
     before, ids = waiting(second, samples, Todo())
     prepared = prepare(second)
     run_capture(first, Todo(only=("scene-0000000",)))
-    with pytest.raises(storage.ConfigError, match="just been made by another process"):
+    with pytest.raises(i2am.ConfigError, match="just been made by another process"):
         capture_samples(second, samples, prepared, ids, before)
     assert open_run(first.out).samples == ("scene-0000000",)

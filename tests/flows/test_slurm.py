@@ -17,12 +17,12 @@ import dask
 import polars as pl
 import pytest
 
-from flows import job_queues
-from flows.clusters import computing
-from flows.config import AnalysisConfig, ClusterClass, Computing
-from flows.loading import amended, parse_config
-from storage import LayerSpec
-from storage.errors import ConfigError
+from i2am.flows import job_queues
+from i2am.flows.clusters import computing
+from i2am.flows.config import AnalysisConfig, ClusterClass, Computing
+from i2am.flows.loading import amended, parse_config
+from i2am.storage.errors import ConfigError
+from i2am.storage.spec import LayerSpec
 from tests.analysis.builders import build
 from tests.flows.conftest import ROOT, spawn
 
@@ -73,7 +73,7 @@ class Jobs:
         (folder / "slurm.yaml").write_text(config)
         command = ["analyze", "run.zarr", "--out", "out", "--config", "slurm.yaml"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows", *command],
+            [sys.executable, "-m", "i2am", *command],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -213,7 +213,7 @@ def test_what_a_job_gets_without_being_told() -> None:
 def test_looking_for_the_class_leaves_ctrl_c_alone() -> None:
     """dask-jobqueue, when it is imported, makes Ctrl-C leave with the status 0."""
     code = (
-        "import signal; from flows.own_clusters import _find; before = signal.getsignal(signal.SIGINT); "
+        "import signal; from i2am.flows.own_clusters import _find; before = signal.getsignal(signal.SIGINT); "
         "_find('dask_jobqueue.SLURMCluster'); assert signal.getsignal(signal.SIGINT) is before"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

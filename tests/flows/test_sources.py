@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from flows.config import CaptureConfig
-from flows.loading import load_capture
-from flows.sources import call_inputs, load_pipeline
-from pipeline.adapters.registry import find_adapter
-from storage.errors import CaptureError, ConfigError
+from i2am.flows.config import CaptureConfig
+from i2am.flows.loading import load_capture
+from i2am.flows.sources import call_inputs, load_pipeline
+from i2am.pipeline.adapters.registry import find_adapter
+from i2am.storage.errors import CaptureError, ConfigError
 from tests.pipeline import unet_models
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -126,7 +126,7 @@ def test_an_argument_of_the_call_is_not_asked_of_the_samples(folders: Path) -> N
 
 
 def test_a_redux_pair_asks_its_prior_once_for_each_image() -> None:
-    from pipeline.redux import ReduxPair
+    from i2am.pipeline.redux import ReduxPair
 
     asked, painted = [], []
 

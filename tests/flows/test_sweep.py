@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.server import temporary_server
-from flows.workers import shards
-from storage import failures, open_run, verify
-from storage.aside import set_aside, take_back
+from i2am.flows.server import temporary_server
+from i2am.flows.workers import shards
+from i2am.storage.aside import failures, set_aside, take_back
+from i2am.storage.run import open_run
+from i2am.storage.verification import verify
 from tests.flows.conftest import ROOT, Outcome, spawn
 
 pytestmark = pytest.mark.timeout(400)
@@ -129,7 +130,7 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(
     sweep = {"workers": 1, "shard": 3, "backoff": 0.1, "retries": 5}
     file = many(arguments={"delay": 0.2}, sweep=sweep)
     parent = subprocess.Popen(
-        [sys.executable, "-m", "flows", "sweep", str(file), "--quiet"],
+        [sys.executable, "-m", "i2am", "sweep", str(file), "--quiet"],
         cwd=ROOT,
         env={**os.environ, **server, "PYTHONPATH": str(ROOT)},
     )
@@ -164,7 +165,7 @@ def _children(parent: int) -> list[int]:
             command = (stat.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == parent and b"flows.sweep_worker" in command:
+        if int(fields[1]) == parent and b"i2am.flows.sweep_worker" in command:
             found.append(int(stat.parent.name))
     return found
 

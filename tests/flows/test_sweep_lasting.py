@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from flows.server import temporary_server, wait_for_server
-from storage import open_run, verify
+from i2am.flows.server import temporary_server, wait_for_server
+from i2am.storage.run import open_run
+from i2am.storage.verification import verify
 from tests.flows.conftest import ROOT, spawn
 from tests.flows.prefect_api import alive, ask, descendants, wait_for
 
@@ -51,7 +52,7 @@ class Sweep:
     def __init__(self, file: Path, env: dict[str, str], *words: object) -> None:
         self.run = Path(words[words.index("--out") + 1] if "--out" in words else file.parent / "tiny.zarr")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows", "sweep", str(file), "--json", *map(str, words)],
+            [sys.executable, "-m", "i2am", "sweep", str(file), "--json", *map(str, words)],
             cwd=ROOT,
             env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -160,7 +161,7 @@ def test_an_interrupted_sweep_leaves_a_sound_run(
     sweep = start(file(sweep={"gpus": ["a", "b"], "shard": 2}), server)
     sweep.until(1)
     left = descendants(sweep.process.pid)
-    assert sum("flows.sweep_worker" in command for command in left.values()) == 2
+    assert sum("i2am.flows.sweep_worker" in command for command in left.values()) == 2
     sweep.process.send_signal(number)
     status, _, err = sweep.end()
     assert status == 130, err

@@ -17,8 +17,8 @@ def build(device: str, dtype: str, delay: float = 0.0, broken: Sequence[str] = (
     import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
-    from pipeline.embedded.encoder import ReferenceEncoder
-    from pipeline.embedded.painter import ReferencePainter
+    from i2am.pipeline.embedded.encoder import ReferenceEncoder
+    from i2am.pipeline.embedded.painter import ReferencePainter
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flows.capture_job import prepare, run_capture
-from flows.config import CaptureConfig
-from flows.loading import load_capture
+from i2am.flows.capture_job import prepare, run_capture
+from i2am.flows.config import CaptureConfig
+from i2am.flows.loading import load_capture
 
 
 def start(config: CaptureConfig) -> int:

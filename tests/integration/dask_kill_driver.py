@@ -78,7 +78,7 @@ class Command:
         self.started = time.monotonic()
         self.family: dict[int, psutil.Process] = {}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows", *words],
+            [sys.executable, "-m", "i2am", *words],
             cwd=ROOT,
             env={**os.environ, **timeouts},
             stdout=subprocess.DEVNULL,

@@ -118,7 +118,7 @@ def _fork(message: dict[str, Any]) -> int:
         os.environ.update(message["env"])
         if message["mortal"] and os.geteuid() == 0:
             _drop_override()
-        from flows.cli import main
+        from i2am.flows.cli import main
 
         status = main(message["argv"])
         sys.stdout.flush()
@@ -138,8 +138,8 @@ def _drop_override() -> None:
 
 def serve(config: str) -> None:
     """Answer until standard input ends; then kill what still runs."""
-    from flows.capture_job import prepare
-    from flows.loading import load_capture
+    from i2am.flows.capture_job import prepare
+    from i2am.flows.loading import load_capture
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROLES = {"worker": b"flows.sweep_worker", "server": b"prefect.server.api.server"}
+ROLES = {"worker": b"i2am.flows.sweep_worker", "server": b"prefect.server.api.server"}
 """What a victim's command line has in it."""
 
 PATIENCE = 120.0
@@ -61,7 +61,7 @@ def records(run: Path) -> dict[str, list[int]]:
 
 def start(config: str, log: Any) -> subprocess.Popen[bytes]:
     """Start the sweep."""
-    command = [sys.executable, "-m", "flows", "sweep", config, "--quiet", "--json"]
+    command = [sys.executable, "-m", "i2am", "sweep", config, "--quiet", "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from storage import AlreadyExists, create_run, verify
-from storage.unborn import appearing
+from i2am.storage.create import create_run
+from i2am.storage.errors import AlreadyExists
+from i2am.storage.unborn import appearing
+from i2am.storage.verification import verify
 from tests.flows.conftest import ROOT, write_run
 from tests.integration.clock import HOUR, YEAR, Clock, jumpy_clock
 from tests.integration.forks import Forks, forks
@@ -84,8 +86,8 @@ def test_an_analysis_while_the_clock_jumps(server: Forks, clock: Clock, tmp_path
         assert pl.read_parquet(table).equals(pl.read_parquet(tmp_path / "out/tables" / table.name)), table
 
 
-CREATE = "import sys, storage; from tests.storage.synthetic import LAYERS, TIMESTEPS\n"
-CREATE += "storage.create_run(sys.argv[1], LAYERS, TIMESTEPS, ['a']).close()"
+CREATE = "import sys, i2am; from tests.storage.synthetic import LAYERS, TIMESTEPS\n"
+CREATE += "i2am.create_run(sys.argv[1], LAYERS, TIMESTEPS, ['a']).close()"
 
 
 @pytest.mark.parametrize("jump", [-YEAR, 26 * HOUR, YEAR])
@@ -111,7 +113,7 @@ def test_what_a_living_process_creates_is_left_alone_whatever_the_clock_says(
 
 def test_what_a_killed_creation_left_goes_with_the_next(tmp_path: Path) -> None:
     root = tmp_path / "run.zarr"
-    script = "import os, sys\nfrom pathlib import Path\nfrom storage.unborn import appearing\n"
+    script = "import os, sys\nfrom pathlib import Path\nfrom i2am.storage.unborn import appearing\n"
     script += "with appearing(Path(sys.argv[1])) as made:\n    (made / 'x').write_text('x'); os._exit(9)"
     command = [sys.executable, "-c", script, str(root)]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 9

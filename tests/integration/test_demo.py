@@ -10,7 +10,8 @@ import pytest
 import xarray as xr
 import zarr
 
-from storage import open_run, verify
+from i2am.storage.run import open_run
+from i2am.storage.verification import verify
 from tests.flows.conftest import Outcome, spawn
 
 pytestmark = pytest.mark.timeout(600)

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.loading import load_capture
-from flows.samples import open_samples
-from flows.workers import Worker
-from storage import InputError, failures, verify
+from i2am.flows.loading import load_capture
+from i2am.flows.samples import open_samples
+from i2am.flows.workers import Worker
+from i2am.storage.aside import failures
+from i2am.storage.errors import InputError
+from i2am.storage.verification import verify
 from tests.flows.conftest import Outcome, i2am, write_run  # noqa: F401 - i2am is a fixture
 from tests.integration.forks import Forks, forks
 from tests.integration.test_durability import arrays

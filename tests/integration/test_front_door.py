@@ -23,10 +23,14 @@ def python(code: str) -> str:
 
 
 def test_analysis_and_storage_load_no_torch() -> None:
-    python("import analysis, storage, sys; assert not {'torch','diffusers','prefect'} & set(sys.modules)")
+    python(
+        "import i2am.analysis, i2am.storage, sys; assert not {'torch','diffusers','prefect'} & set(sys.modules)"
+    )
 
 
-@pytest.mark.parametrize("package", ["i2am", "storage", "analysis", "pipeline", "flows", "flows.cli"])
+@pytest.mark.parametrize(
+    "package", ["i2am", "i2am.storage", "i2am.analysis", "i2am.pipeline", "i2am.flows", "i2am.flows.cli"]
+)
 def test_importing_a_package_loads_nothing_heavy(package: str) -> None:
     loaded = json.loads(python(f"import {package}, json, sys; print(json.dumps(sorted(sys.modules)))"))
     heavy = {
@@ -46,7 +50,7 @@ def test_importing_a_package_loads_nothing_heavy(package: str) -> None:
 
 def test_help_and_version_load_nothing_heavy() -> None:
     out = python(
-        "import sys; from flows.cli import main; status = main(['--help']); main(['--version'])\n"
+        "import sys; from i2am.flows.cli import main; status = main(['--help']); main(['--version'])\n"
         "heavy = {'torch','prefect','zarr','numpy','dask','xarray','pydantic','rich'} & set(sys.modules)\n"
         "assert status == 0 and not heavy, heavy"
     )
@@ -59,14 +63,11 @@ def test_every_public_name_is_what_it_says_whatever_was_imported_before() -> Non
     # A submodule that has a public name's name would hide it once it is imported.
     python(
         "import importlib, pkgutil, types\n"
-        "import storage, analysis, pipeline, i2am\n"
-        "for package in (storage, analysis, pipeline):\n"
-        "    for info in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
-        "        if not info.name.endswith('__main__'): importlib.import_module(info.name)\n"
-        "for module in (i2am, storage, analysis, pipeline):\n"
-        "    for name in module.__all__:\n"
-        "        value = getattr(module, name)\n"
-        "        assert not isinstance(value, types.ModuleType), (module.__name__, name)\n"
+        "import i2am\n"
+        "for info in pkgutil.walk_packages(i2am.__path__, 'i2am.'):\n"
+        "    if not info.name.endswith('__main__'): importlib.import_module(info.name)\n"
+        "for name in i2am.__all__:\n"
+        "    assert not isinstance(getattr(i2am, name), types.ModuleType), name\n"
         "assert i2am.__version__ and set(i2am.__all__) <= set(dir(i2am))\n"
     )
 
@@ -94,9 +95,10 @@ def test_the_layering_holds() -> None:
 def test_the_wheel_holds_what_runs_need(tmp_path: Path) -> None:
     """Everything in the packages is in the wheel, weights and templates too, and nothing of the tests is."""
     packages = ("storage", "pipeline", "analysis", "flows")
-    for name in packages:
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "i2am.py"):
+    for name in ("i2am", *packages):
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=unwanted)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     build = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
     done = subprocess.run(
@@ -105,5 +107,6 @@ def test_the_wheel_holds_what_runs_need(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    wanted = {str(path.relative_to(tmp_path)) for name in packages for path in (tmp_path / name).rglob("*.*")}
-    assert held == {name for name in wanted if (tmp_path / name).is_file()} | {"i2am.py"}
+    files = [path for name in packages for path in (tmp_path / name).rglob("*.*") if path.is_file()]
+    door = {"i2am/__init__.py", "i2am/__init__.pyi", "i2am/__main__.py", "i2am/py.typed"}
+    assert held == {f"i2am/{path.relative_to(tmp_path)}" for path in files} | door

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.capture_job import run_capture
-from flows.loading import load_capture
-from storage import open_run, verify
+from i2am.flows.capture_job import run_capture
+from i2am.flows.loading import load_capture
+from i2am.storage.run import open_run
+from i2am.storage.verification import verify
 from tests.flows.conftest import ROOT
 from tests.integration.test_durability import arrays
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import open_run, verify
-from storage.location import locate
+from i2am.storage.location import locate
+from i2am.storage.run import open_run
+from i2am.storage.verification import verify
 from tests.integration.forks import Forks, forks
 from tests.integration.test_durability import arrays
 from tests.integration.test_faults import COUNT, check, records, settings

@@ -16,8 +16,8 @@ from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageE
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from pipeline.embedded.encoder import ReferenceEncoder
-from pipeline.embedded.painter import ReferencePainter
+from i2am.pipeline.embedded.encoder import ReferenceEncoder
+from i2am.pipeline.embedded.painter import ReferencePainter
 
 
 def painter(seed: int = 0) -> ReferencePainter:

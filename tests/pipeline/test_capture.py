@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import capture
-from pipeline.events import RunOpened, SampleDone, StepDone
-from storage import open_run, verify
-from storage.errors import AlreadyExists, CaptureError, InputError, ShapeMismatch, UnknownName
+from i2am.pipeline.capturing import capture
+from i2am.pipeline.events import RunOpened, SampleDone, StepDone
+from i2am.storage.errors import AlreadyExists, CaptureError, InputError, ShapeMismatch, UnknownName
+from i2am.storage.run import open_run
+from i2am.storage.verification import verify
 from tests.pipeline import models
 from tests.pipeline.spy import attention_witness
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import capture
-from storage import open_run, verify
+from i2am.pipeline.capturing import capture
+from i2am.storage.run import open_run
+from i2am.storage.verification import verify
 from tests.pipeline import models
 from tests.pipeline.spy import attention_witness
 

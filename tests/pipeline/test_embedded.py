@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.embedded import load_pipeline
-from pipeline.embedded.card import write_card
-from pipeline.embedded.evaluate import _cells, _correlation, evaluate
-from pipeline.embedded.train import SceneStream, Training
-from pipeline.embedded.weights import FOLDER
-from storage.errors import InputError
+from i2am.pipeline.embedded.card import write_card
+from i2am.pipeline.embedded.evaluate import _cells, _correlation, evaluate
+from i2am.pipeline.embedded.train import SceneStream, Training
+from i2am.pipeline.embedded.weights import FOLDER, load_pipeline
+from i2am.storage.errors import InputError
 
 
 def test_the_shipped_weights_paint_what_the_reference_shows():
@@ -70,7 +69,15 @@ def test_a_resumed_stream_sees_the_scenes_that_follow():
 
 
 def test_training_goes_on_from_its_checkpoint_after_a_kill(tmp_path):
-    command = [sys.executable, "-m", "pipeline.embedded.train", "--out", str(tmp_path), "--batch-size", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "i2am.pipeline.embedded.train",
+        "--out",
+        str(tmp_path),
+        "--batch-size",
+        "1",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     first = Training(tmp_path, steps=2, peak=1e-3, device=torch.device("cpu"))
     first.learn(next(iter(SceneStream(1, 0))))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.guidance import Calls, as_layout
-from pipeline.timesteps import Moment
-from storage.errors import CaptureError, InputError
+from i2am.pipeline.guidance import Calls, as_layout
+from i2am.pipeline.timesteps import Moment
+from i2am.storage.errors import CaptureError, InputError
 
 schedules = st.lists(st.integers(1, 999), min_size=1, max_size=12, unique=True).map(
     lambda numbers: [float(n) for n in sorted(numbers, reverse=True)]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline
 
-from pipeline import capture
-from pipeline.logsumexp import row_logsumexp
-from storage import open_run, verify
-from storage.errors import CaptureError, UnknownName
+from i2am.pipeline.capturing import capture
+from i2am.pipeline.logsumexp import row_logsumexp
+from i2am.storage.errors import CaptureError, UnknownName
+from i2am.storage.run import open_run
+from i2am.storage.verification import verify
 from tests.pipeline import joint_models, models
 from tests.pipeline.kernel_spy import kernel_witness
 
@@ -250,7 +251,7 @@ def test_logsumexp_in_blocks_is_the_whole_one(monkeypatch):
         "added": torch.randn(2, 3, 13, 29, generator=generator),
     }
     logits = torch.einsum("bqhd,bkhd->bhqk", query.double(), key.double()) * 0.5
-    monkeypatch.setattr("pipeline.logsumexp._BLOCK_BYTES", {"cpu": 4 * 2 * 3 * 29 * 4})
+    monkeypatch.setattr("i2am.pipeline.logsumexp._BLOCK_BYTES", {"cpu": 4 * 2 * 3 * 29 * 4})
     for name, mask in masks.items():
         whole = (
             logits if mask is None else logits + mask if name == "added" else logits.where(mask, -torch.inf)

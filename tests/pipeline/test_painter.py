@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.embedded.painter import ReferencePainter
+from i2am.pipeline.embedded.painter import ReferencePainter
 from tests.pipeline import models
 
 

@@ -13,17 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import capture, probe
-from pipeline.adapters.registry import adapters, find_adapter
-from pipeline.images import to_uint8
-from pipeline.jobs import Call, run_job
-from pipeline.provenance import describe
-from pipeline.selection import select_numbers
-from pipeline.timesteps import Moment, announced, moment
-from pipeline.transfer import HostCopies
-from storage import Sink, open_run
-from storage.errors import CaptureError, InputError, ShapeMismatch, UnknownName
-from storage.matching import matching_names
+from i2am.pipeline.adapters.registry import adapters, find_adapter
+from i2am.pipeline.capturing import capture
+from i2am.pipeline.images import to_uint8
+from i2am.pipeline.jobs import Call, run_job
+from i2am.pipeline.probing import probe
+from i2am.pipeline.provenance import describe
+from i2am.pipeline.selection import select_numbers
+from i2am.pipeline.timesteps import Moment, announced, moment
+from i2am.pipeline.transfer import HostCopies
+from i2am.storage.errors import CaptureError, InputError, ShapeMismatch, UnknownName
+from i2am.storage.matching import matching_names
+from i2am.storage.run import open_run
+from i2am.storage.sink import Sink
 from tests.pipeline import models
 
 
@@ -145,7 +147,7 @@ def test_adapters_are_found_by_class_by_name_and_as_given():
 
 def test_two_adapters_that_match_are_refused(monkeypatch):
     adapter = adapters()["diffusers-unet"]
-    monkeypatch.setattr("pipeline.adapters.registry.adapters", lambda: {"one": adapter, "two": adapter})
+    monkeypatch.setattr("i2am.pipeline.adapters.registry.adapters", lambda: {"one": adapter, "two": adapter})
     with pytest.raises(
         CaptureError, match="exactly one that matches.*got diffusers-unet, diffusers-unet.*name one"
     ):
@@ -158,7 +160,7 @@ def test_provenance_names_model_scheduler_software_and_weights(tmp_path):
     loaded = type(pipe).from_pretrained(tmp_path / "small-painter", use_safetensors=True)
     facts = describe(loaded)
     assert facts["model"] == "small-painter"
-    assert facts["pipeline_class"] == "pipeline.embedded.painter.ReferencePainter"
+    assert facts["pipeline_class"] == "i2am.pipeline.embedded.painter.ReferencePainter"
     assert facts["scheduler"]["prediction_type"] == "v_prediction"
     assert facts["software"]["torch"] == torch.__version__
     files = sorted((tmp_path / "small-painter").rglob("*.safetensors"))

@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import capture
-from pipeline.adapters.registry import find_adapter
-from storage import Tile, open_run, verify
-from storage.errors import CaptureError
+from i2am.pipeline.adapters.registry import find_adapter
+from i2am.pipeline.capturing import capture
+from i2am.storage.errors import CaptureError
+from i2am.storage.run import open_run
+from i2am.storage.tile import Tile
+from i2am.storage.verification import verify
 from tests.pipeline import models
 from tests.pipeline.kernel_spy import kernel_witness
 from tests.standins import ldm, pasd, seesr, stableviton
@@ -266,7 +268,7 @@ def test_each_system_has_one_adapter(monkeypatch):
 def test_an_adapter_of_another_package_is_found_by_its_entry_point(monkeypatch):
     from importlib.metadata import EntryPoint, EntryPoints
 
-    from pipeline.adapters import registry
+    from i2am.pipeline.adapters import registry
 
     entry = EntryPoint("mine", "tests.standins.own_adapter:Mine", registry.GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([entry]))

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.embedded.scenes import SIZE, bounding_box, make_scene
-from pipeline.embedded.shapes import PATTERNS, SILHOUETTES
+from i2am.pipeline.embedded.scenes import SIZE, bounding_box, make_scene
+from i2am.pipeline.embedded.shapes import PATTERNS, SILHOUETTES
 
 seeds = st.integers(0, 2**40)
 

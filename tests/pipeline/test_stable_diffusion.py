@@ -8,10 +8,11 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 
-from pipeline import capture
-from pipeline.adapters.registry import find_adapter
-from storage import open_run, verify
-from storage.errors import CaptureError
+from i2am.pipeline.adapters.registry import find_adapter
+from i2am.pipeline.capturing import capture
+from i2am.storage.errors import CaptureError
+from i2am.storage.run import open_run
+from i2am.storage.verification import verify
 from tests.pipeline import models, unet_models
 from tests.pipeline.kernel_spy import kernel_witness
 from tests.pipeline.unet_models import TEXT, WIDTH

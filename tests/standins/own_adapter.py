@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.adapters.contract import Site
-from pipeline.adapters.ldm import LatentDiffusion
+from i2am.pipeline.adapters.contract import Site
+from i2am.pipeline.adapters.ldm import LatentDiffusion
 
 
 class Mine(LatentDiffusion):

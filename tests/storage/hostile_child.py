@@ -19,38 +19,38 @@ from pathlib import Path
 
 import numpy as np
 
-import storage
-from analysis.maps import attribution_maps
-from flows.cli import main
+import i2am
+from i2am.analysis.maps import attribution_maps
+from i2am.flows.cli import main
 
 
 def _scores(path: str) -> None:
-    run = storage.open_run(path)
+    run = i2am.open_run(path)
     for layer in run.layers:
         lazy = run.scores(layer)
         float(np.asarray(lazy[0, 0, 0, :1].compute()).ravel()[0])
 
 
 def _read(path: str) -> None:
-    run = storage.open_run(path)
+    run = i2am.open_run(path)
     for layer in run.layers:
         run.read(layer, run.samples[0], [0], [0])
 
 
 def _read_all(path: str) -> None:
-    run = storage.open_run(path)
+    run = i2am.open_run(path)
     for layer in run.layers:
         run.read(layer, run.samples[0])
 
 
 def _image(path: str) -> None:
-    run = storage.open_run(path)
+    run = i2am.open_run(path)
     for name in run.record(run.samples[0])["images"]:
         run.image(name, run.samples[0])
 
 
 def _maps(path: str) -> None:
-    attribution_maps(storage.open_run(path), "r2g", store=False).compute()
+    attribution_maps(i2am.open_run(path), "r2g", store=False).compute()
 
 
 def _command(*words: str) -> Callable[[str], str]:
@@ -69,13 +69,13 @@ def _command(*words: str) -> Callable[[str], str]:
 
 
 ACTIONS: dict[str, Callable[[str], object]] = {
-    "open": storage.open_run,
-    "check": lambda path: storage.open_run(path).check("a"),
+    "open": i2am.open_run,
+    "check": lambda path: i2am.open_run(path).check("a"),
     "read": _read,
     "read all": _read_all,
     "scores": _scores,
     "image": _image,
-    "verify": lambda path: "sound" if storage.verify(path).ok else "problems",
+    "verify": lambda path: "sound" if i2am.verify(path).ok else "problems",
     "maps": _maps,
     "i2am inspect": _command("inspect"),
     "i2am verify": _command("verify", "--quiet"),
@@ -88,7 +88,7 @@ def outcome(action: Callable[[str], object], path: str) -> str:
     """Name what an action came to; a traceback if that is a defect."""
     try:
         found = action(path)
-    except storage.I2AMError as error:
+    except i2am.I2AMError as error:
         return type(error).__name__ if "\n" not in str(error) else f"DEFECT: two lines: {error}"
     except BaseException:  # noqa: BLE001 - MemoryError above all
         return "DEFECT: " + traceback.format_exc()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-import storage
-from storage import LayerSpec
+import i2am
+from i2am.storage.spec import LayerSpec
 
 LAYERS = (
     LayerSpec("down.0.attn2", 4, 8, (4, 6), (3, 4), 1, representation="factors"),
@@ -72,7 +72,7 @@ def image(name: str, sample: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def fill(
-    sink: storage.Sink,
+    sink: i2am.Sink,
     layers: Iterable[LayerSpec],
     steps: Iterable[int],
     images: dict[str, tuple[int, int, int]] | None = None,
@@ -94,16 +94,16 @@ def write_run(
     timesteps: Sequence[float] = TIMESTEPS,
     images: dict[str, tuple[int, int, int]] | None = IMAGES,
     **options: object,
-) -> storage.Run:
+) -> i2am.Run:
     """Write a whole run and open it."""
-    with storage.create_run(path, layers, timesteps, samples, image_shapes=images, **options) as writer:
+    with i2am.create_run(path, layers, timesteps, samples, image_shapes=images, **options) as writer:
         for sample in writer.samples:
             with writer.sample(sample) as sink:
                 fill(sink, layers, range(len(timesteps)), images)
-    return storage.open_run(path)
+    return i2am.open_run(path)
 
 
-def check_values(run: storage.Run, layers: Iterable[LayerSpec] = LAYERS) -> None:
+def check_values(run: i2am.Run, layers: Iterable[LayerSpec] = LAYERS) -> None:
     """Compare every number of a run with what was put into it."""
     for spec in layers:
         got = run.scores(spec.name).compute()
@@ -122,6 +122,6 @@ def check_values(run: storage.Run, layers: Iterable[LayerSpec] = LAYERS) -> None
                     assert np.array_equal(block.key[0 if spec.static_key else step], key)
 
 
-def half_scores(run: storage.Run, spec: LayerSpec) -> bool:
+def half_scores(run: i2am.Run, spec: LayerSpec) -> bool:
     """Whether a layer's scores were rounded to float16."""
     return run.layers[spec.name].representation == "scores" and spec.dtype == "float16"

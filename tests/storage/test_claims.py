@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import pytest
 
-import storage
-from storage import claim
-from storage.claim import Claim, claim_path
-from storage.location import locate
-from storage.remote import RemoteLocation
+import i2am
+from i2am.storage import claim
+from i2am.storage.claim import Claim, claim_path
+from i2am.storage.location import locate
+from i2am.storage.remote import RemoteLocation
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill
 
 STEPS = range(len(TIMESTEPS))
@@ -41,7 +41,7 @@ def place(request):
 
 
 def new(url, samples=("a", "b")):
-    return storage.create_run(url, LAYERS, TIMESTEPS, samples, image_shapes=IMAGES)
+    return i2am.create_run(url, LAYERS, TIMESTEPS, samples, image_shapes=IMAGES)
 
 
 def as_another_machine(place, sample, beat=0):
@@ -55,7 +55,7 @@ def as_another_machine(place, sample, beat=0):
 
 def test_one_holds_a_sample_at_a_time(place):
     first = Claim(place, "a")
-    with pytest.raises(storage.SampleBusy, match=rf"sample 'a' is being written.*process {os.getpid()} of"):
+    with pytest.raises(i2am.SampleBusy, match=rf"sample 'a' is being written.*process {os.getpid()} of"):
         Claim(place, "a")
     Claim(place, "b").release()
     first.release()
@@ -71,7 +71,7 @@ def test_of_many_who_claim_a_sample_one_does(url):
     def take(_):
         try:
             return Claim(place, "a")
-        except storage.SampleBusy:
+        except i2am.SampleBusy:
             return None
 
     with ThreadPoolExecutor(8) as threads:
@@ -85,10 +85,10 @@ def test_a_claim_stands_while_its_owner_beats_and_falls_when_it_does_not(place, 
     monkeypatch.setattr(claim.time, "monotonic", lambda: now[0])
     for beat in range(4):
         as_another_machine(place, "a", beat)
-        with pytest.raises(storage.SampleBusy, match="process 1 of node7"):
+        with pytest.raises(i2am.SampleBusy, match="process 1 of node7"):
             Claim(place, "a")
         now[0] += claim.LEASE_SECONDS - 1
-    with pytest.raises(storage.SampleBusy):
+    with pytest.raises(i2am.SampleBusy):
         Claim(place, "a")
     now[0] += 2
     taken = Claim(place, "a")
@@ -126,7 +126,7 @@ def test_an_owner_that_was_overtaken_stops_and_touches_nothing(url, monkeypatch)
 
         monkeypatch.setattr(RemoteLocation, "upload", upload)
         with (
-            pytest.raises(storage.SampleBusy, match="taken over by another process"),
+            pytest.raises(i2am.SampleBusy, match="taken over by another process"),
             writer.sample("a") as sink,
         ):
             fill(sink, LAYERS, STEPS, IMAGES)
@@ -142,10 +142,10 @@ def test_a_lost_answer_to_a_beat_costs_nothing(place, monkeypatch):
 
     def stored_but_not_said(self, path, old, new):
         real(self, path, old, new)
-        raise storage.StoreUnavailable("the answer was lost")
+        raise i2am.StoreUnavailable("the answer was lost")
 
     monkeypatch.setattr(RemoteLocation, "replace", stored_but_not_said)
-    with pytest.raises(storage.StoreUnavailable):
+    with pytest.raises(i2am.StoreUnavailable):
         held._beat()
     monkeypatch.setattr(RemoteLocation, "replace", real)
     monkeypatch.setattr(claim, "LEASE_SECONDS", 0)
@@ -163,7 +163,7 @@ def _write_and_die(url):
         os.kill(os.getpid(), signal.SIGKILL)
 
     RemoteLocation.upload = upload
-    with storage.resume_run(url) as writer, writer.sample("a") as sink:
+    with i2am.resume_run(url) as writer, writer.sample("a") as sink:
         fill(sink, LAYERS, STEPS, IMAGES)
 
 
@@ -179,17 +179,17 @@ def test_the_claim_of_a_killed_process_is_swept_up_with_what_it_put(url):
     killed_writer(url)
     place = locate(url)
     assert place.names("claims") == ["a.json"]
-    report = storage.verify(url)
+    report = i2am.verify(url)
     assert report.ok, "a sample under way is no damage"
     assert any("claims/a.json" in note for note in report.notes)
-    with storage.resume_run(url) as writer:
+    with i2am.resume_run(url) as writer:
         assert place.names("claims") == []
         assert not any("/c.0." in path for path, _ in place.files())
         for sample in writer.missing:
             with writer.sample(sample) as sink:
                 fill(sink, LAYERS, STEPS, IMAGES)
-    check_values(storage.open_run(url))
-    report = storage.verify(url)
+    check_values(i2am.open_run(url))
+    report = i2am.verify(url)
     assert report.ok
     assert report.notes == ()
 
@@ -198,9 +198,9 @@ def test_the_claim_of_a_process_killed_after_its_commit_is_swept_up(url):
     with new(url) as writer, writer.sample("a") as sink:
         fill(sink, LAYERS, STEPS, IMAGES)
     as_another_machine(locate(url), "a")
-    storage.resume_run(url).close()
+    i2am.resume_run(url).close()
     assert locate(url).names("claims") == []
-    assert storage.verify(url).ok
+    assert i2am.verify(url).ok
 
 
 def test_a_lost_record_is_damage(url):
@@ -208,14 +208,14 @@ def test_a_lost_record_is_damage(url):
     with new(url) as writer, writer.sample("a") as sink:
         fill(sink, LAYERS, STEPS, IMAGES)
     locate(url).remove("commits/a.json")
-    report = storage.verify(url)
+    report = i2am.verify(url)
     assert {problem.sample for problem in report.problems} == {"a"}
     assert "commit record is missing" in str(report.problems[0])
 
 
 def test_a_server_that_is_lost_while_a_claim_is_given_up_loses_nothing(place, monkeypatch):
     def lost(self, path):
-        raise storage.StoreUnavailable("gone")
+        raise i2am.StoreUnavailable("gone")
 
     held = Claim(place, "a")
     with monkeypatch.context() as patch:
@@ -235,16 +235,16 @@ def test_clearing_up_after_a_dead_owner_never_takes_what_another_committed_meanw
     def slow(location, sample, content):
         gone = real(location, sample, content)
         monkeypatch.setattr(claim, "_is_gone", real)
-        with storage.resume_run(url) as other, other.sample("a") as sink:
+        with i2am.resume_run(url) as other, other.sample("a") as sink:
             fill(sink, LAYERS, STEPS, IMAGES)
         return gone
 
     monkeypatch.setattr(claim, "_is_gone", slow)
-    storage.resume_run(url).close()
-    run = storage.open_run(url)
+    i2am.resume_run(url).close()
+    run = i2am.open_run(url)
     assert run.samples == ("a",)
     run.check("a")
-    assert storage.verify(url).ok
+    assert i2am.verify(url).ok
     assert locate(url).names("claims") == []
 
 
@@ -264,7 +264,7 @@ def test_a_beat_counts_from_when_it_was_asked(place, monkeypatch):
     monkeypatch.setattr(RemoteLocation, "replace", late)
     held._beat()
     monkeypatch.setattr(RemoteLocation, "replace", real)
-    with pytest.raises(storage.SampleBusy, match="taken over"):
+    with pytest.raises(i2am.SampleBusy, match="taken over"):
         held.hold()
     held.release()
     assert json.loads(place.read(claim_path("a")))["owner"] == "x"
@@ -277,7 +277,7 @@ def test_what_a_killed_process_left_on_this_machine_is_removed_too(url, tmp_path
     new(url).close()
     killed_writer(url)
     assert list(tmp_path.iterdir())
-    with storage.resume_run(url) as writer, writer.sample("b") as sink:
+    with i2am.resume_run(url) as writer, writer.sample("b") as sink:
         assert len(list(tmp_path.iterdir())) == 1, "its own"
         fill(sink, LAYERS, STEPS, IMAGES)
     assert list(tmp_path.iterdir()) == []
@@ -289,7 +289,7 @@ def test_many_samples_are_checked_by_one_listing(url, monkeypatch):
         for name in names:
             with writer.sample(name) as sink:
                 fill(sink, LAYERS, STEPS, IMAGES)
-    run, asked = storage.open_run(url), []
+    run, asked = i2am.open_run(url), []
     real = RemoteLocation.size
 
     def size(self, path):
@@ -302,7 +302,7 @@ def test_many_samples_are_checked_by_one_listing(url, monkeypatch):
     assert len(asked) == 8 * len(run.files("s0"))
     gone = next(iter(run.files("s19")))
     locate(url).remove(gone)
-    with pytest.raises(storage.DamagedSample, match="s19"):
-        fresh = storage.open_run(url)
+    with pytest.raises(i2am.DamagedSample, match="s19"):
+        fresh = i2am.open_run(url)
         for name in names:
             fresh.check(name)

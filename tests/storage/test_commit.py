@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import storage
-from storage import AlreadyExists, NoPermission, SampleBusy, StorageFull
+import i2am
+from i2am.storage.errors import AlreadyExists, NoPermission, SampleBusy, StorageFull
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill, write_run
 
 STEPS = range(len(TIMESTEPS))
@@ -27,7 +27,7 @@ def files(path):
 
 
 def new(path, samples=("a", "b", "c"), **options):
-    return storage.create_run(path, LAYERS, TIMESTEPS, samples, image_shapes=IMAGES, **options)
+    return i2am.create_run(path, LAYERS, TIMESTEPS, samples, image_shapes=IMAGES, **options)
 
 
 @pytest.mark.parametrize("raised", [RuntimeError("crash"), KeyboardInterrupt()])
@@ -43,7 +43,7 @@ def test_after_an_exception_nothing_of_the_sample_remains(tmp_path, raised):
             fill(sink, LAYERS, STEPS, IMAGES)
         assert writer.committed == ("b",)
     assert not (tmp_path / "r.zarr/.staging").exists()
-    assert storage.verify(tmp_path / "r.zarr").ok
+    assert i2am.verify(tmp_path / "r.zarr").ok
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
@@ -66,10 +66,10 @@ def test_a_failing_system_call_at_any_time_leaves_nothing(tmp_path, monkeypatch,
                 fill(sink, LAYERS, STEPS, IMAGES)
             monkeypatch.setattr(os, call, real)
             assert files(writer.path) == before
-            assert storage.open_run(writer.path).samples == ()
+            assert i2am.open_run(writer.path).samples == ()
         with writer.sample("a") as sink:
             fill(sink, LAYERS, STEPS, IMAGES)
-    assert storage.verify(tmp_path / "r.zarr").ok
+    assert i2am.verify(tmp_path / "r.zarr").ok
 
 
 @pytest.fixture
@@ -86,14 +86,14 @@ def small_disk(tmp_path):
 
 
 def test_a_disk_that_really_fills(small_disk):
-    spec = storage.LayerSpec("l", 4, 32, (16, 16), (4, 4), representation="factors")
+    spec = i2am.LayerSpec("l", 4, 32, (16, 16), (4, 4), representation="factors")
     options = {"timesteps": [1, 0], "samples": ["a", "b", "c", "d"]}
     with pytest.raises(
         StorageFull, match=r"does not fit its disk; expected at least .* free; got .* free; choose fewer"
     ):
-        storage.create_run(small_disk / "r.zarr", [spec], **options)
+        i2am.create_run(small_disk / "r.zarr", [spec], **options)
     (small_disk / "ballast").write_bytes(b"")
-    with storage.create_run(small_disk / "r.zarr", [spec], [1, 0], ["a"]) as writer:
+    with i2am.create_run(small_disk / "r.zarr", [spec], [1, 0], ["a"]) as writer:
         (small_disk / "ballast").write_bytes(bytes(400_000))
         with (
             pytest.raises(StorageFull, match=r"no space left for .*; free some space and run again"),
@@ -102,15 +102,15 @@ def test_a_disk_that_really_fills(small_disk):
             fill(sink, [spec], [0, 1])
         assert not files(small_disk / "r.zarr/.staging")
         with pytest.raises(StorageFull, match="does not fit its disk"):
-            storage.resume_run(writer.path)
+            i2am.resume_run(writer.path)
         (small_disk / "ballast").unlink()
         with writer.sample("a") as sink:
             fill(sink, [spec], [0, 1])
-    check_values(storage.open_run(small_disk / "r.zarr"), [spec])
+    check_values(i2am.open_run(small_disk / "r.zarr"), [spec])
 
 
 def test_a_sample_in_work_is_busy_and_the_others_are_not(tmp_path):
-    with new(tmp_path / "r.zarr") as first, storage.resume_run(tmp_path / "r.zarr") as second:
+    with new(tmp_path / "r.zarr") as first, i2am.resume_run(tmp_path / "r.zarr") as second:
         with first.sample("a") as sink:
             with (
                 pytest.raises(SampleBusy, match="sample 'a' is being written by another process"),
@@ -122,19 +122,19 @@ def test_a_sample_in_work_is_busy_and_the_others_are_not(tmp_path):
             fill(sink, LAYERS, STEPS)
         with pytest.raises(AlreadyExists), second.sample("a"):
             pass
-    check_values(storage.open_run(tmp_path / "r.zarr"))
+    check_values(i2am.open_run(tmp_path / "r.zarr"))
 
 
 def test_closing_one_writer_leaves_the_samples_of_another_alone(tmp_path):
     with new(tmp_path / "r.zarr") as first, first.sample("a") as sink:
         fill(sink, LAYERS, [0, 1, 2])
-        storage.resume_run(tmp_path / "r.zarr").close()
+        i2am.resume_run(tmp_path / "r.zarr").close()
         fill(sink, LAYERS, [3, 4])
-    check_values(storage.open_run(tmp_path / "r.zarr"))
+    check_values(i2am.open_run(tmp_path / "r.zarr"))
 
 
 def write_share(path, samples):
-    with storage.resume_run(path) as writer:
+    with i2am.resume_run(path) as writer:
         for sample in samples:
             with writer.sample(sample) as sink:
                 fill(sink, LAYERS, STEPS, IMAGES)
@@ -154,12 +154,12 @@ def test_several_processes_equal_one(tmp_path):
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    many = storage.open_run(tmp_path / "many.zarr")
+    many = i2am.open_run(tmp_path / "many.zarr")
     assert many.samples == one.samples
     for spec in LAYERS:
         assert np.array_equal(many.scores(spec.name).compute(), one.scores(spec.name).compute())
     assert files(one.path) == files(many.path)
-    assert storage.verify(many.path).ok
+    assert i2am.verify(many.path).ok
 
 
 def test_a_batch_of_samples_under_way_at_once(tmp_path):
@@ -168,16 +168,16 @@ def test_a_batch_of_samples_under_way_at_once(tmp_path):
         for step in STEPS:
             for sink in (a, b, c):
                 fill(sink, LAYERS, [step])
-    check_values(storage.open_run(tmp_path / "r.zarr"))
+    check_values(i2am.open_run(tmp_path / "r.zarr"))
 
 
 WRITER = """
 import sys, time
-import storage
+import i2am
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, fill
 path = sys.argv[1]
 print("ready", flush=True)
-with storage.resume_run(path) as writer:
+with i2am.resume_run(path) as writer:
     for sample in writer.missing:
         with writer.sample(sample) as sink:
             for step in range(len(TIMESTEPS)):
@@ -203,31 +203,31 @@ def test_killed_at_random_moments_and_resumed(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        run = storage.open_run(path)
+        run = i2am.open_run(path)
         assert all(run.fingerprint(sample) == digest for sample, digest in kept.items())
         kept = {sample: run.fingerprint(sample) for sample in run.samples}
-        assert storage.verify(path).ok
+        assert i2am.verify(path).ok
     subprocess.run([sys.executable, "-c", WRITER, str(path)], check=True, capture_output=True)
-    run = storage.open_run(path)
+    run = i2am.open_run(path)
     assert run.samples == tuple(samples)
     assert all(run.fingerprint(sample) == digest for sample, digest in kept.items())
     for spec in LAYERS:
         assert np.array_equal(run.scores(spec.name).compute(), whole.scores(spec.name).compute())
     assert files(path) == files(whole.path)
-    report = storage.verify(path)
+    report = i2am.verify(path)
     assert report.ok
     assert report.notes == ()
 
 
 CRASH = """
 import os, sys
-import storage
+import i2am
 from tests.storage.synthetic import IMAGES, LAYERS, fill
 real = os.replace
 def stop(source, target):
     os._exit(9) if str(target).endswith(".json") else real(source, target)
 os.replace = stop
-with storage.resume_run(sys.argv[1]).sample(sys.argv[2]) as sink:
+with i2am.resume_run(sys.argv[1]).sample(sys.argv[2]) as sink:
     fill(sink, LAYERS, range(5), IMAGES)
 """
 
@@ -244,11 +244,11 @@ def test_shards_in_place_without_a_record_are_no_sample_and_are_cleared(tmp_path
         clean = files(path)
     crash_between_rename_and_record(path, "a")
     assert len(files(path)) > len(clean) + 5
-    report = storage.verify(path)
+    report = i2am.verify(path)
     assert report.ok
     assert any("did not finish" in note for note in report.notes)
-    assert storage.open_run(path).samples == ()
-    with storage.resume_run(path) as writer:
+    assert i2am.open_run(path).samples == ()
+    with i2am.resume_run(path) as writer:
         assert files(path) == clean
         assert writer.missing == ("a", "b")
 
@@ -308,4 +308,4 @@ def test_of_two_that_create_the_same_run_one_succeeds(tmp_path):
         process.join()
     assert said == ["created", "exists", "exists"]
     assert [p.name for p in tmp_path.iterdir()] == ["r.zarr"]
-    assert storage.verify(tmp_path / "r.zarr").ok
+    assert i2am.verify(tmp_path / "r.zarr").ok

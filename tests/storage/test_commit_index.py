@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
-import storage
-from storage.commit_index import INDEX, compact
-from storage.location import locate
+import i2am
+from i2am.storage.commit_index import INDEX, compact
+from i2am.storage.location import locate
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill, write_run
 
 SAMPLES = tuple(f"s{i:02d}" for i in range(20))
@@ -48,45 +48,45 @@ def reads(run, monkeypatch):
 
 class Contract:
     def test_many_records_cost_few_reads(self, url, monkeypatch):
-        truth = {s: storage.open_run(url).fingerprint(s) for s in SAMPLES}
-        seen, prints = reads(storage.open_run(url), monkeypatch)
+        truth = {s: i2am.open_run(url).fingerprint(s) for s in SAMPLES}
+        seen, prints = reads(i2am.open_run(url), monkeypatch)
         assert (len(seen), prints) == (len(SAMPLES), truth)
         assert compact(url) == len(SAMPLES)
         assert compact(url) == 0, "nothing is new"
-        seen, prints = reads(storage.open_run(url), monkeypatch)
+        seen, prints = reads(i2am.open_run(url), monkeypatch)
         assert (len(seen), prints) == (8, truth)
-        run = pickle.loads(pickle.dumps(storage.open_run(url)))
-        assert run.record(SAMPLES[3]) == storage.open_run(url).record(SAMPLES[3])
-        report = storage.verify(url)
+        run = pickle.loads(pickle.dumps(i2am.open_run(url)))
+        assert run.record(SAMPLES[3]) == i2am.open_run(url).record(SAMPLES[3])
+        report = i2am.verify(url)
         assert report.ok
         assert report.notes == ()
 
     def test_a_sample_captured_anew_is_not_answered_from_the_index(self, url, monkeypatch):
         compact(url)
         place = locate(url)
-        old = storage.open_run(url).fingerprint(SAMPLES[5])
-        for path in [*storage.open_run(url).files(SAMPLES[5]), f"commits/{SAMPLES[5]}.json"]:
+        old = i2am.open_run(url).fingerprint(SAMPLES[5])
+        for path in [*i2am.open_run(url).files(SAMPLES[5]), f"commits/{SAMPLES[5]}.json"]:
             place.remove(path)
-        assert not storage.verify(url).ok, "the index knows of a sample whose record is gone"
-        with storage.resume_run(url) as writer, writer.sample(SAMPLES[5]) as sink:
+        assert not i2am.verify(url).ok, "the index knows of a sample whose record is gone"
+        with i2am.resume_run(url) as writer, writer.sample(SAMPLES[5]) as sink:
             fill(sink, LAYERS, range(len(TIMESTEPS)), IMAGES)
             sink.annotate(again=True)
-        run = storage.open_run(url)
+        run = i2am.open_run(url)
         seen, prints = reads(run, monkeypatch)
         assert prints[SAMPLES[5]] != old
         assert len(seen) <= 9
         assert run.record(SAMPLES[5])["annotations"] == {"again": True}
-        report = storage.verify(url)
+        report = i2am.verify(url)
         assert report.ok
         assert any("compact" in note for note in report.notes)
         assert compact(url) == len(SAMPLES)
-        assert storage.verify(url).notes == ()
+        assert i2am.verify(url).notes == ()
 
     def test_a_deleted_record_is_a_sample_that_is_gone(self, url):
         compact(url)
         locate(url).remove(f"commits/{SAMPLES[2]}.json")
-        assert SAMPLES[2] not in storage.open_run(url).samples
-        (first, *_) = storage.verify(url).problems
+        assert SAMPLES[2] not in i2am.open_run(url).samples
+        (first, *_) = i2am.verify(url).problems
         assert (first.sample, first.path) == (SAMPLES[2], f"commits/{SAMPLES[2]}.json")
 
 
@@ -105,7 +105,7 @@ class TestS3(Contract):
 
 
 def test_any_damage_of_the_index_is_found_and_changes_nothing(run_path):
-    truth = {s: storage.open_run(run_path).record(s) for s in SAMPLES}
+    truth = {s: i2am.open_run(run_path).record(s) for s in SAMPLES}
     compact(run_path)
     data = (run_path / INDEX).read_bytes()
     seed = random.SystemRandom().randrange(2**32)
@@ -115,42 +115,42 @@ def test_any_damage_of_the_index_is_found_and_changes_nothing(run_path):
         at = chance.randrange(len(data))
         harmed[at] ^= 1 << chance.randrange(8)
         (run_path / INDEX).write_bytes(harmed if chance.random() < 0.7 else data[:at])
-        run = storage.open_run(run_path)
+        run = i2am.open_run(run_path)
         assert {s: run.record(s) for s in SAMPLES} == truth, seed
-        assert [p.path for p in storage.verify(run_path).problems] == [INDEX], seed
+        assert [p.path for p in i2am.verify(run_path).problems] == [INDEX], seed
 
 
 def test_a_lying_index_is_found(run_path):
     """One whose own digest fits, but that says something else than an untouched record."""
     compact(run_path)
     first, _, body = (run_path / INDEX).read_bytes().partition(b"\n")
-    from storage.document import sha256
+    from i2am.storage.document import sha256
 
     body = body.replace(b'"annotations":{}', b'"annotations":{"a":1}', 1)
     said = json.loads(first) | {"sha256": sha256(body)}
     (run_path / INDEX).write_bytes(json.dumps(said, sort_keys=True).encode() + b"\n" + body)
-    assert any(p.path == INDEX for p in storage.verify(run_path).problems)
+    assert any(p.path == INDEX for p in i2am.verify(run_path).problems)
 
 
 def test_an_index_of_another_run_serves_nobody(run_path, tmp_path):
     write_run(tmp_path / "other.zarr", SAMPLES)
     compact(tmp_path / "other.zarr")
     shutil.copy2(tmp_path / "other.zarr" / INDEX, run_path / INDEX)
-    check_values(storage.open_run(run_path))
-    assert not storage.verify(run_path).ok
+    check_values(i2am.open_run(run_path))
+    assert not i2am.verify(run_path).ok
 
 
 def test_damaged_records_are_left_out(run_path):
     record = run_path / "commits" / f"{SAMPLES[0]}.json"
     record.write_bytes(record.read_bytes()[:-1])
     assert compact(run_path) == len(SAMPLES) - 1
-    with pytest.raises(storage.DamagedSample, match=SAMPLES[0]):
-        [storage.open_run(run_path).fingerprint(sample) for sample in SAMPLES]
+    with pytest.raises(i2am.DamagedSample, match=SAMPLES[0]):
+        [i2am.open_run(run_path).fingerprint(sample) for sample in SAMPLES]
 
 
 def test_threads_share_the_records(run_path):
     compact(run_path)
-    run, found = storage.open_run(run_path), []
+    run, found = i2am.open_run(run_path), []
     threads = [
         threading.Thread(target=lambda: found.append([run.fingerprint(s) for s in SAMPLES])) for _ in "abcd"
     ]

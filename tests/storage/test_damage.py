@@ -9,8 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
-import storage
-from storage import DamagedRun, DamagedSample, DamageError
+import i2am
+from i2am.storage.errors import DamagedRun, DamagedSample, DamageError
 from tests.storage.synthetic import IMAGES, LAYERS, write_run
 
 SAMPLES = ("a", "b")
@@ -39,7 +39,7 @@ def look(path, truth):
     """Read all samples; return those that are refused, and check the numbers of the others."""
     refused = set()
     try:
-        run = storage.open_run(path)
+        run = i2am.open_run(path)
     except DamagedRun:
         return set(SAMPLES)
     for sample in SAMPLES:
@@ -58,7 +58,7 @@ def look(path, truth):
 
 @pytest.fixture(scope="module")
 def truth(sound):
-    run = storage.open_run(sound)
+    run = i2am.open_run(sound)
     return {sample: everything(run, sample) for sample in SAMPLES}
 
 
@@ -98,7 +98,7 @@ def test_damage_of_every_single_file(tmp_path, sound, truth, damage):
         copy = tmp_path / "copy.zarr"
         shutil.copytree(sound, copy)
         damage(copy / name, chance)
-        report = storage.verify(copy)
+        report = i2am.verify(copy)
         assert not report.ok, f"{damage.__name__} of {name} was not found"
         if place := belongs(name):
             assert {(p.sample, p.layer) for p in report.problems} == {place}
@@ -107,7 +107,7 @@ def test_damage_of_every_single_file(tmp_path, sound, truth, damage):
         if place and damage in (truncate, extend, delete):
             assert refused == {place[0]}
             with pytest.raises(DamagedSample, match=f"sample '{place[0]}', layer '{place[1]}' is damaged"):
-                storage.open_run(copy).check(place[0])
+                i2am.open_run(copy).check(place[0])
         shutil.rmtree(copy)
 
 
@@ -121,10 +121,10 @@ def test_many_random_flips_in_data(tmp_path, sound, truth):
         before = (copy / name).read_bytes()
         flip(copy / name, chance)
         assert look(copy, truth) <= {belongs(name)[0]}
-        report = storage.verify(copy)
+        report = i2am.verify(copy)
         assert {(p.sample, p.layer) for p in report.problems} == {belongs(name)}
         (copy / name).write_bytes(before)
-    assert storage.verify(copy).ok
+    assert i2am.verify(copy).ok
 
 
 def test_swapped_files_are_found_by_verify_and_by_the_reader(tmp_path, sound, truth):
@@ -146,7 +146,7 @@ def test_swapped_files_are_found_by_verify_and_by_the_reader(tmp_path, sound, tr
         os.rename(copy / left, copy / "tmp")
         os.rename(copy / right, copy / left)
         os.rename(copy / "tmp", copy / right)
-        assert not storage.verify(copy).ok
+        assert not i2am.verify(copy).ok
         refused = look(copy, truth)
         if belongs(left):
             assert refused == {belongs(left)[0], belongs(right)[0]}
@@ -162,10 +162,10 @@ def test_a_file_of_another_run_is_found(tmp_path, sound, truth):
     shutil.copy(other / name, copy / name)
     assert look(copy, truth) == {"a"}
     with pytest.raises(DamagedSample, match="it is the shard of another sample, array or run"):
-        storage.open_run(copy).read("down.0.attn2", "a")
+        i2am.open_run(copy).read("down.0.attn2", "a")
     shutil.copy(other / "commits/b.json", copy / "commits/b.json")
     with pytest.raises(DamagedSample, match=r"commit record commits/b.json: it belongs to another run"):
-        storage.open_run(copy).record("b")
+        i2am.open_run(copy).record("b")
 
 
 def test_metadata_damage_is_noticed_by_the_cheap_check(tmp_path, sound):
@@ -174,8 +174,8 @@ def test_metadata_damage_is_noticed_by_the_cheap_check(tmp_path, sound):
     path = copy / "attention/mid.attn2/query/zarr.json"
     path.write_bytes(path.read_bytes().replace(b'"NaN"', b'"Nan"'))
     with pytest.raises(DamagedRun, match=r"attention/mid.attn2/query/zarr.json is damaged"):
-        storage.open_run(copy).check("a")
-    problem = storage.verify(copy).problems[0]
+        i2am.open_run(copy).check("a")
+    problem = i2am.verify(copy).problems[0]
     assert (problem.sample, problem.layer) == (None, "mid.attn2")
 
 
@@ -185,7 +185,7 @@ def test_files_that_are_not_the_store_s_are_notes(tmp_path, sound):
     (copy / "README.txt").write_text("mine")
     (copy / ".staging").mkdir()
     (copy / ".staging/leftover.tmp").write_text("x")
-    report = storage.verify(copy)
+    report = i2am.verify(copy)
     assert report.ok
     assert any("README.txt: not part of the store" in note for note in report.notes)
     assert any(".staging/leftover.tmp" in note for note in report.notes)
@@ -203,12 +203,12 @@ def test_files_that_a_plain_reader_would_take_for_data_are_problems(tmp_path, so
     copy = tmp_path / "copy.zarr"
     shutil.copytree(sound, copy)
     (copy / name).write_bytes(b"x")
-    assert [(p.sample, p.path) for p in storage.verify(copy).problems] == [(sample, name)]
+    assert [(p.sample, p.path) for p in i2am.verify(copy).problems] == [(sample, name)]
 
 
 def test_report_counts_what_was_read(sound):
     seen = []
-    report = storage.verify(sound, on_progress=seen.append)
+    report = i2am.verify(sound, on_progress=seen.append)
     assert report.ok
     assert (report.samples, report.files) == (2, len(files(sound)))
     assert report.bytes == sum((sound / name).stat().st_size for name in files(sound))
@@ -222,13 +222,13 @@ def test_damage_errors_ask_for_exit_status_1(tmp_path, sound):
     shutil.copytree(sound, copy)
     (copy / "commits/a.json").write_text("{}")
     with pytest.raises(DamageError) as caught:
-        storage.open_run(copy).fingerprint("a")
+        i2am.open_run(copy).fingerprint("a")
     assert caught.value.exit_status == 1
 
 
 def test_fingerprints_differ_between_contents(tmp_path, sound):
-    run = storage.open_run(sound)
-    assert run.fingerprint("a") == storage.open_run(sound).fingerprint("a")
+    run = i2am.open_run(sound)
+    assert run.fingerprint("a") == i2am.open_run(sound).fingerprint("a")
     assert (
         len(
             {

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from storage import errors
-from storage.errors import DamagedRun, DamagedSample, DamageError, I2AMError, InputError, UnknownName
+from i2am.storage import errors
+from i2am.storage.errors import DamagedRun, DamagedSample, DamageError, I2AMError, InputError, UnknownName
 
 
 def subclasses(cls):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import zarr
 
-import storage
+import i2am
 from tests.storage.golden.make import LAYERS, SAMPLES, STORE, TIMESTEPS, expected, expected_image, main
 
 
 def read_all(path):
-    run = storage.open_run(path)
+    run = i2am.open_run(path)
     assert (run.samples, run.timesteps) == (SAMPLES, TIMESTEPS)
     for s, sample in enumerate(SAMPLES):
         for i, spec in enumerate(LAYERS):
@@ -37,7 +37,7 @@ def read_all(path):
 def test_the_golden_store_reads_back():
     run = read_all(STORE)
     assert (run.attrs["format"], run.attrs["model"]) == (1, "golden")
-    assert storage.verify(STORE).ok
+    assert i2am.verify(STORE).ok
 
 
 def test_the_golden_store_is_plain_zarr():

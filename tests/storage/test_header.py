@@ -7,15 +7,13 @@ import json
 import pytest
 import zarr
 
-import storage
-from storage import DamagedRun, NewerFormat, NoPermission, NotARun, NotFound, UnknownName
-from storage.document import canonical, signed
+import i2am
+from i2am.storage.document import canonical, signed
+from i2am.storage.errors import DamagedRun, NewerFormat, NoPermission, NotARun, NotFound, UnknownName
 from tests.storage.synthetic import LAYERS, write_run
 
 
-@pytest.fixture(
-    params=[storage.open_run, storage.verify, storage.resume_run], ids=["open", "verify", "resume"]
-)
+@pytest.fixture(params=[i2am.open_run, i2am.verify, i2am.resume_run], ids=["open", "verify", "resume"])
 def opener(request):
     return request.param
 
@@ -59,7 +57,7 @@ def test_no_permission(tmp_path, opener, monkeypatch):
     def refuse(self, path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("storage.plain.PlainFolders.open", refuse)
+    monkeypatch.setattr("i2am.storage.plain.PlainFolders.open", refuse)
     with pytest.raises(NoPermission, match=r"no permission for .*Permission denied; check owner"):
         opener(tmp_path / "r.zarr")
 
@@ -86,15 +84,15 @@ def test_a_root_that_contradicts_itself_is_refused_even_if_signed(tmp_path, chan
     document["attributes"]["i2am"] = signed(document["attributes"]["i2am"])
     (tmp_path / "r.zarr/zarr.json").write_bytes(canonical(document))
     with pytest.raises(DamagedRun, match=r"its root document zarr.json is damaged: it contradicts itself"):
-        storage.open_run(tmp_path / "r.zarr")
+        i2am.open_run(tmp_path / "r.zarr")
 
 
 def test_a_missing_root_of_a_run_with_samples_is_damage(tmp_path):
     write_run(tmp_path / "r.zarr", ["a"])
     (tmp_path / "r.zarr/zarr.json").unlink()
     with pytest.raises(DamagedRun, match="it is missing"):
-        storage.open_run(tmp_path / "r.zarr")
-    report = storage.verify(tmp_path / "r.zarr")
+        i2am.open_run(tmp_path / "r.zarr")
+    report = i2am.verify(tmp_path / "r.zarr")
     assert [p.path for p in report.problems] == ["zarr.json"]
 
 
@@ -112,11 +110,11 @@ def test_names_that_do_not_exist(tmp_path):
     ):
         with pytest.raises(UnknownName, match=r"unknown sample 'sample-2'; .*did you mean 'sample-1'"):
             use("sample-2")
-    with pytest.raises(storage.NoAnswer, match=r"layer 'down.0.attn2' has no lse"):
+    with pytest.raises(i2am.NoAnswer, match=r"layer 'down.0.attn2' has no lse"):
         run.lse("down.0.attn2")
 
 
 def test_a_sample_that_is_not_committed_is_unknown_with_a_hint(tmp_path):
-    storage.create_run(tmp_path / "r.zarr", LAYERS, [0], ["a"]).close()
+    i2am.create_run(tmp_path / "r.zarr", LAYERS, [0], ["a"]).close()
     with pytest.raises(UnknownName, match=r"unknown sample 'a'; .*it is declared, but not committed yet"):
-        storage.open_run(tmp_path / "r.zarr").record("a")
+        i2am.open_run(tmp_path / "r.zarr").record("a")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import storage
-from storage import DamagedRun, DamagedSample, DamageError, I2AMError, InputError
+import i2am
+from i2am.storage.errors import DamagedRun, DamagedSample, DamageError, I2AMError, InputError
 from tests.storage.forge import forge_record
 from tests.storage.forge import forge_root as forge
 from tests.storage.synthetic import LAYERS, TIMESTEPS, fill, write_run
@@ -88,11 +88,11 @@ LIES = {
 def test_what_no_run_can_have_is_refused_when_it_is_opened(copy, lie):
     forge(copy, LIES[lie])
     with pytest.raises(DamagedRun) as caught:
-        storage.open_run(copy)
+        i2am.open_run(copy)
     assert len(str(caught.value).splitlines()) == 1
-    assert not storage.verify(copy).ok
+    assert not i2am.verify(copy).ok
     with pytest.raises(DamagedRun):
-        storage.resume_run(copy)
+        i2am.resume_run(copy)
 
 
 CLAIMS = {
@@ -112,12 +112,12 @@ CLAIMS = {
 @pytest.mark.parametrize("lie", CLAIMS)
 def test_records_that_lie_are_refused_before_memory_is_taken(copy, lie):
     forge_record(copy, CLAIMS[lie])
-    run = storage.open_run(copy)
+    run = i2am.open_run(copy)
     with pytest.raises(DamagedSample):
         run.read(DOWN, "a")
     with pytest.raises(DamageError):
         run.check("a")
-    assert not storage.verify(copy).ok
+    assert not i2am.verify(copy).ok
     run.read(DOWN, "b")
 
 
@@ -125,29 +125,29 @@ def test_documents_are_read_up_to_a_bound(copy, monkeypatch):
     with (copy / "commits/a.json").open("ab") as file:
         file.truncate(1 << 40)  # sparse: a terabyte that takes no room
     with pytest.raises(DamagedSample, match="more than"):
-        storage.open_run(copy).record("a")
+        i2am.open_run(copy).record("a")
     with (copy / "zarr.json").open("ab") as file:
         file.truncate(1 << 40)
     with pytest.raises(DamagedRun, match="more than"):
-        storage.open_run(copy)
-    assert not storage.verify(copy).ok
+        i2am.open_run(copy)
+    assert not i2am.verify(copy).ok
 
 
 def test_nested_documents_end_in_one_line(copy):
     (copy / "commits/a.json").write_bytes(b"[" * 200_000 + b"]" * 200_000)
     with pytest.raises(DamagedSample):
-        storage.open_run(copy).record("a")
+        i2am.open_run(copy).record("a")
     (copy / "zarr.json").write_bytes(b'{"attributes":{"i2am":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_002)
     with pytest.raises(I2AMError):
-        storage.open_run(copy)
+        i2am.open_run(copy)
 
 
 def test_a_bomb_of_compression_is_refused(tmp_path):
     """Zeros shrink to nothing: a small file may claim much, which is refused before memory is taken."""
     path = tmp_path / "r.zarr"
-    spec = storage.LayerSpec("x", 4, 64, (64, 64), (2, 2), dtype="float32", representation="factors")
+    spec = i2am.LayerSpec("x", 4, 64, (64, 64), (2, 2), dtype="float32", representation="factors")
     with (
-        storage.create_run(path, [spec], range(4), ["a"], codec="zstd") as writer,
+        i2am.create_run(path, [spec], range(4), ["a"], codec="zstd") as writer,
         writer.sample("a") as sink,
     ):
         zeros = np.zeros((4, 4096, 64), np.float32)
@@ -155,7 +155,7 @@ def test_a_bomb_of_compression_is_refused(tmp_path):
             sink.put("x", step, query=zeros, key=zeros[:, :4])
     size = sum(file.stat().st_size for file in path.rglob("c.*"))
     assert size < 20_000
-    storage.open_run(path).read("x", "a")
+    i2am.open_run(path).read("x", "a")
 
     def grow(own):
         own["layers"][0]["heads"] = 4096
@@ -164,13 +164,13 @@ def test_a_bomb_of_compression_is_refused(tmp_path):
 
     forge(path, grow)
     with pytest.raises((DamagedSample, InputError)):
-        storage.open_run(path).read("x", "a")
+        i2am.open_run(path).read("x", "a")
 
 
 def test_more_than_the_machine_has_is_not_read_at_once(copy, monkeypatch):
-    monkeypatch.setattr("storage.array_reader.physical_memory", lambda: 1000)
+    monkeypatch.setattr("i2am.storage.array_reader.physical_memory", lambda: 1000)
     with pytest.raises(InputError, match="read fewer steps or heads at a time"):
-        storage.open_run(copy).read(DOWN, "a")
+        i2am.open_run(copy).read(DOWN, "a")
 
 
 def test_lies_cost_little_memory(copy, tmp_path):
@@ -178,17 +178,17 @@ def test_lies_cost_little_memory(copy, tmp_path):
     script = (
         "import resource, sys, pathlib, shutil\n"
         "from tests.storage import test_hostile as t\n"
-        "import storage\n"
+        "import i2am\n"
         "source, place = map(pathlib.Path, sys.argv[1:])\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1536 << 20,) * 2)\n"
         "def ask(path):\n"
         "    try:\n"
-        "        run = storage.open_run(path)\n"
+        "        run = i2am.open_run(path)\n"
         "        run.check('a')\n"
         "        for layer in run.layers:\n"
         "            run.read(layer, 'a'); run.scores(layer)[0, 0].compute()\n"
         "        return False\n"
-        "    except storage.I2AMError:\n"
+        "    except i2am.I2AMError:\n"
         "        return True\n"
         "for number, (forge, lies) in enumerate(((t.forge, t.LIES), (t.forge_record, t.CLAIMS))):\n"
         "    for name, lie in lies.items():\n"
@@ -197,7 +197,7 @@ def test_lies_cost_little_memory(copy, tmp_path):
         "        shutil.copytree(source, path)\n"
         "        forge(path, lie)\n"
         "        assert ask(path), name\n"
-        "        assert not storage.verify(path).ok, name\n"
+        "        assert not i2am.verify(path).ok, name\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(copy), str(tmp_path)],
@@ -234,13 +234,13 @@ def test_a_folder_that_is_a_link_is_not_entered(copy, tmp_path, folder):
     shutil.move(copy / folder, tmp_path / "elsewhere")
     (copy / folder).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     with pytest.raises(DamageError, match="symbolic link"):
-        run = storage.open_run(copy)
+        run = i2am.open_run(copy)
         run.check("a")
         run.read(DOWN, "a")
         run.image("mask", "a")
     report = None
     try:
-        report = storage.verify(copy)
+        report = i2am.verify(copy)
     except DamageError:
         return
     assert not report.ok
@@ -261,37 +261,37 @@ def test_a_file_that_is_none_is_not_read(copy, tmp_path, file, kind, monkeypatch
         with socket.socket(socket.AF_UNIX) as end:
             end.bind((copy / file).name)
     with pytest.raises(DamageError, match="is not part of a store|is damaged"):
-        run = storage.open_run(copy)
+        run = i2am.open_run(copy)
         run.record("a")
         run.read(DOWN, "a")
-    assert not storage.verify(copy).ok
+    assert not i2am.verify(copy).ok
 
 
 def test_the_run_itself_may_be_reached_by_a_link(copy, tmp_path):
     (tmp_path / "link.zarr").symlink_to(copy)
-    run = storage.open_run(tmp_path / "link.zarr")
+    run = i2am.open_run(tmp_path / "link.zarr")
     run.read(DOWN, "a")
-    assert storage.verify(tmp_path / "link.zarr").ok
+    assert i2am.verify(tmp_path / "link.zarr").ok
 
 
 def test_clearing_up_never_follows_a_link(copy, tmp_path):
     folder = outside(tmp_path)
     (copy / ".staging").symlink_to(folder)
     with pytest.raises(DamagedRun, match="symbolic link"):
-        storage.resume_run(copy)
+        i2am.resume_run(copy)
     assert untouched(folder)
     (copy / ".staging").unlink()
     (copy / ".staging").mkdir()
     for name in ("a", "b", "loose.tmp"):
         (copy / ".staging" / name).symlink_to(folder)
-    storage.resume_run(copy).close()
+    i2am.resume_run(copy).close()
     assert untouched(folder)
 
 
 @pytest.mark.parametrize("linked", [".staging/c", f"attention/{DOWN}/query", "commits", "images/mask"])
 def test_writing_never_follows_a_link(tmp_path, linked):
     path, folder = tmp_path / "r.zarr", outside(tmp_path)
-    with storage.create_run(path, LAYERS, TIMESTEPS, ["c"], image_shapes={"mask": (2, 2, 1)}) as writer:
+    with i2am.create_run(path, LAYERS, TIMESTEPS, ["c"], image_shapes={"mask": (2, 2, 1)}) as writer:
         if (path / linked).is_dir():
             shutil.rmtree(path / linked)
         (path / linked).parent.mkdir(exist_ok=True)
@@ -305,32 +305,32 @@ def test_writing_never_follows_a_link(tmp_path, linked):
 
 
 def test_a_derived_store_is_not_written_through_a_link(copy, tmp_path):
-    from analysis.cache import open_cache
+    from i2am.analysis.cache import open_cache
 
     folder = outside(tmp_path)
-    run = storage.open_run(copy)
+    run = i2am.open_run(copy)
     cache = open_cache(run)
     cache.ensure(run.layers[DOWN], "a")
     place = Path(str(copy).replace(".zarr", ".marginals.zarr"))
     shutil.rmtree(place / MID, ignore_errors=True)
     (place / MID).symlink_to(folder, target_is_directory=True)
     with pytest.raises(DamagedRun, match="symbolic link"):
-        open_cache(storage.open_run(copy)).ensure(run.layers[MID], "a")
+        open_cache(i2am.open_run(copy)).ensure(run.layers[MID], "a")
     assert untouched(folder)
 
 
 def test_what_no_reader_would_open_is_not_written(tmp_path, monkeypatch):
     """The bounds of readers are the writer's too."""
-    monkeypatch.setattr("storage.create.MAX_ROOT", 20_000)
+    monkeypatch.setattr("i2am.storage.create.MAX_ROOT", 20_000)
     for place in (tmp_path / "r.zarr", "memory://too-large/r.zarr"):
         with pytest.raises(InputError, match="root document of the run; expected at most 20,000"):
-            storage.create_run(place, LAYERS, TIMESTEPS, ["a"], {"note": "x" * 20_000})
-        with pytest.raises(storage.NotFound):
-            storage.open_run(place)
+            i2am.create_run(place, LAYERS, TIMESTEPS, ["a"], {"note": "x" * 20_000})
+        with pytest.raises(i2am.NotFound):
+            i2am.open_run(place)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    monkeypatch.setattr("storage.sink.MAX_RECORD", 4000)
-    with storage.create_run(tmp_path / "s.zarr", LAYERS, TIMESTEPS, ["a"]) as writer:
+    monkeypatch.setattr("i2am.storage.sink.MAX_RECORD", 4000)
+    with i2am.create_run(tmp_path / "s.zarr", LAYERS, TIMESTEPS, ["a"]) as writer:
         with (
             pytest.raises(InputError, match="its commit record; expected at most 4,000"),
             writer.sample("a") as sink,
@@ -338,11 +338,11 @@ def test_what_no_reader_would_open_is_not_written(tmp_path, monkeypatch):
             fill(sink, LAYERS, range(len(TIMESTEPS)))
             sink.annotate(note="x" * 4000)
         assert writer.missing == ("a",)
-    assert storage.verify(tmp_path / "s.zarr").notes == ("1 of 1 declared samples are not committed",)
+    assert i2am.verify(tmp_path / "s.zarr").notes == ("1 of 1 declared samples are not committed",)
 
 
 def test_a_lazy_array_of_millions_of_blocks_is_refused(copy, monkeypatch):
-    monkeypatch.setattr("storage.view.MAX_BLOCKS", 1)
+    monkeypatch.setattr("i2am.storage.view.MAX_BLOCKS", 1)
     with pytest.raises(InputError, match="as one lazy array; expected at most 1 blocks"):
-        storage.open_run(copy).scores(DOWN)
-    storage.open_run(copy).read(DOWN, "a")
+        i2am.open_run(copy).scores(DOWN)
+    i2am.open_run(copy).read(DOWN, "a")

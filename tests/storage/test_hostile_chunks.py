@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from numcodecs import zstd
 
-import storage
-from storage import DamagedSample, LayerSpec
-from storage.codecs import CODECS, get_codec
-from storage.run import open_run
+import i2am
+from i2am.storage.codecs import CODECS, get_codec
+from i2am.storage.errors import DamagedSample
+from i2am.storage.run import open_run
+from i2am.storage.spec import LayerSpec
 from tests.storage.forge import put_shard, shard
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ KEY = "attention/x/query/c.0.0.0.0.0"
 def run(tmp_path, request):
     """One sample of zeros, compressed."""
     path = tmp_path / "run.zarr"
-    made = storage.create_run(path, [LAYER], [1], ["a"], codec=request.param)
+    made = i2am.create_run(path, [LAYER], [1], ["a"], codec=request.param)
     with made as writer, writer.sample("a") as sink:
         sink.put("x", 0, query=np.zeros((2, 256, 8), "f2"), key=np.zeros((2, 16, 8), "f2"))
     return path
@@ -40,7 +41,7 @@ def forged(run, chunks, tail=None):
     layout = opened._header.layouts["x"]["query"]
     data = shard(opened.run_id, layout, chunks, KEY)
     put_shard(run, KEY, data if tail is None else tail(data, layout))
-    assert storage.verify(run).ok  # the attacker made no mistake: only the content is wrong
+    assert i2am.verify(run).ok  # the attacker made no mistake: only the content is wrong
     return open_run(run)
 
 
@@ -92,7 +93,7 @@ def test_a_chunk_that_stands_for_others_is_refused(tmp_path):
         "x", 2, 8, (512, 512), (4, 4), representation="factors"
     )  # a chunk for each head and step
     path = tmp_path / "run.zarr"
-    with storage.create_run(path, [layer], [1, 2], ["a"], codec="zstd") as writer, writer.sample("a") as sink:
+    with i2am.create_run(path, [layer], [1, 2], ["a"], codec="zstd") as writer, writer.sample("a") as sink:
         for step in range(2):
             sink.put("x", step, query=np.zeros((2, layer.gen, 8), "f2"), key=np.zeros((2, 16, 8), "f2"))
     opened = open_run(path)
@@ -120,7 +121,7 @@ def test_a_chunk_that_stands_for_others_is_refused(tmp_path):
 FUZZ = """
 import random, struct, sys
 import numpy as np
-from storage.codecs import CODECS
+from i2am.storage.codecs import CODECS
 chance = random.Random(int(sys.argv[1]))
 plain = np.random.default_rng(0).integers(0, 9, 5000).astype(np.uint8)
 refused = 0
@@ -153,7 +154,7 @@ def test_a_bomb_within_all_limits_takes_bounded_memory(tmp_path):
         LayerSpec("x", 1, 16, (2048, 2048), (1, 1), representation="factors"),
         LayerSpec("y", 1, 16, (1, 1), (2048, 2048), representation="factors"),
     ]
-    made = storage.create_run(tmp_path / "big", layers, [1], ["a"], codec="zstd")
+    made = i2am.create_run(tmp_path / "big", layers, [1], ["a"], codec="zstd")
     with made as writer, writer.sample("a") as sink:
         for spec in layers:
             query, key = (np.zeros((1, tokens, 16), "f2") for tokens in (spec.gen, spec.ref))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import types
 import warnings
 
 import numpy as np
@@ -13,9 +12,9 @@ import pytest
 import xarray as xr
 import zarr
 
-import storage
-from storage import LayerSpec
-from storage.view import BLOCK_BYTES, block_shape
+import i2am
+from i2am.storage.spec import LayerSpec
+from i2am.storage.view import BLOCK_BYTES, block_shape
 from tests.storage.synthetic import LAYERS, check_values, write_run
 
 
@@ -77,14 +76,14 @@ def test_building_a_graph_reads_nothing(run, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("data was read")
 
-    monkeypatch.setattr("storage.location.LocalLocation.read_ranges", refuse)
-    monkeypatch.setattr("storage.location.LocalLocation.read", refuse)
+    monkeypatch.setattr("i2am.storage.location.LocalLocation.read_ranges", refuse)
+    monkeypatch.setattr("i2am.storage.location.LocalLocation.read", refuse)
     lazy = [run.scores(spec.name)[:, 1:3].mean() for spec in LAYERS]
     assert all(array.dtype == np.float32 for array in lazy)
 
 
 def test_keys_depend_on_the_content_alone(run):
-    again = storage.open_run(run.path)
+    again = i2am.open_run(run.path)
     assert again.scores("mid.attn2").name == run.scores("mid.attn2").name
     assert run.scores("mid.attn2").name != run.scores("up.0.attn2").name
 
@@ -119,7 +118,7 @@ def test_blocks_are_bounded_and_small_ones_are_read_whole():
 def test_cut_blocks_give_the_same_values(run, monkeypatch):
     whole = {spec.name: run.scores(spec.name).compute() for spec in LAYERS}
     for limit in (64, 1000, 20_000):
-        monkeypatch.setattr("storage.view.BLOCK_BYTES", limit)
+        monkeypatch.setattr("i2am.storage.view.BLOCK_BYTES", limit)
         for spec in LAYERS:
             lazy = run.scores(spec.name)
             assert lazy.npartitions > 3 or limit > 64
@@ -127,8 +126,8 @@ def test_cut_blocks_give_the_same_values(run, monkeypatch):
 
 
 def test_an_empty_run_has_empty_arrays(tmp_path):
-    storage.create_run(tmp_path / "r.zarr", LAYERS, [1, 0], ["a"]).close()
-    run = storage.open_run(tmp_path / "r.zarr")
+    i2am.create_run(tmp_path / "r.zarr", LAYERS, [1, 0], ["a"]).close()
+    run = i2am.open_run(tmp_path / "r.zarr")
     assert run.samples == ()
     assert run.declared == ("a",)
     assert run.scores(LAYERS[0].name).compute().shape == (0, 2, 4, 24, 13)
@@ -137,22 +136,12 @@ def test_an_empty_run_has_empty_arrays(tmp_path):
 
 def test_importing_and_opening_load_nothing_heavy(run):
     code = (
-        "import sys, storage; heavy = {'torch', 'diffusers', 'prefect', 'zarr', 'dask', 'numpy', 'fsspec'};"
+        "import sys, i2am; heavy = {'torch', 'diffusers', 'prefect', 'zarr', 'dask', 'numpy', 'fsspec'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
-        f"storage.open_run({run.path!r}).image('mask', 'a');"
+        f"i2am.open_run({run.path!r}).image('mask', 'a');"
         "assert not (heavy - {'numpy'}) & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_public_names_resolve():
-    for name in storage.__all__:
-        found = getattr(storage, name)
-        parts = found.__args__ if isinstance(found, types.UnionType) else (found,)
-        assert all(part.__module__.startswith("storage.") for part in parts)
-        assert name in dir(storage)
-    with pytest.raises(AttributeError, match="module 'storage' has no attribute 'nothing'"):
-        storage.nothing  # noqa: B018
 
 
 def test_values_are_those_that_were_written(run):

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import InputError, LayerSpec
-from storage.layout import MAX_CHUNK, TARGET_CHUNK, group_steps, layer_layouts, restore_layout
-from storage.planning import plan
+from i2am.storage.errors import InputError
+from i2am.storage.layout import MAX_CHUNK, TARGET_CHUNK, group_steps, layer_layouts, restore_layout
+from i2am.storage.planning import plan
+from i2am.storage.spec import LayerSpec
 
 GEOMETRY = st.builds(
     LayerSpec,

@@ -11,10 +11,10 @@ import fsspec
 import numpy as np
 import pytest
 
-import storage
-from storage import AlreadyExists, DamagedSample, InputError, MissingDependency, NotFound
-from storage.location import LocalLocation, locate
-from storage.remote import RemoteLocation
+import i2am
+from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, MissingDependency, NotFound
+from i2am.storage.location import LocalLocation, locate
+from i2am.storage.remote import RemoteLocation
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill, image, write_run
 
 
@@ -64,7 +64,7 @@ class Contract:
         check_values(run)
         assert np.array_equal(run.image("mask", "b"), image("mask", "b", IMAGES["mask"]))
         run.check("a")
-        report = storage.verify(url)
+        report = i2am.verify(url)
         assert report.ok
         assert report.notes == ()
 
@@ -72,32 +72,32 @@ class Contract:
         base = url.rsplit("/", 1)[0]
         for sample in "ba":
             write_run(f"{base}/day-{sample}/shard.zarr", [sample])
-        runs = storage.open_runs(f"{base}/day-?/*.zarr")
+        runs = i2am.open_runs(f"{base}/day-?/*.zarr")
         assert runs.samples == ("a", "b")
         check_values(pickle.loads(pickle.dumps(runs)))
         with pytest.raises(NotFound, match="no run fits"):
-            storage.open_runs(f"{base}/night-*/shard.zarr")
+            i2am.open_runs(f"{base}/night-*/shard.zarr")
 
     def test_resume_and_refusals(self, url):
         with pytest.raises(NotFound):
-            storage.open_run(url)
-        with storage.create_run(url, LAYERS, TIMESTEPS, ["a", "b"], image_shapes=IMAGES) as writer:
+            i2am.open_run(url)
+        with i2am.create_run(url, LAYERS, TIMESTEPS, ["a", "b"], image_shapes=IMAGES) as writer:
             with pytest.raises(RuntimeError), writer.sample("b") as sink:
                 fill(sink, LAYERS, [0, 1], IMAGES)
                 raise RuntimeError
             with writer.sample("a") as sink:
                 fill(sink, LAYERS, range(5), IMAGES)
         with pytest.raises(AlreadyExists):
-            storage.create_run(url, LAYERS, TIMESTEPS, ["a"])
-        with storage.resume_run(url, LAYERS) as writer:
+            i2am.create_run(url, LAYERS, TIMESTEPS, ["a"])
+        with i2am.resume_run(url, LAYERS) as writer:
             assert writer.missing == ("b",)
             writer.add_image("extra", (2, 2, 1))
             with pytest.raises(AlreadyExists), writer.sample("a"):
                 pass
             with writer.sample("b") as sink:
                 fill(sink, LAYERS, range(5), IMAGES)
-        check_values(storage.open_run(url))
-        assert storage.verify(url).ok
+        check_values(i2am.open_run(url))
+        assert i2am.verify(url).ok
 
     def test_damage(self, url):
         write_run(url, ["a", "b"])
@@ -107,25 +107,28 @@ class Contract:
         data[5] ^= 8
         place.write(path, bytes(data))
         with pytest.raises(DamagedSample, match=r"sample 'b', layer 'mid.attn2'"):
-            storage.open_run(url).read("mid.attn2", "b")
+            i2am.open_run(url).read("mid.attn2", "b")
         place.write(path, bytes(data[:-1]))
         with pytest.raises(DamagedSample, match=r"sample 'b', layer 'mid.attn2'"):
-            storage.open_run(url).read("mid.attn2", "b")
+            i2am.open_run(url).read("mid.attn2", "b")
         place.remove(path)
         with pytest.raises(DamagedSample, match="the file is missing"):
-            storage.open_run(url).scores("mid.attn2")[1].compute()
-        assert {(p.sample, p.layer) for p in storage.verify(url).problems} == {("b", "mid.attn2")}
-        storage.open_run(url).read("mid.attn2", "a")
+            i2am.open_run(url).scores("mid.attn2")[1].compute()
+        assert {(p.sample, p.layer) for p in i2am.verify(url).problems} == {("b", "mid.attn2")}
+        i2am.open_run(url).read("mid.attn2", "a")
 
     def test_a_failing_upload_or_rename_leaves_no_sample(self, url, monkeypatch):
-        with storage.create_run(url, LAYERS, TIMESTEPS, ["a"]) as writer:
+        with i2am.create_run(url, LAYERS, TIMESTEPS, ["a"]) as writer:
             before = sorted(locate(url).files())
 
             def fail(*args, **kwargs):
                 raise OSError(28, "No space left on device")
 
             with monkeypatch.context() as broken:
-                for target in ("storage.staging.os.replace", "storage.remote.RemoteLocation.upload"):
+                for target in (
+                    "i2am.storage.staging.os.replace",
+                    "i2am.storage.remote.RemoteLocation.upload",
+                ):
                     broken.setattr(target, fail)
                 with pytest.raises(OSError, match="No space left"), writer.sample("a") as sink:
                     fill(sink, LAYERS, range(5))
@@ -191,14 +194,14 @@ def test_reading_remote_neighbours_together():
 
 def test_unknown_protocols_are_refused():
     with pytest.raises(InputError, match="URL 'nonsense://x'; expected a protocol that fsspec knows"):
-        storage.open_run("nonsense://x")
+        i2am.open_run("nonsense://x")
 
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.setitem(sys.modules, "obstore.fsspec", None)
     with pytest.raises(MissingDependency, match=r"no package for the protocol 's3'; .*install"):
-        storage.open_run("s3://bucket/run.zarr")
+        i2am.open_run("s3://bucket/run.zarr")
 
 
 class TestS3(Contract):
@@ -217,7 +220,7 @@ class TestS3(Contract):
     def test_ids_that_need_encoding(self, url):
         run = write_run(url, ["a/b", "é %2F", "..", "con"])
         check_values(run)
-        report = storage.verify(url)
+        report = i2am.verify(url)
         assert (report.ok, report.notes, report.samples) == (True, (), 4)
 
     def test_a_whole_bucket_as_a_folder(self, bucket):
@@ -234,9 +237,9 @@ class TestS3(Contract):
         assert locate(url, options).read("a") == b"1"
 
     def test_no_bucket_and_no_server_are_one_line(self, bucket, monkeypatch):
-        with pytest.raises(storage.I2AMError, match="no run at|does not answer as it should"):
-            storage.open_run("s3://nowhere/run.zarr")
+        with pytest.raises(i2am.I2AMError, match="no run at|does not answer as it should"):
+            i2am.open_run("s3://nowhere/run.zarr")
         quick = {"max_retries": 1, "retry_timeout": timedelta(seconds=2)}
-        monkeypatch.setattr("storage.object_store.RETRY", quick)
-        with pytest.raises(storage.StoreUnavailable, match="run again"):
-            storage.open_run(f"{bucket}/run.zarr", {"endpoint_url": "http://127.0.0.1:9"})
+        monkeypatch.setattr("i2am.storage.object_store.RETRY", quick)
+        with pytest.raises(i2am.StoreUnavailable, match="run again"):
+            i2am.open_run(f"{bucket}/run.zarr", {"endpoint_url": "http://127.0.0.1:9"})

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import storage
-from flows.describe import describe
-from storage import LayerSpec
-from storage.location import LocalLocation
+import i2am
+from i2am.flows.describe import describe
+from i2am.storage.location import LocalLocation
+from i2am.storage.spec import LayerSpec
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, fill
 
 WRITERS = (1, 2, 4)
@@ -33,11 +33,11 @@ def test_files_of_a_sample_of_sixteen_layers_and_fifty_steps_stay_below_64(tmp_p
     """As planned, for small and large layers; and as written, for small ones."""
     ref = (3, 3) if grid == (4, 4) else grid
     layers = [LayerSpec(f"layer{n}", 2, 4, grid, ref, 1, **KINDS[kind]) for n in range(16)]
-    predicted = storage.plan(layers, range(50), SAMPLES, IMAGES).sample_files
+    predicted = i2am.plan(layers, range(50), SAMPLES, IMAGES).sample_files
     assert predicted < 64
     if grid != (4, 4):
         return
-    with storage.create_run(tmp_path / "run.zarr", layers, range(50), ["a"], image_shapes=IMAGES) as run:
+    with i2am.create_run(tmp_path / "run.zarr", layers, range(50), ["a"], image_shapes=IMAGES) as run:
         empty = set(run_files(tmp_path / "run.zarr"))
         with run.sample("a") as sink:
             fill(sink, layers, range(50), IMAGES)
@@ -50,7 +50,7 @@ def run_files(path: Path) -> list[Path]:
 
 
 def write_share(path: Path, samples: list[str]) -> None:
-    with storage.resume_run(path) as run:
+    with i2am.resume_run(path) as run:
         for sample in samples:
             with run.sample(sample) as sink:
                 fill(sink, LAYERS, range(len(TIMESTEPS)), IMAGES)
@@ -59,7 +59,7 @@ def write_share(path: Path, samples: list[str]) -> None:
 def test_a_run_is_equal_whatever_the_number_of_writers(tmp_path):
     """Every file but the records, byte for byte; and the records, but for the time of the commit."""
     empty = tmp_path / "empty.zarr"
-    storage.create_run(empty, LAYERS, TIMESTEPS, SAMPLES, image_shapes=IMAGES).close()
+    i2am.create_run(empty, LAYERS, TIMESTEPS, SAMPLES, image_shapes=IMAGES).close()
     context = multiprocessing.get_context("spawn")
     for count in WRITERS:
         path = Path(shutil.copytree(empty, tmp_path / f"{count}.zarr"))
@@ -70,7 +70,7 @@ def test_a_run_is_equal_whatever_the_number_of_writers(tmp_path):
         for process in processes:
             process.join(60)
             assert process.exitcode == 0
-        report = storage.verify(path)
+        report = i2am.verify(path)
         assert report.ok, report.problems
         assert not report.notes
     contents = {count: content(tmp_path / f"{count}.zarr") for count in WRITERS}
@@ -97,11 +97,11 @@ def test_a_large_run_is_looked_through_with_few_reads(tmp_path, monkeypatch):
     """Opening and listing read one file, whatever there is; a description reads the index."""
     names = [f"s{number:04}" for number in range(300)]
     layer = LayerSpec("a", 1, 2, (1, 1), (1, 1))
-    with storage.create_run(tmp_path / "run.zarr", [layer], [1], names, image_shapes=IMAGES) as writer:
+    with i2am.create_run(tmp_path / "run.zarr", [layer], [1], names, image_shapes=IMAGES) as writer:
         for name in names[:-1]:
             with writer.sample(name) as sink:
                 fill(sink, [layer], range(1), IMAGES)
-    storage.compact(tmp_path / "run.zarr")
+    i2am.compact(tmp_path / "run.zarr")
     reads: Counter[str] = Counter()
     read = LocalLocation.read
 
@@ -110,9 +110,9 @@ def test_a_large_run_is_looked_through_with_few_reads(tmp_path, monkeypatch):
         return read(self, path, *rest)
 
     monkeypatch.setattr(LocalLocation, "read", counted)
-    run = storage.open_run(tmp_path / "run.zarr")
+    run = i2am.open_run(tmp_path / "run.zarr")
     assert (len(run.samples), len(run.declared)) == (299, 300)
-    with storage.resume_run(tmp_path / "run.zarr") as writer:
+    with i2am.resume_run(tmp_path / "run.zarr") as writer:
         assert writer.missing == (names[-1],)
     assert reads == {"zarr.json": 2}
     facts = describe(run)

@@ -13,10 +13,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-import storage
-from analysis.maps import attribution_maps
-from analysis.recall import recent
-from storage.location import Location, locate
+import i2am
+from i2am.analysis.maps import attribution_maps
+from i2am.analysis.recall import recent
+from i2am.storage.location import Location, locate
 from tests.object_server import BUCKET, Fault, Proxy, Schedule, object_server, objects, proxy
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill, write_run
 
@@ -38,8 +38,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "base": 2,
     }
     retry = {"max_retries": 8, "retry_timeout": timedelta(seconds=20), "backoff": pauses}
-    monkeypatch.setattr("storage.object_store.RETRY", retry)
-    monkeypatch.setattr("storage.object_store.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("i2am.storage.object_store.RETRY", retry)
+    monkeypatch.setattr("i2am.storage.object_store.PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -137,15 +137,15 @@ def test_a_whole_run_through_faults_of_every_kind(faulty: Proxy, server: str, tm
     faulty.schedule.slow_seconds = 0.02
     options = {"endpoint_url": faulty.endpoint}
     url = f"s3://{BUCKET}/whole.zarr"
-    with storage.create_run(
+    with i2am.create_run(
         url, LAYERS, TIMESTEPS, ["a", "b"], image_shapes=IMAGES, storage_options=options
     ) as writer:
         for sample in writer.missing:
             with writer.sample(sample) as sink:
                 fill(sink, LAYERS, range(len(TIMESTEPS)), IMAGES)
-    run = storage.open_run(url, options)
+    run = i2am.open_run(url, options)
     check_values(run)
-    report = storage.verify(url, options)
+    report = i2am.verify(url, options)
     assert (report.ok, report.notes, report.samples) == (True, (), 2)
     maps = attribution_maps(run, "r2g", "layer", storage_options=options).to_numpy()
     assert all(faulty.schedule.done[fault] > 5 for fault in FAULTS), faulty.schedule.done
@@ -165,7 +165,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(
 ) -> None:
     pauses = {"init_backoff": timedelta(milliseconds=20), "max_backoff": timedelta(seconds=0.3), "base": 2}
     patient = {"max_retries": 60, "retry_timeout": timedelta(seconds=60), "backoff": pauses}
-    monkeypatch.setattr("storage.object_store.RETRY", patient)
+    monkeypatch.setattr("i2am.storage.object_store.RETRY", patient)
     options = {"endpoint_url": faulty.endpoint}
     url = f"s3://{BUCKET}/away.zarr"
     back = []
@@ -176,7 +176,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(
         faulty.start()
         back.append(True)
 
-    with storage.create_run(url, LAYERS, TIMESTEPS, ["a", "b"], storage_options=options) as writer:
+    with i2am.create_run(url, LAYERS, TIMESTEPS, ["a", "b"], storage_options=options) as writer:
         for sample in writer.missing:
             with writer.sample(sample) as sink:
                 fill(sink, LAYERS, range(len(TIMESTEPS)))
@@ -185,20 +185,20 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(
                 time.sleep(0.1)  # the commit meets a closed door
             gone.join()
     assert len(back) == 2
-    check_values(storage.open_run(url, options))
-    assert storage.verify(url, options).ok
+    check_values(i2am.open_run(url, options))
+    assert i2am.verify(url, options).ok
 
 
 def test_a_server_that_never_recovers_is_given_up_in_one_line(faulty: Proxy, server: str) -> None:
     quick = {"max_retries": 8, "retry_timeout": timedelta(seconds=20)}
     options = {"endpoint_url": faulty.endpoint, "retry_config": quick}
     url = f"s3://{BUCKET}/gone.zarr"
-    with storage.create_run(url, LAYERS, TIMESTEPS, ["a", "b"], storage_options=options) as writer:
+    with i2am.create_run(url, LAYERS, TIMESTEPS, ["a", "b"], storage_options=options) as writer:
         with writer.sample("a") as sink:
             fill(sink, LAYERS, range(len(TIMESTEPS)))
         before = objects(server, "gone.zarr/")
         faulty.schedule.asked.clear()
-        refused = pytest.raises(storage.StoreUnavailable, match=r"does not answer as it should; .*run again")
+        refused = pytest.raises(i2am.StoreUnavailable, match=r"does not answer as it should; .*run again")
         with refused as caught, writer.sample("b") as sink:
             fill(sink, LAYERS, range(len(TIMESTEPS)))
             faulty.schedule.choose = lambda method, path, nth: "503"
@@ -207,9 +207,9 @@ def test_a_server_that_never_recovers_is_given_up_in_one_line(faulty: Proxy, ser
         faulty.schedule.choose = lambda method, path, nth: None
     left = objects(server, "gone.zarr/").keys() - before.keys()
     assert left == {"gone.zarr/claims/b.json"}, "it tells the next one to clear up"
-    with storage.resume_run(url, storage_options=options) as writer:
+    with i2am.resume_run(url, storage_options=options) as writer:
         assert writer.missing == ("b",)
         with writer.sample("b") as sink:
             fill(sink, LAYERS, range(len(TIMESTEPS)))
-    check_values(storage.open_run(url, options))
-    assert storage.verify(url, options).ok
+    check_values(i2am.open_run(url, options))
+    assert i2am.verify(url, options).ok

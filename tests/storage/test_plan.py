@@ -8,9 +8,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-import storage
-from storage import InputError, LayerSpec, StorageFull
-from storage.planning import readable
+import i2am
+from i2am.storage.errors import InputError, StorageFull
+from i2am.storage.planning import readable
+from i2am.storage.spec import LayerSpec
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, fill, write_run
 
 
@@ -34,7 +35,7 @@ def test_without_compression_the_prediction_is_all_but_exact(tmp_path, layers, s
     ]
     timesteps = list(range(steps))
     attrs = {"model": "x" * 1000}
-    predicted = storage.plan(layers, timesteps, ["a", "b", "c"], IMAGES, attrs=attrs)
+    predicted = i2am.plan(layers, timesteps, ["a", "b", "c"], IMAGES, attrs=attrs)
     write_run(tmp_path / "r.zarr", ["a", "b", "c"], layers, timesteps, attrs=attrs)
     total, files = measured(tmp_path / "r.zarr")
     assert predicted.total_files == files
@@ -47,7 +48,7 @@ def test_compressed_arrays_are_predicted_within_five_percent(tmp_path, codec):
         LayerSpec("wide", 8, 40, (16, 16), (12, 12), dtype="bfloat16", static_key=False),
         LayerSpec("half", 8, 40, (16, 16), (12, 12), dtype="float16", representation="factors"),
     ]
-    predicted = storage.plan(layers, range(8), ["a", "b"], codec=codec)
+    predicted = i2am.plan(layers, range(8), ["a", "b"], codec=codec)
     write_run(tmp_path / "r.zarr", ["a", "b"], layers, range(8), images=None, codec=codec)
     total, files = measured(tmp_path / "r.zarr")
     assert predicted.total_files == files
@@ -60,9 +61,9 @@ def test_memory_stays_below_what_was_predicted(tmp_path, monkeypatch):
         for i in range(3)
     ]
     limit = 4 << 20
-    predicted = storage.plan(layers, range(40), ["a"], queue_bytes=limit, threads=2)
-    monkeypatch.setattr("storage.shard.os.fsync", lambda fd: None)
-    with storage.create_run(
+    predicted = i2am.plan(layers, range(40), ["a"], queue_bytes=limit, threads=2)
+    monkeypatch.setattr("i2am.storage.shard.os.fsync", lambda fd: None)
+    with i2am.create_run(
         tmp_path / "r.zarr", layers, range(40), ["a"], queue_bytes=limit, threads=2
     ) as writer:
         with writer.sample("a") as sink:
@@ -80,34 +81,34 @@ def test_memory_stays_below_what_was_predicted(tmp_path, monkeypatch):
 
 def test_what_does_not_fit_is_refused_with_both_figures(tmp_path, monkeypatch):
     usage = type("usage", (), {"free": 10_000_000})
-    monkeypatch.setattr("storage.planning.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("i2am.storage.planning.shutil.disk_usage", lambda path: usage)
     big = [LayerSpec("l", 8, 40, (64, 64), (64, 64))]
     message = r"does not fit its disk; expected at least 134 MB free; got 10 MB free; choose fewer samples"
     with pytest.raises(StorageFull, match=message):
-        storage.create_run(tmp_path / "r.zarr", big, range(50), ["a"])
+        i2am.create_run(tmp_path / "r.zarr", big, range(50), ["a"])
     with pytest.raises(StorageFull, match=message):
-        storage.plan(big, range(50), ["a"], path=tmp_path / "deep/er/r.zarr")
+        i2am.plan(big, range(50), ["a"], path=tmp_path / "deep/er/r.zarr")
     assert list(tmp_path.iterdir()) == []
-    storage.plan(big, range(50), ["a"], path="memory://somewhere/r.zarr")
+    i2am.plan(big, range(50), ["a"], path="memory://somewhere/r.zarr")
 
 
 def test_resuming_needs_room_for_what_is_missing_only(tmp_path, monkeypatch):
     with (
-        storage.create_run(tmp_path / "r.zarr", MEDIUM, TIMESTEPS, ["a", "b"]) as writer,
+        i2am.create_run(tmp_path / "r.zarr", MEDIUM, TIMESTEPS, ["a", "b"]) as writer,
         writer.sample("a") as sink,
     ):
         fill(sink, MEDIUM, range(5))
-    one = storage.plan(MEDIUM, TIMESTEPS, ["a", "b"]).sample_bytes
+    one = i2am.plan(MEDIUM, TIMESTEPS, ["a", "b"]).sample_bytes
     usage = type("usage", (), {"free": int(one * 1.2)})
-    monkeypatch.setattr("storage.planning.shutil.disk_usage", lambda path: usage)
-    storage.resume_run(tmp_path / "r.zarr").close()
+    monkeypatch.setattr("i2am.storage.planning.shutil.disk_usage", lambda path: usage)
+    i2am.resume_run(tmp_path / "r.zarr").close()
     usage.free = int(one * 0.8)
     with pytest.raises(StorageFull):
-        storage.resume_run(tmp_path / "r.zarr")
+        i2am.resume_run(tmp_path / "r.zarr")
 
 
 def test_rows_say_what_each_layer_costs():
-    predicted = storage.plan(MEDIUM, range(10), ["a", "b"], IMAGES)
+    predicted = i2am.plan(MEDIUM, range(10), ["a", "b"], IMAGES)
     rows = {row.name: row for row in predicted.layers}
     assert (rows["a"].representation, rows["b"].representation, rows["c"].representation) == (
         "factors",
@@ -122,7 +123,7 @@ def test_rows_say_what_each_layer_costs():
 
 def test_a_plan_refuses_what_a_run_would():
     with pytest.raises(InputError, match="samples; expected at least one id"):
-        storage.plan(MEDIUM, range(3), [])
+        i2am.plan(MEDIUM, range(3), [])
 
 
 def test_sizes_are_readable():

@@ -11,18 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from storage import (
-    AlreadyExists,
-    InputError,
-    LayerSpec,
-    Run,
-    UnknownName,
-    create_run,
-    open_run,
-    prune,
-    verify,
-)
-from storage.pruning import MANTISSA, round_bits
+from i2am.storage.create import create_run
+from i2am.storage.errors import AlreadyExists, InputError, UnknownName
+from i2am.storage.pruning import MANTISSA, prune, round_bits
+from i2am.storage.run import Run, open_run
+from i2am.storage.spec import LayerSpec
+from i2am.storage.verification import verify
 
 SAMPLES = ("a", "b", "c")
 

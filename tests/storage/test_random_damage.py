@@ -9,9 +9,10 @@ import uuid
 import numpy as np
 import pytest
 
-import storage
-from storage import DamageError, LayerSpec
-from storage.location import locate
+import i2am
+from i2am.storage.errors import DamageError
+from i2am.storage.location import locate
+from i2am.storage.spec import LayerSpec
 from tests.storage.synthetic import LAYERS, TIMESTEPS, fill
 
 SMALL = (LAYERS[1], LayerSpec("up", 2, 4, (3, 2), (2, 2), 1, dtype="float16", representation="factors"))
@@ -24,7 +25,7 @@ def url(request, tmp_path):
     place = str(tmp_path / "r.zarr")
     if request.param == "s3":
         place = f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}/r.zarr"
-    with storage.create_run(place, SMALL, TIMESTEPS, SAMPLES, image_shapes=IMAGES) as writer:
+    with i2am.create_run(place, SMALL, TIMESTEPS, SAMPLES, image_shapes=IMAGES) as writer:
         for sample in SAMPLES:
             with writer.sample(sample) as sink:
                 fill(sink, SMALL, range(len(TIMESTEPS)), IMAGES)
@@ -41,7 +42,7 @@ def numbers(run, sample):
 def look(url, truth):
     """Whether anything is refused or gone; what is read must be true."""
     try:
-        run = storage.open_run(url)
+        run = i2am.open_run(url)
     except DamageError:
         return True
     refused = run.samples != SAMPLES
@@ -82,7 +83,7 @@ def batter(url, times):
     chance = random.Random(seed)
     place = locate(url)
     sound = {path: place.read(path) for path, _ in place.files()}
-    opened = storage.open_run(url)
+    opened = i2am.open_run(url)
     truth = {sample: numbers(opened, sample) for sample in SAMPLES}
     for _ in range(times):
         kind = chance.choice(("flip", "flip", "truncate", "extend", "delete", "swap"))
@@ -94,12 +95,12 @@ def batter(url, times):
             put(place, path, data)
         said = (seed, kind, left, right)
         refused = look(url, truth)
-        report = storage.verify(url)
+        report = i2am.verify(url)
         assert refused or not report.ok, said
         assert not report.ok, said
         for path in harmed:
             place.write(path, sound[path])
-    assert storage.verify(url).ok
+    assert i2am.verify(url).ok
     assert not look(url, truth)
 
 

@@ -11,9 +11,9 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import storage
-from storage import LayerSpec
-from storage.codecs import CODECS
+import i2am
+from i2am.storage.codecs import CODECS
+from i2am.storage.spec import LayerSpec
 from tests.storage.synthetic import (
     LAYERS,
     check_values,
@@ -55,11 +55,11 @@ def test_any_declaration(tmp_path_factory, spec, steps, codec, shard_bytes, thre
     path = tmp_path_factory.mktemp("run") / "r.zarr"
     timesteps = list(range(steps, 0, -1))
     options = {"codec": codec, "shard_bytes": shard_bytes, "threads": threads, "queue_bytes": 1000}
-    with storage.create_run(path, [spec], timesteps, ["a", "b"], **options) as writer:
+    with i2am.create_run(path, [spec], timesteps, ["a", "b"], **options) as writer:
         for sample in order.sample(["a", "b"], 2):
             with writer.sample(sample) as sink:
                 fill(sink, [spec], order.sample(range(steps), steps))
-    run = storage.open_run(path)
+    run = i2am.open_run(path)
     assert run.samples == ("a", "b")
     check_values(run, [spec])
     if spec.lse:
@@ -67,7 +67,7 @@ def test_any_declaration(tmp_path_factory, spec, steps, codec, shard_bytes, thre
         assert all(
             np.array_equal(got[i, t], lse(spec, s, t)) for i, s in enumerate("ab") for t in range(steps)
         )
-    assert storage.verify(path).ok
+    assert i2am.verify(path).ok
 
 
 def test_plain_zarr_sees_the_true_numbers(tmp_path):
@@ -101,11 +101,11 @@ def test_factors_and_scores_give_the_same_values(tmp_path, dtype):
 
 def test_scores_may_be_given_directly(tmp_path):
     spec = LayerSpec("l", 2, 8, (4, 4), (3, 3), representation="scores", dtype="bfloat16")
-    with storage.create_run(tmp_path / "r.zarr", [spec], [1, 0], ["a"]) as writer, writer.sample("a") as sink:
+    with i2am.create_run(tmp_path / "r.zarr", [spec], [1, 0], ["a"]) as writer, writer.sample("a") as sink:
         for step in range(2):
             sink.put("l", step, scores=logits(spec, "a", step).astype(np.float32))
     assert np.array_equal(
-        storage.open_run(tmp_path / "r.zarr").scores("l").compute()[0, 1],
+        i2am.open_run(tmp_path / "r.zarr").scores("l").compute()[0, 1],
         logits(spec, "a", 1).astype(np.float32),
     )
 
@@ -113,43 +113,43 @@ def test_scores_may_be_given_directly(tmp_path):
 def test_bfloat16_arrays_of_ml_dtypes_are_taken_as_they_are(tmp_path):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     spec = LAYERS[1]
-    with storage.create_run(tmp_path / "r.zarr", [spec], [1], ["a"]) as writer, writer.sample("a") as sink:
+    with i2am.create_run(tmp_path / "r.zarr", [spec], [1], ["a"]) as writer, writer.sample("a") as sink:
         query, key = (a.astype(ml_dtypes.bfloat16) for a in factors(spec, "a", 0))
         sink.put(spec.name, 0, query=query, key=key, lse=lse(spec, "a", 0))
     assert np.array_equal(
-        storage.open_run(tmp_path / "r.zarr").read(spec.name, "a").query[0], factors(spec, "a", 0)[0]
+        i2am.open_run(tmp_path / "r.zarr").read(spec.name, "a").query[0], factors(spec, "a", 0)[0]
     )
 
 
 def test_a_static_key_may_come_once_or_each_time(tmp_path):
     spec = LayerSpec("l", 2, 4, (2, 2), (2, 2), representation="factors")
-    with storage.create_run(tmp_path / "r.zarr", [spec], [2, 1, 0], ["once", "each", "late"]) as writer:
+    with i2am.create_run(tmp_path / "r.zarr", [spec], [2, 1, 0], ["once", "each", "late"]) as writer:
         for sample, given_at in (("once", {0}), ("each", {0, 1, 2}), ("late", {2})):
             with writer.sample(sample) as sink:
                 for step in range(3):
                     query, key = factors(spec, sample, step)
                     sink.put("l", step, query=query, key=key.copy() if step in given_at else None)
-    check_values(storage.open_run(tmp_path / "r.zarr"), [spec])
+    check_values(i2am.open_run(tmp_path / "r.zarr"), [spec])
 
 
 def test_query_and_key_may_come_apart_where_factors_are_stored(tmp_path):
     spec = LayerSpec("l", 2, 4, (2, 2), (2, 2), representation="factors", static_key=False)
-    with storage.create_run(tmp_path / "r.zarr", [spec], [1, 0], ["a"]) as writer, writer.sample("a") as sink:
+    with i2am.create_run(tmp_path / "r.zarr", [spec], [1, 0], ["a"]) as writer, writer.sample("a") as sink:
         for step in (1, 0):
             query, key = factors(spec, "a", step)
             sink.put("l", step, key=key)
             sink.put("l", step, query=query)
-    check_values(storage.open_run(tmp_path / "r.zarr"), [spec])
+    check_values(i2am.open_run(tmp_path / "r.zarr"), [spec])
 
 
 def test_nan_and_infinity_are_kept_and_counted(tmp_path):
     spec = LayerSpec("l", 1, 2, (2, 2), (2, 2), representation="factors")
-    with storage.create_run(tmp_path / "r.zarr", [spec], [0], ["a"]) as writer, writer.sample("a") as sink:
+    with i2am.create_run(tmp_path / "r.zarr", [spec], [0], ["a"]) as writer, writer.sample("a") as sink:
         query, key = factors(spec, "a", 0)
         query[0, 0] = [np.nan, np.inf]
         query[0, 1, 0] = -np.inf
         sink.put("l", 0, query=query, key=key)
-    run = storage.open_run(tmp_path / "r.zarr")
+    run = i2am.open_run(tmp_path / "r.zarr")
     assert run.record("a")["nonfinite"] == {"attention/l/query": 3}
     assert np.array_equal(run.read("l", "a").query[0], query, equal_nan=True)
 
@@ -171,13 +171,13 @@ def test_selections_of_steps_and_heads(tmp_path):
             )
             assert np.array_equal(part.query, whole.query[rows][:, columns])
             assert np.array_equal(part.key, whole.key[:, columns])
-    with pytest.raises(storage.InputError, match="step; expected an index from 0 to 4; got 5"):
+    with pytest.raises(i2am.InputError, match="step; expected an index from 0 to 4; got 5"):
         run.read(spec.name, "a", [5])
 
 
 def test_large_heads_are_cut_and_put_together_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("storage.layout.MAX_CHUNK", 2000)
-    monkeypatch.setattr("storage.layout.TARGET_CHUNK", 600)
+    monkeypatch.setattr("i2am.storage.layout.MAX_CHUNK", 2000)
+    monkeypatch.setattr("i2am.storage.layout.TARGET_CHUNK", 600)
     spec = LayerSpec("l", 6, 8, (5, 4), (4, 4), representation="factors")
     run = write_run(tmp_path / "r.zarr", ["a"], [spec], images=None)
     assert run._header.layouts["l"]["query"].chunk == (1, 1, 6, 20, 8)
@@ -202,12 +202,12 @@ def test_rounding_helper_of_these_tests_is_exact():
 def test_a_run_travels_light_and_arrives_as_it_was(tmp_path):
     """Another process reads the header itself; the samples shown are those of the moment of opening."""
     samples = [f"sample-{number:04d}" for number in range(1000)]
-    layer = storage.LayerSpec("a", 1, 2, (1, 1), (1, 1))
-    with storage.create_run(tmp_path / "run.zarr", [layer], [1], samples) as writer:
+    layer = i2am.LayerSpec("a", 1, 2, (1, 1), (1, 1))
+    with i2am.create_run(tmp_path / "run.zarr", [layer], [1], samples) as writer:
         for sample in samples[1:4]:
             with writer.sample(sample) as sink:
                 sink.put("a", 0, query=np.ones((1, 1, 2)), key=np.ones((1, 1, 2)))
-        run = storage.open_run(tmp_path / "run.zarr")
+        run = i2am.open_run(tmp_path / "run.zarr")
         with writer.sample(samples[7]) as sink:
             sink.put("a", 0, query=np.ones((1, 1, 2)), key=np.ones((1, 1, 2)))
     sent = pickle.dumps(run)
@@ -218,8 +218,8 @@ def test_a_run_travels_light_and_arrives_as_it_was(tmp_path):
         assert arrived.attrs == run.attrs
         assert arrived.fingerprint(samples[2]) == run.fingerprint(samples[2])
     shutil.rmtree(tmp_path / "run.zarr")
-    with storage.create_run(tmp_path / "run.zarr", [layer], [1], samples):
+    with i2am.create_run(tmp_path / "run.zarr", [layer], [1], samples):
         pass
-    storage.run._HEADERS.clear()
-    with pytest.raises(storage.DamagedRun, match="another run than a moment ago"):
+    i2am.storage.run._HEADERS.clear()
+    with pytest.raises(i2am.DamagedRun, match="another run than a moment ago"):
         pickle.loads(sent)

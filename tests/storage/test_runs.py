@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import storage
-from storage import DamagedSample, EmptyRun, InputError, NotFound, Runs, ShapeMismatch, UnknownName
-from storage.labels import labels
-from storage.opening import open_any, open_runs
-from storage.runs import home_of
+import i2am
+from i2am.storage.errors import DamagedSample, EmptyRun, InputError, NotFound, ShapeMismatch, UnknownName
+from i2am.storage.labels import labels
+from i2am.storage.opening import open_any, open_runs
+from i2am.storage.runs import Runs, home_of
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, image, write_run
 
 
@@ -58,12 +58,12 @@ def test_members_come_in_the_order_in_which_they_are_named(shards, order, many):
 
 
 def test_what_names_runs(shards):
-    runs = open_runs([storage.open_run(shards / "s-1.zarr"), str(shards / "s-[02].zarr")])
+    runs = open_runs([i2am.open_run(shards / "s-1.zarr"), str(shards / "s-[02].zarr")])
     assert runs.samples == ("c", "a", "b", "d", "e")
     assert open_runs([runs]).samples == runs.samples
     assert open_any(runs) is runs
-    assert isinstance(open_any(shards / "s-0.zarr"), storage.Run)
-    assert isinstance(open_any([str(shards / "s-0.zarr")]), storage.Run)
+    assert isinstance(open_any(shards / "s-0.zarr"), i2am.Run)
+    assert isinstance(open_any([str(shards / "s-0.zarr")]), i2am.Run)
     assert isinstance(open_any(shards / "s-?.zarr"), Runs)
     assert (runs.name, open_runs(shards / "s-0.zarr").path) == (
         "s-1.zarr, s-0.zarr, s-2.zarr",
@@ -96,7 +96,7 @@ def test_runs_reached_by_links_fit_patterns(shards, tmp_path_factory):
     assert open_runs(links / "f*" / "s-?.zarr").samples == ("a", "b", "c", "d", "e")
 
 
-@pytest.mark.parametrize(("harm", "error"), [("root", storage.DamagedRun), ("foreign", storage.NotARun)])
+@pytest.mark.parametrize(("harm", "error"), [("root", i2am.DamagedRun), ("foreign", i2am.NotARun)])
 def test_what_a_pattern_fits_and_is_no_sound_run_is_never_passed_over(shards, harm, error):
     root = shards / "s-1.zarr" / "zarr.json"
     if harm == "root":

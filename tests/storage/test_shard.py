@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from storage.array_writer import ArrayWriter
-from storage.codecs import CODECS
-from storage.layout import ArrayLayout, identity
-from storage.shard import ShardError, ShardWriter, check_chunk, checksum, parse_tail, write_all
+from i2am.storage.array_writer import ArrayWriter
+from i2am.storage.codecs import CODECS
+from i2am.storage.layout import ArrayLayout, identity
+from i2am.storage.shard import ShardError, ShardWriter, check_chunk, checksum, parse_tail, write_all
 
 
 def zarr_compressors(codec, itemsize):

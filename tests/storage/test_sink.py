@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 
-import storage
-from storage import AlreadyExists, InputError, LayerSpec, ShapeMismatch, UnknownName
+import i2am
+from i2am.storage.errors import AlreadyExists, InputError, ShapeMismatch, UnknownName
+from i2am.storage.spec import LayerSpec
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, factors, fill, image, write_run
 
 FACTORS, JOINT, SCORES = LAYERS
@@ -17,7 +18,7 @@ FACTORS, JOINT, SCORES = LAYERS
 
 @pytest.fixture
 def writer(tmp_path):
-    with storage.create_run(tmp_path / "r.zarr", LAYERS, TIMESTEPS, ["a"], image_shapes=IMAGES) as writer:
+    with i2am.create_run(tmp_path / "r.zarr", LAYERS, TIMESTEPS, ["a"], image_shapes=IMAGES) as writer:
         yield writer
 
 
@@ -118,7 +119,7 @@ def test_bad_arrays_are_refused_and_leave_nothing(writer, case):
 def test_bits_are_never_lost_silently(tmp_path, dtype, values):
     spec = LayerSpec("l", 1, 2, (1, 2), (1, 1), representation="factors", dtype=dtype)
     message = f"layer 'l': query: float.. values; expected values that {dtype} holds exactly"
-    with storage.create_run(tmp_path / "r.zarr", [spec], [0], ["a"]) as writer:
+    with i2am.create_run(tmp_path / "r.zarr", [spec], [0], ["a"]) as writer:
         with pytest.raises(ShapeMismatch, match=message), writer.sample("a") as sink:
             sink.put("l", 0, query=np.full((1, 2, 2), values), key=np.zeros((1, 1, 2), np.float16))
         assert writer.missing == ("a",)
@@ -128,11 +129,9 @@ def test_bits_are_never_lost_silently(tmp_path, dtype, values):
 def test_wider_arrays_that_hold_the_same_values_are_taken(tmp_path, dtype):
     spec = LayerSpec("l", 1, 2, (1, 2), (1, 1), representation="factors", dtype=dtype)
     values = np.array([[[0.5, -2.0], [np.nan, np.inf]]], np.float64)
-    with storage.create_run(tmp_path / "r.zarr", [spec], [0], ["a"]) as writer, writer.sample("a") as sink:
+    with i2am.create_run(tmp_path / "r.zarr", [spec], [0], ["a"]) as writer, writer.sample("a") as sink:
         sink.put("l", 0, query=values, key=np.zeros((1, 1, 2), np.float32))
-    assert np.array_equal(
-        storage.open_run(tmp_path / "r.zarr").read("l", "a").query[0], values, equal_nan=True
-    )
+    assert np.array_equal(i2am.open_run(tmp_path / "r.zarr").read("l", "a").query[0], values, equal_nan=True)
 
 
 def test_a_static_key_that_changes_is_refused(writer):
@@ -186,7 +185,7 @@ def test_images(writer):
         with pytest.raises(InputError, match="image 'mask' of sample 'a' was given before"):
             sink.put_image("mask", ok)
         fill(sink, LAYERS, range(5))
-    run = storage.open_run(writer.path)
+    run = i2am.open_run(writer.path)
     assert np.array_equal(run.image("mask", "a"), ok)
     with pytest.raises(UnknownName, match="unknown image 'generated'; expected one of 'mask'"):
         run.image("generated", "a")
@@ -204,11 +203,11 @@ def test_images_may_be_added_later_and_any_number_of_times(writer):
     with writer.sample("a") as sink:
         sink.put_image("extra", image("extra", "a", (2, 3, 4)))
         fill(sink, LAYERS, range(5))
-    run = storage.open_run(writer.path)
+    run = i2am.open_run(writer.path)
     assert run.images == ("generated", "mask", "extra")
     assert np.array_equal(run.image("extra", "a"), image("extra", "a", (2, 3, 4)))
     run.check("a")
-    assert storage.verify(writer.path).ok
+    assert i2am.verify(writer.path).ok
 
 
 def test_annotations_go_into_the_record(writer):
@@ -218,7 +217,7 @@ def test_annotations_go_into_the_record(writer):
         with pytest.raises(InputError, match="attributes or annotations; expected values that JSON can hold"):
             sink.annotate(bad=float("nan"))
         fill(sink, LAYERS, range(5))
-    record = storage.open_run(writer.path).record("a")
+    record = i2am.open_run(writer.path).record("a")
     assert record["annotations"] == {"seed": 4, "prompt": "<b>&</b>", "seconds": 0.5}
     assert (record["sample"], record["index"], record["run_id"]) == ("a", 0, writer.run_id)
 
@@ -237,7 +236,7 @@ def test_a_sink_is_closed_after_its_block(writer):
 
 def test_committed_and_unknown_samples_are_refused(tmp_path):
     write_run(tmp_path / "r.zarr", ["a"])
-    with storage.resume_run(tmp_path / "r.zarr") as writer:
+    with i2am.resume_run(tmp_path / "r.zarr") as writer:
         with (
             pytest.raises(
                 AlreadyExists, match=r"sample 'a' of .* is committed; go through RunWriter.missing"
@@ -272,14 +271,14 @@ def test_committed_and_unknown_samples_are_refused(tmp_path):
 def test_impossible_runs_are_refused_before_anything_is_written(tmp_path, changes, message):
     declared = {"layers": LAYERS, "timesteps": TIMESTEPS, "samples": ["a"], **changes}
     with pytest.raises(InputError, match=message):
-        storage.create_run(tmp_path / "r.zarr", **declared)
+        i2am.create_run(tmp_path / "r.zarr", **declared)
     assert not list(tmp_path.iterdir())
 
 
 def test_numpy_numbers_are_timesteps(tmp_path):
     steps = [*np.array([981, 1], np.int64), np.float32(0.5)]
-    storage.create_run(tmp_path / "r.zarr", LAYERS, steps, ["a"]).close()
-    assert storage.open_run(tmp_path / "r.zarr").timesteps == (981, 1, 0.5)
+    i2am.create_run(tmp_path / "r.zarr", LAYERS, steps, ["a"]).close()
+    assert i2am.open_run(tmp_path / "r.zarr").timesteps == (981, 1, 0.5)
 
 
 def test_something_at_the_path_is_never_overwritten(tmp_path):
@@ -290,36 +289,36 @@ def test_something_at_the_path_is_never_overwritten(tmp_path):
     for name in ("r.zarr", "file", "full"):
         before = files(tmp_path)
         with pytest.raises(AlreadyExists, match=f"{name} already exists; choose another path"):
-            storage.create_run(tmp_path / name, LAYERS, TIMESTEPS, ["a"])
+            i2am.create_run(tmp_path / name, LAYERS, TIMESTEPS, ["a"])
         assert files(tmp_path) == before
     (tmp_path / "empty").mkdir()
-    storage.create_run(tmp_path / "empty", LAYERS, TIMESTEPS, ["a"]).close()
-    assert storage.open_run(tmp_path / "empty").declared == ("a",)
+    i2am.create_run(tmp_path / "empty", LAYERS, TIMESTEPS, ["a"]).close()
+    assert i2am.open_run(tmp_path / "empty").declared == ("a",)
 
 
 def test_resuming_checks_what_it_is_given(tmp_path):
-    storage.create_run(tmp_path / "r.zarr", LAYERS, TIMESTEPS, ["a"]).close()
-    storage.resume_run(tmp_path / "r.zarr", LAYERS, TIMESTEPS).close()
+    i2am.create_run(tmp_path / "r.zarr", LAYERS, TIMESTEPS, ["a"]).close()
+    i2am.resume_run(tmp_path / "r.zarr", LAYERS, TIMESTEPS).close()
     with pytest.raises(InputError, match="timesteps; expected those of the run"):
-        storage.resume_run(tmp_path / "r.zarr", LAYERS, [1, 2])
+        i2am.resume_run(tmp_path / "r.zarr", LAYERS, [1, 2])
     with pytest.raises(
         InputError, match=r"layers; expected those of the run; got a difference in up.0.attn2"
     ):
-        storage.resume_run(tmp_path / "r.zarr", LAYERS[:2])
+        i2am.resume_run(tmp_path / "r.zarr", LAYERS[:2])
     other = [
         LAYERS[0],
         LAYERS[1],
         LayerSpec("up.0.attn2", 5, 16, (3, 2), (0, 0), 1, representation="scores", dtype="float32"),
     ]
     with pytest.raises(InputError, match=r"layer 'up.0.attn2': heads; expected 3 as in the run; got 5"):
-        storage.resume_run(tmp_path / "r.zarr", other)
+        i2am.resume_run(tmp_path / "r.zarr", other)
 
 
 def test_a_buffer_may_be_used_again_after_put(tmp_path):
     spec = LayerSpec("l", 2, 4, (3, 3), (2, 2), dtype="float32", representation="factors")
     query, key = np.empty((2, 9, 4), np.float32), np.ones((2, 4, 4), np.float32)
     with (
-        storage.create_run(
+        i2am.create_run(
             tmp_path / "r.zarr", [spec], [2, 1, 0], ["a"], image_shapes={"mask": (2, 2, 1)}
         ) as writer,
         writer.sample("a") as sink,
@@ -331,7 +330,7 @@ def test_a_buffer_may_be_used_again_after_put(tmp_path):
         image = np.full((2, 2, 1), 7, np.uint8)
         sink.put_image("mask", image)
         image[:] = 0
-    run = storage.open_run(tmp_path / "r.zarr")
+    run = i2am.open_run(tmp_path / "r.zarr")
     block = run.read("l", "a")
     assert [float(block.query[step].mean()) for step in range(3)] == [0, 1, 2]
     assert (block.key == 1).all()

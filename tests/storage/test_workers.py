@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from storage import NoPermission, StorageFull
-from storage.workers import Batch, Workers
+from i2am.storage.errors import NoPermission, StorageFull
+from i2am.storage.workers import Batch, Workers
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-import storage
-from storage import LayerSpec
+import i2am
+from i2am.storage.spec import LayerSpec
 
 STORE = Path(__file__).parent / "format1.zarr"
 SAMPLES = ("plain", "../é")
@@ -56,7 +56,7 @@ def expected_image(sample: int) -> np.ndarray:
 def main(folder: str) -> None:
     attrs = {"model": "golden", "seeds": [1, 2]}
     path = Path(folder) / STORE.name
-    with storage.create_run(
+    with i2am.create_run(
         path, LAYERS, TIMESTEPS, SAMPLES, attrs, {"generated": IMAGE}, shard_bytes=100
     ) as writer:
         for s, sample in enumerate(SAMPLES):
