@@ -26,12 +26,12 @@ from i2am.analysis.resize import Grid, bicubic
 from i2am.analysis.selection import Indices, Selection, is_similarity, placed, select
 from i2am.analysis.softmax import KERNEL_VERSION
 from i2am.storage.errors import AggregationError
-from i2am.storage.kept import need_attention
-from i2am.storage.runs import Runs
+from i2am.storage.format.marginals_only import need_attention
+from i2am.storage.reading.run_collection import Runs
 
 if TYPE_CHECKING:
-    from i2am.storage.runs import AnyRun
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run_collection import AnyRun
 
 
 def aggregate(

@@ -33,7 +33,7 @@ from i2am.analysis.attention import Attention
 from i2am.storage.errors import AggregationError, InputError
 
 if TYPE_CHECKING:
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
 
 Array = NDArray[Any]
 State = Array | tuple[Array, ...]

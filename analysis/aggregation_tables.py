@@ -27,7 +27,7 @@ from i2am.storage.errors import InputError, NoAnswer
 
 if TYPE_CHECKING:
     from i2am.analysis.study import StudyOptions
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 STORE = "aggregations.zarr"
 BATCH = 16

@@ -16,8 +16,8 @@ from i2am.analysis.selection import Direction, placed
 from i2am.storage.errors import InputError
 
 if TYPE_CHECKING:
-    from i2am.storage.run import Run
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run import Run
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from i2am.storage.errors import NoAnswer
 
 if TYPE_CHECKING:
     from i2am.analysis.study import StudyOptions
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 QUESTIONS: tuple[tuple[Method, Direction, Level], ...] = (
     ("daam", "r2g", "unified"),

@@ -24,15 +24,16 @@ from i2am.analysis.marginals import Marginals, compute_marginals, quantities
 from i2am.analysis.recall import recent
 from i2am.analysis.softmax import KERNEL_VERSION
 from i2am.storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission
-from i2am.storage.kept import has_attention
-from i2am.storage.location import Location, TooLarge, locate
-from i2am.storage.runs import Runs
-from i2am.storage.staging import sweep
+from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.locations.base import Location, TooLarge
+from i2am.storage.locations.open import locate
+from i2am.storage.reading.run_collection import Runs
+from i2am.storage.writing.staging import sweep
 
 if TYPE_CHECKING:
-    from i2am.storage.run import Run
-    from i2am.storage.runs import AnyRun
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run import Run
+    from i2am.storage.reading.run_collection import AnyRun
 
 StorePlace = str | Literal[False] | None
 """Place of a derived store: a path or URL; None for beside the run; False to keep nothing."""

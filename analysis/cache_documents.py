@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from i2am.analysis.marginals import ON_REFERENCE, quantities
 
 if TYPE_CHECKING:
-    from i2am.storage.run import Run
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run import Run
 
 FORMAT = 1
 SEAL_BYTES = 32

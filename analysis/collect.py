@@ -27,11 +27,11 @@ from i2am.analysis.selection import DIRECTIONS, Direction, has_place, select
 from i2am.analysis.tables import AGAINST, frame, score_rows
 from i2am.analysis.tasks import run_tasks
 from i2am.storage.errors import NoAnswer
-from i2am.storage.runs import home_of
+from i2am.storage.reading.run_collection import home_of
 
 if TYPE_CHECKING:
     from i2am.analysis.study import StudyOptions
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 BLOCK = 64
 """Samples whose maps are computed by one graph."""

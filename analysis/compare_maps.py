@@ -34,11 +34,11 @@ from i2am.analysis.maps import attribution_maps
 from i2am.analysis.question import Level
 from i2am.analysis.selection import Direction
 from i2am.storage.errors import NoAnswer
-from i2am.storage.runs import home_of
+from i2am.storage.reading.run_collection import home_of
 
 if TYPE_CHECKING:
     from i2am.analysis.study import StudyOptions
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 BLOCK_BYTES = 32 * 2**20
 """Draws of the bootstrap that are held at once, and differences of the pixels that they are of."""

@@ -13,7 +13,7 @@ from i2am.storage.errors import NoAnswer
 
 if TYPE_CHECKING:
     from i2am.analysis.study import StudyOptions
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 LEVELS: tuple[Level, ...] = ("unified", "time", "head", "layer")
 """Levels that two runs are compared at."""

@@ -40,14 +40,14 @@ from i2am.analysis.soundness import Refusal, sound_samples
 from i2am.analysis.study import StudyOptions, check_options
 from i2am.analysis.workplace import Kind, Laps, without_damaged, workplace
 from i2am.storage.errors import NoAnswer
-from i2am.storage.opening import open_any
-from i2am.storage.runs import members_of
+from i2am.storage.reading.open import open_any
+from i2am.storage.reading.run_collection import members_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from i2am.storage.opening import Place
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.open import Place
+    from i2am.storage.reading.run_collection import AnyRun
 
 OUTPUTS = ("compare.zarr", "tables", "figures", "report", "compare.json")
 """Everything that a comparison writes into its directory; nothing else there is touched."""

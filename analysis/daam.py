@@ -26,11 +26,11 @@ from i2am.analysis.attention import Attention
 from i2am.analysis.resize import Grid
 from i2am.analysis.selection import Indices
 from i2am.storage.errors import InputError, NoAnswer
-from i2am.storage.runs import members_of
+from i2am.storage.reading.run_collection import members_of
 
 if TYPE_CHECKING:
-    from i2am.storage.runs import AnyRun
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run_collection import AnyRun
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from i2am.storage.errors import AlreadyExists, InputError, NoPermission, NotFoun
 
 if TYPE_CHECKING:
     from i2am.analysis.panels import Block
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 ENDINGS = (".npz", ".zarr", ".png")
 MAX_TILES = 512

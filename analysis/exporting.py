@@ -18,18 +18,20 @@ from i2am.analysis.events import Listener, StageAdvanced, StageStarted, ignore
 from i2am.analysis.fill import fill_marginals
 from i2am.analysis.outputs import refuse_inside_run
 from i2am.analysis.study import StudyOptions
-from i2am.storage.create import refuse_existing
 from i2am.storage.errors import DamageError, EmptyRun, InputError, UnknownName
-from i2am.storage.exporting import copy_without_attention
-from i2am.storage.header import ROOT
-from i2am.storage.location import LocalLocation, Location, locate
-from i2am.storage.pruning import prune
-from i2am.storage.run import open_run
-from i2am.storage.staging import sweep
-from i2am.storage.unborn import appearing
+from i2am.storage.format.header import ROOT
+from i2am.storage.locations.base import Location
+from i2am.storage.locations.local import LocalLocation
+from i2am.storage.locations.open import locate
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.export_without_attention import copy_without_attention
+from i2am.storage.tools.prune import prune
+from i2am.storage.writing.atomic_directory import appearing
+from i2am.storage.writing.create import refuse_existing
+from i2am.storage.writing.staging import sweep
 
 if TYPE_CHECKING:
-    from i2am.storage.run import Run
+    from i2am.storage.reading.run import Run
 
 
 def export(

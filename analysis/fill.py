@@ -19,15 +19,15 @@ from i2am.analysis.marginals import declaration, named
 from i2am.analysis.reduce import reduce_slab, slabs
 from i2am.analysis.tasks import run_tasks
 from i2am.storage.errors import DamageError
-from i2am.storage.kept import has_attention
-from i2am.storage.matching import matching_names
-from i2am.storage.runs import Runs, home_of, members_of
+from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.name_patterns import matching_names
+from i2am.storage.reading.run_collection import Runs, home_of, members_of
 
 if TYPE_CHECKING:
     from i2am.analysis.study import StudyOptions
-    from i2am.storage.run import Run
-    from i2am.storage.runs import AnyRun
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run import Run
+    from i2am.storage.reading.run_collection import AnyRun
 
 
 def fill_marginals(

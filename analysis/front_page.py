@@ -16,12 +16,12 @@ from i2am.analysis.panels import SampleImages
 from i2am.analysis.scale_bar import density_scale
 from i2am.analysis.tiles import Tile, image_tile, tile_size
 from i2am.analysis.units import Units, units_of
-from i2am.storage.runs import distinct_layers, members_of
+from i2am.storage.reading.run_collection import distinct_layers, members_of
 
 if TYPE_CHECKING:
     from i2am.analysis.collect import Collected
     from i2am.analysis.soundness import Refusal
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 MOST = 320
 """Longer side of a picture, at most (pixels)."""

@@ -23,8 +23,8 @@ from i2am.analysis.selection import chosen_samples
 from i2am.storage.errors import InputError, NoAnswer
 
 if TYPE_CHECKING:
-    from i2am.storage.run import Run
-    from i2am.storage.runs import Runs
+    from i2am.storage.reading.run import Run
+    from i2am.storage.reading.run_collection import Runs
 
 
 def over_runs(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from i2am.analysis.cache import MarginalCache, default_path, open_cache
 from i2am.analysis.cache_documents import documents
 from i2am.storage.errors import DamageError
-from i2am.storage.kept import has_attention
-from i2am.storage.verification import Problem
+from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.tools.verify import Problem
 
 if TYPE_CHECKING:
-    from i2am.storage.run import Run
+    from i2am.storage.reading.run import Run
 
 
 def check_marginals(run: Run, storage_options: Mapping[str, Any] | None = None) -> list[Problem]:

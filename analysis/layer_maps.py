@@ -14,7 +14,7 @@ from i2am.analysis.selection import Direction
 
 if TYPE_CHECKING:
     from i2am.analysis.sources import Tokens
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
 
 
 @dataclass(frozen=True, slots=True)

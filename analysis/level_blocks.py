@@ -22,7 +22,7 @@ from i2am.analysis.region import draw, image_mask
 from i2am.analysis.units import DIRECTION_WORDS, kind_words
 
 if TYPE_CHECKING:
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from i2am.analysis.units import Units, drawable, units_of
 
 if TYPE_CHECKING:
     from i2am.analysis.collect import Collected
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 MOST = 176
 """Longer side of a map in a grid, at most (pixels)."""

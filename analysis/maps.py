@@ -51,13 +51,13 @@ from i2am.analysis.selection import Direction, Indices, is_similarity, placed
 from i2am.analysis.softmax import KERNEL_VERSION
 from i2am.analysis.sources import Constant, Method, Stored, tokens_for
 from i2am.storage.errors import InputError
-from i2am.storage.kept import need_attention
-from i2am.storage.runs import Runs
+from i2am.storage.format.marginals_only import need_attention
+from i2am.storage.reading.run_collection import Runs
 
 if TYPE_CHECKING:
-    from i2am.storage.run import Run
-    from i2am.storage.runs import AnyRun
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run import Run
+    from i2am.storage.reading.run_collection import AnyRun
 
 LayerMaps = Callable[["LayerSpec", str], NDArray[np.float64]]
 """(layer, sample) to its maps (k, y, x); picklable, so that any Dask scheduler can carry it."""

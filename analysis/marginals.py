@@ -36,8 +36,8 @@ from i2am.analysis.softmax import project
 from i2am.analysis.weights import Weights
 
 if TYPE_CHECKING:
-    from i2am.storage.run import Run
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run import Run
 
 FOCUS: Mapping[Direction, str] = {"r2g": "reference_mask", "g2r": "mask"}
 """The image of the run, per direction, whose region has a marginal of its own."""

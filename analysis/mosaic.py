@@ -18,8 +18,8 @@ from i2am.storage.errors import NoAnswer
 
 if TYPE_CHECKING:
     from i2am.analysis.selection import Direction
-    from i2am.storage.spec import LayerSpec
-    from i2am.storage.tile import Tile
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.format.tile import Tile
 
 Side = Literal["gen", "ref"]
 

@@ -27,8 +27,8 @@ from i2am.analysis.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from i2am.analysis.sources import Tokens
-    from i2am.storage.run import Run
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run import Run
 
 UNITS = "softmax probability, summed over steps"
 

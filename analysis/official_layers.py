@@ -17,7 +17,7 @@ from i2am.analysis.selection import Direction, Indices, Selection, has_place, se
 from i2am.storage.errors import InputError, NoAnswer
 
 if TYPE_CHECKING:
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 MIDDLE = re.compile(r"mid_block|middle_block")
 WARP = re.compile(r"warp_flow_blks")

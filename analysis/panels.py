@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from i2am.analysis.colour import RGB, paint
 from i2am.analysis.pictures import YELLOW, covered, fit, mark, outline, scaled
 from i2am.analysis.region import image_mask, sample_image
-from i2am.storage.runs import home_of
+from i2am.storage.reading.run_collection import home_of
 
 if TYPE_CHECKING:
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 MOST_COLUMNS = 10
 """Panels side by side, at most."""

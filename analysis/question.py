@@ -17,7 +17,7 @@ from i2am.analysis.sources import KINDS, METHODS, Method
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
 
 if TYPE_CHECKING:
-    from i2am.storage.run import Run
+    from i2am.storage.reading.run import Run
 
 Level = Literal["unified", "time", "head", "layer", "specific"]
 LEVELS: tuple[Level, ...] = ("unified", "time", "head", "layer", "specific")

@@ -21,8 +21,8 @@ from i2am.analysis.threads import one_blas_thread
 from i2am.storage.errors import AggregationError, I2AMError
 
 if TYPE_CHECKING:
-    from i2am.storage.run import Run
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run import Run
 
 READ_BYTES = 64 * 2**20
 """Raw bytes that one read of the store brings into memory, unless a single head of a single step has more."""

@@ -17,7 +17,7 @@ from i2am.analysis.resize import Grid, area
 from i2am.storage.errors import InputError, NoAnswer, ShapeMismatch
 
 if TYPE_CHECKING:
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]] | NDArray[Any]
 """(row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x]."""

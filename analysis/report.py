@@ -25,7 +25,7 @@ from i2am.analysis.units import units_of
 if TYPE_CHECKING:
     from i2am.analysis.collect import Collected
     from i2am.analysis.soundness import Refusal
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 
 def write_report(

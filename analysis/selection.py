@@ -10,11 +10,11 @@ import numpy as np
 
 from i2am.analysis.mosaic import whole_name
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
-from i2am.storage.matching import matching_names
+from i2am.storage.name_patterns import matching_names
 
 if TYPE_CHECKING:
-    from i2am.storage.runs import AnyRun
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run_collection import AnyRun
 
 Direction = Literal["r2g", "g2r"]
 DIRECTIONS: tuple[Direction, ...] = ("r2g", "g2r")

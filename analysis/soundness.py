@@ -13,7 +13,7 @@ from i2am.storage.errors import DamagedSample, DamageError
 
 if TYPE_CHECKING:
     from i2am.analysis.study import StudyOptions
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 
 @dataclass(frozen=True, slots=True)

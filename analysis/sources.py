@@ -19,11 +19,11 @@ from i2am.analysis.marginals import FOCUS, Regions, compute_marginals, quantity
 from i2am.analysis.recall import recent
 from i2am.analysis.selection import Direction, Selection
 from i2am.storage.errors import UnknownName
-from i2am.storage.kept import need_attention
+from i2am.storage.format.marginals_only import need_attention
 
 if TYPE_CHECKING:
-    from i2am.storage.run import Run
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run import Run
 
 Method = Literal["i2am", "joint", "daam"]
 METHODS: tuple[Method, ...] = ("i2am", "joint", "daam")

@@ -41,11 +41,11 @@ from i2am.analysis.summary import summarise
 from i2am.analysis.unchanged import earlier, made_from, new_samples, outputs, still_holds
 from i2am.analysis.workplace import Kind, Laps, without_damaged, workplace
 from i2am.storage.errors import NoAnswer, UnknownName
-from i2am.storage.runs import members_of
+from i2am.storage.reading.run_collection import members_of
 
 if TYPE_CHECKING:
-    from i2am.storage.opening import Place
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.open import Place
+    from i2am.storage.reading.run_collection import AnyRun
 
 OUTPUTS = ("maps.zarr", "aggregations.zarr", "tables", "figures", "report", "study.json")
 """Everything that a study writes into its directory; nothing else there is touched. The last is the mark."""
@@ -195,7 +195,7 @@ def analyse(
     DamagedSample
         If no sample is left that is not damaged.
     """
-    from i2am.storage.opening import open_any
+    from i2am.storage.reading.open import open_any
 
     tell = on_event or ignore
     begun = time.perf_counter()

@@ -26,7 +26,7 @@ from i2am.analysis.units import drawable, kind_words, units_of
 
 if TYPE_CHECKING:
     from i2am.analysis.collect import Collected
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 SERIES = (
     ("r2g", "unified", "R2G, all reference tokens", R2G_COLOUR),

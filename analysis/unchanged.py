@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from i2am.analysis.softmax import KERNEL_VERSION
 from i2am.storage.errors import DamageError
-from i2am.storage.runs import members_of
+from i2am.storage.reading.run_collection import members_of
 
 if TYPE_CHECKING:
     from i2am.analysis.study import StudyOptions
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 _ELSEWHERE = ("store", "storage_options")
 """Options that say where things are kept, not what they are."""

@@ -27,13 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 import i2am
-from i2am.storage.array_reader import ArrayReader
-from i2am.storage.array_writer import ArrayWriter
-from i2am.storage.codecs import CODECS, shuffled
-from i2am.storage.layout import DIMS, ArrayLayout
-from i2am.storage.location import LocalLocation
-from i2am.storage.metadata import hierarchy_documents
-from i2am.storage.shard import FileRecord
+from i2am.storage.format.codecs import CODECS, shuffled
+from i2am.storage.format.layout import DIMS, ArrayLayout
+from i2am.storage.format.shard import FileRecord
+from i2am.storage.format.zarr_metadata import hierarchy_documents
+from i2am.storage.locations.local import LocalLocation
+from i2am.storage.reading.array_reader import ArrayReader
+from i2am.storage.writing.array_writer import ArrayWriter
 
 MIB = 1 << 20
 ENGINES = ("ours", "zarr-python", "zarrs")

@@ -27,9 +27,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from i2am.storage.create import create_run
-from i2am.storage.planning import plan
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.writing.create import create_run
+from i2am.storage.writing.plan import plan
 
 LAYERS = [
     LayerSpec("down", 2, 8, (8, 8), (4, 4)),

@@ -27,8 +27,8 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.systems import SYSTEMS, factors, specs, write_run
 from i2am.analysis.marginals import compute_marginals
-from i2am.storage.run import Run
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
 
 
 def torch_loop(query: torch.Tensor, key: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,7 +27,8 @@ from i2am.flows.capture_job import run_capture
 from i2am.flows.config import CaptureConfig
 from i2am.pipeline.embedded.scenes import make_scene
 from i2am.pipeline.embedded.weights import load_pipeline
-from i2am.storage.run import Run, open_run
+from i2am.storage.reading.open import open_run
+from i2am.storage.reading.run import Run
 
 
 def ask(run: Run) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from i2am.storage.create import create_run
-from i2am.storage.run import Run, open_run
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.open import open_run
+from i2am.storage.reading.run import Run
+from i2am.storage.writing.create import create_run
 
 Layer = tuple[tuple[int, int], tuple[int, int], int, int, int]
 """Generated grid, reference grid, tokens without a place, heads, head dimension."""

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from i2am.storage.create import create_run
-from i2am.storage.planning import plan
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.writing.create import create_run
+from i2am.storage.writing.plan import plan
 
 Grid = tuple[int, int]
 

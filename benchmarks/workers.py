@@ -31,8 +31,8 @@ from i2am.analysis.fill import fill_marginals
 from i2am.analysis.study import StudyOptions
 from i2am.flows.clusters import computing
 from i2am.flows.config import Computing, Processes
-from i2am.storage.run import Run
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
 
 KINDS = [((64, 64), (32, 32), 0, 40), ((64, 64), (16, 16), 1, 40), ((32, 32), (32, 32), 0, 80)]
 """Generated grid, reference grid, reference tokens without a place, head dimension."""

@@ -29,8 +29,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from i2am.storage.create import create_run, resume_run
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.writing.create import create_run, resume_run
 
 STEPS = 10
 PROCESSES = (1, 4)

@@ -46,7 +46,7 @@ def run_analysis(
     """
     from i2am.analysis.study import analyse
     from i2am.flows.clusters import computing
-    from i2am.storage.opening import open_any
+    from i2am.storage.reading.open import open_any
 
     with computing(config, overwrite):
         opened = open_any(run, label=config.label)

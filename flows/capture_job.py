@@ -14,16 +14,16 @@ from i2am.flows.progress import Progress, report
 from i2am.flows.samples import SampleSet, open_samples
 from i2am.flows.selection import selected, selected_layers
 from i2am.flows.terminal import one_line
-from i2am.storage.aside import failures, set_aside, take_back
-from i2am.storage.commit_index import ENOUGH, compact
 from i2am.storage.errors import ConfigError, NotFound, UnknownName
-from i2am.storage.kept import need_attention
-from i2am.storage.run import open_run
+from i2am.storage.format.marginals_only import need_attention
+from i2am.storage.reading.commit_index import ENOUGH, compact
+from i2am.storage.reading.open import open_run
+from i2am.storage.writing.failures import failures, set_aside, take_back
 
 if TYPE_CHECKING:
     from i2am.pipeline.events import Event
     from i2am.pipeline.jobs import Call
-    from i2am.storage.run import Run
+    from i2am.storage.reading.run import Run
 
 _MAY_DIFFER = frozenset({"out", "storage_options", "sweep"})
 """Keys that may change between the start of a capture and its resumption."""

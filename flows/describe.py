@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from i2am.storage.kept import has_attention
+from i2am.storage.format.marginals_only import has_attention
 
 if TYPE_CHECKING:
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 
 def describe(run: AnyRun) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def describe(run: AnyRun) -> dict[str, Any]:
         ``provenance`` (short texts), ``runs``
         (path, run_id and samples of each, where there are several).
     """
-    from i2am.storage.runs import Runs, distinct_layers, members_of
+    from i2am.storage.reading.run_collection import Runs, distinct_layers, members_of
 
     committed = set(run.samples)
     whole = has_attention(run.attrs)

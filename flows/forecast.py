@@ -7,7 +7,7 @@ from typing import Any
 from i2am.flows.capture_job import kept, prepare
 from i2am.flows.config import CaptureConfig
 from i2am.flows.samples import open_samples
-from i2am.storage.planning import Plan, plan
+from i2am.storage.writing.plan import Plan, plan
 
 
 def forecast(config: CaptureConfig) -> Plan:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from i2am.storage.printable import visible
+from i2am.storage.terminal_safe import visible
 
 _MARKS = re.compile(r"[!-+.:-@[-`{-~]")
 """ASCII punctuation but comma, hyphen and slash; Markdown and HTML are made of it."""

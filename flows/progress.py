@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from i2am.flows.terminal import note
-from i2am.storage.printable import visible
+from i2am.storage.terminal_safe import visible
 
 
 @dataclass(frozen=True, slots=True)

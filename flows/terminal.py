@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from i2am.storage.errors import I2AMError
-from i2am.storage.printable import visible
+from i2am.storage.terminal_safe import visible
 
 
 def say(line: str) -> None:

@@ -6,9 +6,6 @@ from .analysis.exporting import export as export
 from .analysis.imacs import imacs as imacs
 from .analysis.maps import attribution_maps as attribution_maps
 from .pipeline.capturing import capture as capture
-from .storage.commit_index import compact as compact
-from .storage.create import create_run as create_run
-from .storage.create import resume_run as resume_run
 from .storage.errors import AggregationError as AggregationError
 from .storage.errors import AlreadyExists as AlreadyExists
 from .storage.errors import CaptureError as CaptureError
@@ -30,18 +27,21 @@ from .storage.errors import ShapeMismatch as ShapeMismatch
 from .storage.errors import StorageFull as StorageFull
 from .storage.errors import StoreUnavailable as StoreUnavailable
 from .storage.errors import UnknownName as UnknownName
-from .storage.opening import open_runs as open_runs
-from .storage.planning import Plan as Plan
-from .storage.planning import plan as plan
-from .storage.pruning import prune as prune
-from .storage.run import Run as Run
-from .storage.run import open_run as open_run
-from .storage.run_writer import RunWriter as RunWriter
-from .storage.runs import Runs as Runs
-from .storage.sink import Sink as Sink
-from .storage.spec import LayerSpec as LayerSpec
-from .storage.tile import Tile as Tile
-from .storage.verification import VerifyReport as VerifyReport
-from .storage.verification import verify as verify
+from .storage.format.layer_spec import LayerSpec as LayerSpec
+from .storage.format.tile import Tile as Tile
+from .storage.reading.commit_index import compact as compact
+from .storage.reading.open import open_run as open_run
+from .storage.reading.open import open_runs as open_runs
+from .storage.reading.run import Run as Run
+from .storage.reading.run_collection import Runs as Runs
+from .storage.tools.prune import prune as prune
+from .storage.tools.verify import VerifyReport as VerifyReport
+from .storage.tools.verify import verify as verify
+from .storage.writing.create import create_run as create_run
+from .storage.writing.create import resume_run as resume_run
+from .storage.writing.plan import Plan as Plan
+from .storage.writing.plan import plan as plan
+from .storage.writing.sink import Sink as Sink
+from .storage.writing.writer import RunWriter as RunWriter
 
 __version__: str

@@ -21,7 +21,7 @@ from i2am.pipeline.timesteps import Moment
 from i2am.pipeline.transfer import HostCopies
 from i2am.pipeline.watching import Watch
 from i2am.storage.errors import CaptureError, InputError
-from i2am.storage.spec import Representation
+from i2am.storage.format.layer_spec import Representation
 
 
 def capture(

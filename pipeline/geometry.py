@@ -12,8 +12,8 @@ from i2am.pipeline.adapters.contract import Adapter, Site, TokenLayout
 from i2am.pipeline.selection import Numbers, select_numbers
 from i2am.pipeline.taps import Tapped
 from i2am.storage.errors import CaptureError
-from i2am.storage.spec import DType, LayerSpec, Representation
-from i2am.storage.tile import Tile
+from i2am.storage.format.layer_spec import DType, LayerSpec, Representation
+from i2am.storage.format.tile import Tile
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from i2am.pipeline.events import ignore
 from i2am.pipeline.recording import SampleHandle
 from i2am.pipeline.selection import Layers, Numbers
 from i2am.storage.errors import CaptureError
-from i2am.storage.sink import Sink
-from i2am.storage.spec import LayerSpec, Representation
+from i2am.storage.format.layer_spec import LayerSpec, Representation
+from i2am.storage.writing.sink import Sink
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from i2am.pipeline.taps import Tapped
 from i2am.pipeline.timesteps import Moment
 from i2am.pipeline.transfer import Array, HostCopies
 from i2am.storage.errors import CaptureError, UnknownName
-from i2am.storage.sink import Sink
-from i2am.storage.spec import LayerSpec
-from i2am.storage.tile import Tile
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.tile import Tile
+from i2am.storage.writing.sink import Sink
 
 
 @dataclass(slots=True)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from i2am.pipeline.events import Listener, RunOpened
 from i2am.pipeline.provenance import describe
 from i2am.pipeline.recording import SampleHandle, Store
-from i2am.storage.create import create_run, resume_run
 from i2am.storage.errors import AlreadyExists, ConfigError, InputError, NotFound, ShapeMismatch, UnknownName
-from i2am.storage.run_writer import RunWriter
-from i2am.storage.sink import Sink
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.writing.create import create_run, resume_run
+from i2am.storage.writing.sink import Sink
+from i2am.storage.writing.writer import RunWriter
 
 
 class Target(Store, Protocol):

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from i2am.pipeline.adapters.contract import AnySite
 from i2am.storage.errors import InputError
-from i2am.storage.matching import matching_names
+from i2am.storage.name_patterns import matching_names
 
 Numbers: TypeAlias = int | slice | Iterable[int] | None
 """An index, a slice, or indices (a range, a list); None is all. Negative indices count from the end."""

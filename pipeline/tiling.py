@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from i2am.storage.tile import Tile
+from i2am.storage.format.tile import Tile
 
 
 class TileWatch:

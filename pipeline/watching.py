@@ -17,7 +17,7 @@ from i2am.pipeline.recording import Recording
 from i2am.pipeline.taps import ProjectionTap, Tapped
 from i2am.pipeline.tiling import TileWatch
 from i2am.pipeline.timesteps import moment
-from i2am.storage.tile import Tile
+from i2am.storage.format.tile import Tile
 
 
 class Watch:

@@ -37,7 +37,7 @@ import errno as _errno
 from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
-from i2am.storage.printable import visible
+from i2am.storage.terminal_safe import visible
 
 MAX_MESSAGE = 2000
 """Characters of an error."""

@@ -18,7 +18,7 @@ from i2am.analysis.aggregation import Aggregation, State, ratio
 from i2am.analysis.attention import Attention
 
 if TYPE_CHECKING:
-    from i2am.storage.spec import LayerSpec
+    from i2am.storage.format.layer_spec import LayerSpec
 
 Float64 = NDArray[np.float64]
 

@@ -57,7 +57,7 @@ def analyze(
     from i2am.flows.orchestrate import as_flow, both_refused
     from i2am.flows.progress import shown
     from i2am.flows.selection import size as read_size
-    from i2am.storage.opening import open_any
+    from i2am.storage.reading.open import open_any
 
     settings = _settings(config, aggregation or [], protocol)
     grid = read_size("--size", size)

@@ -20,8 +20,8 @@ def compact(
     Safe at any time, also while samples are written.
     """
     from i2am.flows.progress import Progress, report, shown
-    from i2am.storage.commit_index import compact as compact_records
-    from i2am.storage.run import open_run
+    from i2am.storage.reading.commit_index import compact as compact_records
+    from i2am.storage.reading.open import open_run
 
     def listen(done: int, total: int) -> None:
         """Move the bar."""

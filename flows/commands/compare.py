@@ -47,7 +47,7 @@ def compare(
     from i2am.flows.config import Computing
     from i2am.flows.loading import amended
     from i2am.flows.progress import shown
-    from i2am.storage.opening import open_any
+    from i2am.storage.reading.open import open_any
 
     question: dict[str, Any] = {
         "layers": layer,

@@ -35,8 +35,8 @@ def export(
     from i2am.flows.describe import describe
     from i2am.flows.loading import amended
     from i2am.flows.progress import shown
-    from i2am.storage.location import locate
-    from i2am.storage.run import open_run
+    from i2am.storage.locations.open import locate
+    from i2am.storage.reading.open import open_run
 
     source = open_run(run)
     with shown(quiet), computing(amended(Computing(), workers=workers, cluster=cluster)):

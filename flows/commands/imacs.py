@@ -11,7 +11,7 @@ from i2am.flows.commands.options import AsJson, Cluster, Label, OneOrMoreRuns, W
 from i2am.flows.terminal import emit, note, say, table
 
 if TYPE_CHECKING:
-    from i2am.storage.runs import AnyRun
+    from i2am.storage.reading.run_collection import AnyRun
 
 
 def imacs(
@@ -51,7 +51,7 @@ def imacs(
     from i2am.flows.clusters import computing
     from i2am.flows.config import Computing
     from i2am.flows.loading import amended
-    from i2am.storage.opening import open_any
+    from i2am.storage.reading.open import open_any
 
     check_penalty(penalty)
     check_confidence(confidence)

@@ -13,7 +13,7 @@ def inspect(
 ) -> None:
     """What is in a run, how complete."""
     from i2am.flows.describe import describe
-    from i2am.storage.opening import open_any
+    from i2am.storage.reading.open import open_any
 
     facts = describe(open_any(run, label=label))
     if as_json:

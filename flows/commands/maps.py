@@ -46,7 +46,7 @@ def maps(
     from i2am.flows.clusters import computing
     from i2am.flows.config import Computing
     from i2am.flows.loading import amended
-    from i2am.storage.opening import open_any
+    from i2am.storage.reading.open import open_any
 
     index = selection.from_option("--steps", steps), selection.from_option("--heads", heads)
     grid = selection.size("--size", size)

@@ -12,7 +12,7 @@ from i2am.flows.terminal import emit, human_bytes, say, table
 
 if TYPE_CHECKING:
     from i2am.flows.config import CaptureConfig
-    from i2am.storage.planning import Plan
+    from i2am.storage.writing.plan import Plan
 
 
 def plan(

@@ -13,7 +13,7 @@ from i2am.flows.terminal import emit, human_bytes, note, say
 if TYPE_CHECKING:
     from i2am.analysis.question import Level
     from i2am.analysis.selection import Direction, Indices
-    from i2am.storage.run import Run
+    from i2am.storage.reading.run import Run
 
 
 def prune(
@@ -39,8 +39,8 @@ def prune(
     from i2am.flows import selection
     from i2am.flows.describe import describe
     from i2am.flows.progress import Progress, report, shown
-    from i2am.storage.pruning import prune as copy_part
-    from i2am.storage.run import open_run
+    from i2am.storage.reading.open import open_run
+    from i2am.storage.tools.prune import prune as copy_part
 
     source = open_run(run)
     index = selection.from_option("--steps", steps), selection.from_option("--heads", heads)

@@ -11,8 +11,8 @@ from i2am.flows.commands.options import AsJson, Quiet
 from i2am.flows.terminal import emit, human_bytes, say
 
 if TYPE_CHECKING:
-    from i2am.storage.verification import Progress as Checked
-    from i2am.storage.verification import VerifyReport
+    from i2am.storage.tools.verify import Progress as Checked
+    from i2am.storage.tools.verify import VerifyReport
 
 
 def with_marginals(found: VerifyReport) -> VerifyReport:
@@ -30,7 +30,7 @@ def with_marginals(found: VerifyReport) -> VerifyReport:
     """
     from i2am.analysis.kept import check_marginals
     from i2am.storage.errors import DamagedRun
-    from i2am.storage.run import open_run
+    from i2am.storage.reading.open import open_run
 
     try:
         problems = check_marginals(open_run(found.path))
@@ -49,7 +49,7 @@ def verify(
     Reads every byte and compares it with what was committed. Exit status 1: something is damaged.
     """
     from i2am.flows.progress import Progress, report, shown
-    from i2am.storage.verification import verify as check
+    from i2am.storage.tools.verify import verify as check
 
     def listen(event: Checked) -> None:
         """Pass the count of files on."""

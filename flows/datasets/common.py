@@ -12,7 +12,7 @@ from typing import Any
 from i2am.flows.datasets.images import MASKS, size_of
 from i2am.flows.reading import read_bounded
 from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch
-from i2am.storage.names import sample_file
+from i2am.storage.format.file_names import sample_file
 
 MAX_BYTES = 1 << 26
 """Bytes of a list of samples (64 MiB: some 300,000 lines)."""

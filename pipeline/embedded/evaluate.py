@@ -26,7 +26,8 @@ from i2am.pipeline.embedded.painter import ReferencePainter
 from i2am.pipeline.embedded.scenes import Scene, make_scene
 from i2am.pipeline.embedded.weights import FOLDER
 from i2am.pipeline.jobs import Call, run_job
-from i2am.storage.run import Run, open_run
+from i2am.storage.reading.open import open_run
+from i2am.storage.reading.run import Run
 
 Floats = NDArray[np.float64]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from i2am.storage.create import create_run
-from i2am.storage.run import open_run
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.open import open_run
+from i2am.storage.writing.create import create_run
 
 
 def layer(name="a", heads=2, head_dim=4, gen=(4, 3), ref=(3, 2), **more):

@@ -17,7 +17,7 @@ from i2am.analysis.marginals import compute_marginals
 from i2am.analysis.recall import ENTRY_BYTES, Recall, recent
 from i2am.analysis.study import StudyOptions
 from i2am.storage.errors import AlreadyExists, DamagedSample
-from i2am.storage.run import open_run
+from i2am.storage.reading.open import open_run
 from tests.analysis.builders import build, damage, layer
 
 LAYERS = [layer("a", ref_prefix=1), layer("b", gen=(8, 6))]

@@ -23,8 +23,8 @@ from i2am.analysis.maps import attribution_maps
 from i2am.analysis.region import image_mask
 from i2am.analysis.resize import bicubic
 from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, NoAnswer, UnknownName
-from i2am.storage.opening import open_runs
-from i2am.storage.pruning import prune
+from i2am.storage.reading.open import open_runs
+from i2am.storage.tools.prune import prune
 from tests.analysis.builders import build, damage, layer
 
 LAYERS = [layer("a", gen=(8, 6), ref=(4, 3)), layer("b", gen=(4, 3), ref=(4, 3), ref_prefix=1)]

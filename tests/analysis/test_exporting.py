@@ -15,10 +15,11 @@ from i2am.analysis.exporting import export
 from i2am.analysis.kept import check_marginals
 from i2am.analysis.question import LEVELS
 from i2am.analysis.recall import recent
-from i2am.storage.create import resume_run
 from i2am.storage.errors import AlreadyExists, DamagedSample, DamageError, InputError, NoAnswer, UnknownName
-from i2am.storage.run import Run, open_run
-from i2am.storage.verification import verify
+from i2am.storage.reading.open import open_run
+from i2am.storage.reading.run import Run
+from i2am.storage.tools.verify import verify
+from i2am.storage.writing.create import resume_run
 from tests.analysis.builders import build, layer
 from tests.flows.conftest import Outcome, config, i2am  # noqa: F401 - fixtures
 

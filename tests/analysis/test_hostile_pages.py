@@ -14,7 +14,7 @@ from i2am.analysis.aggregation import Aggregation
 from i2am.analysis.study import StudyOptions, analyse
 from i2am.analysis.templating import environment
 from i2am.storage.errors import InputError
-from i2am.storage.run import open_run
+from i2am.storage.reading.open import open_run
 from tests.analysis.builders import build, damage, layer
 
 BROWSER = next(

@@ -24,11 +24,10 @@ from i2am.analysis.recall import recent
 from i2am.analysis.region import image_mask
 from i2am.analysis.resize import bicubic
 from i2am.analysis.study import StudyOptions, analyse
-from i2am.storage.create import create_run
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, ShapeMismatch, UnknownName
-from i2am.storage.opening import open_runs
-from i2am.storage.pruning import prune
-from i2am.storage.run import open_run
+from i2am.storage.reading.open import open_run, open_runs
+from i2am.storage.tools.prune import prune
+from i2am.storage.writing.create import create_run
 from tests.analysis.builders import build, damage, factors, layer, pictures
 
 LAYERS = [layer("a", gen=(8, 6), ref=(4, 3)), layer("b", gen=(4, 3), ref=(4, 3), ref_prefix=1, lse=False)]

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from i2am.analysis.maps import attribution_maps
-from i2am.storage.create import create_run
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
-from i2am.storage.run import open_run
+from i2am.storage.reading.open import open_run
+from i2am.storage.writing.create import create_run
 from tests.analysis import oracle
 from tests.analysis.builders import build, factors, layer, uniform
 

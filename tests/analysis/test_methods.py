@@ -8,9 +8,9 @@ import pytest
 from i2am.analysis.daam import daam_maps
 from i2am.analysis.imacs import imacs
 from i2am.analysis.maps import attribution_maps
-from i2am.storage.create import create_run
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
-from i2am.storage.run import open_run
+from i2am.storage.reading.open import open_run
+from i2am.storage.writing.create import create_run
 from tests.analysis import builders, oracle
 
 GRIDS = {"gen": (4, 3), "ref": (3, 2)}

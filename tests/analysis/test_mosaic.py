@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from i2am.analysis.maps import attribution_maps
 from i2am.analysis.mosaic import part_of, whole_name
 from i2am.analysis.resize import bicubic
-from i2am.storage.create import create_run
 from i2am.storage.errors import InputError, NoAnswer
-from i2am.storage.run import open_run
-from i2am.storage.spec import LayerSpec
-from i2am.storage.tile import Tile
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.tile import Tile
+from i2am.storage.reading.open import open_run
+from i2am.storage.writing.create import create_run
 
 CANVAS = (12, 8)
 CORNERS = [(top, left) for left in (0, 2) for top in (0, 4, 6)]

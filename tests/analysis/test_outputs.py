@@ -15,11 +15,11 @@ from i2am.analysis.maps import attribution_maps
 from i2am.analysis.outputs import scratch
 from i2am.analysis.study import analyse
 from i2am.analysis.tables import score_rows
-from i2am.storage.create import create_run
 from i2am.storage.errors import AlreadyExists, InputError, ShapeMismatch
-from i2am.storage.run import open_run
-from i2am.storage.spec import LayerSpec
-from i2am.storage.verification import verify
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
+from i2am.storage.writing.create import create_run
 from tests.flows.conftest import ROOT
 
 

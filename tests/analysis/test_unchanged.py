@@ -15,8 +15,8 @@ import i2am.analysis.unchanged
 from i2am.analysis.events import StageStarted
 from i2am.analysis.marginals import compute_marginals
 from i2am.analysis.study import StudyOptions, analyse
-from i2am.storage.create import create_run, resume_run
-from i2am.storage.run import open_run
+from i2am.storage.reading.open import open_run
+from i2am.storage.writing.create import create_run, resume_run
 from tests.analysis.builders import build, factors, layer
 
 LAYERS = [layer("a", gen=(6, 4), ref=(4, 3)), layer("b", gen=(4, 3), ref=(4, 3))]

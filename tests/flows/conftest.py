@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from i2am.storage.create import create_run
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.writing.create import create_run
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("deep", "fine")

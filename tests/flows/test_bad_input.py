@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from i2am.storage.document import canonical, signed
+from i2am.storage.format.signed_json import canonical, signed
 from tests.flows.conftest import Outcome, spawn, write_run
 
 I2am = Callable[..., Outcome]
@@ -238,7 +238,7 @@ class TestCapture:
     def test_a_disk_that_cannot_hold_the_run(
         self, i2am: I2am, config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("i2am.storage.planning.free_bytes", lambda path: 1000)
+        monkeypatch.setattr("i2am.storage.writing.plan.free_bytes", lambda path: 1000)
         words = r"does not fit its disk; expected at least .* kB free; got 1 kB free"
         i2am("capture", config(), "--direct", "--quiet").refused(words)
         assert not (tmp_path / "tiny.zarr").exists()

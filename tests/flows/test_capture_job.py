@@ -14,8 +14,8 @@ from i2am.flows.config import CaptureConfig
 from i2am.flows.forecast import forecast
 from i2am.flows.loading import load_capture
 from i2am.flows.progress import Progress, heard_by
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
 from tests.flows.conftest import Outcome
 
 Write = Callable[..., Path]

@@ -21,8 +21,8 @@ from i2am.flows.clusters import computing
 from i2am.flows.config import Computing
 from i2am.flows.loading import amended
 from i2am.storage.errors import ClusterError, MissingDependency
-from i2am.storage.run import Run
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
 from tests.analysis.builders import build
 from tests.flows.conftest import Outcome
 from tests.flows.remote import Cluster, break_package, die_at, foreign_cluster, state_of_worker

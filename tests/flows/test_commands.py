@@ -15,9 +15,9 @@ from PIL import Image
 
 from i2am.analysis.imacs import imacs
 from i2am.flows.terminal import emit, human_bytes
-from i2am.storage.create import create_run
-from i2am.storage.run import open_run
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.open import open_run
+from i2am.storage.writing.create import create_run
 from tests.flows.conftest import LAYERS, SAMPLES, Outcome, spawn, write_run
 
 I2am = Callable[..., Outcome]

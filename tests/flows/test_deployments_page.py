@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from i2am.flows.server import wait_for_server
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
 from tests.flows.conftest import ROOT
 from tests.flows.prefect_api import FIT, alive, ask, descendants, wait_for
 

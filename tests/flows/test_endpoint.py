@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from i2am.storage.location import locate
-from i2am.storage.run import open_run
+from i2am.storage.locations.open import locate
+from i2am.storage.reading.open import open_run
 from tests.flows.conftest import SAMPLES, Outcome, spawn
 from tests.object_server import BUCKET, object_server, objects
 

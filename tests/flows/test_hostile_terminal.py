@@ -21,10 +21,10 @@ from markdown_it import MarkdownIt
 from i2am.flows import terminal
 from i2am.flows.markdown import cells, plain
 from i2am.flows.progress import Progress, report, shown
-from i2am.storage.create import create_run
-from i2am.storage.document import canonical, signed
 from i2am.storage.errors import InputError
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.signed_json import canonical, signed
+from i2am.storage.writing.create import create_run
 from tests.flows.conftest import Outcome
 
 PAYLOADS = (
@@ -150,7 +150,7 @@ def test_a_defect_shows_its_traceback_without_what_it_holds(
     def broken(*given: object, **more: object) -> None:
         raise RuntimeError("".join(PAYLOADS[:-2]))
 
-    monkeypatch.setattr("i2am.storage.opening.open_any", broken)
+    monkeypatch.setattr("i2am.storage.reading.open.open_any", broken)
     found = i2am("inspect", tmp_path)
     assert found.status == 70
     assert "Traceback" in found.err
@@ -294,7 +294,7 @@ def test_an_error_from_outside_is_one_printable_line(
     def broken(*given: object, **more: object) -> None:
         raise InputError("".join(PAYLOADS[:-2]))
 
-    monkeypatch.setattr("i2am.storage.opening.open_any", broken)
+    monkeypatch.setattr("i2am.storage.reading.open.open_any", broken)
     found = i2am("inspect", tmp_path)
     found.refused("i2am: ")
     assert harmless(found.err)

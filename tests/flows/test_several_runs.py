@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from i2am.analysis.maps import attribution_maps
-from i2am.storage.run import open_run
+from i2am.storage.reading.open import open_run
 from tests.flows.conftest import SAMPLES, Outcome, write_run
 
 I2am = Callable[..., Outcome]

@@ -17,8 +17,8 @@ from i2am.flows.loading import load_capture
 from i2am.flows.progress import Progress, heard_by
 from i2am.flows.samples import open_samples
 from i2am.pipeline import jobs, runs
-from i2am.storage.run import open_run
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.open import open_run
 
 COUNT = 4
 OTHERS = "scene-0000001"

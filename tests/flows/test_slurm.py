@@ -22,7 +22,7 @@ from i2am.flows.clusters import computing
 from i2am.flows.config import AnalysisConfig, ClusterClass, Computing
 from i2am.flows.loading import amended, parse_config
 from i2am.storage.errors import ConfigError
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
 from tests.analysis.builders import build
 from tests.flows.conftest import ROOT, spawn
 

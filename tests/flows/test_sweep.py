@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from i2am.flows.server import temporary_server
 from i2am.flows.workers import shards
-from i2am.storage.aside import failures, set_aside, take_back
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
+from i2am.storage.writing.failures import failures, set_aside, take_back
 from tests.flows.conftest import ROOT, Outcome, spawn
 
 pytestmark = pytest.mark.timeout(400)

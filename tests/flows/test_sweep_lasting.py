@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from i2am.flows.server import temporary_server, wait_for_server
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
 from tests.flows.conftest import ROOT, spawn
 from tests.flows.prefect_api import alive, ask, descendants, wait_for
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from i2am.storage.create import create_run
 from i2am.storage.errors import AlreadyExists
-from i2am.storage.unborn import appearing
-from i2am.storage.verification import verify
+from i2am.storage.tools.verify import verify
+from i2am.storage.writing.atomic_directory import appearing
+from i2am.storage.writing.create import create_run
 from tests.flows.conftest import ROOT, write_run
 from tests.integration.clock import HOUR, YEAR, Clock, jumpy_clock
 from tests.integration.forks import Forks, forks
@@ -113,7 +113,7 @@ def test_what_a_living_process_creates_is_left_alone_whatever_the_clock_says(
 
 def test_what_a_killed_creation_left_goes_with_the_next(tmp_path: Path) -> None:
     root = tmp_path / "run.zarr"
-    script = "import os, sys\nfrom pathlib import Path\nfrom i2am.storage.unborn import appearing\n"
+    script = "import os, sys\nfrom pathlib import Path\nfrom i2am.storage.writing.atomic_directory import appearing\n"
     script += "with appearing(Path(sys.argv[1])) as made:\n    (made / 'x').write_text('x'); os._exit(9)"
     command = [sys.executable, "-c", script, str(root)]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 9

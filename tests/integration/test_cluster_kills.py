@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
 from tests.analysis.builders import build
 from tests.integration.dask_kill_driver import kill_at_random
 

@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 import zarr
 
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
 from tests.flows.conftest import Outcome, spawn
 
 pytestmark = pytest.mark.timeout(600)

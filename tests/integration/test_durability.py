@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import zarr
 
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
 from tests.flows.conftest import ROOT, Outcome, i2am, write_run  # noqa: F401 - i2am is a fixture
 
 KILLS = 10

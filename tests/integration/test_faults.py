@@ -21,9 +21,9 @@ import pytest
 from i2am.flows.loading import load_capture
 from i2am.flows.samples import open_samples
 from i2am.flows.workers import Worker
-from i2am.storage.aside import failures
 from i2am.storage.errors import InputError
-from i2am.storage.verification import verify
+from i2am.storage.tools.verify import verify
+from i2am.storage.writing.failures import failures
 from tests.flows.conftest import Outcome, i2am, write_run  # noqa: F401 - i2am is a fixture
 from tests.integration.forks import Forks, forks
 from tests.integration.test_durability import arrays

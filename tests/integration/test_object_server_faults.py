@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from i2am.storage.aside import failures
-from i2am.storage.location import locate
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.locations.open import locate
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
+from i2am.storage.writing.failures import failures
 from tests.flows.conftest import Outcome, i2am, write_run  # noqa: F401 - i2am is a fixture
 from tests.integration.test_faults import settings
 from tests.object_server import BUCKET, Proxy, Schedule, object_server, objects, proxy
@@ -35,8 +35,8 @@ def faulty(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         "base": 2,
     }
     retry = {"max_retries": 8, "retry_timeout": timedelta(seconds=20), "backoff": pauses}
-    monkeypatch.setattr("i2am.storage.object_store.RETRY", retry)
-    monkeypatch.setattr("i2am.storage.object_store.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("i2am.storage.locations.object_store.RETRY", retry)
+    monkeypatch.setattr("i2am.storage.locations.object_store.PAUSE_SECONDS", 0.01)
     with proxy(server, Schedule(slow_seconds=0.02)) as made:
         monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
         yield made

@@ -14,8 +14,8 @@ import pytest
 
 from i2am.flows.capture_job import run_capture
 from i2am.flows.loading import load_capture
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
 from tests.flows.conftest import ROOT
 from tests.integration.test_durability import arrays
 

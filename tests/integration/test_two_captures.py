@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from i2am.storage.location import locate
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.locations.open import locate
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
 from tests.integration.forks import Forks, forks
 from tests.integration.test_durability import arrays
 from tests.integration.test_faults import COUNT, check, records, settings

@@ -7,8 +7,8 @@ import torch
 from i2am.pipeline.capturing import capture
 from i2am.pipeline.events import RunOpened, SampleDone, StepDone
 from i2am.storage.errors import AlreadyExists, CaptureError, InputError, ShapeMismatch, UnknownName
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
 from tests.pipeline import models
 from tests.pipeline.spy import attention_witness
 

@@ -10,8 +10,8 @@ from diffusers import FluxKontextPipeline
 from i2am.pipeline.capturing import capture
 from i2am.pipeline.logsumexp import row_logsumexp
 from i2am.storage.errors import CaptureError, UnknownName
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
 from tests.pipeline import joint_models, models
 from tests.pipeline.kernel_spy import kernel_witness
 

@@ -23,9 +23,9 @@ from i2am.pipeline.selection import select_numbers
 from i2am.pipeline.timesteps import Moment, announced, moment
 from i2am.pipeline.transfer import HostCopies
 from i2am.storage.errors import CaptureError, InputError, ShapeMismatch, UnknownName
-from i2am.storage.matching import matching_names
-from i2am.storage.run import open_run
-from i2am.storage.sink import Sink
+from i2am.storage.name_patterns import matching_names
+from i2am.storage.reading.open import open_run
+from i2am.storage.writing.sink import Sink
 from tests.pipeline import models
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.capturing import capture
 from i2am.storage.errors import CaptureError
-from i2am.storage.run import open_run
-from i2am.storage.tile import Tile
-from i2am.storage.verification import verify
+from i2am.storage.format.tile import Tile
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
 from tests.pipeline import models
 from tests.pipeline.kernel_spy import kernel_witness
 from tests.standins import ldm, pasd, seesr, stableviton

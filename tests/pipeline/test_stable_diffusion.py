@@ -11,8 +11,8 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.capturing import capture
 from i2am.storage.errors import CaptureError
-from i2am.storage.run import open_run
-from i2am.storage.verification import verify
+from i2am.storage.reading.open import open_run
+from i2am.storage.tools.verify import verify
 from tests.pipeline import models, unet_models
 from tests.pipeline.kernel_spy import kernel_witness
 from tests.pipeline.unet_models import TEXT, WIDTH

@@ -11,8 +11,8 @@ from typing import Any
 
 import google_crc32c
 
-from i2am.storage.document import canonical, signed
-from i2am.storage.layout import ArrayLayout, identity
+from i2am.storage.format.layout import ArrayLayout, identity
+from i2am.storage.format.signed_json import canonical, signed
 
 Document = dict[str, Any]
 Change = Callable[[Document], object]

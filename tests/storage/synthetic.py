@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import i2am
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
 
 LAYERS = (
     LayerSpec("down.0.attn2", 4, 8, (4, 6), (3, 4), 1, representation="factors"),

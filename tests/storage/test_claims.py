@@ -15,10 +15,10 @@ import fsspec
 import pytest
 
 import i2am
-from i2am.storage import claim
-from i2am.storage.claim import Claim, claim_path
-from i2am.storage.location import locate
-from i2am.storage.remote import RemoteLocation
+from i2am.storage.locations.open import locate
+from i2am.storage.locations.remote import RemoteLocation
+from i2am.storage.writing import lease as claim
+from i2am.storage.writing.lease import Claim, claim_path
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill
 
 STEPS = range(len(TIMESTEPS))

@@ -11,8 +11,8 @@ import threading
 import pytest
 
 import i2am
-from i2am.storage.commit_index import INDEX, compact
-from i2am.storage.location import locate
+from i2am.storage.locations.open import locate
+from i2am.storage.reading.commit_index import INDEX, compact
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill, write_run
 
 SAMPLES = tuple(f"s{i:02d}" for i in range(20))
@@ -124,7 +124,7 @@ def test_a_lying_index_is_found(run_path):
     """One whose own digest fits, but that says something else than an untouched record."""
     compact(run_path)
     first, _, body = (run_path / INDEX).read_bytes().partition(b"\n")
-    from i2am.storage.document import sha256
+    from i2am.storage.format.signed_json import sha256
 
     body = body.replace(b'"annotations":{}', b'"annotations":{"a":1}', 1)
     said = json.loads(first) | {"sha256": sha256(body)}

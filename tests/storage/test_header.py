@@ -8,8 +8,8 @@ import pytest
 import zarr
 
 import i2am
-from i2am.storage.document import canonical, signed
 from i2am.storage.errors import DamagedRun, NewerFormat, NoPermission, NotARun, NotFound, UnknownName
+from i2am.storage.format.signed_json import canonical, signed
 from tests.storage.synthetic import LAYERS, write_run
 
 
@@ -57,7 +57,7 @@ def test_no_permission(tmp_path, opener, monkeypatch):
     def refuse(self, path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("i2am.storage.plain.PlainFolders.open", refuse)
+    monkeypatch.setattr("i2am.storage.locations.no_links.PlainFolders.open", refuse)
     with pytest.raises(NoPermission, match=r"no permission for .*Permission denied; check owner"):
         opener(tmp_path / "r.zarr")
 

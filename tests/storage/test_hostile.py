@@ -168,7 +168,7 @@ def test_a_bomb_of_compression_is_refused(tmp_path):
 
 
 def test_more_than_the_machine_has_is_not_read_at_once(copy, monkeypatch):
-    monkeypatch.setattr("i2am.storage.array_reader.physical_memory", lambda: 1000)
+    monkeypatch.setattr("i2am.storage.reading.array_reader.physical_memory", lambda: 1000)
     with pytest.raises(InputError, match="read fewer steps or heads at a time"):
         i2am.open_run(copy).read(DOWN, "a")
 
@@ -321,7 +321,7 @@ def test_a_derived_store_is_not_written_through_a_link(copy, tmp_path):
 
 def test_what_no_reader_would_open_is_not_written(tmp_path, monkeypatch):
     """The bounds of readers are the writer's too."""
-    monkeypatch.setattr("i2am.storage.create.MAX_ROOT", 20_000)
+    monkeypatch.setattr("i2am.storage.writing.create.MAX_ROOT", 20_000)
     for place in (tmp_path / "r.zarr", "memory://too-large/r.zarr"):
         with pytest.raises(InputError, match="root document of the run; expected at most 20,000"):
             i2am.create_run(place, LAYERS, TIMESTEPS, ["a"], {"note": "x" * 20_000})
@@ -329,7 +329,7 @@ def test_what_no_reader_would_open_is_not_written(tmp_path, monkeypatch):
             i2am.open_run(place)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    monkeypatch.setattr("i2am.storage.sink.MAX_RECORD", 4000)
+    monkeypatch.setattr("i2am.storage.writing.sink.MAX_RECORD", 4000)
     with i2am.create_run(tmp_path / "s.zarr", LAYERS, TIMESTEPS, ["a"]) as writer:
         with (
             pytest.raises(InputError, match="its commit record; expected at most 4,000"),
@@ -342,7 +342,7 @@ def test_what_no_reader_would_open_is_not_written(tmp_path, monkeypatch):
 
 
 def test_a_lazy_array_of_millions_of_blocks_is_refused(copy, monkeypatch):
-    monkeypatch.setattr("i2am.storage.view.MAX_BLOCKS", 1)
+    monkeypatch.setattr("i2am.storage.reading.dask_arrays.MAX_BLOCKS", 1)
     with pytest.raises(InputError, match="as one lazy array; expected at most 1 blocks"):
         i2am.open_run(copy).scores(DOWN)
     i2am.open_run(copy).read(DOWN, "a")

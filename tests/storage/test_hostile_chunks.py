@@ -14,10 +14,10 @@ import pytest
 from numcodecs import zstd
 
 import i2am
-from i2am.storage.codecs import CODECS, get_codec
 from i2am.storage.errors import DamagedSample
-from i2am.storage.run import open_run
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.codecs import CODECS, get_codec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.open import open_run
 from tests.storage.forge import put_shard, shard
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +121,7 @@ def test_a_chunk_that_stands_for_others_is_refused(tmp_path):
 FUZZ = """
 import random, struct, sys
 import numpy as np
-from i2am.storage.codecs import CODECS
+from i2am.storage.format.codecs import CODECS
 chance = random.Random(int(sys.argv[1]))
 plain = np.random.default_rng(0).integers(0, 9, 5000).astype(np.uint8)
 refused = 0

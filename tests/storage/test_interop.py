@@ -13,8 +13,8 @@ import xarray as xr
 import zarr
 
 import i2am
-from i2am.storage.spec import LayerSpec
-from i2am.storage.view import BLOCK_BYTES, block_shape
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.dask_arrays import BLOCK_BYTES, block_shape
 from tests.storage.synthetic import LAYERS, check_values, write_run
 
 
@@ -76,8 +76,8 @@ def test_building_a_graph_reads_nothing(run, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("data was read")
 
-    monkeypatch.setattr("i2am.storage.location.LocalLocation.read_ranges", refuse)
-    monkeypatch.setattr("i2am.storage.location.LocalLocation.read", refuse)
+    monkeypatch.setattr("i2am.storage.locations.local.LocalLocation.read_ranges", refuse)
+    monkeypatch.setattr("i2am.storage.locations.local.LocalLocation.read", refuse)
     lazy = [run.scores(spec.name)[:, 1:3].mean() for spec in LAYERS]
     assert all(array.dtype == np.float32 for array in lazy)
 
@@ -118,7 +118,7 @@ def test_blocks_are_bounded_and_small_ones_are_read_whole():
 def test_cut_blocks_give_the_same_values(run, monkeypatch):
     whole = {spec.name: run.scores(spec.name).compute() for spec in LAYERS}
     for limit in (64, 1000, 20_000):
-        monkeypatch.setattr("i2am.storage.view.BLOCK_BYTES", limit)
+        monkeypatch.setattr("i2am.storage.reading.dask_arrays.BLOCK_BYTES", limit)
         for spec in LAYERS:
             lazy = run.scores(spec.name)
             assert lazy.npartitions > 3 or limit > 64

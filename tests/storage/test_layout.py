@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2am.storage.errors import InputError
-from i2am.storage.layout import MAX_CHUNK, TARGET_CHUNK, group_steps, layer_layouts, restore_layout
-from i2am.storage.planning import plan
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layout import MAX_CHUNK, TARGET_CHUNK, group_steps, layer_layouts, restore_layout
+from i2am.storage.writing.plan import plan
 
 GEOMETRY = st.builds(
     LayerSpec,

@@ -13,8 +13,9 @@ import pytest
 
 import i2am
 from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, MissingDependency, NotFound
-from i2am.storage.location import LocalLocation, locate
-from i2am.storage.remote import RemoteLocation
+from i2am.storage.locations.local import LocalLocation
+from i2am.storage.locations.open import locate
+from i2am.storage.locations.remote import RemoteLocation
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill, image, write_run
 
 
@@ -126,8 +127,8 @@ class Contract:
 
             with monkeypatch.context() as broken:
                 for target in (
-                    "i2am.storage.staging.os.replace",
-                    "i2am.storage.remote.RemoteLocation.upload",
+                    "i2am.storage.writing.staging.os.replace",
+                    "i2am.storage.locations.remote.RemoteLocation.upload",
                 ):
                     broken.setattr(target, fail)
                 with pytest.raises(OSError, match="No space left"), writer.sample("a") as sink:
@@ -240,6 +241,6 @@ class TestS3(Contract):
         with pytest.raises(i2am.I2AMError, match="no run at|does not answer as it should"):
             i2am.open_run("s3://nowhere/run.zarr")
         quick = {"max_retries": 1, "retry_timeout": timedelta(seconds=2)}
-        monkeypatch.setattr("i2am.storage.object_store.RETRY", quick)
+        monkeypatch.setattr("i2am.storage.locations.object_store.RETRY", quick)
         with pytest.raises(i2am.StoreUnavailable, match="run again"):
             i2am.open_run(f"{bucket}/run.zarr", {"endpoint_url": "http://127.0.0.1:9"})

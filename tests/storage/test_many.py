@@ -12,8 +12,8 @@ import pytest
 
 import i2am
 from i2am.flows.describe import describe
-from i2am.storage.location import LocalLocation
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.locations.local import LocalLocation
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, fill
 
 WRITERS = (1, 2, 4)

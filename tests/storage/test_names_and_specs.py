@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from i2am.storage.errors import InputError
-from i2am.storage.names import MAX_FILE_NAME, check_segment, sample_file, sample_of_file
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.file_names import MAX_FILE_NAME, check_segment, sample_file, sample_of_file
+from i2am.storage.format.layer_spec import LayerSpec
 
 PRINTABLE = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)
 

@@ -16,7 +16,8 @@ import pytest
 import i2am
 from i2am.analysis.maps import attribution_maps
 from i2am.analysis.recall import recent
-from i2am.storage.location import Location, locate
+from i2am.storage.locations.base import Location
+from i2am.storage.locations.open import locate
 from tests.object_server import BUCKET, Fault, Proxy, Schedule, object_server, objects, proxy
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill, write_run
 
@@ -38,8 +39,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "base": 2,
     }
     retry = {"max_retries": 8, "retry_timeout": timedelta(seconds=20), "backoff": pauses}
-    monkeypatch.setattr("i2am.storage.object_store.RETRY", retry)
-    monkeypatch.setattr("i2am.storage.object_store.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("i2am.storage.locations.object_store.RETRY", retry)
+    monkeypatch.setattr("i2am.storage.locations.object_store.PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(
 ) -> None:
     pauses = {"init_backoff": timedelta(milliseconds=20), "max_backoff": timedelta(seconds=0.3), "base": 2}
     patient = {"max_retries": 60, "retry_timeout": timedelta(seconds=60), "backoff": pauses}
-    monkeypatch.setattr("i2am.storage.object_store.RETRY", patient)
+    monkeypatch.setattr("i2am.storage.locations.object_store.RETRY", patient)
     options = {"endpoint_url": faulty.endpoint}
     url = f"s3://{BUCKET}/away.zarr"
     back = []

@@ -10,8 +10,8 @@ import pytest
 
 import i2am
 from i2am.storage.errors import InputError, StorageFull
-from i2am.storage.planning import readable
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.writing.plan import readable
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, fill, write_run
 
 
@@ -62,7 +62,7 @@ def test_memory_stays_below_what_was_predicted(tmp_path, monkeypatch):
     ]
     limit = 4 << 20
     predicted = i2am.plan(layers, range(40), ["a"], queue_bytes=limit, threads=2)
-    monkeypatch.setattr("i2am.storage.shard.os.fsync", lambda fd: None)
+    monkeypatch.setattr("i2am.storage.format.shard.os.fsync", lambda fd: None)
     with i2am.create_run(
         tmp_path / "r.zarr", layers, range(40), ["a"], queue_bytes=limit, threads=2
     ) as writer:
@@ -81,7 +81,7 @@ def test_memory_stays_below_what_was_predicted(tmp_path, monkeypatch):
 
 def test_what_does_not_fit_is_refused_with_both_figures(tmp_path, monkeypatch):
     usage = type("usage", (), {"free": 10_000_000})
-    monkeypatch.setattr("i2am.storage.planning.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("i2am.storage.writing.plan.shutil.disk_usage", lambda path: usage)
     big = [LayerSpec("l", 8, 40, (64, 64), (64, 64))]
     message = r"does not fit its disk; expected at least 134 MB free; got 10 MB free; choose fewer samples"
     with pytest.raises(StorageFull, match=message):
@@ -100,7 +100,7 @@ def test_resuming_needs_room_for_what_is_missing_only(tmp_path, monkeypatch):
         fill(sink, MEDIUM, range(5))
     one = i2am.plan(MEDIUM, TIMESTEPS, ["a", "b"]).sample_bytes
     usage = type("usage", (), {"free": int(one * 1.2)})
-    monkeypatch.setattr("i2am.storage.planning.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("i2am.storage.writing.plan.shutil.disk_usage", lambda path: usage)
     i2am.resume_run(tmp_path / "r.zarr").close()
     usage.free = int(one * 0.8)
     with pytest.raises(StorageFull):

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from i2am.storage.create import create_run
 from i2am.storage.errors import AlreadyExists, InputError, UnknownName
-from i2am.storage.pruning import MANTISSA, prune, round_bits
-from i2am.storage.run import Run, open_run
-from i2am.storage.spec import LayerSpec
-from i2am.storage.verification import verify
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.open import open_run
+from i2am.storage.reading.run import Run
+from i2am.storage.tools.prune import MANTISSA, prune, round_bits
+from i2am.storage.tools.verify import verify
+from i2am.storage.writing.create import create_run
 
 SAMPLES = ("a", "b", "c")
 

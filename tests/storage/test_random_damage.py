@@ -11,8 +11,8 @@ import pytest
 
 import i2am
 from i2am.storage.errors import DamageError
-from i2am.storage.location import locate
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.locations.open import locate
 from tests.storage.synthetic import LAYERS, TIMESTEPS, fill
 
 SMALL = (LAYERS[1], LayerSpec("up", 2, 4, (3, 2), (2, 2), 1, dtype="float16", representation="factors"))

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import i2am
-from i2am.storage.codecs import CODECS
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.codecs import CODECS
+from i2am.storage.format.layer_spec import LayerSpec
 from tests.storage.synthetic import (
     LAYERS,
     check_values,
@@ -176,8 +176,8 @@ def test_selections_of_steps_and_heads(tmp_path):
 
 
 def test_large_heads_are_cut_and_put_together_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("i2am.storage.layout.MAX_CHUNK", 2000)
-    monkeypatch.setattr("i2am.storage.layout.TARGET_CHUNK", 600)
+    monkeypatch.setattr("i2am.storage.format.layout.MAX_CHUNK", 2000)
+    monkeypatch.setattr("i2am.storage.format.layout.TARGET_CHUNK", 600)
     spec = LayerSpec("l", 6, 8, (5, 4), (4, 4), representation="factors")
     run = write_run(tmp_path / "r.zarr", ["a"], [spec], images=None)
     assert run._header.layouts["l"]["query"].chunk == (1, 1, 6, 20, 8)
@@ -220,6 +220,6 @@ def test_a_run_travels_light_and_arrives_as_it_was(tmp_path):
     shutil.rmtree(tmp_path / "run.zarr")
     with i2am.create_run(tmp_path / "run.zarr", [layer], [1], samples):
         pass
-    i2am.storage.run._HEADERS.clear()
+    i2am.storage.reading.run._HEADERS.clear()
     with pytest.raises(i2am.DamagedRun, match="another run than a moment ago"):
         pickle.loads(sent)

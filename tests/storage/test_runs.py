@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import i2am
 from i2am.storage.errors import DamagedSample, EmptyRun, InputError, NotFound, ShapeMismatch, UnknownName
-from i2am.storage.labels import labels
-from i2am.storage.opening import open_any, open_runs
-from i2am.storage.runs import Runs, home_of
+from i2am.storage.reading.labels import labels
+from i2am.storage.reading.open import open_any, open_runs
+from i2am.storage.reading.run_collection import Runs, home_of
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, image, write_run
 
 

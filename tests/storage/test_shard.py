@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from i2am.storage.array_writer import ArrayWriter
-from i2am.storage.codecs import CODECS
-from i2am.storage.layout import ArrayLayout, identity
-from i2am.storage.shard import ShardError, ShardWriter, check_chunk, checksum, parse_tail, write_all
+from i2am.storage.format.codecs import CODECS
+from i2am.storage.format.layout import ArrayLayout, identity
+from i2am.storage.format.shard import ShardError, ShardWriter, check_chunk, checksum, parse_tail
+from i2am.storage.locations.base import write_all
+from i2am.storage.writing.array_writer import ArrayWriter
 
 
 def zarr_compressors(codec, itemsize):

@@ -10,7 +10,7 @@ import pytest
 
 import i2am
 from i2am.storage.errors import AlreadyExists, InputError, ShapeMismatch, UnknownName
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, factors, fill, image, write_run
 
 FACTORS, JOINT, SCORES = LAYERS

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.storage.widen import widened
+from i2am.storage.format.half_float import widened
 
 EVERY = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from i2am.storage.errors import NoPermission, StorageFull
-from i2am.storage.workers import Batch, Workers
+from i2am.storage.writing.write_queue import Batch, Workers
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import i2am
-from i2am.storage.spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
 
 STORE = Path(__file__).parent / "format1.zarr"
 SAMPLES = ("plain", "../é")

@@ -1,0 +1,362 @@
+"""The root document of a run: everything a reader needs, in one file, checked when it is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite, prod
+from typing import Any
+
+from i2am.storage.errors import DamagedRun, I2AMError, InputError, NewerFormat, NotARun, NotFound, UnknownName
+from i2am.storage.format.codecs import get_codec
+from i2am.storage.format.file_names import check_segment, sample_file
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layout import ArrayLayout, image_layout, restore_layouts
+from i2am.storage.format.signed_json import DocumentError, check_digest, parse, signed
+from i2am.storage.locations.base import Location, TooLarge
+
+FORMAT = 1
+"""The format that this version writes, and the newest it reads."""
+
+ROOT = "zarr.json"
+"""The root document."""
+
+OWN_KEYS = frozenset(
+    {
+        "format",
+        "run_id",
+        "created",
+        "samples",
+        "timesteps",
+        "layers",
+        "arrays",
+        "codec",
+        "images",
+        "metadata",
+        "kept",
+        "digest",
+    }
+)
+"""Entries of ``attributes["i2am"]`` that the store writes; all others are the caller's."""
+
+Timestep = float | int
+
+MAX_ROOT = 64 << 20
+"""Bytes of a root document that are read: a run of a million samples has fewer."""
+
+MAX_IMAGE = 1 << 28
+"""Bytes of one image: 16384 x 5461 pixels of three channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the root document says.
+
+    Parameters
+    ----------
+    attributes : dict
+        ``attributes["i2am"]`` as stored.
+    layers : dict
+        Layer name to LayerSpec, in declared order, representation decided.
+    layouts : dict
+        Layer name to array name to layout.
+    samples : tuple of str
+        Declared ids.
+    timesteps : tuple of number
+        The scheduler's value for each step.
+    images : dict
+        Image name to (y, x, channel), those declared at creation.
+    positions : mapping
+        Sample id to its index on axis 0.
+    """
+
+    attributes: dict[str, Any]
+    layers: dict[str, LayerSpec]
+    layouts: dict[str, dict[str, ArrayLayout]]
+    samples: tuple[str, ...]
+    timesteps: tuple[Timestep, ...]
+    images: dict[str, tuple[int, int, int]]
+    positions: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Number the samples once: a run may have many thousands."""
+        object.__setattr__(self, "positions", {sample: i for i, sample in enumerate(self.samples)})
+
+    def position(self, sample: str) -> int:
+        """Return the index of a declared sample on axis 0.
+
+        Parameters
+        ----------
+        sample : str
+            Its id.
+
+        Returns
+        -------
+        int
+            From 0.
+
+        Raises
+        ------
+        UnknownName
+            If it is not declared.
+        """
+        if sample not in self.positions:
+            raise UnknownName("sample", sample, self.samples)
+        return self.positions[sample]
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return str(self.attributes["run_id"])
+
+    @property
+    def codec(self) -> str:
+        """The run's codec."""
+        return str(self.attributes["codec"])
+
+    def attention_keys(self, index: int) -> Iterator[str]:
+        """Yield the paths of all shards of a sample's attention.
+
+        Parameters
+        ----------
+        index : int
+            Index of the sample.
+
+        Yields
+        ------
+        str
+            Below the run.
+        """
+        for layouts in self.layouts.values():
+            for layout in layouts.values():
+                yield from layout.keys(index)
+
+    def image(self, name: str, shape: Sequence[int]) -> ArrayLayout:
+        """Return the layout of an image array.
+
+        Parameters
+        ----------
+        name : str
+            Image name.
+        shape : sequence of int
+            (y, x, channel).
+
+        Returns
+        -------
+        ArrayLayout
+            One image per shard.
+        """
+        return image_layout(name, image_shape(name, shape), len(self.samples), self.codec)
+
+
+def image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
+    """Check an image shape.
+
+    Parameters
+    ----------
+    name : str
+        Image name.
+    shape : sequence of int
+        Should be (y, x, channel), all at least 1.
+
+    Returns
+    -------
+    tuple of int
+        The shape.
+
+    Raises
+    ------
+    InputError
+        If name or shape are impossible.
+    """
+    check_segment("image", name)
+    numbers = tuple(int(n) for n in shape) if all(hasattr(n, "__index__") for n in shape) else ()
+    if len(numbers) != 3 or min(numbers) < 1:
+        raise InputError(
+            f"image {name!r}: shape", expected="(y, x, channel), each at least 1", got=str(tuple(shape))
+        )
+    if prod(numbers) > MAX_IMAGE:
+        raise InputError(f"image {name!r}: shape", expected=f"at most {MAX_IMAGE:,} bytes", got=str(numbers))
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _missing(location: Location) -> I2AMError:
+    remedy = "check the path, or create a run with create_run"
+    if location.names("commits"):
+        return _damaged(location, "it is missing")
+    if location.names(""):
+        return NotARun(
+            f"{location.url} is not a run", expected=f"a directory with {ROOT}", got="none", remedy=remedy
+        )
+    return NotFound(f"no run at {location.url}", remedy=remedy)
+
+
+def read_root(location: Location) -> dict[str, Any]:
+    """Read the root document and return ``attributes["i2am"]``, checked byte for byte.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+
+    Returns
+    -------
+    dict
+        The entries.
+
+    Raises
+    ------
+    NotFound, NotARun, NewerFormat, DamagedRun, NoPermission
+        Nothing there; something else there; a later format; damaged; unreadable.
+    """
+    try:
+        raw = location.read(ROOT, MAX_ROOT)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise _missing(location) from None
+    except TooLarge as error:
+        raise _damaged(location, str(error)) from error
+    own = _own_entries(raw)
+    if own is None:
+        if b'"i2am"' in raw or b'"run_id"' in raw or location.names("commits"):
+            raise _damaged(location, 'it has no attributes["i2am"]')
+        raise NotARun(
+            f"{location.url} is not a run",
+            expected=f'attributes["i2am"] in {ROOT}',
+            got="something else",
+            remedy="check the path, or create a run with create_run",
+        )
+    newest = own.get("format")
+    if (
+        isinstance(newest, int)
+        and newest > FORMAT
+        and own.get("digest") != signed({**own, "format": FORMAT})["digest"]
+    ):
+        raise NewerFormat(
+            f"{location.url}: format",
+            expected=f"at most {FORMAT}",
+            got=str(newest),
+            remedy="install a newer i2am",
+        )
+    try:
+        document = parse(raw)
+        check_digest(own)
+    except DocumentError as error:
+        raise _damaged(location, str(error)) from error
+    rest = {**document, "attributes": sorted(document["attributes"])}
+    if newest != FORMAT or rest != {"zarr_format": 3, "node_type": "group", "attributes": ["i2am"]}:
+        raise _damaged(location, "it has unknown entries")
+    return own
+
+
+def _damaged(location: Location, what: str) -> DamagedRun:
+    return DamagedRun(
+        f"{location.url}: its root document {ROOT} is damaged: {what}",
+        remedy="restore it from a copy of the run",
+    )
+
+
+def _own_entries(raw: bytes) -> dict[str, Any] | None:
+    """Return ``attributes["i2am"]`` of a document that may be anything."""
+    try:
+        own = json.loads(raw)["attributes"]["i2am"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return own if isinstance(own, dict) else None
+
+
+def interpret(attributes: Mapping[str, Any]) -> Header:
+    """Turn the root's entries into checked objects.
+
+    Parameters
+    ----------
+    attributes : mapping
+        As `read_root` returns them.
+
+    Returns
+    -------
+    Header
+        Layers, layouts, samples, timesteps and images.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If the entries contradict each other.
+    """
+    samples = _texts(attributes["samples"], "samples")
+    for sample in samples:
+        sample_file(sample)
+    timesteps = _numbers(attributes["timesteps"])
+    get_codec(_text(attributes["codec"], "codec"))
+    layers: dict[str, LayerSpec] = {}
+    layouts: dict[str, dict[str, ArrayLayout]] = {}
+    for entry in attributes["layers"]:
+        spec = LayerSpec.from_json(entry)
+        if spec.representation == "auto" or spec.name in layers:
+            raise ValueError(f"layer {spec.name!r} is there twice, or undecided")
+        layers[spec.name] = spec
+        arrays = attributes["arrays"][spec.name]
+        layouts[spec.name] = restore_layouts(spec, len(samples), len(timesteps), arrays)
+        for layout in layouts[spec.name].values():
+            get_codec(layout.codec)
+    images = {name: image_shape(name, shape) for name, shape in attributes["images"].items()}
+    if set(attributes["metadata"]) != set(_documents(layouts, images)):
+        raise ValueError("its list of metadata documents does not fit its layers and images")
+    _text(attributes["run_id"], "run_id")
+    return Header(dict(attributes), layers, layouts, samples, timesteps, images)
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{what} is no text")
+    return value
+
+
+def _texts(values: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(values, list) or not values or len(set(values)) != len(values):
+        raise ValueError(f"{what} are no list of texts that differ")
+    return tuple(_text(value, what) for value in values)
+
+
+def _numbers(values: Any) -> tuple[Timestep, ...]:
+    """The timesteps: finite numbers, at least one."""
+    good = isinstance(values, list) and values
+    if not good or not all(type(value) in (int, float) and isfinite(value) for value in values):
+        raise ValueError("timesteps are no list of finite numbers")
+    return tuple(values)
+
+
+def _documents(
+    layouts: Mapping[str, Mapping[str, ArrayLayout]], images: Mapping[str, tuple[int, int, int]]
+) -> Iterator[str]:
+    """Paths of the metadata documents that are written at creation, the root's left out."""
+    yield from ("attention/zarr.json", "images/zarr.json")
+    for layer, arrays in layouts.items():
+        yield f"attention/{layer}/zarr.json"
+        yield from (f"{layout.path}/zarr.json" for layout in arrays.values())
+    yield from (f"images/{name}/zarr.json" for name in images)
+
+
+def load_header(location: Location) -> Header:
+    """Read and interpret the root document.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+
+    Returns
+    -------
+    Header
+        What it says.
+
+    Raises
+    ------
+    NotFound, NotARun, NewerFormat, DamagedRun, NoPermission
+        As `read_root`; `DamagedRun` too if the entries contradict each other.
+    """
+    attributes = read_root(location)
+    try:
+        return interpret(attributes)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise _damaged(location, f"it contradicts itself: {error}") from error

@@ -1,0 +1,231 @@
+"""Shards as bytes: Zarr v3 ``sharding_indexed`` with the index at the end, written one inner chunk at a time.
+
+A shard is: inner chunks in the order they came (each an encoded payload and its CRC-32C); 32 bytes of
+identity, which plain Zarr readers pass over; the index, one (offset, length) pair of little-endian uint64 per
+slot, all ones for an absent chunk; the CRC-32C of the index. Nothing but the chunk at hand is held in memory,
+so a shard may be of any size.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from i2am.storage.format.layout import ENTRY, IDENTITY, ArrayLayout
+from i2am.storage.locations.base import Buffer, write_all
+
+ABSENT = (1 << 64) - 1
+"""Offset and length of a chunk that is not there."""
+
+
+class ShardError(ValueError):
+    """Bytes of a shard that are not what was written."""
+
+
+def checksum(data: Buffer, start: int = 0) -> int:
+    """Return or continue a CRC-32C.
+
+    Parameters
+    ----------
+    data : bytes-like
+        The bytes.
+    start : int
+        Checksum of what came before.
+
+    Returns
+    -------
+    int
+        Unsigned 32-bit number.
+    """
+    array = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)
+    return int(google_crc32c.extend(start, array))
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size and checksum of a whole file.
+
+    Parameters
+    ----------
+    bytes : int
+        Size.
+    crc32c : int
+        Checksum of all its bytes.
+    """
+
+    bytes: int
+    crc32c: int
+
+
+class ShardWriter:
+    """Append inner chunks to one shard.
+
+    The file is opened for each chunk and closed again: a run has hundreds of shards under way, and a chunk of
+    a megabyte makes the cost of opening vanish.
+
+    Parameters
+    ----------
+    path : Path
+        File to create.
+    slots : int
+        Inner chunks that the shard has room for.
+    identity : bytes
+        32 bytes that tie the content to its place.
+    """
+
+    def __init__(self, path: Path, slots: int, identity: bytes) -> None:
+        self.path = path
+        self._identity = identity
+        self._index = np.full((slots, 2), ABSENT, "<u8")
+        self._size = 0
+        self._crc = 0
+
+    def _append(self, buffers: Sequence[Buffer], *, sync: bool = False) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if self._size == 0 else 0)
+        fd = os.open(self.path, flags, 0o666)
+        try:
+            write_all(fd, buffers)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def append(self, slot: int, payload: Buffer) -> None:
+        """Append one encoded inner chunk.
+
+        Parameters
+        ----------
+        slot : int
+            Flat position in the shard's grid, C order.
+        payload : bytes-like
+            Encoded, without checksum; C-contiguous.
+
+        Raises
+        ------
+        OSError
+            As the system reports it.
+        """
+        nbytes = payload.nbytes if not isinstance(payload, bytes) else len(payload)
+        crc = checksum(payload)
+        stored = struct.pack("<I", crc)
+        self._append([payload, stored])
+        self._index[slot] = self._size, nbytes + 4
+        self._crc = checksum(stored, checksum(payload, self._crc) if self._size else crc)
+        self._size += nbytes + 4
+
+    def finish(self) -> FileRecord:
+        """Write identity and index, and see the file safely onto the medium.
+
+        Returns
+        -------
+        FileRecord
+            Size and checksum of the whole file.
+
+        Raises
+        ------
+        OSError
+            As the system reports it.
+        """
+        index = self._index.tobytes()
+        tail = self._identity + index + struct.pack("<I", checksum(index))
+        self._append([tail], sync=True)
+        self._crc = checksum(tail, self._crc)
+        self._size += len(tail)
+        return FileRecord(self._size, self._crc)
+
+
+def parse_tail(tail: bytes, layout: ArrayLayout, identity: bytes, size: int) -> np.ndarray[Any, Any]:
+    """Check the end of a shard and return its index.
+
+    Parameters
+    ----------
+    tail : bytes
+        The last `ArrayLayout.tail_bytes` bytes of the file.
+    layout : ArrayLayout
+        The array's layout.
+    identity : bytes
+        The identity that must stand there.
+    size : int
+        Bytes of the whole file.
+
+    Returns
+    -------
+    ndarray
+        (slots, 2) uint64: offset and length, checked to fill the file without room or overlap.
+
+    Raises
+    ------
+    ShardError
+        If the index is damaged, or the shard belongs elsewhere.
+    """
+    if len(tail) != layout.tail_bytes:
+        raise ShardError(f"holds {len(tail)} bytes of index instead of {layout.tail_bytes}")
+    index = tail[IDENTITY : IDENTITY + ENTRY * layout.slots]
+    if struct.pack("<I", checksum(index)) != tail[-4:]:
+        raise ShardError("the checksum of its index disagrees")
+    if tail[:IDENTITY] != identity:
+        raise ShardError("it is the shard of another sample, array or run")
+    entries = np.frombuffer(index, "<u8").reshape(-1, 2)
+    present = entries[entries[:, 0] != ABSENT]
+    end = size - layout.tail_bytes
+    if present.size and not (
+        (present[:, 1] >= 4).all()
+        and (present[:, 1] <= end).all()
+        and (present[:, 0] <= end - present[:, 1]).all()
+    ):
+        raise ShardError("its index points outside the file")
+    # Chunks lie one behind the other: a small file cannot stand for many times its bytes.
+    order = present[np.argsort(present[:, 0], kind="stable")]
+    ends = np.cumsum(order[:, 1])
+    if not np.array_equal(order[:, 0], ends - order[:, 1]) or (int(ends[-1]) if present.size else 0) != end:
+        raise ShardError("its chunks overlap, or leave room between them")
+    return entries
+
+
+def compare_checksum(payload: Buffer, stored: bytes) -> None:
+    """Compare the checksum of an inner chunk with the one stored behind it.
+
+    Parameters
+    ----------
+    payload : bytes-like
+        The chunk as stored, C-contiguous.
+    stored : bytes
+        CRC-32C, 4 bytes, little-endian.
+
+    Raises
+    ------
+    ShardError
+        If they disagree.
+    """
+    if struct.pack("<I", checksum(payload)) != stored:
+        raise ShardError("the checksum of a chunk disagrees")
+
+
+def check_chunk(data: bytes | memoryview) -> memoryview:
+    """Check the checksum of a stored inner chunk.
+
+    Parameters
+    ----------
+    data : bytes-like
+        Payload and CRC-32C.
+
+    Returns
+    -------
+    memoryview
+        The payload.
+
+    Raises
+    ------
+    ShardError
+        If the checksum disagrees.
+    """
+    view = memoryview(data)
+    compare_checksum(view[:-4], bytes(view[-4:]))
+    return view[:-4]

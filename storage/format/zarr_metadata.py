@@ -1,0 +1,131 @@
+"""The ``zarr.json`` documents of a run, made in memory by zarr-python itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
+
+from i2am.storage.format.codecs import get_codec
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layout import ArrayLayout
+from i2am.storage.format.signed_json import canonical
+
+
+def _compressors(layout: ArrayLayout) -> list[Any]:
+    codec = get_codec(layout.codec)
+    check = Crc32cCodec()
+    if codec.kind == "blosc":
+        shuffle: Any = codec.shuffle
+        cname: Any = codec.cname
+        itemsize = {"float16": 2, "float32": 4, "uint8": 1}[layout.dtype]
+        return [
+            BloscCodec(cname=cname, clevel=codec.level, shuffle=shuffle, typesize=itemsize, blocksize=0),
+            check,
+        ]
+    if codec.kind == "zstd":
+        return [ZstdCodec(level=codec.level), check]
+    return [check]
+
+
+def _create(group: zarr.Group, layout: ArrayLayout) -> None:
+    group.create_array(
+        layout.path,
+        shape=layout.shape,
+        chunks=layout.chunk,
+        shards=layout.shard,
+        dtype=layout.dtype,
+        fill_value=0 if layout.dtype == "uint8" else float("nan"),
+        filters=None,
+        compressors=_compressors(layout),
+        dimension_names=layout.dims,
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+
+
+def _documents(store: MemoryStore) -> dict[str, bytes]:
+    return {path: bytes(data.to_bytes()) for path, data in store._store_dict.items()}
+
+
+def _consolidated(group: bytes, arrays: Mapping[str, bytes]) -> bytes:
+    """Repeat the arrays' metadata in their group's document, as zarr-python and xarray like to find it."""
+    document = json.loads(group)
+    metadata = {name: json.loads(data) for name, data in arrays.items()}
+    document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
+    return json.dumps(document, indent=2).encode()
+
+
+def hierarchy_documents(
+    layers: Iterable[tuple[LayerSpec, Mapping[str, ArrayLayout]]], images: Iterable[ArrayLayout]
+) -> dict[str, bytes]:
+    """Make every ``zarr.json`` of a new run but the root's.
+
+    Parameters
+    ----------
+    layers : iterable of (LayerSpec, mapping)
+        Each layer, its representation decided, with its arrays' layouts.
+    images : iterable of ArrayLayout
+        Image arrays.
+
+    Returns
+    -------
+    dict
+        Path below the run to content.
+    """
+    store = MemoryStore()
+    root = zarr.create_group(store, zarr_format=3)
+    root.create_group("attention")
+    root.create_group("images")
+    described = list(layers)
+    for order, (spec, layouts) in enumerate(described):
+        root.create_group(f"attention/{spec.name}", attributes={**spec.to_json(), "order": order})
+        for layout in layouts.values():
+            _create(root, layout)
+    for layout in images:
+        _create(root, layout)
+    documents = _documents(store)
+    del documents["zarr.json"]
+    for spec, layouts in described:
+        path = f"attention/{spec.name}"
+        arrays = {kind: documents[f"{path}/{kind}/zarr.json"] for kind in layouts}
+        documents[f"{path}/zarr.json"] = _consolidated(documents[f"{path}/zarr.json"], arrays)
+    return documents
+
+
+def image_document(layout: ArrayLayout) -> tuple[str, bytes]:
+    """Make the ``zarr.json`` of one image array that is added to an existing run.
+
+    Parameters
+    ----------
+    layout : ArrayLayout
+        The image's layout.
+
+    Returns
+    -------
+    path, content
+        Below the run.
+    """
+    store = MemoryStore()
+    _create(zarr.create_group(store, zarr_format=3), layout)
+    path = f"{layout.path}/zarr.json"
+    return path, _documents(store)[path]
+
+
+def root_document(attributes: Mapping[str, Any]) -> bytes:
+    """Make the root's ``zarr.json``, in canonical form.
+
+    Parameters
+    ----------
+    attributes : mapping
+        The entries of ``attributes["i2am"]``.
+
+    Returns
+    -------
+    bytes
+        The document.
+    """
+    return canonical({"zarr_format": 3, "node_type": "group", "attributes": {"i2am": dict(attributes)}})

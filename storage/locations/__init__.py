@@ -1,0 +1,1 @@
+"""Where a run lives: local disk, object store, any fsspec file system."""

@@ -1,0 +1,1 @@
+"""Reading runs: open, `Run`, several runs as one, chunks back into arrays."""

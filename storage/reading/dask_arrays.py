@@ -1,0 +1,191 @@
+"""Lazy arrays over a run: Dask asks for a block, and only that is read and multiplied."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from i2am.storage.errors import InputError
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
+
+Array = np.ndarray[Any, Any]
+
+BLOCK_BYTES = 128 << 20
+"""Bytes that one computed block may have; a single row of reference tokens is never cut."""
+
+MAX_BLOCKS = 1 << 22
+"""Blocks of a lazy array: Dask takes some 170 bytes for each as soon as one is computed."""
+
+
+class _View:
+    """A lazily read array, as Dask wants it: shape, dtype, and slicing by slices and integers; picklable.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    spec : LayerSpec
+        The layer.
+    tokens : tuple of int
+        Lengths of the axes after sample, step and head.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, run: Run, spec: LayerSpec, tokens: tuple[int, ...]) -> None:
+        self.run = run
+        self.spec = spec
+        self.shape = (len(run.samples), len(run.timesteps), spec.heads, *tokens)
+        self.ndim = len(self.shape)
+
+    def __getitem__(self, index: tuple[slice | int, ...]) -> Array:
+        """Read a block; `index` holds a slice or an integer for each axis."""
+        slices = [i if isinstance(i, slice) else slice(i, i + 1 or None) for i in index]
+        samples, steps, heads = (range(n)[i] for n, i in zip(self.shape, slices[:3], strict=False))
+        parts = [self.read(self.run.samples[at], steps, heads, slices[3:]) for at in samples]
+        lengths = (len(range(n)[i]) for n, i in zip(self.shape, slices, strict=True))
+        whole = np.stack(parts) if parts else np.empty(tuple(lengths), self.dtype)
+        return whole[tuple(slice(None) if isinstance(i, slice) else 0 for i in index)]
+
+    def read(self, sample: str, steps: range, heads: range, tokens: list[slice]) -> Array:
+        raise NotImplementedError
+
+
+class ScoresView(_View):
+    """The scores of one layer."""
+
+    def read(self, sample: str, steps: range, heads: range, tokens: list[slice]) -> Array:
+        """Read and multiply what is asked for.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+        steps, heads : range
+            Indices.
+        tokens : list of slice
+            Of the generated image and of the reference.
+
+        Returns
+        -------
+        ndarray
+            (step, head, gen, ref) float32.
+        """
+        return self.run.read(self.spec, sample, steps, heads).rows(*tokens).logits()
+
+
+class LseView(_View):
+    """The log-sum-exp of one layer."""
+
+    def read(self, sample: str, steps: range, heads: range, tokens: list[slice]) -> Array:
+        """Read what is asked for.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+        steps, heads : range
+            Indices.
+        tokens : list of slice
+            Of the generated image.
+
+        Returns
+        -------
+        ndarray
+            (step, head, gen) float32.
+        """
+        return self.run.read_kind(self.spec, "lse", sample, steps, heads)[:, :, tokens[0]]
+
+
+def block_shape(spec: LayerSpec, steps: int, step_group: int) -> tuple[int, int, int, int, int]:
+    """Choose the Dask chunk of a layer's scores.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        The layer.
+    steps : int
+        Denoiser calls of the run.
+    step_group : int
+        Steps that share a stored chunk.
+
+    Returns
+    -------
+    tuple of int
+        (1, steps, heads, gen, ref), neither the scores nor the factors they are made of above `BLOCK_BYTES`:
+        whole stored groups of steps where they fit, else fewer heads, else fewer rows.
+    """
+    row = spec.ref * 4
+    factors = 0 if spec.representation == "scores" else (spec.gen + spec.ref) * spec.head_dim * 4
+    head = max(spec.gen * row, factors)
+    step = spec.heads * head
+    if step <= BLOCK_BYTES:
+        fit = max(1, min(steps, BLOCK_BYTES // step))
+        return 1, max(fit // step_group * step_group, min(fit, step_group)), spec.heads, spec.gen, spec.ref
+    if head <= BLOCK_BYTES:
+        return 1, 1, BLOCK_BYTES // head, spec.gen, spec.ref
+    return 1, 1, 1, max(1, BLOCK_BYTES // row), spec.ref
+
+
+def _lazy(view: _View, chunks: tuple[int, ...], kind: str) -> da.Array:
+    from dask.tokenize import tokenize
+
+    token = tokenize(view.run.run_id, view.run.path, view.run.samples, view.spec.name, kind, chunks)
+    sizes = tuple(max(1, min(n, c)) for n, c in zip(view.shape, chunks, strict=True))
+    blocks = prod(-(-n // size) for n, size in zip(view.shape, sizes, strict=True))
+    if blocks > MAX_BLOCKS:
+        raise InputError(
+            f"layer {view.spec.name!r} as one lazy array", expected=f"at most {MAX_BLOCKS:,} blocks",
+            got=f"{blocks:,}", remedy="read some steps and heads of a sample at a time with Run.read",
+        )  # fmt: skip
+    return da.from_array(
+        view,
+        chunks=sizes,
+        name=f"i2am-{kind}-{token}",
+        fancy=False,
+        meta=np.empty((0,) * view.ndim, np.float32),
+    )
+
+
+def lazy_scores(run: Run, spec: LayerSpec) -> da.Array:
+    """Make the lazy array of `Run.scores`.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    spec : LayerSpec
+        A layer of it.
+
+    Returns
+    -------
+    dask.array.Array
+        (sample, step, head, gen, ref) float32. Equal runs and layers give equal keys.
+    """
+    return _lazy(
+        ScoresView(run, spec, (spec.gen, spec.ref)),
+        block_shape(spec, len(run.timesteps), run.step_group(spec)),
+        "scores",
+    )
+
+
+def lazy_lse(run: Run, spec: LayerSpec) -> da.Array:
+    """Make the lazy array of `Run.lse`.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    spec : LayerSpec
+        A layer of it, with lse.
+
+    Returns
+    -------
+    dask.array.Array
+        (sample, step, head, gen) float32, one sample per block.
+    """
+    return _lazy(LseView(run, spec, (spec.gen,)), (1, len(run.timesteps), spec.heads, spec.gen), "lse")

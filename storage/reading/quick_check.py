@@ -1,0 +1,83 @@
+"""A cheap look at the samples of a run: their files are there, and of the size that was committed."""
+
+from __future__ import annotations
+
+from i2am.storage.errors import DamagedRun, DamagedSample
+from i2am.storage.format.commit_record import CommitRecord
+from i2am.storage.format.header import MAX_ROOT, Header
+from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.format.signed_json import sha256
+from i2am.storage.locations.base import Location, TooLarge
+from i2am.storage.reading.indexing import layer_of
+
+FEW = 8
+"""Samples whose files are asked for one by one on an object store, before all are listed at once."""
+
+
+class Checker:
+    """Checks samples of one run; what they share is looked at once.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+    header : Header
+        The run's header.
+    """
+
+    def __init__(self, location: Location, header: Header) -> None:
+        self._location, self._header = location, header
+        self._sound = False
+        self._documents: set[tuple[str, str]] = set()
+        self._asked = 0
+        self._listed: dict[str, int] | None = None
+
+    def check(self, record: CommitRecord) -> None:
+        """Check metadata of the run, and sizes of a sample's files.
+
+        Parameters
+        ----------
+        record : CommitRecord
+            Of the sample.
+
+        Raises
+        ------
+        DamagedRun, DamagedSample
+            Naming what is damaged.
+        """
+        if not self._sound:
+            for path, digest in self._header.attributes["metadata"].items():
+                if not self._same(path, digest):
+                    raise DamagedRun(
+                        f"{self._location.url}: {path} is damaged",
+                        remedy="restore it from a copy of the run",
+                    )
+            self._sound = True
+        for name, image in record.images.items():
+            document = f"images/{name}/zarr.json", image["sha256"]
+            if document not in self._documents:
+                if not self._same(*document):
+                    what = f"{document[0]} is not what was written"
+                    raise DamagedSample(record.sample, f"images/{name}", what)
+                self._documents.add(document)
+        self._asked += 1
+        whole = has_attention(self._header.attributes)
+        for path, file in record.files.items():
+            if not whole and path.startswith("attention/"):
+                continue
+            found = self._size(path)
+            if found != file.bytes:
+                what = "is missing" if found is None else f"has {found} bytes instead of {file.bytes}"
+                raise DamagedSample(record.sample, layer_of(path), f"{path} {what}")
+
+    def _size(self, path: str) -> int | None:
+        """Size of a file; on an object store from a listing, once many are asked for."""
+        if self._location.root is None and self._asked > FEW and self._listed is None:
+            self._listed = dict(self._location.files())
+        return self._location.size(path) if self._listed is None else self._listed.get(path)
+
+    def _same(self, path: str, digest: str) -> bool:
+        try:
+            return sha256(self._location.read(path, MAX_ROOT)) == digest
+        except (FileNotFoundError, TooLarge):
+            return False

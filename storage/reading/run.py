@@ -1,0 +1,444 @@
+"""`Run`: a run opened for reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import compress
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from i2am.storage.errors import DamagedRun, DamagedSample, NoAnswer, UnknownName
+from i2am.storage.format.block import Block
+from i2am.storage.format.commit_record import CommitRecord
+from i2am.storage.format.header import Header, Timestep, load_header
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layout import ArrayLayout
+from i2am.storage.format.marginals_only import need_attention
+from i2am.storage.format.shard import ShardError
+from i2am.storage.locations.base import Location
+from i2am.storage.reading.array_reader import ArrayReader
+from i2am.storage.reading.indexing import Selection, selected_indices
+from i2am.storage.reading.quick_check import Checker
+from i2am.storage.reading.record_cache import Records
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+Array = np.ndarray[Any, Any]
+
+
+class Run:
+    """The committed samples of a run, read only. Cheap to make, to copy and to send to another process.
+
+    Whatever is read is checked: damaged bytes raise `DamagedSample`, and never come out as numbers.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+    header : Header
+        What its root document says.
+    samples : tuple of str
+        The committed samples that this object shows.
+    """
+
+    def __init__(self, location: Location, header: Header, samples: tuple[str, ...]) -> None:
+        self._location = location
+        self._header = header
+        self._samples = samples
+        self._committed = frozenset(samples)
+        self._records = Records(location, header)
+        self._checker = Checker(location, header)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel light: another process reads the header itself, once, and gets a bit for each sample."""
+        shown = np.packbits([sample in self._committed for sample in self._header.samples]).tobytes()
+        return _arrived, (self._location, self.run_id, shown)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {len(self.samples)} of {len(self.declared)} samples>"
+
+    @property
+    def path(self) -> str:
+        """Path or URL of the run."""
+        return self._location.url
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return self._header.run_id
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """Ids of the samples that were committed when the run was opened, in declared order."""
+        return self._samples
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """Ids of all samples that the run shall have."""
+        return self._header.samples
+
+    def position(self, sample: str) -> int:
+        """Return the index of a declared sample.
+
+        Parameters
+        ----------
+        sample : str
+            Its id.
+
+        Returns
+        -------
+        int
+            In `declared`, and on axis 0 of every stored array.
+
+        Raises
+        ------
+        UnknownName
+            If it is not declared.
+        """
+        return self._header.position(sample)
+
+    @property
+    def layers(self) -> Mapping[str, LayerSpec]:
+        """Layer name to specification, representation decided, in the order of the model."""
+        return MappingProxyType(self._header.layers)
+
+    @property
+    def timesteps(self) -> tuple[Timestep, ...]:
+        """The scheduler's value for each step."""
+        return self._header.timesteps
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """``attributes["i2am"]`` of the root document."""
+        return self._header.attributes
+
+    @cached_property
+    def images(self) -> tuple[str, ...]:
+        """Names of the images that the run has: those declared at creation, then those added later."""
+        added = [name for name in self._location.names("images") if name != "zarr.json"]
+        return tuple(dict.fromkeys([*self._header.images, *added]))
+
+    def scores(self, layer: str | LayerSpec) -> da.Array:
+        """Return the scaled logits of all committed samples, lazily.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+
+        Returns
+        -------
+        dask.array.Array
+            (sample, step, head, gen, ref) float32, the same from either representation. Reads nothing until
+            computed.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such layer.
+        NoAnswer
+            If the run was exported with its marginals alone.
+        """
+        from i2am.storage.reading.dask_arrays import lazy_scores
+
+        need_attention(self.attrs, self.path, "scores")
+        return lazy_scores(self, self.spec(layer))
+
+    def lse(self, layer: str | LayerSpec) -> da.Array:
+        """Return the log-sum-exp of each row over all keys of a joint softmax, lazily.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+
+        Returns
+        -------
+        dask.array.Array
+            (sample, step, head, gen) float32.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such layer.
+        NoAnswer
+            If the layer was captured without it, or the run exported with its marginals alone.
+        """
+        from i2am.storage.reading.dask_arrays import lazy_lse
+
+        spec = self.spec(layer)
+        if not spec.lse:
+            raise NoAnswer(
+                f"layer {spec.name!r} has no lse",
+                expected="a layer of a joint softmax, captured with lse=True",
+            )
+        need_attention(self.attrs, self.path, "lse")
+        return lazy_lse(self, spec)
+
+    def read(
+        self, layer: str | LayerSpec, sample: str, steps: Selection = None, heads: Selection = None
+    ) -> Block:
+        """Read some steps and heads of one sample now.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+        sample : str
+            A committed sample.
+        steps, heads : slice or sequence of int, optional
+            Which ones, all by default; negative numbers count from the end.
+
+        Returns
+        -------
+        Block
+            Raw values in the stored dtype.
+
+        Raises
+        ------
+        UnknownName
+            If layer or sample do not exist.
+        InputError
+            If an index is out of range.
+        DamagedSample
+            If the bytes are not what was written.
+        NoAnswer
+            If the run was exported with its marginals alone.
+        """
+        spec = self.spec(layer)
+        at = selected_indices("step", steps, len(self.timesteps))
+        rows = selected_indices("head", heads, spec.heads)
+        if spec.representation == "scores":
+            return Block(None, None, self.read_kind(spec, "scores", sample, at, rows), spec.logit_scale)
+        query = self.read_kind(spec, "query", sample, at, rows)
+        key = self.read_kind(spec, "key", sample, [0] if spec.static_key else at, rows)
+        return Block(query, key, None, spec.logit_scale)
+
+    def read_kind(
+        self, spec: LayerSpec, kind: str, sample: str, steps: Sequence[int], heads: Sequence[int]
+    ) -> Array:
+        """Read one stored array.
+
+        Parameters
+        ----------
+        spec : LayerSpec
+            A layer of this run.
+        kind : str
+            "query", "key", "scores" or "lse".
+        sample : str
+            A committed sample.
+        steps, heads : sequence of int
+            Indices, checked by the caller.
+
+        Returns
+        -------
+        ndarray
+            (step, head, ...) in the stored dtype.
+
+        Raises
+        ------
+        UnknownName, DamagedSample, NoAnswer
+            As `read`.
+        """
+        need_attention(self.attrs, self.path, f"attention of layer {spec.name!r}")
+        return self._read_layout(self._header.layouts[spec.name][kind], spec.name, sample, steps, heads)
+
+    def _read_layout(
+        self, layout: ArrayLayout, layer: str, sample: str, steps: Sequence[int], heads: Sequence[int]
+    ) -> Array:
+        record = self._record(sample)
+        with _damage(sample, layer):
+            reader = ArrayReader(self._location, layout, self.run_id, record.index, record.files)
+            return reader.read(steps, heads)
+
+    def image(self, name: str, sample: str) -> Array:
+        """Return one image of a sample.
+
+        Parameters
+        ----------
+        name : str
+            Image name.
+        sample : str
+            A committed sample.
+
+        Returns
+        -------
+        ndarray
+            (y, x, channel) uint8.
+
+        Raises
+        ------
+        UnknownName
+            If sample or image do not exist, or the sample has no such image.
+        DamagedSample
+            If the bytes are not what was written.
+        """
+        record = self._record(sample)
+        if name not in record.images:
+            raise UnknownName("image", name, record.images)
+        layout = self._header.image(name, record.images[name]["shape"])
+        rows, columns = range(layout.shape[1]), range(layout.shape[2])
+        return self._read_layout(layout, f"images/{name}", sample, rows, columns)
+
+    def record(self, sample: str) -> dict[str, Any]:
+        """Return the commit record of a sample.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+
+        Returns
+        -------
+        dict
+            sample, index, committed (UTC), files, images, nonfinite, annotations, digest, ...
+
+        Raises
+        ------
+        UnknownName, DamagedSample
+            If the sample does not exist, or its record is damaged.
+        """
+        return self._record(sample).to_json()
+
+    def fingerprint(self, sample: str) -> str:
+        """Return a digest that changes whenever the sample's data would.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+
+        Returns
+        -------
+        str
+            64 hexadecimal digits: the digest of the commit record, which covers the checksums of all files.
+
+        Raises
+        ------
+        UnknownName, DamagedSample
+            If the sample does not exist, or its record is damaged.
+        """
+        return self._record(sample).digest
+
+    def files(self, sample: str) -> dict[str, int]:
+        """Return the files of a sample, its commit record left out.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+
+        Returns
+        -------
+        dict
+            Path below the run to size in bytes.
+
+        Raises
+        ------
+        UnknownName, DamagedSample
+            If the sample does not exist, or its record is damaged.
+        """
+        return {path: file.bytes for path, file in self._record(sample).files.items()}
+
+    def check(self, sample: str) -> None:
+        """Check cheaply that a sample can be trusted: its files are there, sizes and metadata agree.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+
+        Raises
+        ------
+        UnknownName
+            If the sample does not exist.
+        DamagedSample
+            Naming sample and layer.
+        DamagedRun
+            If a metadata document of the run is not the one written at creation.
+        """
+        self._checker.check(self._record(sample))
+
+    def spec(self, layer: str | LayerSpec) -> LayerSpec:
+        """Return the layer of a name.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+
+        Returns
+        -------
+        LayerSpec
+            Representation decided.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such layer.
+        """
+        name = layer.name if isinstance(layer, LayerSpec) else layer
+        if name not in self._header.layers:
+            raise UnknownName("layer", name, self._header.layers)
+        return self._header.layers[name]
+
+    def step_group(self, layer: str | LayerSpec) -> int:
+        """Return how many steps share a stored chunk: a good unit to read by.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+
+        Returns
+        -------
+        int
+            At least 1.
+        """
+        spec = self.spec(layer)
+        kind = "scores" if spec.representation == "scores" else "query"
+        return self._header.layouts[spec.name][kind].chunk[1]
+
+    def _record(self, sample: str) -> CommitRecord:
+        if sample not in self._committed:
+            remedy = "it is declared, but not committed yet" if sample in self._header.positions else None
+            raise UnknownName("sample", sample, self._samples, remedy=remedy)
+        return self._records.get(sample)
+
+
+@contextmanager
+def _damage(sample: str, layer: str) -> Iterator[None]:
+    try:
+        yield
+    except (ShardError, DamagedRun) as error:
+        raise DamagedSample(sample, layer, str(error)) from error
+
+
+_HEADERS: dict[tuple[str, str], Header] = {}
+"""Of runs that have come from other processes, MOST_HEADERS at most."""
+
+MOST_HEADERS = 64
+
+
+def _arrived(location: Location, run_id: str, shown: bytes) -> Run:
+    """Make a run that came from another process."""
+    key = location.url, run_id
+    header = _HEADERS.get(key) or load_header(location)
+    if header.run_id != run_id:
+        raise DamagedRun(f"{location.url} is another run than a moment ago", remedy="start again")
+    if key not in _HEADERS:
+        if len(_HEADERS) >= MOST_HEADERS:
+            _HEADERS.clear()
+        _HEADERS[key] = header
+    bits = np.unpackbits(np.frombuffer(shown, np.uint8), count=len(header.samples))
+    return Run(location, header, tuple(compress(header.samples, bits)))

@@ -1,0 +1,1 @@
+"""Whole-run tools: verify, prune, export."""

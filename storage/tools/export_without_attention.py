@@ -1,0 +1,91 @@
+"""A copy of a run without its attention: metadata, images and commit records, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from i2am.storage.errors import DamagedRun, DamagedSample
+from i2am.storage.format.commit_record import record_path
+from i2am.storage.format.header import ROOT
+from i2am.storage.format.marginals_only import MARGINALS
+from i2am.storage.format.shard import FileRecord, checksum
+from i2am.storage.format.signed_json import canonical, sha256, signed
+from i2am.storage.format.zarr_metadata import root_document
+from i2am.storage.locations.base import Location
+from i2am.storage.locations.open import locate
+from i2am.storage.reading.indexing import layer_of
+from i2am.storage.reading.run import Run
+from i2am.storage.writing.atomic_directory import overtaken
+
+IMAGES = "images/"
+"""What the paths of images begin with."""
+
+
+def copy_without_attention(
+    run: Run,
+    target: Location,
+    samples: Sequence[str],
+    storage_options: Mapping[str, Any] | None = None,
+    on_sample: Callable[[str], None] | None = None,
+) -> None:
+    """Copy everything of some samples but the shards of their layers; the root document comes last.
+
+    The copy has the run's id and its samples' fingerprints, so that whatever was derived from the run stays
+    valid for it.
+
+    Parameters
+    ----------
+    run : Run
+        The source.
+    target : Location
+        An empty place.
+    samples : sequence of str
+        Committed samples.
+    storage_options : mapping, optional
+        Options of the source's file system, for URLs.
+    on_sample : callable, optional
+        Called with each sample that was copied.
+
+    Raises
+    ------
+    DamagedRun, DamagedSample
+        If the source is damaged.
+    AlreadyExists
+        If another process has just put a run there.
+    StorageFull, NoPermission, StoreUnavailable
+        If the target cannot be written.
+    """
+    source, attributes = locate(run.path, storage_options), run.attrs
+    added = {f"{IMAGES}{name}/{ROOT}" for name in run.images} - set(attributes["metadata"])
+    for path in (*attributes["metadata"], *sorted(added)):
+        target.write(path, _document(source, path, attributes["metadata"].get(path)))
+    for sample in samples:
+        run.check(sample)
+        record = run.record(sample)
+        for path, file in record["files"].items():
+            if path.startswith(IMAGES):
+                wanted = FileRecord(file["bytes"], int(file["crc32c"], 16))
+                target.write(path, _image(source, sample, path, wanted))
+        target.write(record_path(sample), canonical(record))
+        if on_sample is not None:
+            on_sample(sample)
+    if not target.write_new(ROOT, root_document(signed({**attributes, "kept": MARGINALS}))):
+        raise overtaken(target.url)
+
+
+def _document(source: Location, path: str, digest: str | None) -> bytes:
+    """A ``zarr.json`` as it was written; those of images added later are checked with the samples."""
+    with suppress(FileNotFoundError):
+        data = source.read(path)
+        if digest is None or sha256(data) == digest:
+            return data
+    raise DamagedRun(f"{source.url}: {path} is damaged", remedy="restore it from a copy of the run")
+
+
+def _image(source: Location, sample: str, path: str, wanted: FileRecord) -> bytes:
+    data = source.read(path)
+    if (len(data), checksum(data)) != (wanted.bytes, wanted.crc32c):
+        raise DamagedSample(sample, layer_of(path), f"{path}: its checksum disagrees with the commit record")
+    return data

@@ -1,0 +1,263 @@
+"""`prune`: a smaller copy of a run: fewer samples, layers, steps or heads, or rounded numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from numcodecs import BitRound
+
+from i2am.storage.errors import AlreadyExists, InputError, NotFound, UnknownName
+from i2am.storage.format.header import OWN_KEYS
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.marginals_only import need_attention
+from i2am.storage.format.signed_json import plain
+from i2am.storage.reading.indexing import Selection, selected_indices
+from i2am.storage.reading.open import open_run
+from i2am.storage.reading.run import Run
+from i2am.storage.writing.create import create_run, resume_run
+from i2am.storage.writing.sink import Sink
+from i2am.storage.writing.writer import RunWriter
+
+Array = np.ndarray[Any, Any]
+
+ROUNDED_CODEC = "blosc-zstd-bitshuffle"
+"""Codec of a rounded run: the zeros that rounding leaves cost next to nothing after a bit shuffle."""
+
+MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23}
+"""Bits of the fraction of each dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a pruned run keeps.
+
+    Parameters
+    ----------
+    samples : tuple of str
+        Committed samples of the source.
+    layers : dict
+        Layer name to the heads that are kept.
+    steps : tuple of int
+        Indices of the source's steps.
+    bits : int or None
+        Bits of the fraction that are kept of queries, keys and scores; None for all.
+    """
+
+    samples: tuple[str, ...]
+    layers: dict[str, tuple[int, ...]]
+    steps: tuple[int, ...]
+    bits: int | None
+
+    def to_json(self, run: Run) -> dict[str, Any]:
+        """Return the entry ``pruned`` of the new run's attributes.
+
+        Parameters
+        ----------
+        run : Run
+            The source.
+
+        Returns
+        -------
+        dict
+            With the source's id.
+        """
+        layers = {name: list(heads) for name, heads in self.layers.items()}
+        steps: dict[str, Any] = {"steps": list(self.steps), "bits": self.bits}
+        return {"run_id": run.run_id, "layers": layers, **steps}
+
+
+def prune(
+    run: Run | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    samples: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    steps: Selection = None,
+    heads: Selection = None,
+    bits: int | None = None,
+    codec: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    on_sample: Callable[[str], None] | None = None,
+) -> Run:
+    """Copy a part of a run into a new one; go on with one that was interrupted.
+
+    What is kept is the same to the bit unless `bits` is given. The source is not touched.
+
+    Parameters
+    ----------
+    run : Run, str or path-like
+        The source.
+    out : str or path-like
+        The new run.
+    samples : sequence of str, optional
+        Committed samples to keep.
+    layers : sequence of str, optional
+        Names or patterns such as ``*up*``.
+    steps, heads : slice or sequence of int, optional
+        What to keep; a layer must have all the heads that are named.
+    bits : int, optional
+        Bits of the fraction to keep, from 1 to those of the dtype (float16 10, bfloat16 7, float32 23):
+        queries, keys and scores are rounded to nearest. NaN, infinities and what would round to infinity
+        stay.
+    codec : str, optional
+        Key of `i2am.storage.format.codecs.CODECS`; the source's unless `bits` is given, then ROUNDED_CODEC.
+    storage_options : mapping, optional
+        Options of the file system of both runs, for URLs.
+    on_sample : callable, optional
+        Called with each sample that was copied.
+
+    Returns
+    -------
+    Run
+        The new run.
+
+    Raises
+    ------
+    UnknownName, InputError
+        If the selection fits nothing, or the bits do not fit the dtypes.
+    AlreadyExists
+        If `out` is another run, or was pruned in another way.
+    NoAnswer
+        If the source was exported with its marginals alone.
+    DamagedSample
+        If the source is damaged; samples copied before remain.
+    StorageFull, NoPermission
+        If `out` cannot be written.
+    """
+    source = run if isinstance(run, Run) else open_run(run, storage_options)
+    need_attention(source.attrs, source.path, "pruning")
+    kept = _select(source, samples, layers, steps, heads, bits)
+    with _writer(source, out, kept, codec, storage_options) as writer:
+        for sample in writer.missing:
+            _copy_sample(source, writer, sample, kept)
+            if on_sample is not None:
+                on_sample(sample)
+    return open_run(out, storage_options)
+
+
+def _copy_sample(source: Run, writer: RunWriter, sample: str, kept: Kept) -> None:
+    images = source.record(sample)["images"]
+    for name, image in images.items():
+        writer.add_image(name, image["shape"])
+    with writer.sample(sample) as sink:
+        _copy(source, sink, sample, kept, images)
+
+
+def _select(
+    run: Run,
+    samples: Sequence[str] | None,
+    layers: Sequence[str] | None,
+    steps: Selection,
+    heads: Selection,
+    bits: int | None,
+) -> Kept:
+    for sample in samples or ():
+        if sample not in run.samples:
+            raise UnknownName("sample", sample, run.samples)
+    for pattern in layers or ():
+        if not any(fnmatchcase(name, pattern) for name in run.layers):
+            raise UnknownName("layer", pattern, run.layers)
+    names = [n for n in run.layers if layers is None or any(fnmatchcase(n, p) for p in layers)]
+    rows = {name: tuple(selected_indices("head", heads, run.layers[name].heads)) for name in names}
+    times = tuple(selected_indices("step", steps, len(run.timesteps)))
+    chosen = tuple(s for s in run.samples if samples is None or s in samples)
+    for what, found in (("samples", chosen), ("layers", names), ("steps", times), *rows.items()):
+        if not found or len(set(found)) != len(found):
+            raise InputError(f"what to keep of {what}", expected="at least one, each once", got=repr(found))
+    for name in names:
+        most = MANTISSA[run.layers[name].dtype]
+        if bits is not None and not 1 <= bits <= most:
+            raise InputError(f"bits of layer {name!r}", expected=f"1 to {most}", got=str(bits))
+    return Kept(chosen, rows, times, bits)
+
+
+def _writer(
+    run: Run,
+    out: str | os.PathLike[str],
+    kept: Kept,
+    codec: str | None,
+    options: Mapping[str, Any] | None,
+) -> RunWriter:
+    wanted = plain(kept.to_json(run))
+    try:
+        writer = resume_run(out, storage_options=options)
+    except NotFound:
+        attrs = {key: value for key, value in run.attrs.items() if key not in OWN_KEYS}
+        chosen = codec or (ROUNDED_CODEC if kept.bits is not None else str(run.attrs["codec"]))
+        return create_run(
+            out,
+            [_spec(run.layers[name], heads) for name, heads in kept.layers.items()],
+            [run.timesteps[step] for step in kept.steps],
+            kept.samples,
+            {**attrs, "pruned": wanted},
+            storage_options=options,
+            codec=chosen,
+        )
+    if writer.attrs.get("pruned") != wanted or writer.samples != kept.samples:
+        writer.close()
+        raise AlreadyExists(
+            f"{out} already exists", expected="nothing, or this pruning, interrupted", got="another run",
+            remedy="choose another path",
+        )  # fmt: skip
+    return writer
+
+
+def _spec(spec: LayerSpec, heads: Sequence[int]) -> LayerSpec:
+    return replace(spec, heads=len(heads), scale=spec.logit_scale)
+
+
+def _copy(run: Run, sink: Sink, sample: str, kept: Kept, images: Mapping[str, Any]) -> None:
+    for name, heads in kept.layers.items():
+        spec, group = run.layers[name], run.step_group(name)
+        for start in range(0, len(kept.steps), group):  # no stored chunk is read anew for each of its steps
+            part = kept.steps[start : start + group]
+            arrays = _arrays(run, spec, sample, part, heads, kept.bits)
+            for row in range(len(part)):  # a static key has the first row alone
+                given = {kind: array[row] for kind, array in arrays.items() if row < len(array)}
+                sink.put(name, start + row, copy=False, **given)
+    for name in images:
+        sink.put_image(name, run.image(name, sample))
+    sink.annotate(**run.record(sample)["annotations"])
+
+
+def _arrays(
+    run: Run, spec: LayerSpec, sample: str, steps: Sequence[int], heads: Sequence[int], bits: int | None
+) -> dict[str, Array]:
+    """The stored arrays of some steps (step, head, ...), rounded."""
+    kinds = ["scores"] if spec.representation == "scores" else ["query", "key"]
+    arrays = {}
+    for kind in kinds:
+        at = [0] if kind == "key" and spec.static_key else steps
+        array = np.ascontiguousarray(run.read_kind(spec, kind, sample, at, heads))
+        arrays[kind] = array if bits is None else round_bits(array, bits)
+    if spec.lse:
+        arrays["lse"] = np.ascontiguousarray(run.read_kind(spec, "lse", sample, steps, heads))
+    return arrays
+
+
+def round_bits(array: Array, bits: int) -> Array:
+    """Round numbers to fewer bits of the fraction.
+
+    Parameters
+    ----------
+    array : ndarray
+        float16 or float32.
+    bits : int
+        Bits to keep, at least 1; nothing happens where the dtype has no more.
+
+    Returns
+    -------
+    ndarray
+        Rounded to nearest, ties to even; relative error at most ``2 ** -(bits + 1)`` for normal numbers. NaN,
+        infinities and numbers that would round to infinity are as before.
+    """
+    if bits >= MANTISSA[array.dtype.name]:
+        return array
+    codec = BitRound(keepbits=bits)
+    out: Array = codec.decode(codec.encode(array.copy())).view(array.dtype).reshape(array.shape)
+    return np.where(np.isfinite(array) & np.isfinite(out), out, array)

@@ -1,0 +1,324 @@
+"""`verify`: read every byte of a run and compare it with what was committed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from i2am.storage.errors import DamagedRun, DamagedSample
+from i2am.storage.format.commit_record import FOLDER, CommitRecord, read_record, record_path
+from i2am.storage.format.file_names import sample_file
+from i2am.storage.format.header import MAX_ROOT, ROOT, Header, load_header
+from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.format.shard import FileRecord, checksum
+from i2am.storage.format.signed_json import DocumentError, sha256
+from i2am.storage.locations.base import STAGING, Location, TooLarge
+from i2am.storage.locations.open import locate
+from i2am.storage.reading.commit_index import INDEX, MAX_BYTES, parse_index
+from i2am.storage.reading.indexing import layer_of
+from i2am.storage.writing.failures import FOLDER as FAILURES
+from i2am.storage.writing.lease import FOLDER as CLAIMS
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is not as it was written.
+
+    Parameters
+    ----------
+    sample : str or None
+        The sample it belongs to; None for metadata of the run.
+    layer : str or None
+        The layer, or ``images/<name>``; None where there is none.
+    path : str
+        File below the run.
+    what : str
+        What is wrong.
+    """
+
+    sample: str | None
+    layer: str | None
+    path: str
+    what: str
+
+    def __str__(self) -> str:
+        place = [f"sample {self.sample!r}"] if self.sample is not None else ["run"]
+        if self.layer is not None:
+            place.append(f"layer {self.layer!r}")
+        return f"{', '.join(place)}: {self.path}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a verification is.
+
+    Parameters
+    ----------
+    files_done, files : int
+        Files read, files in all.
+    bytes_done, bytes : int
+        Bytes read, bytes in all.
+    """
+
+    files_done: int
+    files: int
+    bytes_done: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Outcome of a verification.
+
+    Parameters
+    ----------
+    path : str
+        The run.
+    problems : tuple of Problem
+        Damage; none in a sound run.
+    notes : tuple of str
+        What is no damage but worth knowing: uncommitted samples, leftovers, files that are not the store's.
+    samples, files, bytes : int
+        What was checked.
+    """
+
+    path: str
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    samples: int
+    files: int
+    bytes: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether every byte is as it was written."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON types.
+
+        Returns
+        -------
+        dict
+            ok, path, problems, notes, samples, files, bytes.
+        """
+        problems = [
+            {"sample": p.sample, "layer": p.layer, "path": p.path, "what": p.what} for p in self.problems
+        ]
+        return {
+            "ok": self.ok,
+            "path": self.path,
+            "problems": problems,
+            "notes": list(self.notes),
+            "samples": self.samples,
+            "files": self.files,
+            "bytes": self.bytes,
+        }
+
+
+@dataclass(slots=True)
+class _Check:
+    """The state of one verification."""
+
+    location: Location
+    header: Header
+    found: dict[str, int]
+    on_progress: Callable[[Progress], None] | None
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    files: int = 0
+    bytes: int = 0
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = sum(self.found.values())
+
+    def problem(self, sample: str | None, path: str, what: str) -> None:
+        self.problems.append(Problem(sample, layer_of(path), path, what))
+
+    @property
+    def found_records(self) -> list[str]:
+        """Paths of the files that may be commit records."""
+        return [path for path in self.found if path.startswith(f"{FOLDER}/") and path != INDEX]
+
+    def advance(self, nbytes: int) -> None:
+        self.files += 1
+        self.bytes += nbytes
+        if self.on_progress is not None:
+            self.on_progress(Progress(self.files, len(self.found), self.bytes, self.total))
+
+    def metadata(self, path: str, digest: str, sample: str | None) -> None:
+        try:
+            data = self.location.read(path, MAX_ROOT)
+        except FileNotFoundError:
+            self.problem(sample, path, "is missing")
+            return
+        except (DamagedRun, TooLarge) as error:  # a link, or far too large
+            self.problem(sample, path, str(error))
+            return
+        if sha256(data) != digest:
+            self.problem(sample, path, "is not what was written at creation")
+        self.advance(len(data))
+
+    def data(self, sample: str, path: str, wanted: FileRecord) -> None:
+        crc = size = 0
+        try:
+            for block in self.location.stream(path):
+                crc, size = checksum(block, crc), size + len(block)
+        except FileNotFoundError:
+            self.problem(sample, path, "is missing")
+            return
+        except DamagedRun as error:  # a link
+            self.problem(sample, path, str(error))
+            return
+        if size != wanted.bytes:
+            self.problem(sample, path, f"has {size} bytes instead of {wanted.bytes}")
+        elif crc != wanted.crc32c:
+            self.problem(sample, path, "its checksum disagrees with the commit record")
+        self.advance(size)
+
+
+def _check_records(check: _Check) -> dict[str, CommitRecord]:
+    """Read all commit records; those that are sound."""
+    known = {record_path(sample): sample for sample in check.header.samples}
+    records = {}
+    for path in sorted(check.found_records):
+        if path not in known:
+            check.problem(None, path, "is no commit record of a declared sample")
+            continue
+        try:
+            records[known[path]] = read_record(check.location, check.header, known[path])
+        except DamagedSample as error:
+            check.problem(known[path], path, error.what)
+        check.advance(check.found[path])
+    return records
+
+
+def _check_index(check: _Check, records: Mapping[str, CommitRecord]) -> None:
+    """Compare the index of commit records, where there is one, with the records."""
+    if INDEX not in check.found:
+        return
+    try:
+        index = parse_index(check.location.read(INDEX, MAX_BYTES), check.header)
+    except (FileNotFoundError, DamagedRun, TooLarge, DocumentError) as error:
+        check.problem(None, INDEX, f"is damaged: {error}")
+        return
+    check.advance(check.found[INDEX])
+    fitting = index.only(check.location.tags(FOLDER))
+    for sample in check.header.samples:
+        entry = index.record(sample)
+        if entry is None:
+            continue
+        if record_path(sample) not in check.found:
+            check.problem(sample, record_path(sample), "is missing; the index of commit records has it")
+        elif sample in records and fitting.record(sample) not in (None, records[sample]):
+            check.problem(sample, INDEX, "knows another commit record")
+    if len(fitting) < len(check.found_records):
+        check.notes.append(f"{INDEX}: {len(fitting)} of {len(check.found_records)} records; compact the run")
+
+
+def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[str]) -> None:
+    """Say what the files are that no committed sample and no metadata account for."""
+    header = check.header
+    held = {"/".join(p.split("/")[:2]) for p in check.found if p.startswith((f"{STAGING}/", f"{CLAIMS}/"))}
+    staged = {path.split("/")[1].removesuffix(".json") for path in held}
+    arrays = {layout.path for layouts in header.layouts.values() for layout in layouts.values()}
+    for path in sorted(set(check.found) - seen):
+        folder, _, name = path.rpartition("/")
+        parts = name.split(".")
+        if path.startswith((f"{STAGING}/", f"{CLAIMS}/")):
+            continue
+        if folder == FAILURES:
+            check.notes.append(f"{path}: a sample that was set aside as failed")
+            continue
+        image = folder.startswith("images/") and folder.count("/") == 1
+        if not (folder in arrays or image) or parts[0] != "c":
+            check.notes.append(f"{path}: not part of the store")
+            continue
+        index = int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else -1
+        sample = header.samples[index] if 0 <= index < len(header.samples) else None
+        if sample is None or sample in records:
+            check.problem(sample, path, "is no part of what was committed")
+        elif f"{FOLDER}/{sample_file(sample)}.json" in check.found:
+            continue  # its record is damaged, which is said already
+        elif sample_file(sample) not in staged:
+            check.problem(sample, path, "belongs to a sample whose commit record is missing")
+        else:
+            check.notes.append(f"{path}: left by a writer that did not finish")
+    check.notes.extend(f"{path}: a sample under way, or left by a crashed writer" for path in sorted(held))
+
+
+def _run_check(check: _Check) -> None:
+    metadata: Mapping[str, str] = check.header.attributes["metadata"]
+    seen = {ROOT}
+    check.advance(check.found.get(ROOT, 0))
+    for path, digest in metadata.items():
+        check.metadata(path, digest, None)
+        seen.add(path)
+    records = _check_records(check)
+    _check_index(check, records)
+    seen |= {path for path in check.found if path.startswith(f"{FOLDER}/")}
+    images: dict[str, str] = {}
+    whole = has_attention(check.header.attributes)
+    for sample, record in records.items():
+        for name, image in record.images.items():
+            path = f"images/{name}/{ROOT}"
+            if path not in seen:
+                check.metadata(path, image["sha256"], sample)
+                images[path] = image["sha256"]
+                seen.add(path)
+            elif images.get(path, metadata.get(path)) != image["sha256"]:
+                check.problem(sample, path, "the commit record knows another content")
+        for path, wanted in record.files.items():
+            if whole or path in check.found or not path.startswith("attention/"):
+                check.data(sample, path, wanted)
+            seen.add(path)
+    _explain_rest(check, records, seen)
+    if not whole:
+        check.notes.append("the attention was left out when the run was exported")
+    missing = len(check.header.samples) - len(records)
+    if missing:
+        check.notes.append(f"{missing} of {len(check.header.samples)} declared samples are not committed")
+
+
+def verify(
+    path: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> VerifyReport:
+    """Check every file of a run against its checksums, and that all are there.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The run, or a URL.
+    storage_options : mapping, optional
+        Options of the file system, for URLs.
+    on_progress : callable, optional
+        Called after each file.
+
+    Returns
+    -------
+    VerifyReport
+        Naming sample and layer of all that is damaged.
+
+    Raises
+    ------
+    NotFound, NotARun, NewerFormat, NoPermission
+        If there is no run to check. A damaged run does not raise.
+    """
+    location = locate(path, storage_options)
+    try:
+        header = load_header(location)
+    except DamagedRun as error:
+        return VerifyReport(
+            location.url, (Problem(None, None, ROOT, str(error)),), (), 0, 1, location.size(ROOT) or 0
+        )
+    check = _Check(location, header, dict(location.files()), on_progress)
+    _run_check(check)
+    records = len(check.found_records)
+    return VerifyReport(
+        location.url, tuple(check.problems), tuple(check.notes), records, check.files, check.bytes
+    )

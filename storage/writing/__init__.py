@@ -1,0 +1,1 @@
+"""Making runs: create, sink, write queue, staging, lease."""

@@ -1,0 +1,334 @@
+"""Where the files of a sample wait until they are complete, and the step that makes them exist.
+
+On a local disk that is ``.staging/<sample>/`` inside the run, held by a lock on the file ``lock`` in it,
+which the system releases when the process ends, however it ends. Elsewhere it is a temporary directory of
+this machine, and the sample is held by a claim (`i2am.storage.writing.lease`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from i2am.storage.errors import AlreadyExists, SampleBusy, StoreUnavailable
+from i2am.storage.format.file_names import sample_file, sample_of_file
+from i2am.storage.locations.base import STAGING, Location, system_errors
+from i2am.storage.locations.local import LocalLocation, sync_directory
+from i2am.storage.locations.no_links import PlainFolders, refuse_link
+from i2am.storage.locations.remote import RemoteLocation
+from i2am.storage.writing.lease import Claim
+
+_LOCK = "lock"
+
+
+class Staging(Protocol):
+    """A private place for one sample's files."""
+
+    folder: Path
+
+    def prepare(self, leftovers: Iterable[str]) -> None:
+        """Remove files that a crashed writer may have put into place without a commit record."""
+        ...
+
+    def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
+        """Move the files to their places, then write the commit record; after an error none remains."""
+        ...
+
+    def discard(self) -> None:
+        """Remove what is left here and release the sample."""
+        ...
+
+
+class LocalStaging:
+    """Staging on the run's own file system.
+
+    Parameters
+    ----------
+    root : Path
+        The run's directory.
+    sample : str
+        Sample id.
+
+    Raises
+    ------
+    SampleBusy
+        If another writer holds the sample.
+    """
+
+    def __init__(self, root: Path, sample: str) -> None:
+        self._root = root
+        self.folder = root / STAGING / sample_file(sample)
+        with system_errors(str(self.folder)):
+            lock = _take(self.folder)
+            if lock is None:
+                raise SampleBusy(
+                    f"sample {sample!r} is being written by another process",
+                    remedy="wait for it, or give each process its own samples",
+                )
+            self._lock: int | None = lock
+            _clear(self.folder)
+
+    def prepare(self, leftovers: Iterable[str]) -> None:
+        """Remove what a crashed writer left; see `Staging`."""
+        with system_errors(str(self._root)):
+            _unlink(self._root, leftovers)
+
+    def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
+        """Rename the files into place, then the commit record; see `Staging`."""
+        placed: list[Path] = []
+        plain = PlainFolders(self._root)
+        with system_errors(str(self._root)):
+            try:
+                for path in (*files, record):
+                    plain.check(path.rpartition("/")[0])
+                for path, source in files.items():
+                    placed.append(self._root / path)
+                    os.replace(source, self._root / path)
+                for directory in {path.parent for path in placed}:
+                    sync_directory(directory)
+                target = self._root / record
+                source = self.folder / "record"
+                with source.open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                placed.append(target)
+                os.replace(source, target)
+                sync_directory(target.parent)
+            except BaseException:
+                for place in reversed(placed):
+                    place.unlink(missing_ok=True)
+                raise
+
+    def discard(self) -> None:
+        """Remove the directory, then release the lock; see `Staging`."""
+        if self._lock is None:
+            return
+        try:
+            with system_errors(str(self.folder)):
+                _clear(self.folder)
+                (self.folder / _LOCK).unlink(missing_ok=True)
+                _remove_if_empty(self.folder)
+        finally:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _take(folder: Path) -> int | None:
+    """Lock a staging directory, made where needed; None if somebody else holds it."""
+    refuse_link(folder.parent)
+    refuse_link(folder)
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:  # the last holder has just removed the directory, or the one above it
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_ino == (folder / _LOCK).stat().st_ino:
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except FileNotFoundError:
+            pass
+        os.close(fd)  # the file that was locked is no longer the one that others would lock
+
+
+def _clear(folder: Path) -> None:
+    for entry in os.scandir(folder):
+        if entry.name != _LOCK:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+
+
+def _unlink(root: Path, paths: Iterable[str]) -> None:
+    plain = PlainFolders(root)
+    for path in paths:
+        plain.check(path.rpartition("/")[0])
+        (root / path).unlink(missing_ok=True)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        busy = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # or somebody was quicker
+        if not busy and folder.is_dir() and not os.listdir(folder):
+            raise
+
+
+def sweep(root: Path, leftovers: Callable[[str], Iterable[str]]) -> None:
+    """Remove what crashed writers left, and ``.staging`` itself if it is empty then.
+
+    A sample that is not committed has files in place only while it has an entry in ``.staging``; so they go
+    together.
+
+    Parameters
+    ----------
+    root : Path
+        The run's directory. What living writers hold is left alone.
+    leftovers : callable
+        Sample id to the files that it may have in place without being committed; none if it is committed.
+    """
+    staging = root / STAGING
+    with system_errors(str(staging)):
+        refuse_link(staging)
+        try:
+            entries = list(os.scandir(staging))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                lock = _take(path)
+                if lock is not None:
+                    _unlink(root, leftovers(sample_of_file(entry.name)))
+                    _clear(path)
+                    (path / _LOCK).unlink(missing_ok=True)
+                    _remove_if_empty(path)
+                    os.close(lock)
+            elif entry.name.endswith(".tmp") and entry.is_file(follow_symlinks=False):
+                _sweep_file(path)
+        _remove_if_empty(staging)
+
+
+def _sweep_file(path: Path) -> None:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(fd)
+
+
+class RemoteStaging:
+    """Staging in a temporary directory, uploaded object by object while a claim is held.
+
+    Parameters
+    ----------
+    location : RemoteLocation
+        Where the run lives.
+    sample : str
+        Sample id.
+
+    Raises
+    ------
+    SampleBusy
+        If another writer holds the sample.
+    """
+
+    def __init__(self, location: RemoteLocation, sample: str) -> None:
+        self._location, self._sample = location, sample
+        self._answers = True
+        self.folder, self._held = _private_folder()
+        try:
+            self._claim = Claim(location, sample)
+        except BaseException:
+            self._drop_folder()
+            raise
+
+    def _drop_folder(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._held)
+
+    def prepare(self, leftovers: Iterable[str]) -> None:
+        """Remove what a writer that is gone had put; see `Staging`."""
+        if self._claim.inherited:
+            for path in leftovers:
+                self._location.remove(path)
+
+    def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
+        """Upload the files, then the commit record; see `Staging`."""
+        placed: list[str] = []
+        try:
+            for path, source in files.items():
+                self._claim.hold()
+                placed.append(path)
+                self._location.upload(path, source)
+            self._claim.hold()
+            placed.append(record)
+            if not self._location.write_new(record, content):
+                raise AlreadyExists(f"sample {self._sample!r} of {self._location.url} is committed")
+        except (SampleBusy, AlreadyExists):
+            raise  # what lies there now is another's
+        except StoreUnavailable:
+            self._answers = False  # the claim stays, and tells whoever comes next to clear up
+            raise
+        except BaseException:
+            try:
+                for path in reversed(placed):
+                    self._location.remove(path)
+            except StoreUnavailable:
+                self._answers = False
+            raise
+
+    def discard(self) -> None:
+        """Remove the temporary directory and release the sample; see `Staging`."""
+        if self.folder.exists():
+            self._drop_folder()
+        self._claim.release(remove=self._answers)
+
+
+_PREFIX = "i2am-sample-"
+
+
+def _private_folder() -> tuple[Path, int]:
+    """Make a folder for temporary files, and hold its lock; those of killed processes are removed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # somebody else's, or somebody works there
+            fd = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(fd)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if (folder / _LOCK).exists():  # nobody was quicker, and took it for a killed one's
+            return folder, fd
+        os.close(fd)
+
+
+def stage(location: Location, sample: str) -> Staging:
+    """Open the staging place of a sample.
+
+    Parameters
+    ----------
+    location : Location
+        Where the run lives.
+    sample : str
+        Sample id.
+
+    Returns
+    -------
+    Staging
+        Empty.
+
+    Raises
+    ------
+    SampleBusy
+        If another writer holds the sample.
+    """
+    if isinstance(location, LocalLocation):
+        return LocalStaging(Path(location.url), sample)
+    if isinstance(location, RemoteLocation):
+        return RemoteStaging(location, sample)
+    raise TypeError(f"no staging for {location!r}")
