@@ -21,7 +21,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-from i2am.pipeline.capturing import capture
+from i2am.pipeline.capture import capture
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 

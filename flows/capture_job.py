@@ -157,7 +157,7 @@ def summarise(config: CaptureConfig, before: int, seconds: float) -> dict[str, A
 
 
 def kept(config: CaptureConfig) -> dict[str, Any]:
-    """Return what a configuration keeps, as arguments of ``i2am.capture`` and ``i2am.pipeline.probing.probe``."""
+    """Return what a configuration keeps, as arguments of ``i2am.capture`` and ``i2am.pipeline.probe.probe``."""
     return {
         "layers": selected_layers(config.layers),
         "steps": selected(config.steps),
@@ -238,7 +238,7 @@ def capture_samples(
     InputError
         If a sample fails and nothing is to be set aside, or if none could be captured and there is no run.
     """
-    from i2am.pipeline.capturing import capture
+    from i2am.pipeline.capture import capture
     from i2am.pipeline.events import SampleDone, Waiting
     from i2am.pipeline.jobs import run_job
 

@@ -30,7 +30,7 @@ def forecast(config: CaptureConfig) -> Plan:
     """
     samples = open_samples(config)
     pipe, call = prepare(config)
-    from i2am.pipeline.probing import probe
+    from i2am.pipeline.probe import probe
 
     batch = [samples.load(id) for id in samples.ids[: config.batch_size]]
     geometry = probe(pipe, lambda: call(pipe, batch), len(batch), **kept(config))

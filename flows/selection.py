@@ -68,7 +68,7 @@ Layers: TypeAlias = Annotated[list[str | int] | str, PlainValidator(_checked_lay
 
 
 def selected_layers(layers: list[str | int] | str | None) -> list[str | int] | slice | None:
-    """Turn checked ``Layers`` into what :func:`i2am.pipeline.capturing.capture` takes.
+    """Turn checked ``Layers`` into what :func:`i2am.pipeline.capture.capture` takes.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ from .analysis.daam import daam_maps as daam_maps
 from .analysis.exporting import export as export
 from .analysis.imacs import imacs as imacs
 from .analysis.maps import attribution_maps as attribution_maps
-from .pipeline.capturing import capture as capture
+from .pipeline.capture import capture as capture
 from .storage.errors import AggregationError as AggregationError
 from .storage.errors import AlreadyExists as AlreadyExists
 from .storage.errors import CaptureError as CaptureError

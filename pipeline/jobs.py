@@ -9,9 +9,9 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from i2am.pipeline.capturing import Capture
+from i2am.pipeline.capture import Capture
 from i2am.pipeline.events import Waiting
-from i2am.pipeline.images import ImageLike
+from i2am.pipeline.recording.images import ImageLike
 from i2am.storage.errors import (
     AlreadyExists,
     CaptureError,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from i2am.pipeline.adapters.registry import find_adapter
-from i2am.pipeline.capturing import capture
+from i2am.pipeline.capture import capture
 from i2am.pipeline.embedded.painter import ReferencePainter
 from i2am.pipeline.embedded.scenes import Scene, make_scene
 from i2am.pipeline.embedded.weights import FOLDER

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import dask.array as da
 import numpy as np
 
 from i2am.storage.errors import InputError
+from i2am.storage.format.block import Block
+from i2am.storage.format.header import Timestep
 from i2am.storage.format.layer_spec import LayerSpec
-from i2am.storage.reading.run import Run
+from i2am.storage.reading.indexing import Selection
 
 Array = np.ndarray[Any, Any]
 
@@ -21,12 +24,30 @@ MAX_BLOCKS = 1 << 22
 """Blocks of a lazy array: Dask takes some 170 bytes for each as soon as one is computed."""
 
 
+class ReadableRun(Protocol):
+    """What a lazy array needs of a `Run`."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def samples(self) -> tuple[str, ...]: ...
+    @property
+    def timesteps(self) -> tuple[Timestep, ...]: ...
+    def read(self, layer: LayerSpec, sample: str, steps: Selection, heads: Selection, /) -> Block: ...
+    def read_kind(
+        self, spec: LayerSpec, kind: str, sample: str, steps: Sequence[int], heads: Sequence[int]
+    ) -> Array: ...
+    def step_group(self, layer: LayerSpec) -> int: ...
+
+
 class _View:
     """A lazily read array, as Dask wants it: shape, dtype, and slicing by slices and integers; picklable.
 
     Parameters
     ----------
-    run : Run
+    run : ReadableRun
         The run.
     spec : LayerSpec
         The layer.
@@ -36,7 +57,7 @@ class _View:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, run: Run, spec: LayerSpec, tokens: tuple[int, ...]) -> None:
+    def __init__(self, run: ReadableRun, spec: LayerSpec, tokens: tuple[int, ...]) -> None:
         self.run = run
         self.spec = spec
         self.shape = (len(run.samples), len(run.timesteps), spec.heads, *tokens)
@@ -151,12 +172,12 @@ def _lazy(view: _View, chunks: tuple[int, ...], kind: str) -> da.Array:
     )
 
 
-def lazy_scores(run: Run, spec: LayerSpec) -> da.Array:
+def lazy_scores(run: ReadableRun, spec: LayerSpec) -> da.Array:
     """Make the lazy array of `Run.scores`.
 
     Parameters
     ----------
-    run : Run
+    run : ReadableRun
         The run.
     spec : LayerSpec
         A layer of it.
@@ -173,12 +194,12 @@ def lazy_scores(run: Run, spec: LayerSpec) -> da.Array:
     )
 
 
-def lazy_lse(run: Run, spec: LayerSpec) -> da.Array:
+def lazy_lse(run: ReadableRun, spec: LayerSpec) -> da.Array:
     """Make the lazy array of `Run.lse`.
 
     Parameters
     ----------
-    run : Run
+    run : ReadableRun
         The run.
     spec : LayerSpec
         A layer of it, with lse.

@@ -50,7 +50,7 @@ def picture(seed: int) -> Image.Image:
 
 def test_a_redux_pair_from_two_folders(folders: Path) -> None:
     source = {
-        "kind": "factory", "function": "i2am.pipeline.redux:load",
+        "kind": "factory", "function": "i2am.pipeline.adapters.flux_redux_pipeline:load",
         "arguments": {"prior": str(folders / "prior"), "base": str(folders / "base")},
     }  # fmt: skip
     config = CaptureConfig.model_validate(

@@ -16,7 +16,8 @@ from i2am.flows.capture_job import Todo, capture_samples, prepare, run_capture, 
 from i2am.flows.loading import load_capture
 from i2am.flows.progress import Progress, heard_by
 from i2am.flows.samples import open_samples
-from i2am.pipeline import jobs, runs
+from i2am.pipeline import jobs
+from i2am.pipeline.recording import run_target as runs
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.open import open_run
 

@@ -126,7 +126,7 @@ def test_an_argument_of_the_call_is_not_asked_of_the_samples(folders: Path) -> N
 
 
 def test_a_redux_pair_asks_its_prior_once_for_each_image() -> None:
-    from i2am.pipeline.redux import ReduxPair
+    from i2am.pipeline.adapters.flux_redux_pipeline import ReduxPair
 
     asked, painted = [], []
 

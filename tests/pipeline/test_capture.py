@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from i2am.pipeline.capturing import capture
+from i2am.pipeline.capture import capture
 from i2am.pipeline.events import RunOpened, SampleDone, StepDone
 from i2am.storage.errors import AlreadyExists, CaptureError, InputError, ShapeMismatch, UnknownName
 from i2am.storage.reading.open import open_run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from i2am.pipeline.capturing import capture
+from i2am.pipeline.capture import capture
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from tests.pipeline import models

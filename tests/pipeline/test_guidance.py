@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.pipeline.guidance import Calls, as_layout
+from i2am.pipeline.recording.guidance import Calls, as_layout
 from i2am.pipeline.timesteps import Moment
 from i2am.storage.errors import CaptureError, InputError
 

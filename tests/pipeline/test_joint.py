@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline
 
-from i2am.pipeline.capturing import capture
-from i2am.pipeline.logsumexp import row_logsumexp
+from i2am.pipeline.capture import capture
+from i2am.pipeline.taps.logsumexp import row_logsumexp
 from i2am.storage.errors import CaptureError, UnknownName
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
@@ -251,7 +251,7 @@ def test_logsumexp_in_blocks_is_the_whole_one(monkeypatch):
         "added": torch.randn(2, 3, 13, 29, generator=generator),
     }
     logits = torch.einsum("bqhd,bkhd->bhqk", query.double(), key.double()) * 0.5
-    monkeypatch.setattr("i2am.pipeline.logsumexp._BLOCK_BYTES", {"cpu": 4 * 2 * 3 * 29 * 4})
+    monkeypatch.setattr("i2am.pipeline.taps.logsumexp._BLOCK_BYTES", {"cpu": 4 * 2 * 3 * 29 * 4})
     for name, mask in masks.items():
         whole = (
             logits if mask is None else logits + mask if name == "added" else logits.where(mask, -torch.inf)

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from i2am.pipeline.adapters.registry import adapters, find_adapter
-from i2am.pipeline.capturing import capture
-from i2am.pipeline.images import to_uint8
+from i2am.pipeline.capture import capture
 from i2am.pipeline.jobs import Call, run_job
-from i2am.pipeline.probing import probe
-from i2am.pipeline.provenance import describe
-from i2am.pipeline.selection import select_numbers
+from i2am.pipeline.probe import probe
+from i2am.pipeline.recording.images import to_uint8
+from i2am.pipeline.recording.provenance import describe
+from i2am.pipeline.recording.selection import select_numbers
+from i2am.pipeline.taps.host_copies import HostCopies
 from i2am.pipeline.timesteps import Moment, announced, moment
-from i2am.pipeline.transfer import HostCopies
 from i2am.storage.errors import CaptureError, InputError, ShapeMismatch, UnknownName
 from i2am.storage.name_patterns import matching_names
 from i2am.storage.reading.open import open_run

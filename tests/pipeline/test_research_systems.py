@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from i2am.pipeline.adapters.registry import find_adapter
-from i2am.pipeline.capturing import capture
+from i2am.pipeline.capture import capture
 from i2am.storage.errors import CaptureError
 from i2am.storage.format.tile import Tile
 from i2am.storage.reading.open import open_run

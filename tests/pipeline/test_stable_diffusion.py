@@ -9,7 +9,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPip
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 
 from i2am.pipeline.adapters.registry import find_adapter
-from i2am.pipeline.capturing import capture
+from i2am.pipeline.capture import capture
 from i2am.storage.errors import CaptureError
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
-from i2am.pipeline.call_tap import CallTap
-from i2am.pipeline.recording import Recording
-from i2am.pipeline.taps import ProjectionTap, Tapped
-from i2am.pipeline.tiling import TileWatch
+from i2am.pipeline.recording.recording import Recording
+from i2am.pipeline.taps.attention_calls import CallTap
+from i2am.pipeline.taps.latent_tiles import TileWatch
+from i2am.pipeline.taps.projections import ProjectionTap, Tapped
 from i2am.pipeline.timesteps import moment
 from i2am.storage.format.tile import Tile
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from i2am.pipeline.adapters.contract import AnySite
 from i2am.pipeline.events import Listener, SampleDone, StepDone
-from i2am.pipeline.geometry import Attention, Split
-from i2am.pipeline.guidance import Calls, Place
-from i2am.pipeline.images import ImageLike, to_uint8
-from i2am.pipeline.taps import Tapped
+from i2am.pipeline.recording.guidance import Calls, Place
+from i2am.pipeline.recording.images import ImageLike, to_uint8
+from i2am.pipeline.recording.split import Attention, Split
+from i2am.pipeline.taps.host_copies import Array, HostCopies
+from i2am.pipeline.taps.projections import Tapped
 from i2am.pipeline.timesteps import Moment
-from i2am.pipeline.transfer import Array, HostCopies
 from i2am.storage.errors import CaptureError, UnknownName
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.tile import Tile

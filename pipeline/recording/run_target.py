@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from i2am.pipeline.events import Listener, RunOpened
-from i2am.pipeline.provenance import describe
-from i2am.pipeline.recording import SampleHandle, Store
+from i2am.pipeline.recording.provenance import describe
+from i2am.pipeline.recording.recording import SampleHandle, Store
 from i2am.storage.errors import AlreadyExists, ConfigError, InputError, NotFound, ShapeMismatch, UnknownName
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.writing.create import create_run, resume_run

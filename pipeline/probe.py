@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.registry import find_adapter
-from i2am.pipeline.capturing import Capture, make_plan
+from i2am.pipeline.capture import Capture, make_plan
 from i2am.pipeline.events import ignore
-from i2am.pipeline.recording import SampleHandle
-from i2am.pipeline.selection import Layers, Numbers
+from i2am.pipeline.recording.recording import SampleHandle
+from i2am.pipeline.recording.selection import Layers, Numbers
 from i2am.storage.errors import CaptureError
 from i2am.storage.format.layer_spec import LayerSpec, Representation
 from i2am.storage.writing.sink import Sink
@@ -64,7 +64,7 @@ def probe(
     samples
         Images that the call generates.
     layers, steps, heads, adapter, representation, roles, timesteps, guidance
-        As for :func:`i2am.pipeline.capturing.capture`.
+        As for :func:`i2am.pipeline.capture.capture`.
 
     Returns
     -------

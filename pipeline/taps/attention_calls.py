@@ -18,8 +18,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from i2am.pipeline.adapters.contract import JointSite, Spans
-from i2am.pipeline.logsumexp import row_logsumexp
-from i2am.pipeline.taps import Receive, Tapped
+from i2am.pipeline.taps.logsumexp import row_logsumexp
+from i2am.pipeline.taps.projections import Receive, Tapped
 from i2am.storage.errors import CaptureError
 
 _DISPATCH = "dispatch_attention_fn"

@@ -61,7 +61,7 @@ class ReduxPair:
 
 
 def load(device: str, dtype: str, prior: str, base: str) -> ReduxPair:
-    """Load both pipelines; for ``function: i2am.pipeline.redux:load`` in a configuration.
+    """Load both pipelines; for ``function: i2am.pipeline.adapters.flux_redux_pipeline:load`` in a configuration.
 
     Parameters
     ----------

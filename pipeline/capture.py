@@ -11,15 +11,15 @@ from typing import Any
 from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.events import Event, Listener, ignore
-from i2am.pipeline.geometry import Split
-from i2am.pipeline.guidance import Calls, as_layout, scheduler_progress
-from i2am.pipeline.images import ImageLike, to_uint8
-from i2am.pipeline.recording import Plan, Recording, SampleHandle
-from i2am.pipeline.runs import CaptureRun, Target
-from i2am.pipeline.selection import Layers, Numbers, select_layers, select_numbers
+from i2am.pipeline.recording.guidance import Calls, as_layout, scheduler_progress
+from i2am.pipeline.recording.hooks import Watch
+from i2am.pipeline.recording.images import ImageLike, to_uint8
+from i2am.pipeline.recording.recording import Plan, Recording, SampleHandle
+from i2am.pipeline.recording.run_target import CaptureRun, Target
+from i2am.pipeline.recording.selection import Layers, Numbers, select_layers, select_numbers
+from i2am.pipeline.recording.split import Split
+from i2am.pipeline.taps.host_copies import HostCopies
 from i2am.pipeline.timesteps import Moment
-from i2am.pipeline.transfer import HostCopies
-from i2am.pipeline.watching import Watch
 from i2am.storage.errors import CaptureError, InputError
 from i2am.storage.format.layer_spec import Representation
 

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import torch
 
 from i2am.pipeline.adapters.contract import Adapter, Site, TokenLayout
-from i2am.pipeline.selection import Numbers, select_numbers
-from i2am.pipeline.taps import Tapped
+from i2am.pipeline.recording.selection import Numbers, select_numbers
+from i2am.pipeline.taps.projections import Tapped
 from i2am.storage.errors import CaptureError
 from i2am.storage.format.layer_spec import DType, LayerSpec, Representation
 from i2am.storage.format.tile import Tile

@@ -1,0 +1,1 @@
+"""One generation on its way into the store: guidance, geometry, selection, provenance."""

@@ -1,0 +1,1 @@
+"""Where attention is read: projections, attention calls, latent tiles, and copies to the host."""
