@@ -77,3 +77,19 @@ Listener = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """Listen to nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A sample that was left out.
+
+    Attributes
+    ----------
+    sample
+        Its id.
+    reason
+        The error's one line, which names the sample and the layer.
+    """
+
+    sample: str
+    reason: str

@@ -53,7 +53,7 @@ QUESTIONS = {
 
 ASK = """
 import sys, time
-from i2am.analysis.selection import select
+from i2am.analysis.grids.selection import select
 from storage import open_run, resume_run
 path = sys.argv[1]
 start, worked = time.perf_counter(), time.process_time()

@@ -26,7 +26,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from benchmarks.systems import SYSTEMS, factors, specs, write_run
-from i2am.analysis.marginals import compute_marginals
+from i2am.analysis.marginals.quantities import compute_marginals
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from i2am.analysis.cache import open_cache
-from i2am.analysis.maps import attribution_maps
-from i2am.analysis.marginals import FOCUS
-from i2am.analysis.question import LEVELS
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.maps.question import LEVELS
+from i2am.analysis.marginals.quantities import FOCUS
+from i2am.analysis.marginals.store import open_cache
 from i2am.flows.capture_job import run_capture
 from i2am.flows.config import CaptureConfig
 from i2am.pipeline.embedded.scenes import make_scene

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.systems import write_run
-from i2am.analysis.fill import fill_marginals
-from i2am.analysis.study import StudyOptions
+from i2am.analysis.marginals.compute_missing import fill_marginals
+from i2am.analysis.options import StudyOptions
 from i2am.flows.clusters import computing
 from i2am.flows.config import Computing, Processes
 from i2am.storage.format.layer_spec import LayerSpec
@@ -54,7 +54,7 @@ def layers() -> list[LayerSpec]:
 
 def load_kernel() -> None:
     """Import in a worker what its first task would import."""
-    import i2am.analysis.fill  # noqa: F401
+    import i2am.analysis.marginals.compute_missing  # noqa: F401
 
 
 def contents(folder: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from i2am.analysis.sheets import CAPTION, GAP, NOTE, TITLE
+from i2am.analysis.drawing.sheet import CAPTION, GAP, NOTE, TITLE
 
 
 def main(demo: Path, samples: list[int]) -> None:

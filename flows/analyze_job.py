@@ -10,7 +10,7 @@ from i2am.flows.selection import selected
 
 if TYPE_CHECKING:
     from i2am.analysis.events import Event
-    from i2am.analysis.study import StudyOptions
+    from i2am.analysis.options import StudyOptions
 
 
 def run_analysis(
@@ -42,9 +42,9 @@ def run_analysis(
     Raises
     ------
     InputError, DamageError
-        See :func:`i2am.analysis.study.analyse` and :func:`i2am.flows.clusters.computing`.
+        See :func:`i2am.analysis.study.study.analyse` and :func:`i2am.flows.clusters.computing`.
     """
-    from i2am.analysis.study import analyse
+    from i2am.analysis.study.study import analyse
     from i2am.flows.clusters import computing
     from i2am.storage.reading.open import open_any
 
@@ -60,7 +60,7 @@ def run_analysis(
 
 
 def _options(config: AnalysisConfig) -> StudyOptions:
-    from i2am.analysis.study import StudyOptions
+    from i2am.analysis.options import StudyOptions
 
     return StudyOptions(
         layers=tuple(config.layers) if config.layers else None,

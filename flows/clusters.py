@@ -171,8 +171,8 @@ def _await_worker(client: Client, timeout: float) -> None:
 
 def _check_workers(client: Client) -> None:
     """Refuse workers that would compute something else, or nothing."""
-    from i2am.analysis.softmax import KERNEL_VERSION
-    from i2am.analysis.tasks import kernel_version
+    from i2am.analysis.dask_tasks import kernel_version
+    from i2am.analysis.reduction.softmax import KERNEL_VERSION
 
     answers = client.run(kernel_version, on_error="return").values()
     found = {answer for answer in answers if not isinstance(answer, OSError)}  # one that was lost just now

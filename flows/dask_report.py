@@ -36,7 +36,7 @@ def check_report(path: Path, overwrite: bool = False) -> None:
     AlreadyExists
         If something else is there, or the place is inside a run.
     """
-    from i2am.analysis.outputs import refuse_inside_run
+    from i2am.analysis.output_directory import refuse_inside_run
 
     if path.suffix != ".html":
         raise ConfigError(f"report {path}", expected="a name that ends in .html", got=repr(path.suffix))
@@ -71,7 +71,7 @@ def reported(path: Path, client: Client) -> Iterator[None]:
 
     from distributed import performance_report
 
-    from i2am.analysis.outputs import scratch
+    from i2am.analysis.output_directory import scratch
 
     try:
         version("bokeh")

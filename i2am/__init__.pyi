@@ -1,10 +1,10 @@
-from .analysis.aggregated import aggregate as aggregate
-from .analysis.aggregation import Aggregation as Aggregation
-from .analysis.compare_runs import compare as compare
-from .analysis.daam import daam_maps as daam_maps
-from .analysis.exporting import export as export
-from .analysis.imacs import imacs as imacs
-from .analysis.maps import attribution_maps as attribution_maps
+from .analysis.aggregations.aggregate import aggregate as aggregate
+from .analysis.aggregations.daam import daam_maps as daam_maps
+from .analysis.compare.compare import compare as compare
+from .analysis.maps.attribution import attribution_maps as attribution_maps
+from .analysis.reduction.aggregation import Aggregation as Aggregation
+from .analysis.scores.imacs import imacs as imacs
+from .analysis.study.export_run import export as export
 from .pipeline.capture import capture as capture
 from .storage.errors import AggregationError as AggregationError
 from .storage.errors import AlreadyExists as AlreadyExists

@@ -81,8 +81,8 @@ def analyze(
 
 def _settings(config: Path | None, aggregations: list[str], protocol: str | None) -> AnalysisConfig:
     """The configuration with what the options add to it; names are looked up before anything is computed."""
-    from i2am.analysis.discover import find
-    from i2am.analysis.question import PROTOCOLS
+    from i2am.analysis.aggregations.registry import find
+    from i2am.analysis.maps.question import PROTOCOLS
     from i2am.flows.config import AnalysisConfig
     from i2am.flows.loading import load_config
     from i2am.storage.errors import UnknownName

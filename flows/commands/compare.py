@@ -39,7 +39,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Two runs, sample by sample: differences in maps and IMACS. Exit status 1: some were damaged."""
-    from i2am.analysis.compare_runs import compare as compare_runs
+    from i2am.analysis.compare.compare import compare as compare_runs
     from i2am.flows import selection
     from i2am.flows.analyze_job import listen
     from i2am.flows.children import termination_interrupts

@@ -29,7 +29,7 @@ def export(
 
     What --marginals makes answers all levels in both directions, IMACS, tables and report.
     """
-    from i2am.analysis.exporting import export as copy_part
+    from i2am.analysis.study.export_run import export as copy_part
     from i2am.flows.clusters import computing
     from i2am.flows.config import Computing
     from i2am.flows.describe import describe
@@ -44,7 +44,7 @@ def export(
     sizes = {"before": describe(source)["bytes"], "after": describe(made)["bytes"]}
     beside = None
     if marginals:
-        from i2am.analysis.cache import default_path
+        from i2am.analysis.marginals.store import default_path
 
         beside = default_path(out)
         sizes["after"] += sum(size for _, size in locate(beside).files())

@@ -43,10 +43,10 @@ def imacs(
 
     Exit status 1: samples were refused as damaged; the others are scored.
     """
-    from i2am.analysis.bootstrap import check_confidence
-    from i2am.analysis.imacs import check_penalty
-    from i2am.analysis.summary import summarise
-    from i2am.analysis.tables import frame
+    from i2am.analysis.scores.bootstrap import check_confidence
+    from i2am.analysis.scores.imacs import check_penalty
+    from i2am.analysis.scores.summary import summarise
+    from i2am.analysis.scores.tables import frame
     from i2am.flows import selection
     from i2am.flows.clusters import computing
     from i2am.flows.config import Computing
@@ -131,9 +131,8 @@ def _rows(
     refused: list[dict[str, str]],
 ) -> Iterator[dict[str, Any]]:
     """Rows of the level's table, sample by sample; damaged ones go to ``refused``."""
-    from i2am.analysis.collect import sample_mask
-    from i2am.analysis.maps import attribution_maps
-    from i2am.analysis.tables import score_rows
+    from i2am.analysis.maps.attribution import attribution_maps
+    from i2am.analysis.scores.tables import sample_mask, score_rows
     from i2am.storage.errors import DamagedSample, NoAnswer
 
     maps = {}

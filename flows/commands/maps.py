@@ -40,8 +40,8 @@ def maps(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
 ) -> None:
     """Maps as .npz, .zarr or .png."""
-    from i2am.analysis.export import save_maps
-    from i2am.analysis.maps import attribution_maps
+    from i2am.analysis.drawing.save_maps import save_maps
+    from i2am.analysis.maps.attribution import attribution_maps
     from i2am.flows import selection
     from i2am.flows.clusters import computing
     from i2am.flows.config import Computing

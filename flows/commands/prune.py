@@ -11,8 +11,9 @@ from i2am.flows.commands.options import AsJson, Quiet
 from i2am.flows.terminal import emit, human_bytes, note, say
 
 if TYPE_CHECKING:
-    from i2am.analysis.question import Level
-    from i2am.analysis.selection import Direction, Indices
+    from i2am.analysis.grids.direction import Direction
+    from i2am.analysis.grids.selection import Indices
+    from i2am.analysis.maps.question import Level
     from i2am.storage.reading.run import Run
 
 
@@ -83,7 +84,7 @@ def _errors(source: Run, made: Run, steps: Indices | None, heads: Indices | None
     """Differences of the maps to those of the same layers, steps and heads of the source."""
     import numpy as np
 
-    from i2am.analysis.maps import attribution_maps
+    from i2am.analysis.maps.attribution import attribution_maps
     from i2am.storage.errors import NoAnswer
 
     kept = made.attrs["pruned"]["layers"]

@@ -28,7 +28,7 @@ def with_marginals(found: VerifyReport) -> VerifyReport:
     VerifyReport
         The same for a run with its attention.
     """
-    from i2am.analysis.kept import check_marginals
+    from i2am.analysis.marginals.verify import check_marginals
     from i2am.storage.errors import DamagedRun
     from i2am.storage.reading.open import open_run
 

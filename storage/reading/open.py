@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from i2am.storage.errors import NotFound
 from i2am.storage.format.commit_record import committed_names
@@ -17,9 +17,6 @@ from i2am.storage.locations.open import locate
 from i2am.storage.reading.labels import LabelledRun, labels
 from i2am.storage.reading.run import Run
 from i2am.storage.reading.run_collection import AnyRun, Runs
-
-if TYPE_CHECKING:
-    pass
 
 Place = Run | Runs | str | os.PathLike[str]
 """An open run, several as one, a path, a URL, or a pattern."""

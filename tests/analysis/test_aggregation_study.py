@@ -10,13 +10,14 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from i2am.analysis import aggregation_tables, discover
-from i2am.analysis.aggregated import aggregate
-from i2am.analysis.aggregation import Aggregation
-from i2am.analysis.aggregation_figures import draw
-from i2am.analysis.names import shortened
-from i2am.analysis.resize import bicubic
-from i2am.analysis.study import StudyOptions, analyse
+from i2am.analysis.aggregations import registry, tables
+from i2am.analysis.aggregations.aggregate import aggregate
+from i2am.analysis.drawing.aggregation_charts import draw
+from i2am.analysis.drawing.short_labels import shortened
+from i2am.analysis.grids.resize import bicubic
+from i2am.analysis.options import StudyOptions
+from i2am.analysis.reduction.aggregation import Aggregation
+from i2am.analysis.study.study import analyse
 from i2am.storage.errors import InputError, UnknownName
 from tests.analysis.builders import build, layer
 
@@ -70,9 +71,9 @@ def test_maps_are_scored_inside_and_outside_their_mask(run, study):
 
 
 def test_batches_of_samples_do_not_matter(run, study, tmp_path, monkeypatch):
-    monkeypatch.setattr(aggregation_tables, "BATCH", 1)
+    monkeypatch.setattr(tables, "BATCH", 1)
     found = aggregate(run, "entropy")
-    aggregation_tables.write_table(run, found, tmp_path / "one.parquet")
+    tables.write_table(run, found, tmp_path / "one.parquet")
     assert pl.read_parquet(tmp_path / "one.parquet").equals(table(study, "entropy"))
     assert [path.name for path in tmp_path.iterdir()] == ["one.parquet"]
 
@@ -119,8 +120,8 @@ def test_an_unknown_name_leaves_no_study(run, tmp_path):
 
 def test_one_name_cannot_stand_for_two(run, tmp_path, monkeypatch):
     twin = Aggregation("entropy", lambda attention: attention.scores.mean((2, 3)))
-    plain = aggregation_tables.find
-    for module in (aggregation_tables, discover):
+    plain = tables.find
+    for module in (tables, registry):
         monkeypatch.setattr(module, "find", lambda name: twin if name == "twin" else plain(name))
     with pytest.raises(InputError, match="twice"):
         analyse(run, tmp_path / "out", StudyOptions(aggregations=("entropy", "twin")))

@@ -17,17 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am.analysis import reduce
-from i2am.analysis.aggregated import aggregate
-from i2am.analysis.aggregation import Aggregation, ratio
-from i2am.analysis.aggregations.centre import CENTRE, CENTRE_VARIATION
-from i2am.analysis.aggregations.entropy import ENTROPY
-from i2am.analysis.aggregations.head_similarity import HEAD_SIMILARITY
-from i2am.analysis.aggregations.top_mass import TOP_MASS, top_mass
-from i2am.analysis.aggregations.variance import TIME_VARIANCE
-from i2am.analysis.cache import open_cache
-from i2am.analysis.discover import find, known
-from i2am.analysis.marginals import compute_marginals
+from i2am.analysis.aggregations.aggregate import aggregate
+from i2am.analysis.aggregations.registry import find, known
+from i2am.analysis.aggregations.shipped.centre import CENTRE, CENTRE_VARIATION
+from i2am.analysis.aggregations.shipped.entropy import ENTROPY
+from i2am.analysis.aggregations.shipped.head_similarity import HEAD_SIMILARITY
+from i2am.analysis.aggregations.shipped.top_mass import TOP_MASS, top_mass
+from i2am.analysis.aggregations.shipped.variance import TIME_VARIANCE
+from i2am.analysis.marginals.quantities import compute_marginals
+from i2am.analysis.marginals.store import open_cache
+from i2am.analysis.reduction import reduce
+from i2am.analysis.reduction.aggregation import Aggregation, ratio
 from i2am.storage.errors import AggregationError, InputError, NoAnswer, UnknownName
 from tests.analysis import builders, oracle
 

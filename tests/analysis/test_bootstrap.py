@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am.analysis import bootstrap
-from i2am.analysis.bootstrap import mean_intervals
-from i2am.analysis.study import StudyOptions, analyse
-from i2am.analysis.summary import KEYS, summarise
-from i2am.analysis.tables import SCHEMA, frame
+from i2am.analysis.options import StudyOptions
+from i2am.analysis.scores import bootstrap
+from i2am.analysis.scores.bootstrap import mean_intervals
+from i2am.analysis.scores.summary import KEYS, summarise
+from i2am.analysis.scores.tables import SCHEMA, frame
+from i2am.analysis.study.study import analyse
 from i2am.storage.errors import InputError, ShapeMismatch
 from tests.analysis.builders import build, layer
 

@@ -8,14 +8,14 @@ import pytest
 import xarray as xr
 import zarr
 
-import i2am.analysis.cache
-import i2am.analysis.reduce
-from i2am.analysis.cache import open_cache
-from i2am.analysis.fill import fill_marginals
-from i2am.analysis.maps import attribution_maps
-from i2am.analysis.marginals import compute_marginals
-from i2am.analysis.recall import ENTRY_BYTES, Recall, recent
-from i2am.analysis.study import StudyOptions
+import i2am.analysis.marginals.store
+import i2am.analysis.reduction.reduce
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.marginals.compute_missing import fill_marginals
+from i2am.analysis.marginals.memory_cache import ENTRY_BYTES, Recall, recent
+from i2am.analysis.marginals.quantities import compute_marginals
+from i2am.analysis.marginals.store import open_cache
+from i2am.analysis.options import StudyOptions
 from i2am.storage.errors import AlreadyExists, DamagedSample
 from i2am.storage.reading.open import open_run
 from tests.analysis.builders import build, damage, layer
@@ -37,7 +37,7 @@ def computed(monkeypatch):
         done.append((spec.name, sample))
         return compute_marginals(run, spec, sample)
 
-    monkeypatch.setattr(i2am.analysis.cache, "compute_marginals", spy)
+    monkeypatch.setattr(i2am.analysis.marginals.store, "compute_marginals", spy)
     return done
 
 
@@ -89,7 +89,7 @@ def test_a_damaged_entry_is_computed_again(run, tmp_path, computed, harm):
 
 def test_another_kernel_or_run_is_not_reused(run, tmp_path, computed, monkeypatch):
     attribution_maps(run, "r2g", layers="a").compute()
-    monkeypatch.setattr(i2am.analysis.cache, "KERNEL_VERSION", -1)
+    monkeypatch.setattr(i2am.analysis.marginals.store, "KERNEL_VERSION", -1)
     attribution_maps(run, "r2g", layers="a").compute()
     assert len(computed) == 4
     shutil.rmtree(tmp_path / "run.zarr")
@@ -162,7 +162,7 @@ def test_groups_of_samples_are_one_task_where_all_is_stored(run):
 
 @pytest.mark.parametrize("slab_bytes", [1, 2**28])
 def test_slabs_of_steps_fill_the_same_bytes(run, tmp_path, monkeypatch, slab_bytes):
-    monkeypatch.setattr(i2am.analysis.reduce, "SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr(i2am.analysis.reduction.reduce, "SLAB_BYTES", slab_bytes)
     options = StudyOptions(store=str(tmp_path / "slabs.zarr"))
     told = []
     assert fill_marginals(run, run.samples, options, told.append) == {}
@@ -180,7 +180,7 @@ def test_slabs_of_steps_fill_the_same_bytes(run, tmp_path, monkeypatch, slab_byt
 
 
 def test_a_damaged_sample_is_named_whatever_the_slabs(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(i2am.analysis.reduce, "SLAB_BYTES", 1)
+    monkeypatch.setattr(i2am.analysis.reduction.reduce, "SLAB_BYTES", 1)
     damage(tmp_path / "run.zarr")
     found = fill_marginals(run, run.samples, StudyOptions(), lambda event: None)
     assert list(found) == ["one"]

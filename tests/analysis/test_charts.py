@@ -6,18 +6,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from i2am.analysis.charts import axis, strip_chart
-from i2am.analysis.colour import palette, position
-from i2am.analysis.heat_table import heat_table
-from i2am.analysis.level_charts import level_charts, level_heats
-from i2am.analysis.line_chart import line_chart
-from i2am.analysis.names import axis_labels, shortened
-from i2am.analysis.range_chart import range_chart
-from i2am.analysis.scale_bar import css, density_scale
-from i2am.analysis.series import Series, labels_of, series_of
-from i2am.analysis.summary import summarise
-from i2am.analysis.tables import SCHEMA, frame
-from i2am.analysis.units import units_of
+from i2am.analysis.drawing.colours import palette, position
+from i2am.analysis.drawing.short_labels import axis_labels, shortened
+from i2am.analysis.drawing.units import units_of
+from i2am.analysis.report.level_charts import level_charts, level_heats
+from i2am.analysis.report.svg.heat_table import heat_table
+from i2am.analysis.report.svg.line_chart import line_chart
+from i2am.analysis.report.svg.range_chart import range_chart
+from i2am.analysis.report.svg.scale_bar import css, density_scale
+from i2am.analysis.report.svg.strip_chart import axis, strip_chart
+from i2am.analysis.scores.series import Series, labels_of, series_of
+from i2am.analysis.scores.summary import summarise
+from i2am.analysis.scores.tables import SCHEMA, frame
 
 UNITS = units_of({"protocol": "corrected", "kind": "attention"})
 NAN = np.nan

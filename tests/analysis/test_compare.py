@@ -12,16 +12,16 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-import i2am.analysis.compare_runs
-from i2am.analysis import signed
-from i2am.analysis.colour import paint, palette
-from i2am.analysis.compare_maps import paired_maps
-from i2am.analysis.compare_runs import OUTPUTS, compare
+import i2am.analysis.compare.compare
+from i2am.analysis.compare import colours
+from i2am.analysis.compare.compare import OUTPUTS, compare
+from i2am.analysis.compare.maps import paired_maps
+from i2am.analysis.drawing.colours import paint, palette
 from i2am.analysis.events import StageAdvanced, StageStarted, StudyFinished
-from i2am.analysis.imacs import imacs
-from i2am.analysis.maps import attribution_maps
-from i2am.analysis.region import image_mask
-from i2am.analysis.resize import bicubic
+from i2am.analysis.grids.regions import image_mask
+from i2am.analysis.grids.resize import bicubic
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.scores.imacs import imacs
 from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, NoAnswer, UnknownName
 from i2am.storage.reading.open import open_runs
 from i2am.storage.tools.prune import prune
@@ -170,8 +170,8 @@ def test_a_run_compared_with_itself_differs_in_nothing(two, tmp_path):
         assert (same.tables["summary"][column] == 0).all()
     assert (same.tables["map_summary"]["excluding_zero"] == 0).all()
     # Nothing is outlined, so the difference is one colour throughout: that of the middle of the scale.
-    drawn = signed.to_density(same.maps["r2g", "unified"]["difference"], 1.0)
-    assert np.unique(paint(drawn, signed.END, (32, 24)).reshape(-1, 3), axis=0).shape == (1, 3)
+    drawn = colours.to_density(same.maps["r2g", "unified"]["difference"], 1.0)
+    assert np.unique(paint(drawn, colours.END, (32, 24)).reshape(-1, 3), axis=0).shape == (1, 3)
     assert "0% of the pixels outlined" in same.report.read_text()
 
 
@@ -302,7 +302,7 @@ def test_only_a_comparison_is_replaced(two, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("the disk is gone")
 
-    monkeypatch.setattr(i2am.analysis.compare_runs, "summarise_scores", fail)
+    monkeypatch.setattr(i2am.analysis.compare.compare, "summarise_scores", fail)
     with pytest.raises(RuntimeError, match="the disk is gone"):
         compare(*two, out)
     assert (out / "report" / "index.html").read_bytes() == page
@@ -347,15 +347,15 @@ def test_blocks_of_pixels_change_nothing(tmp_path, monkeypatch):
         for _ in range(2)
     )
     whole = paired_maps(a, b, tmp_path, 0.95)
-    monkeypatch.setattr("i2am.analysis.compare_maps.BLOCK_BYTES", 8 * 2000 * 10)
+    monkeypatch.setattr("i2am.analysis.compare.maps.BLOCK_BYTES", 8 * 2000 * 10)
     parts = paired_maps(a, b, tmp_path, 0.95)
     xr.testing.assert_allclose(parts.maps, whole.maps, rtol=1e-12)
 
 
 def test_the_scale_of_differences():
-    assert signed.limit([np.zeros(4)]) == 1e-4
-    assert signed.limit([np.array([0.013, -0.018, np.nan])]) == 0.02
-    ends = paint(signed.to_density(np.array([[-2.0, 0.0, 2.0]]), 2.0), signed.END, (1, 3))
+    assert colours.limit([np.zeros(4)]) == 1e-4
+    assert colours.limit([np.array([0.013, -0.018, np.nan])]) == 0.02
+    ends = paint(colours.to_density(np.array([[-2.0, 0.0, 2.0]]), 2.0), colours.END, (1, 3))
     np.testing.assert_array_equal(ends[0, [0, 2]], palette(255)[[0, -1]])
-    assert [words for _, words in signed.ticks(0.5, "×")] == ["-0.5×", "-0.25×", "0", "+0.25×", "+0.5×"]
-    assert re.search(r"rgb\(", signed.scale(1.0, "×", "B − A").colours[0])
+    assert [words for _, words in colours.ticks(0.5, "×")] == ["-0.5×", "-0.25×", "0", "+0.25×", "+0.5×"]
+    assert re.search(r"rgb\(", colours.scale(1.0, "×", "B − A").colours[0])

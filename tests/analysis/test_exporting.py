@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import i2am as front
-from i2am.analysis.exporting import export
-from i2am.analysis.kept import check_marginals
-from i2am.analysis.question import LEVELS
-from i2am.analysis.recall import recent
+from i2am.analysis.maps.question import LEVELS
+from i2am.analysis.marginals.memory_cache import recent
+from i2am.analysis.marginals.verify import check_marginals
+from i2am.analysis.study.export_run import export
 from i2am.storage.errors import AlreadyExists, DamagedSample, DamageError, InputError, NoAnswer, UnknownName
 from i2am.storage.reading.open import open_run
 from i2am.storage.reading.run import Run

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from i2am.analysis.maps import attribution_maps
-from i2am.analysis.resize import bicubic
+from i2am.analysis.grids.resize import bicubic
+from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.errors import NoAnswer
 from tests.analysis import builders
 

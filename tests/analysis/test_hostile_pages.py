@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from i2am.analysis.aggregation import Aggregation
-from i2am.analysis.study import StudyOptions, analyse
-from i2am.analysis.templating import environment
+from i2am.analysis.options import StudyOptions
+from i2am.analysis.reduction.aggregation import Aggregation
+from i2am.analysis.report.templating import environment
+from i2am.analysis.study.study import analyse
 from i2am.storage.errors import InputError
 from i2am.storage.reading.open import open_run
 from tests.analysis.builders import build, damage, layer

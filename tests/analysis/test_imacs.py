@@ -6,8 +6,8 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am.analysis.imacs import imacs
-from i2am.analysis.maps import attribution_maps
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.scores.imacs import imacs
 from i2am.storage.errors import InputError, NoAnswer, ShapeMismatch, UnknownName
 from tests.analysis import oracle
 from tests.analysis.builders import build, disc, layer

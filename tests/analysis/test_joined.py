@@ -14,16 +14,17 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import i2am.analysis.cache
-from i2am.analysis.aggregated import aggregate
-from i2am.analysis.daam import daam_maps
-from i2am.analysis.imacs import imacs
-from i2am.analysis.maps import attribution_maps
-from i2am.analysis.marginals import compute_marginals
-from i2am.analysis.recall import recent
-from i2am.analysis.region import image_mask
-from i2am.analysis.resize import bicubic
-from i2am.analysis.study import StudyOptions, analyse
+import i2am.analysis.marginals.store
+from i2am.analysis.aggregations.aggregate import aggregate
+from i2am.analysis.aggregations.daam import daam_maps
+from i2am.analysis.grids.regions import image_mask
+from i2am.analysis.grids.resize import bicubic
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.marginals.memory_cache import recent
+from i2am.analysis.marginals.quantities import compute_marginals
+from i2am.analysis.options import StudyOptions
+from i2am.analysis.scores.imacs import imacs
+from i2am.analysis.study.study import analyse
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, ShapeMismatch, UnknownName
 from i2am.storage.reading.open import open_run, open_runs
 from i2am.storage.tools.prune import prune
@@ -112,7 +113,7 @@ def test_marginals_come_from_and_go_to_each_runs_own_store(whole, tmp_path, monk
         done.append((run.name, spec.name, sample))
         return compute_marginals(run, spec, sample)
 
-    monkeypatch.setattr(i2am.analysis.cache, "compute_marginals", spy)
+    monkeypatch.setattr(i2am.analysis.marginals.store, "compute_marginals", spy)
     runs = cut(whole, tmp_path, [("p", "q"), ("r",)])
     attribution_maps(runs.members[0], "r2g").compute()
     assert len(done) == 4
@@ -303,7 +304,7 @@ def test_samples_that_are_not_there(shards, tmp_path):
 
 def test_timesteps_that_differ_are_nan_in_a_study_too(tmp_path, monkeypatch):
     """Whatever run the first block of samples comes from."""
-    monkeypatch.setattr("i2am.analysis.collect.BLOCK", 2)
+    monkeypatch.setattr("i2am.analysis.study.collect.BLOCK", 2)
     for number, (names, times) in enumerate(((["a", "b", "c"], [900, 100]), (["d"], [800, 100]))):
         spec = layer("x", dtype="float32")
         with create_run(tmp_path / f"s{number}.zarr", [spec], times, names) as writer:

@@ -9,15 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from i2am.analysis.colour import palette, position
-from i2am.analysis.export import MAX_TILES, save_maps
-from i2am.analysis.lettering import BAR_WIDTH, TIP, fitting, font
-from i2am.analysis.level_blocks import asked_region, asked_words, heading, level_block, specific_panels
-from i2am.analysis.maps import attribution_maps
-from i2am.analysis.panels import MOST_COLUMNS, NO_IMAGES, Block, Panel, SampleImages, block
-from i2am.analysis.pictures import YELLOW
-from i2am.analysis.sheets import CAPTION, MARGIN, TITLE, layout, scale_end, sheet
-from i2am.analysis.units import drawable, units_of
+from i2am.analysis.drawing.colours import palette, position
+from i2am.analysis.drawing.images import YELLOW
+from i2am.analysis.drawing.level_panels import (
+    asked_region,
+    asked_words,
+    heading,
+    level_block,
+    specific_panels,
+)
+from i2am.analysis.drawing.panels import MOST_COLUMNS, NO_IMAGES, Block, Panel, SampleImages, block
+from i2am.analysis.drawing.save_maps import MAX_TILES, save_maps
+from i2am.analysis.drawing.sheet import CAPTION, MARGIN, TITLE, layout, scale_end, sheet
+from i2am.analysis.drawing.text import BAR_WIDTH, TIP, fitting, font
+from i2am.analysis.drawing.units import drawable, units_of
+from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.errors import InputError
 from tests.analysis.builders import build, layer
 

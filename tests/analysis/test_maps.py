@@ -7,7 +7,7 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from i2am.analysis.maps import attribution_maps
+from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
 from i2am.storage.reading.open import open_run
 from i2am.storage.writing.create import create_run

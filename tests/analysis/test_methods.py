@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from i2am.analysis.daam import daam_maps
-from i2am.analysis.imacs import imacs
-from i2am.analysis.maps import attribution_maps
+from i2am.analysis.aggregations.daam import daam_maps
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.scores.imacs import imacs
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
 from i2am.storage.reading.open import open_run
 from i2am.storage.writing.create import create_run

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.analysis.maps import attribution_maps
-from i2am.analysis.mosaic import part_of, whole_name
-from i2am.analysis.resize import bicubic
+from i2am.analysis.grids.resize import bicubic
+from i2am.analysis.grids.tiled_layers import part_of, whole_name
+from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.tile import Tile

@@ -12,10 +12,10 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from i2am.analysis import official
-from i2am.analysis.imacs import imacs
-from i2am.analysis.maps import attribution_maps
-from i2am.analysis.resize import nearest
+from i2am.analysis.grids.resize import nearest
+from i2am.analysis.maps import official
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.scores.imacs import imacs
 from i2am.storage.errors import InputError, NoAnswer, ShapeMismatch, UnknownName
 from tests.analysis import official_oracle, oracle
 from tests.analysis.builders import build, disc, factors, layer

@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from i2am.analysis.export import save_maps
-from i2am.analysis.maps import attribution_maps
-from i2am.analysis.outputs import scratch
-from i2am.analysis.study import analyse
-from i2am.analysis.tables import score_rows
+from i2am.analysis.drawing.save_maps import save_maps
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.output_directory import scratch
+from i2am.analysis.scores.tables import score_rows
+from i2am.analysis.study.study import analyse
 from i2am.storage.errors import AlreadyExists, InputError, ShapeMismatch
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.open import open_run
@@ -89,7 +89,7 @@ def test_questions_of_the_wrong_form_are_named(run):
 
 def test_scratch_folders_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     """Whose process was killed; what a worker wrote when its command had ended; what has just been born."""
-    killed = "import os, sys; from pathlib import Path; from i2am.analysis.outputs import scratch\n"
+    killed = "import os, sys; from pathlib import Path; from i2am.analysis.output_directory import scratch\n"
     killed += (
         "with scratch(Path(sys.argv[1]), '.s-') as made:\n (made / 'half').touch(); os.kill(os.getpid(), 9)"
     )

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from i2am.analysis.colour import LIMITS, limit, paint, palette, position
-from i2am.analysis.panels import Panel
-from i2am.analysis.pictures import (
+from i2am.analysis.drawing.colours import LIMITS, limit, paint, palette, position
+from i2am.analysis.drawing.images import (
     TILE_COLOURS,
     YELLOW,
     covered,
@@ -26,8 +25,17 @@ from i2am.analysis.pictures import (
     outline,
     scaled,
 )
-from i2am.analysis.resize import area
-from i2am.analysis.tiles import IMAGE_BYTES, LEAST, MAP_BYTES, PAGE_BYTES, image_tile, map_tile, tile_size
+from i2am.analysis.drawing.panels import Panel
+from i2am.analysis.grids.resize import area
+from i2am.analysis.report.thumbnails import (
+    IMAGE_BYTES,
+    LEAST,
+    MAP_BYTES,
+    PAGE_BYTES,
+    image_tile,
+    map_tile,
+    tile_size,
+)
 
 
 def decoded(url):

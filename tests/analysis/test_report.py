@@ -15,15 +15,16 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from i2am.analysis import tiles
-from i2am.analysis.charts import nice_ticks
-from i2am.analysis.collect import Collected
-from i2am.analysis.colour import palette
-from i2am.analysis.means import mean_maps
-from i2am.analysis.panels import Panel, block
-from i2am.analysis.pictures import TILE_COLOURS
-from i2am.analysis.study import StudyOptions, analyse
-from i2am.analysis.templating import environment
+from i2am.analysis.drawing.colours import palette
+from i2am.analysis.drawing.images import TILE_COLOURS
+from i2am.analysis.drawing.panels import Panel, block
+from i2am.analysis.maps.mean_over_samples import mean_maps
+from i2am.analysis.maps.stored import Collected
+from i2am.analysis.options import StudyOptions
+from i2am.analysis.report import thumbnails
+from i2am.analysis.report.svg.strip_chart import nice_ticks
+from i2am.analysis.report.templating import environment
+from i2am.analysis.study.study import analyse
 from tests.analysis.builders import build, layer
 
 HOSTILE = (
@@ -162,7 +163,7 @@ def test_one_density_has_one_colour_all_over_a_page(tmp_path):
 
 def test_a_page_without_room_for_all_samples_says_so(page, tmp_path, monkeypatch):
     run, _ = build(tmp_path / "run.zarr", LAYERS, steps=4, samples=("a", "b", "c"), images=True)
-    monkeypatch.setattr(tiles, "PAGE_BYTES", 200_000)
+    monkeypatch.setattr(thumbnails, "PAGE_BYTES", 200_000)
     report = analyse(run, tmp_path / "out", StudyOptions(figures=0)).report
     text = (report.parent / "time.html").read_text()
     shown = Page(text).tags.count("article")
@@ -276,7 +277,7 @@ def test_a_real_browser_draws_a_tile_as_the_figures_do(tmp_path):
     mask[20:50, 30:70] = True
     image = rng.integers(0, 255, (96, 96, 3)).astype(np.uint8)
     panel = Panel("a", image, np.exp(rng.normal(size=(6, 6))), mask)
-    grid = tiles.tile_grid(block("", [panel]), 4.0, 96, "×")
+    grid = thumbnails.tile_grid(block("", [panel]), 4.0, 96, "×")
     page = (
         "<!doctype html><style>{% include 'report.css' %}{% include 'charts.css' %}</style>"
         "{% from 'macros.html.j2' import tiles %}<div style='width: 96px'>{{ tiles(grid) }}</div>"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am.analysis.resize import area, bicubic
+from i2am.analysis.grids.resize import area, bicubic
 from tests.analysis import oracle
 
 SIDES = st.integers(1, 12)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am.analysis import softmax
-from i2am.analysis.logits import Logits
-from i2am.analysis.softmax import project
-from i2am.analysis.weights import Means, Weights
+from i2am.analysis.reduction import softmax
+from i2am.analysis.reduction.logits import Logits
+from i2am.analysis.reduction.softmax import project
+from i2am.analysis.reduction.weights import Means, Weights
 from tests.analysis import oracle
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
@@ -193,9 +193,9 @@ def test_minus_infinity_is_no_attention_and_other_infinities_are_nan():
 BLAS = """
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
-from i2am.analysis.logits import Logits
-from i2am.analysis.softmax import project
-from i2am.analysis.weights import Weights
+from i2am.analysis.reduction.logits import Logits
+from i2am.analysis.reduction.softmax import project
+from i2am.analysis.reduction.weights import Weights
 
 def threads():
     "Of NumPy's own BLAS; other libraries in the process may bring theirs."
@@ -226,7 +226,7 @@ TURNS = """
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from threadpoolctl import threadpool_info, threadpool_limits
-from i2am.analysis.threads import one_blas_thread
+from i2am.analysis.reduction.blas_threads import one_blas_thread
 import numpy
 
 def threads():

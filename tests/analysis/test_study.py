@@ -12,12 +12,13 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-import i2am.analysis.study
+import i2am.analysis.study.study
+from i2am.analysis.drawing.save_maps import save_maps
 from i2am.analysis.events import SampleRefused, StageAdvanced, StageStarted, StudyFinished
-from i2am.analysis.export import save_maps
-from i2am.analysis.imacs import imacs
-from i2am.analysis.maps import attribution_maps
-from i2am.analysis.study import OUTPUTS, StudyOptions, analyse
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.options import StudyOptions
+from i2am.analysis.scores.imacs import imacs
+from i2am.analysis.study.study import OUTPUTS, analyse
 from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, NoAnswer, NotFound
 from tests.analysis.builders import build, damage, layer
 
@@ -137,7 +138,7 @@ def test_a_study_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("the disk is gone")
 
-    monkeypatch.setattr(i2am.analysis.study, "collect_tables", fail)
+    monkeypatch.setattr(i2am.analysis.study.study, "collect_tables", fail)
     with pytest.raises(RuntimeError, match="the disk is gone"):
         analyse(run, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
@@ -203,7 +204,7 @@ def test_the_whole_study_runs_where_no_model_library_can_be_imported(run, tmp_pa
     import sys
     for name in ("torch", "diffusers", "transformers", "prefect"):
         sys.modules[name] = None  # importing it raises ImportError
-    from i2am.analysis.study import analyse
+    from i2am.analysis.study.study import analyse
     analyse({run.path!r}, {str(tmp_path / "out")!r})
     """
     subprocess.run(

@@ -15,8 +15,8 @@ from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2am.analysis import tasks
-from i2am.analysis.tasks import AHEAD, run_tasks
+from i2am.analysis import dask_tasks
+from i2am.analysis.dask_tasks import AHEAD, run_tasks
 from i2am.storage.errors import ClusterError
 
 ROOT = Path(__file__).parents[2]
@@ -168,8 +168,8 @@ def test_a_pool_that_is_lent_is_used_and_given_back():
 
 
 def test_a_cluster_that_has_lost_all_workers_is_an_error(monkeypatch):
-    monkeypatch.setattr(tasks, "PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr(tasks, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(dask_tasks, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(dask_tasks, "LOOK_SECONDS", 0.05)
     options = {"processes": False, "dashboard_address": ":0"}
     with LocalCluster(n_workers=0, **options) as empty, Client(empty), pytest.raises(ClusterError) as caught:
         run_tasks([dask.delayed(abs)(-1)])
@@ -185,7 +185,7 @@ def test_any_graph_gives_what_a_loop_gives(graph, workers):
 
 
 def test_the_module_loads_without_distributed():
-    code = "import sys; sys.modules['distributed'] = None; import i2am.analysis.tasks as t, dask\n"
+    code = "import sys; sys.modules['distributed'] = None; import i2am.analysis.dask_tasks as t, dask\n"
     code += "print(t.run_tasks([dask.delayed(abs)(-1)]))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[1]"

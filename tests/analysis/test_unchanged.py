@@ -10,11 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-import i2am.analysis.cache
-import i2am.analysis.unchanged
+import i2am.analysis.marginals.store
+import i2am.analysis.study.up_to_date
 from i2am.analysis.events import StageStarted
-from i2am.analysis.marginals import compute_marginals
-from i2am.analysis.study import StudyOptions, analyse
+from i2am.analysis.marginals.quantities import compute_marginals
+from i2am.analysis.options import StudyOptions
+from i2am.analysis.study.study import analyse
 from i2am.storage.reading.open import open_run
 from i2am.storage.writing.create import create_run, resume_run
 from tests.analysis.builders import build, factors, layer
@@ -38,7 +39,7 @@ def computed(monkeypatch):
         passes.append((sample, spec.name))
         return compute_marginals(run, spec, sample, regions)
 
-    monkeypatch.setattr(i2am.analysis.cache, "compute_marginals", count)
+    monkeypatch.setattr(i2am.analysis.marginals.store, "compute_marginals", count)
     return passes
 
 
@@ -103,7 +104,7 @@ def test_another_version_and_another_run_make_it_anew(run, tmp_path, monkeypatch
     analyse(run, tmp_path / "out", OPTIONS)
     other = build(tmp_path / "other.zarr", LAYERS, steps=STEPS, samples=("one", "two"))[0]
     assert analyse(other, tmp_path / "out", OPTIONS).new == ("one", "two")
-    monkeypatch.setattr(i2am.analysis.unchanged, "KERNEL_VERSION", -1)
+    monkeypatch.setattr(i2am.analysis.study.up_to_date, "KERNEL_VERSION", -1)
     assert not analyse(other, tmp_path / "out", OPTIONS).up_to_date
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from i2am.analysis.softmax import KERNEL_VERSION
+from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.flows.children import child
 from tests.flows.conftest import ROOT
 
@@ -74,20 +74,20 @@ def die_at(name: str) -> None:
 
 def break_package(harm: str) -> None:
     """Let this process "lack" the package, or have one of another "age"; no harm: mend it."""
-    import i2am.analysis.softmax
+    import i2am.analysis.reduction.softmax
 
-    for module in [name for name in sys.modules if name == "i2am.analysis.tasks"]:
+    for module in [name for name in sys.modules if name == "i2am.analysis.dask_tasks"]:
         del sys.modules[module]
     if harm == "lack":
-        sys.modules["i2am.analysis.tasks"] = None  # type: ignore[assignment]
-    i2am.analysis.softmax.KERNEL_VERSION = -1 if harm == "age" else KERNEL_VERSION
+        sys.modules["i2am.analysis.dask_tasks"] = None  # type: ignore[assignment]
+    i2am.analysis.reduction.softmax.KERNEL_VERSION = -1 if harm == "age" else KERNEL_VERSION
 
 
 def state_of_worker() -> dict[str, Any]:
     """What a worker process has loaded, and its BLAS threads outside and inside the kernel."""
     from threadpoolctl import threadpool_info
 
-    from i2am.analysis.threads import one_blas_thread
+    from i2am.analysis.reduction.blas_threads import one_blas_thread
 
     def threads() -> list[int]:
         return [pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"]]

@@ -14,9 +14,10 @@ import polars as pl
 import psutil
 import pytest
 
+from i2am.analysis.dask_tasks import run_tasks
 from i2am.analysis.events import Event, StageAdvanced, StageStarted
-from i2am.analysis.study import StudyOptions, analyse
-from i2am.analysis.tasks import run_tasks
+from i2am.analysis.options import StudyOptions
+from i2am.analysis.study.study import analyse
 from i2am.flows.clusters import computing
 from i2am.flows.config import Computing
 from i2am.flows.loading import amended
@@ -54,7 +55,7 @@ def study_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(autouse=True)
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of the larger layer make a slab."""
-    monkeypatch.setattr("i2am.analysis.reduce.SLAB_BYTES", 2 * 2 * (256 + 65) * 16 * 2)
+    monkeypatch.setattr("i2am.analysis.reduction.reduce.SLAB_BYTES", 2 * 2 * (256 + 65) * 16 * 2)
 
 
 @pytest.fixture(scope="module")
@@ -266,9 +267,9 @@ def test_a_worker_that_is_lost_while_it_is_asked_is_no_reason_to_give_up(tmp_pat
 
 def _die_when_asked() -> None:
     """The next question for its version is this worker's end."""
-    import i2am.analysis.tasks
+    import i2am.analysis.dask_tasks
 
-    i2am.analysis.tasks.KERNEL_VERSION = _Mortal()  # type: ignore[assignment]
+    i2am.analysis.dask_tasks.KERNEL_VERSION = _Mortal()  # type: ignore[assignment]
 
 
 class _Mortal:

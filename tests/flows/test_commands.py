@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from i2am.analysis.imacs import imacs
+from i2am.analysis.scores.imacs import imacs
 from i2am.flows.terminal import emit, human_bytes
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.open import open_run

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from i2am.analysis.compare_runs import compare
+from i2am.analysis.compare.compare import compare
 from tests.flows.conftest import SAMPLES, Outcome, write_run
 
 I2am = Callable[..., Outcome]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from i2am.analysis.maps import attribution_maps
+from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.reading.open import open_run
 from tests.flows.conftest import SAMPLES, Outcome, write_run
 

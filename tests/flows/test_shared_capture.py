@@ -17,7 +17,7 @@ from i2am.flows.loading import load_capture
 from i2am.flows.progress import Progress, heard_by
 from i2am.flows.samples import open_samples
 from i2am.pipeline import jobs
-from i2am.pipeline.recording import run_target as runs
+from i2am.pipeline.recording import run_target
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.open import open_run
 
@@ -116,14 +116,14 @@ def test_a_run_that_another_configuration_has_just_made_is_refused(
     """Both began where no run was yet; the later one must not fill the other's run."""
     first = load_capture(config())
     second = first.model_copy(update={"call": {**first.call, "guidance_scale": 3.5}})
-    make = runs.create_run
+    make = run_target.create_run
 
     def late(*args: Any, **options: Any) -> Any:
-        monkeypatch.setattr(runs, "create_run", make)
+        monkeypatch.setattr(run_target, "create_run", make)
         run_capture(first, Todo(only=("scene-0000000",)))
         return make(*args, **options)
 
-    monkeypatch.setattr(runs, "create_run", late)
+    monkeypatch.setattr(run_target, "create_run", late)
     with pytest.raises(i2am.ConfigError, match="just been made by another process"):
         run_capture(second)
     assert open_run(first.out).samples == ("scene-0000000",)

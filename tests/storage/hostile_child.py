@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import i2am
-from i2am.analysis.maps import attribution_maps
+from i2am.analysis.maps.attribution import attribution_maps
 from i2am.flows.cli import main
 
 

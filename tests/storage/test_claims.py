@@ -17,7 +17,7 @@ import pytest
 import i2am
 from i2am.storage.locations.open import locate
 from i2am.storage.locations.remote import RemoteLocation
-from i2am.storage.writing import lease as claim
+from i2am.storage.writing import lease
 from i2am.storage.writing.lease import Claim, claim_path
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill
 
@@ -82,12 +82,12 @@ def test_of_many_who_claim_a_sample_one_does(url):
 
 def test_a_claim_stands_while_its_owner_beats_and_falls_when_it_does_not(place, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(claim.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lease.time, "monotonic", lambda: now[0])
     for beat in range(4):
         as_another_machine(place, "a", beat)
         with pytest.raises(i2am.SampleBusy, match="process 1 of node7"):
             Claim(place, "a")
-        now[0] += claim.LEASE_SECONDS - 1
+        now[0] += lease.LEASE_SECONDS - 1
     with pytest.raises(i2am.SampleBusy):
         Claim(place, "a")
     now[0] += 2
@@ -97,7 +97,7 @@ def test_a_claim_stands_while_its_owner_beats_and_falls_when_it_does_not(place, 
 
 
 def test_beats_change_the_content_and_keep_the_claim(place, monkeypatch):
-    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
     held = Claim(place, "a")
     seen = set()
     end = time.monotonic() + 20
@@ -112,7 +112,7 @@ def test_beats_change_the_content_and_keep_the_claim(place, monkeypatch):
 
 def test_an_owner_that_was_overtaken_stops_and_touches_nothing(url, monkeypatch):
     place = locate(url)
-    monkeypatch.setattr(claim, "BEAT_SECONDS", 3600)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 3600)
     with new(url) as writer:
         uploaded = []
         real = RemoteLocation.upload
@@ -122,7 +122,7 @@ def test_an_owner_that_was_overtaken_stops_and_touches_nothing(url, monkeypatch)
             uploaded.append(path)
             if len(uploaded) == 2:  # a long pause, in which another machine takes the sample over
                 as_another_machine(place, "a")
-                monkeypatch.setattr(claim, "LEASE_SECONDS", 0)
+                monkeypatch.setattr(lease, "LEASE_SECONDS", 0)
 
         monkeypatch.setattr(RemoteLocation, "upload", upload)
         with (
@@ -148,7 +148,7 @@ def test_a_lost_answer_to_a_beat_costs_nothing(place, monkeypatch):
     with pytest.raises(i2am.StoreUnavailable):
         held._beat()
     monkeypatch.setattr(RemoteLocation, "replace", real)
-    monkeypatch.setattr(claim, "LEASE_SECONDS", 0)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0)
     held.hold()
     held.release()
     assert place.names("claims") == []
@@ -230,16 +230,16 @@ def test_clearing_up_after_a_dead_owner_never_takes_what_another_committed_meanw
     """Between the look at the claim and its taking over, another process writes the sample and is done."""
     new(url).close()
     killed_writer(url)
-    real = claim._is_gone
+    real = lease._is_gone
 
     def slow(location, sample, content):
         gone = real(location, sample, content)
-        monkeypatch.setattr(claim, "_is_gone", real)
+        monkeypatch.setattr(lease, "_is_gone", real)
         with i2am.resume_run(url) as other, other.sample("a") as sink:
             fill(sink, LAYERS, STEPS, IMAGES)
         return gone
 
-    monkeypatch.setattr(claim, "_is_gone", slow)
+    monkeypatch.setattr(lease, "_is_gone", slow)
     i2am.resume_run(url).close()
     run = i2am.open_run(url)
     assert run.samples == ("a",)
@@ -251,13 +251,13 @@ def test_clearing_up_after_a_dead_owner_never_takes_what_another_committed_meanw
 def test_a_beat_counts_from_when_it_was_asked(place, monkeypatch):
     """Others count from when they saw it, which may be long before its answer came."""
     now = [1000.0]
-    monkeypatch.setattr(claim.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lease.time, "monotonic", lambda: now[0])
     held = Claim(place, "a")
     real = RemoteLocation.replace
 
     def late(self, path, old, new):
         done = real(self, path, old, new)
-        now[0] += 2 * claim.LEASE_SECONDS
+        now[0] += 2 * lease.LEASE_SECONDS
         as_another_machine(place, "a")  # it has been taken over in the meantime
         return done
 

@@ -305,7 +305,7 @@ def test_writing_never_follows_a_link(tmp_path, linked):
 
 
 def test_a_derived_store_is_not_written_through_a_link(copy, tmp_path):
-    from i2am.analysis.cache import open_cache
+    from i2am.analysis.marginals.store import open_cache
 
     folder = outside(tmp_path)
     run = i2am.open_run(copy)

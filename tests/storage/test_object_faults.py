@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import i2am
-from i2am.analysis.maps import attribution_maps
-from i2am.analysis.recall import recent
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.marginals.memory_cache import recent
 from i2am.storage.locations.base import Location
 from i2am.storage.locations.open import locate
 from tests.object_server import BUCKET, Fault, Proxy, Schedule, object_server, objects, proxy

@@ -1,0 +1,135 @@
+"""DAAM's maps, the baseline of the paper's comparison: one map for each reference token, or their average.
+
+Source: Tang et al. 2023, "What the DAAM"; I²AM compares with it. DAAM asks which *token* a patch looks at:
+the softmax runs over the reference tokens, ``P(r | g)``, and the map of a token is that probability over the
+generated patches, averaged over steps and heads, resized bicubic and clamped at 0, averaged over layers.
+Here times the number of tokens: 1 for uniform attention.
+
+Each row of a softmax sums to 1, so the average over *all* tokens is 1 everywhere, and so is the map of a
+single pooled token: there DAAM says nothing, whatever the image. The map of a set of tokens, such as those
+of the reference object, is `attribution_maps(..., method="daam", level="specific", at=...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from i2am.analysis.aggregations.aggregate import aggregate
+from i2am.analysis.grids.resize import Grid
+from i2am.analysis.grids.selection import Indices
+from i2am.analysis.reduction.aggregation import Aggregation, State
+from i2am.analysis.reduction.attention import Attention
+from i2am.storage.errors import InputError, NoAnswer
+from i2am.storage.reading.run_collection import members_of
+
+if TYPE_CHECKING:
+    from i2am.storage.format.layer_spec import LayerSpec
+    from i2am.storage.reading.run_collection import AnyRun
+
+
+@dataclass(frozen=True)
+class TokenMaps:
+    """The chunk: probabilities of chosen tokens, summed over steps and heads.
+
+    Attributes
+    ----------
+    tokens
+        Indices over all reference tokens of a layer, those without a place included.
+    """
+
+    tokens: tuple[int, ...]
+
+    def __call__(self, attention: Attention) -> State:
+        """(sum of densities (gen, token), number of planes (gen, 1))."""
+        p = attention.probabilities("g2r")[..., list(self.tokens)]
+        total = p.sum(axis=(0, 1), dtype=np.float64) * attention.layer.ref
+        return total, np.full((p.shape[2], 1), float(p.shape[0] * p.shape[1]))
+
+
+def _finalize(state: State, layer: LayerSpec) -> NDArray[np.float64]:
+    total, planes = state
+    return np.asarray((total / planes).T)
+
+
+def daam_maps(
+    run: AnyRun,
+    tokens: Sequence[int] | int,
+    layers: Sequence[str] | str | None = None,
+    steps: Indices | None = None,
+    heads: Indices | None = None,
+    samples: Sequence[str] | str | None = None,
+    size: Grid | None = None,
+    *,
+    average: bool = False,
+) -> xr.DataArray:
+    """DAAM's maps of chosen reference tokens, lazily.
+
+    Parameters
+    ----------
+    run
+        An open run.
+    tokens
+        Indices over all reference tokens, 0-based; those without a place (class, pooled, text) come first.
+    layers, steps, heads, samples
+        What to average over; layers of a single token are left out where others have more.
+    size
+        (rows, columns); None for the largest grid.
+    average
+        One map, the mean over the tokens.
+
+    Returns
+    -------
+    xarray.DataArray
+        (sample, [token], y, x) densities, at least 0, 1 for uniform attention; constant where a layer has one
+        token (attribute `constant`).
+
+    Raises
+    ------
+    InputError, UnknownName, EmptyRun
+        For tokens, names and indices that do not exist.
+    NoAnswer
+        If a layer has no such token.
+    """
+    wanted = _checked(tokens)
+    declared = Aggregation(
+        "daam",
+        TokenMaps(wanted),
+        keep=("gen",),
+        finalize=_finalize,
+        dims=("token", "gen"),
+        labels={"token": [int(token) for token in wanted]},
+        rows=True,
+        units="density (1 = uniform attention)",
+        title="DAAM",
+    )
+    found = aggregate(run, declared, layers, steps, heads, samples, size)
+    _check_layers(run, found.attrs["layers"], max(wanted))
+    maps = found.clip(min=0).mean("layer").astype(np.float32)
+    constant = all(run.layers[name].ref == 1 for name in found.attrs["layers"])
+    attrs = found.attrs | {"direction": "r2g", "method": "daam", "constant": constant}
+    return (maps.mean("token") if average else maps).assign_attrs(attrs)
+
+
+def _checked(tokens: Sequence[int] | int) -> tuple[int, ...]:
+    wanted = tuple(dict.fromkeys([tokens] if isinstance(tokens, int) else tokens))
+    if not wanted or np.asarray(wanted).dtype.kind not in "iu" or min(wanted) < 0:
+        raise InputError("tokens", expected="indices of at least 0", got=repr(tokens))
+    return wanted
+
+
+def _check_layers(run: AnyRun, names: Sequence[str], highest: int) -> None:
+    for name in names:
+        count = min(member.layers[name].ref for member in members_of(run))
+        if highest >= count:
+            raise NoAnswer(
+                f"token {highest} of layer {name!r}",
+                expected=f"0 to {count - 1}",
+                got=str(highest),
+                remedy="choose other tokens, or layers of the same tokens",
+            )

@@ -1,0 +1,1 @@
+"""The aggregations that come with the project, one a file."""

@@ -1,0 +1,59 @@
+"""Differences as colours: the diverging scale of densities, centred at 0, with equal steps for equal amounts.
+
+Pale is no difference; red is more in B, blue is less. Maps are painted by what paints densities: `to_density`
+gives the density that stands at a difference's place on the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from i2am.analysis.drawing.colours import palette
+from i2am.analysis.report.svg.scale_bar import EVERY, Scale, css
+
+END = 2.0
+"""End of the density scale on which differences are painted."""
+
+LIMITS = tuple(factor * 10.0**power for power in range(-4, 4) for factor in (1, 2, 5))
+"""Ends of the scale to choose from: it runs from -limit to limit."""
+
+
+def limit(maps: Iterable[ArrayLike], quantile: float = 0.99) -> float:
+    """Choose the end of a scale shared by several maps of differences.
+
+    Parameters
+    ----------
+    maps
+        Differences; not finite values are ignored.
+    quantile
+        Share of the values that the scale must hold.
+
+    Returns
+    -------
+    float
+        The smallest of LIMITS that does, or the last.
+    """
+    values = np.abs(np.concatenate([np.ravel(np.asarray(part, dtype=np.float64)) for part in maps]))
+    values = values[np.isfinite(values)]
+    reach = float(np.quantile(values, quantile)) if values.size else 0.0
+    return next((end for end in LIMITS if end >= reach), LIMITS[-1])
+
+
+def to_density(differences: ArrayLike, end: float) -> NDArray[np.float64]:
+    """Densities that stand on the scale from 1/END to END where differences do on that from -end to end."""
+    return np.asarray(END ** np.clip(np.asarray(differences, dtype=np.float64) / end, -1, 1))
+
+
+def ticks(end: float, sign: str) -> list[tuple[float, str]]:
+    """Marks of the scale: (place from 0 to 1, words)."""
+    marks = (-end, -end / 2, 0.0, end / 2, end)
+    return [(0.5 + mark / (2 * end), f"{mark:+.3g}{sign}" if mark else "0") for mark in marks]
+
+
+def scale(end: float, sign: str, words: str) -> Scale:
+    """Colour bar of differences for a page."""
+    marks = tuple((round(100 * place, 2), text) for place, text in ticks(end, sign))
+    return Scale(tuple(css(colour) for colour in palette()[::EVERY]), marks, words)

@@ -1,0 +1,1 @@
+"""From numbers to pictures: figures, panels, colours, labels."""

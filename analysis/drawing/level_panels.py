@@ -1,0 +1,161 @@
+"""Maps of a level as blocks of panels: over time, heads and layers, and of a chosen region.
+
+Maps come as `i2am.analysis.drawing.units.drawable` has them. A map of a chosen region stands beside the image that the
+question was about, with the region marked: G2R of generated patches beside the generated image, R2G of
+reference tokens beside the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from i2am.analysis.drawing.panels import Block, Panel, SampleImages, block
+from i2am.analysis.drawing.short_labels import axis_labels
+from i2am.analysis.drawing.units import DIRECTION_WORDS, kind_words
+from i2am.analysis.grids import tiled_layers
+from i2am.analysis.grids.regions import draw, image_mask
+
+if TYPE_CHECKING:
+    from i2am.storage.reading.run_collection import AnyRun
+
+
+@dataclass(frozen=True, slots=True)
+class PanelSide:
+    """Images of a direction: below its maps, outlined on them, and the one that regions are chosen on."""
+
+    below: str
+    mask: str
+    asked: str
+
+
+SIDES: Mapping[str, PanelSide] = {
+    "r2g": PanelSide("generated", "mask", "reference"),
+    "g2r": PanelSide("reference", "reference_mask", "generated"),
+}
+
+GRID_LEVELS = ("time", "head", "layer")
+"""Levels with an axis of their own."""
+
+
+def heading(attrs: Mapping[str, Any]) -> str:
+    """Direction, method and kind of maps in words, such as "R2G (similarity) on the generated image"."""
+    direction = str(attrs["direction"])
+    method = attrs.get("method", "i2am")
+    named = "" if method == "i2am" else f", {method}"
+    return f"{direction.upper()}{named}{kind_words(attrs['kind'])} {DIRECTION_WORDS[direction]}"
+
+
+def label_titles(maps: xr.DataArray) -> list[str]:
+    """Titles along the level's own axis; layers by what tells them apart."""
+    level = str(maps.attrs["level"])
+    labels = axis_labels(level, [str(label) for label in maps[level].values], most=22)
+    if level == "time":
+        return [f"step{'s' if '–' in label else ''} {label}" for label in labels]
+    return [f"head {label}" for label in labels] if level == "head" else labels
+
+
+def level_block(maps: xr.DataArray, sample: SampleImages, title: str | None = None) -> Block:
+    """Maps of one sample, or a mean over samples, along their level's axis.
+
+    Parameters
+    ----------
+    maps
+        (level axis, y, x), drawable.
+    sample
+        Its images; the one that the maps lie on comes first.
+    title
+        Heading; None for the direction's words.
+    """
+    side = SIDES[maps.attrs["direction"]]
+    image, mask = sample.images.get(side.below), sample.masks.get(side.mask)
+    panels = [] if image is None else [Panel(side.below, image, mask=mask)]
+    labels = maps[maps.attrs["level"]].values
+    panels += [
+        Panel(words, image, values, mask, whole=str(label))
+        for words, label, values in zip(label_titles(maps), labels, maps.values, strict=True)
+    ]
+    return block(heading(maps.attrs) if title is None else title, panels)
+
+
+def plain_panel(maps: xr.DataArray, sample: SampleImages, title: str) -> Panel:
+    """A drawable map (y, x) without a level axis, over its image."""
+    side = SIDES[maps.attrs["direction"]]
+    return Panel(title, sample.images.get(side.below), maps.values, sample.masks.get(side.mask))
+
+
+def specific_panels(maps: xr.DataArray, sample: SampleImages, run: AnyRun | None, title: str) -> list[Panel]:
+    """A map (y, x) of a chosen region, after the image that the region was chosen on.
+
+    Parameters
+    ----------
+    maps
+        Of one sample, drawable.
+    sample
+        Its images.
+    run
+        For the grid that patches are counted on; None leaves the image with the region out.
+    title
+        Words above the map.
+    """
+    panel = plain_panel(maps, sample, title)
+    if run is None:
+        return [panel]
+    asked = asked_region(run, maps.attrs, sample)
+    image = sample.images.get(SIDES[maps.attrs["direction"]].asked)
+    return [Panel(asked_words(maps.attrs, asked is not None), image, asked=asked), panel]
+
+
+def asked_words(attrs: Mapping[str, Any], known: bool = True) -> str:
+    """What was asked about, in words, such as "asked: patch 12,8 of generated".
+
+    Parameters
+    ----------
+    attrs
+        Of the maps.
+    known
+        Whether the region can be marked.
+    """
+    image = SIDES[attrs["direction"]].asked
+    at = attrs["at"]
+    if isinstance(at, str):
+        return f"asked: {at.replace('_', ' ')}" + ("" if known else ", not shown")
+    places = np.asarray(at)
+    if places.ndim == 1:
+        kind = "patch" if places.size == 2 else "box"
+        return f"asked: {kind} {','.join(str(place) for place in places)} of {image}"
+    patches = places.dtype.kind in "iu" and places.shape[-1] == 2
+    return f"asked: {len(places)} patches of {image}" if patches else f"asked: a mask on {image}"
+
+
+def asked_region(run: AnyRun, attrs: Mapping[str, Any], sample: SampleImages) -> NDArray[np.float64] | None:
+    """Region of a specific map as a mask [y, x].
+
+    Parameters
+    ----------
+    run
+        For the grids of the layers: a region is counted in patches of the largest.
+    attrs
+        Of the maps.
+    sample
+        For a region that is one of its images.
+
+    Returns
+    -------
+    ndarray or None
+        1 inside: of the size of that grid, or of the mask's own; None where the maps do not carry it.
+    """
+    at = attrs["at"]
+    if isinstance(at, str):
+        pixels = sample.images.get(at)
+        return None if pixels is None else image_mask(pixels).astype(np.float64)
+    layers = [run.layers[name] for name in attrs["layers"]]
+    grids = [
+        tiled_layers.whole_grid(layer, "gen" if attrs["direction"] == "g2r" else "ref") for layer in layers
+    ]
+    return draw(np.asarray(at), max(grids, key=lambda grid: grid[0] * grid[1]))

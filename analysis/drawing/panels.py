@@ -1,0 +1,144 @@
+"""Panels: pictures with a title, and blocks of them; what figures and pages are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from i2am.analysis.drawing.colours import RGB, paint
+from i2am.analysis.drawing.images import YELLOW, covered, fit, mark, outline, scaled
+from i2am.analysis.grids.regions import image_mask, sample_image
+from i2am.storage.reading.run_collection import home_of
+
+if TYPE_CHECKING:
+    from i2am.storage.reading.run_collection import AnyRun
+
+MOST_COLUMNS = 10
+"""Panels side by side, at most."""
+
+BLANK = 244
+"""Grey of a panel whose image the run does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One picture: an image, or a map over one.
+
+    Attributes
+    ----------
+    title
+        Words above it.
+    image
+        uint8 [y, x, channel], or None for a map alone.
+    values
+        Densities [y, x] to lay over it, or None.
+    mask
+        Region [y, x] to outline, of any size, or None.
+    asked
+        Region [y, x] that was asked about, to mark, of any size, or None.
+    whole
+        The title in full where it is shortened, else "".
+    line
+        Colour of the outline.
+    """
+
+    title: str
+    image: NDArray[np.uint8] | None
+    values: NDArray[np.float64] | None = None
+    mask: NDArray[np.bool_] | None = None
+    asked: NDArray[np.float64] | None = None
+    whole: str = ""
+    line: tuple[int, int, int] = YELLOW
+
+    def shape(self, longest: int) -> tuple[int, int]:
+        """(rows, columns) of the picture whose longer side is `longest` pixels."""
+        for source in (self.image, self.values, self.asked):
+            if source is not None:
+                return fit(source.shape, longest)
+        return longest, longest
+
+    def picture(self, end: float, longest: int) -> RGB:
+        """Painted panel, uint8 [y, x, 3].
+
+        Parameters
+        ----------
+        end
+            End of the colour scale.
+        longest
+            Longer side (pixels).
+        """
+        shape = self.shape(longest)
+        below = None if self.image is None else scaled(self.image, shape)
+        if self.values is not None:
+            drawn = paint(self.values, end, shape, below)
+        else:
+            drawn = np.full((*shape, 3), BLANK, np.uint8) if below is None else below
+        if self.mask is not None:
+            drawn = outline(drawn, covered(self.mask, shape), line_width(longest), self.line)
+        if self.asked is not None:
+            drawn = mark(drawn, covered(self.asked, shape), 1 + line_width(longest))
+        return drawn
+
+
+def line_width(longest: int) -> int:
+    """Width of an outline on a picture whose longer side is `longest` pixels."""
+    return max(1, round(longest / 128))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Panels that belong together, under a heading of their own, wrapped into rows of `columns`."""
+
+    title: str
+    panels: tuple[Panel, ...]
+    columns: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of panels."""
+        return math.ceil(len(self.panels) / self.columns)
+
+
+def block(title: str, panels: Sequence[Panel], together: int = 1) -> Block:
+    """Wrap panels into as few rows of at most MOST_COLUMNS as there can be, as even as they can be.
+
+    Parameters
+    ----------
+    title
+        Heading, or "".
+    panels
+        At least one.
+    together
+        So many neighbours stay in one row.
+    """
+    groups = math.ceil(len(panels) / together)
+    rows = math.ceil(groups / (MOST_COLUMNS // together))
+    return Block(title, tuple(panels), together * math.ceil(groups / rows))
+
+
+@dataclass(frozen=True, slots=True)
+class SampleImages:
+    """Images [y, x, channel] of one sample by name, and the masks [y, x] among them."""
+
+    images: Mapping[str, NDArray[np.uint8]]
+    masks: Mapping[str, NDArray[np.bool_]]
+
+    @classmethod
+    def read(cls, run: AnyRun, sample: str) -> SampleImages:
+        """Read what the run holds of a sample."""
+        home = home_of(run, sample)
+        found = {name: sample_image(home, name, sample) for name in home.images}
+        images = {name: image for name, image in found.items() if image is not None}
+        masks: dict[str, NDArray[np.bool_]] = {
+            name: image_mask(images[name]) for name in ("mask", "reference_mask") if name in images
+        }
+        return cls(images, masks)
+
+
+NO_IMAGES = SampleImages({}, {})
+"""Of a mean over samples, or of maps without their run."""

@@ -1,0 +1,1 @@
+"""Places: directions, selections, regions, resizing, tiled layers."""

@@ -1,0 +1,34 @@
+"""The two directions of a map, and the image that each lies on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from i2am.storage.errors import UnknownName
+
+Direction = Literal["r2g", "g2r"]
+
+
+DIRECTIONS: tuple[Direction, ...] = ("r2g", "g2r")
+
+
+Side = Literal["gen", "ref"]
+
+
+def side_of(direction: Direction) -> Side:
+    """Where a map of this direction lies: on the generated image, or on the reference."""
+    return "gen" if direction == "r2g" else "ref"
+
+
+def check_direction(direction: str) -> Direction:
+    """Return the direction.
+
+    Raises
+    ------
+    UnknownName
+        If it is neither "r2g" nor "g2r".
+    """
+    for known in DIRECTIONS:
+        if direction == known:
+            return known
+    raise UnknownName("direction", direction, DIRECTIONS)

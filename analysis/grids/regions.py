@@ -1,0 +1,175 @@
+"""Regions of an image as weights over the tokens of a layer.
+
+A region may be one patch, a list of patches, a box, or a mask. It is drawn once, on one grid, and carried to
+the grid of each layer by averaging over its cells, so that a coarse patch counts by the share of it that the
+region covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from i2am.analysis.grids.resize import Grid, area
+from i2am.storage.errors import InputError, NoAnswer, ShapeMismatch
+
+if TYPE_CHECKING:
+    from i2am.storage.reading.run_collection import AnyRun
+
+Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]] | NDArray[Any]
+"""(row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x]."""
+
+
+def binary(mask: ArrayLike) -> NDArray[np.bool_]:
+    """Mask as booleans: above one half is inside.
+
+    Parameters
+    ----------
+    mask
+        Booleans, numbers from 0 to 1, or integers from 0 to 255 (recognised by a value above 1).
+
+    Raises
+    ------
+    ShapeMismatch
+        If the values are not numbers, or not finite.
+    """
+    values = np.asarray(mask)
+    if values.dtype == np.bool_:
+        return values
+    if not (np.issubdtype(values.dtype, np.number) and np.isrealobj(values)) or not np.isfinite(values).all():
+        raise ShapeMismatch("mask values", expected="finite numbers from 0 to 1", got=str(values.dtype))
+    whole = np.issubdtype(values.dtype, np.integer) and values.size > 0 and values.max() > 1
+    return np.asarray(values > (127 if whole else 0.5))
+
+
+def image_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Mask [y, x] of an image [y, x, channel] of 0 to 255, by the channels' mean."""
+    channels = pixels.shape[-1]
+    if channels == 1:
+        return np.asarray(pixels[..., 0] > 127)
+    return np.asarray(pixels.sum(axis=-1, dtype=np.uint32) > 127.5 * channels)
+
+
+def sample_image(run: AnyRun, name: str, sample: str) -> NDArray[np.uint8] | None:
+    """Image [y, x, channel] of a sample, or None where the sample has none of that name."""
+    return run.image(name, sample) if name in run.record(sample)["images"] else None
+
+
+def check_two_sides(mask: NDArray[np.bool_]) -> None:
+    """Check that a mask has an inside and an outside.
+
+    Raises
+    ------
+    NoAnswer
+        If it is empty or full.
+    """
+    count = int(mask.sum())
+    if count in (0, mask.size):
+        raise NoAnswer(
+            f"a mask that is {'empty' if count == 0 else 'full'}",
+            expected="some pixels inside and some outside",
+            got=f"{count} of {mask.size} inside",
+            remedy="leave this sample out, or mend its mask",
+        )
+
+
+def is_mask(at: Any) -> TypeGuard[NDArray[Any]]:
+    """Whether a region is a mask [y, x], rather than patches counted on a grid."""
+    return (
+        isinstance(at, np.ndarray)
+        and at.ndim == 2
+        and not (np.issubdtype(at.dtype, np.integer) and at.shape[1] == 2)
+    )
+
+
+def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
+    """Draw a region on a grid.
+
+    Parameters
+    ----------
+    at
+        The region, in cells of `grid` (a mask may have any size).
+    grid
+        (rows, columns).
+
+    Returns
+    -------
+    ndarray
+        A mask [y, x], 1 inside: of the size of `grid`, or of its own if a mask was given.
+
+    Raises
+    ------
+    InputError
+        If a patch lies outside the grid, or `at` is none of the known forms.
+    ShapeMismatch
+        If a mask has another aspect ratio than the grid.
+    NoAnswer
+        If the region is empty.
+    """
+    values = np.asarray(at)
+    if is_mask(at):
+        mask = binary(at).astype(np.float64)
+        _check_aspect(mask, grid)
+    elif values.dtype.kind in "iu" and values.ndim == 1 and values.size == 4:
+        mask = _box(values, grid)
+    elif values.dtype.kind in "iu" and values.size and values.size % 2 == 0 and values.shape[-1] == 2:
+        mask = np.zeros(grid)
+        for row, column in values.reshape(-1, 2):
+            if not (0 <= row < grid[0] and 0 <= column < grid[1]):
+                raise InputError(
+                    f"patch {row},{column}",
+                    expected=f"a row from 0 to {grid[0] - 1} and a column from 0 to {grid[1] - 1}",
+                    got="one outside the grid",
+                )
+            mask[row, column] = 1
+    else:
+        raise InputError(
+            "at",
+            expected="(row, column), a list of those, (top, left, bottom, right), or a mask [y, x]",
+            got=f"{type(at).__name__} of shape {values.shape}",
+        )
+    if not mask.any():
+        raise NoAnswer(
+            "an empty region", expected="at least one patch inside", remedy="choose another region"
+        )
+    return mask
+
+
+def same_aspect(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    """Whether (rows, columns) of `size` fit `grid`: their aspect ratios differ by at most one cell."""
+    if not min(*grid, *size):
+        return False
+    skew = (grid[0] * size[1]) / (grid[1] * size[0])
+    return abs(skew - 1) <= 1 / min(grid)
+
+
+def _check_aspect(mask: NDArray[Any], grid: Grid) -> None:
+    """Refuse a mask that cannot lie on the image of `grid`: its aspect differs by more than one cell."""
+    if not same_aspect(grid, mask.shape):
+        raise ShapeMismatch(
+            "the mask of the region",
+            expected=f"the aspect ratio of {grid[0]} x {grid[1]} patches",
+            got=f"{mask.shape[0]} x {mask.shape[1]}",
+            remedy="give a mask of the image that the patches lie on",
+        )
+
+
+def _box(corners: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
+    top, left, bottom, right = (int(corner) for corner in corners)
+    if not (0 <= top < bottom <= grid[0] and 0 <= left < right <= grid[1]):
+        raise InputError(
+            f"box {top},{left},{bottom},{right}",
+            expected=f"0 <= top < bottom <= {grid[0]} and 0 <= left < right <= {grid[1]}",
+            remedy="ends are excluded, and counted in patches",
+        )
+    mask = np.zeros(grid)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def weights(mask: ArrayLike, grid: Grid) -> NDArray[np.float32]:
+    """Weights (row * column) of tokens: the share of each cell of `grid` that the mask [y, x] covers."""
+    return area(mask, grid).reshape(-1).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Attribution maps of the five levels, in both directions and protocols."""

@@ -1,0 +1,61 @@
+"""Mean maps over samples: what the maps of a study share wherever the objects are.
+
+Masks and objects lie elsewhere in every sample, so a mean over samples shows no object: it is a prior, the
+positional bias of the model, and of the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from i2am.analysis.grids.direction import Direction
+
+if TYPE_CHECKING:
+    from i2am.analysis.maps.stored import Collected
+
+MeanMaps = Mapping[tuple[Direction, str], xr.DataArray]
+"""(direction, level) to maps ([level axis], y, x), in memory, with the attributes of the maps."""
+
+BLOCK_BYTES = 32 * 2**20
+"""Maps that are read at once, at most, unless one sample has more."""
+
+BLOCK_SAMPLES = 64
+"""Samples likewise."""
+
+
+def mean_maps(collected: Collected) -> MeanMaps:
+    """Mean of every kind of map over the samples of a study, in float64.
+
+    Parameters
+    ----------
+    collected
+        Its maps, (sample, [level axis], y, x); read some samples at a time.
+
+    Returns
+    -------
+    mapping
+        Empty where there are fewer than two samples. What is not finite in a sample is left out of the mean;
+        NaN where no sample is finite.
+    """
+    if len(collected.samples) < 2:
+        return {}
+    return {key: _mean(maps) for key, maps in collected.maps.items()}
+
+
+def _mean(maps: xr.DataArray) -> xr.DataArray:
+    """Mean over samples, a block of samples at a time."""
+    shape = maps.shape[1:]
+    total, count = np.zeros(shape, np.float64), np.zeros(shape, np.float64)
+    many = max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // (math.prod(shape) * maps.dtype.itemsize)))
+    for start in range(0, maps.sizes["sample"], many):
+        values = np.asarray(maps[start : start + many])
+        known = np.isfinite(values)
+        total += np.where(known, values, 0).sum(axis=0, dtype=np.float64)
+        count += known.sum(axis=0)
+    mean = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+    return maps[0].drop_vars("sample", errors="ignore").copy(data=mean)

@@ -1,0 +1,115 @@
+"""Which layers the official protocol asks, and the size of its maps.
+
+Source: I²AM's repositories. R2G takes the transformer blocks of the UNet outside its middle block; G2R takes
+block 4 of StableVITON's warping blocks alone. Layers named by the user are taken as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from i2am.analysis.grids.direction import Direction
+from i2am.analysis.grids.resize import Grid
+from i2am.analysis.grids.selection import Indices, Selection, has_place, select
+from i2am.analysis.maps.official import SIZE
+from i2am.storage.errors import InputError, NoAnswer
+
+if TYPE_CHECKING:
+    from i2am.storage.reading.run_collection import AnyRun
+
+MIDDLE = re.compile(r"mid_block|middle_block")
+WARP = re.compile(r"warp_flow_blks")
+WARP_G2R = re.compile(r"warp_flow_blks\.4(?!\d)")
+
+
+def official_selection(
+    run: AnyRun,
+    direction: Direction,
+    layers: Sequence[str] | str | None,
+    steps: Indices | None,
+    heads: Indices | None,
+    samples: Sequence[str] | str | None,
+) -> Selection:
+    """Resolve a selection, with the official layers where none are named.
+
+    Parameters
+    ----------
+    run, direction, layers, steps, heads, samples
+        As for `i2am.analysis.grids.selection.select`.
+
+    Returns
+    -------
+    Selection
+        For "g2r", layers of one reference grid. Layers of a single pooled token are kept for "r2g", as in the
+        paper.
+
+    Raises
+    ------
+    UnknownName, InputError, EmptyRun
+        As `i2am.analysis.grids.selection.select`.
+    NoAnswer
+        If no layer can answer, or the layers of a G2R question differ in their reference grid.
+    """
+    names = default_layers(run, direction) if layers is None else layers
+    chosen = select(run, direction, names, steps, heads, samples)
+    if layers is None:
+        kept = {spec.name for spec in chosen.layers}
+        chosen = replace(chosen, left_out=tuple(name for name in run.layers if name not in kept))
+    grids = {spec.ref_grid for spec in chosen.layers}
+    if direction == "g2r" and len(grids) > 1:
+        raise NoAnswer(
+            "official g2r over layers of different reference grids",
+            expected="one grid: the official code does not resize these maps",
+            got=", ".join(f"{rows}x{columns}" for rows, columns in sorted(grids)),
+            remedy="select layers of one grid, or use the corrected protocol",
+        )
+    return chosen
+
+
+def default_layers(run: AnyRun, direction: Direction) -> list[str]:
+    """Names of the layers that the official code would hook in this run.
+
+    Raises
+    ------
+    NoAnswer
+        If all layers that could answer belong to the middle block, which it leaves out.
+    """
+    able = [name for name, spec in run.layers.items() if direction == "r2g" or has_place(spec)]
+    outer = [name for name in able if not MIDDLE.search(name)]
+    if direction == "g2r":
+        kept = [name for name in outer if WARP_G2R.search(name)] or outer
+    else:
+        kept = [name for name in outer if not WARP.search(name)] or outer
+    if not kept:
+        raise NoAnswer(
+            f"official {direction} of this run",
+            expected="a layer outside the middle block"
+            + (" whose reference tokens have a place in the reference image" if direction == "g2r" else ""),
+            got=f"{len(able)} layer(s) of the middle block, and no other that can answer",
+            remedy="name the layers" if able else "ask for r2g, which is then a similarity",
+        )
+    return kept
+
+
+def official_size(chosen: Selection, direction: Direction, size: Grid | None) -> Grid:
+    """Size of the maps: 64 x 64 for R2G where none is given; the layers' own reference grid for G2R.
+
+    Raises
+    ------
+    InputError
+        If another size than its own is given for G2R.
+    """
+    if direction == "r2g":
+        return SIZE if size is None else size
+    own = chosen.layers[0].ref_grid
+    if size is not None and size != own:
+        raise InputError(
+            "size",
+            expected=f"{own[0]} x {own[1]}, the layers' own grid: official g2r maps are not resized",
+            got=f"{size[0]} x {size[1]}",
+            remedy="leave the size out, or use the corrected protocol",
+        )
+    return own

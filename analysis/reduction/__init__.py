@@ -1,0 +1,1 @@
+"""From stored blocks to softmaxes and reductions over them."""

@@ -1,0 +1,207 @@
+"""What the report's front page shows: headline, scores over all samples, their table, and some in detail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from i2am.analysis.drawing.colours import limit
+from i2am.analysis.drawing.panels import SampleImages
+from i2am.analysis.drawing.sample_panels import MAPS, sample_maps, sample_panels
+from i2am.analysis.drawing.units import Units, units_of
+from i2am.analysis.report.front_charts import SERIES, front_charts, of
+from i2am.analysis.report.svg.scale_bar import density_scale
+from i2am.analysis.report.thumbnails import Tile, image_tile, tile_size
+from i2am.storage.reading.run_collection import distinct_layers, members_of
+
+if TYPE_CHECKING:
+    from i2am.analysis.events import Refusal
+    from i2am.analysis.maps.stored import Collected
+    from i2am.storage.reading.run_collection import AnyRun
+
+MOST = 320
+"""Longer side of a picture, at most (pixels)."""
+
+_NOT_SHOWN = {"samples", "layers", "timesteps", "metadata", "digest", "images", "seeds"}
+
+
+def front_samples(collected: Collected, details: int) -> int:
+    """Samples that the front page shows in detail."""
+    return _room(collected, details)[1]
+
+
+def _room(collected: Collected, details: int) -> tuple[int, int]:
+    """Longer side of a picture (pixels), and the samples that there is room for."""
+    pictures = 3 + sum(key in collected.maps for key in ((way, level) for way, level, _ in MAPS))
+    return tile_size(0, pictures, min(details, len(collected.samples)), MOST)
+
+
+def front_content(
+    run: AnyRun,
+    collected: Collected,
+    tables: Mapping[str, pl.DataFrame],
+    refusals: Sequence[Refusal],
+    details: int,
+    levels: Mapping[str, tuple[str, int]],
+    step: Callable[[], None],
+) -> dict[str, Any]:
+    """Gather the values of the front page's template.
+
+    Parameters
+    ----------
+    run, collected, tables, refusals
+        What a study found.
+    details
+        Samples shown in detail, at most.
+    levels
+        Pages of the levels: file to (name, samples that it shows).
+    step
+        Called after each sample.
+    """
+    attrs = next(iter(collected.maps.values())).attrs
+    units = units_of(attrs)
+    scored = pl.concat([tables[level] for level in ("unified", "specific") if level in tables])
+    longest, count = _room(collected, details)
+    shown = collected.samples[:count]
+    ends = _scale_ends(collected, shown)
+    detailed = []
+    for number, sample in enumerate(shown):
+        more = {file: name for file, (name, shows) in levels.items() if number < shows}
+        detailed.append(_detail(run, collected, sample, number, ends, longest, units) | {"pages": more})
+        step()
+    return {
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "run": run,
+        "kinds": {"r2g": "attention"}
+        | {way: maps.attrs["kind"] for (way, _), maps in collected.maps.items()},
+        "headline": _headline(scored),
+        "penalty": scored["penalty"][0] if scored.height else 3.0,
+        "series": _present(scored),
+        "rows": _rows(scored, collected, len(detailed)),
+        "charts": front_charts(tables, scored, units, list(run.layers)),
+        "details": detailed,
+        "scales": {level: density_scale(end, units.bar) for level, end in ends.items()},
+        "refusals": refusals,
+        "absent": collected.absent,
+        "provenance": provenance(run),
+        "layers": distinct_layers(run),
+        "total": len(collected.samples),
+        "attrs": attrs,
+        "number": lambda value: f"{value:.3g}" if units.uniform is None else f"{value:.2f}{units.sign}",
+    }
+
+
+def _scale_ends(collected: Collected, shown: Sequence[str]) -> dict[str, float]:
+    """End of the colour scale of the unified and of the specific maps."""
+    return {
+        level: limit(
+            maps
+            for sample in shown
+            for (_, own), maps in sample_maps(collected, sample).items()
+            if own == level
+        )
+        for level in ("unified", "specific")
+        if any(own == level for _, own in collected.maps)
+    }
+
+
+def _detail(
+    run: AnyRun,
+    collected: Collected,
+    sample: str,
+    number: int,
+    ends: Mapping[str, float],
+    longest: int,
+    units: Units,
+) -> dict[str, Any]:
+    """Pictures of one sample, in groups that share a colour scale."""
+    groups: dict[str, list[Tile]] = {
+        level: [image_tile(panel, ends.get(level, 2.0), longest, units.sign) for panel in panels]
+        for level, panels in sample_panels(collected, sample, SampleImages.read(run, sample)).items()
+    }
+    notes = run.record(sample).get("annotations", {})
+    short = {
+        key: value
+        for key, value in notes.items()
+        if isinstance(value, (str, int, float)) and len(str(value)) < 80
+    }
+    return {"sample": sample, "anchor": f"s{number}", "groups": groups, "notes": short}
+
+
+def _present(scored: pl.DataFrame) -> list[dict[str, str]]:
+    """The kinds of map that this study has."""
+    found = set(scored.select("direction", "level").iter_rows())
+    return [
+        {"key": f"{way}_{level}", "direction": way, "level": level, "name": name, "colour": colour}
+        for way, level, name, colour in SERIES
+        if (way, level) in found
+    ]
+
+
+def _rows(scored: pl.DataFrame, collected: Collected, shown: int) -> list[dict[str, Any]]:
+    """One row for each sample: its scores by kind of map."""
+    found: dict[str, dict[str, Any]] = {
+        sample: {
+            "sample": sample,
+            "anchor": f"s{number}" if number < shown else None,
+            "scores": {},
+            "notes": [],
+        }
+        for number, sample in enumerate(collected.samples)
+    }
+    for row in scored.iter_rows(named=True):
+        entry = found[row["sample"]]
+        entry["scores"][f"{row['direction']}_{row['level']}"] = row
+        if row["note"] and "no image" not in row["note"] and row["note"] not in entry["notes"]:
+            entry["notes"].append(row["note"])
+    return list(found.values())
+
+
+def _headline(scored: pl.DataFrame) -> list[dict[str, Any]]:
+    """Median value inside the mask, for each kind of map that has one."""
+    words = {
+        ("g2r", "specific"): "on the reference object, from the painted patches",
+        ("r2g", "specific"): "inside the inpainting mask, by the object’s tokens",
+        ("g2r", "unified"): "on the reference object, from all patches",
+        ("r2g", "unified"): "inside the inpainting mask, by all reference tokens",
+    }
+    found = []
+    for (direction, level), text in words.items():
+        rows = of(scored, direction, level)
+        middle, score = rows["inside"].median(), rows["imacs"].median()
+        if isinstance(middle, float) and isinstance(score, float):
+            colour = next(colour for way, own, _, colour in SERIES if (way, own) == (direction, level))
+            found.append(
+                {
+                    "value": f"{middle:.2f}",
+                    "words": text,
+                    "imacs": f"{score:.2f}",
+                    "name": direction.upper(),
+                    "colour": colour,
+                }
+            )
+    return found
+
+
+def provenance(run: AnyRun) -> list[tuple[str, str]]:
+    """What the run says about itself, as (key, words)."""
+    members = members_of(run)
+    stores = "\n".join(
+        f"{own.path}: {len(own.samples)} samples, digest {own.attrs['digest']}" for own in members
+    )
+    facts = [("store", run.path if len(members) == 1 else stores)]
+    facts.append(("samples", f"{len(run.samples)} of {len(run.declared)} declared"))
+    steps = [f"{step:g}" for step in run.timesteps]
+    listed = ", ".join(steps if len(steps) <= 24 else [*steps[:12], "…", *steps[-6:]])
+    facts.append(("denoiser calls", f"{len(steps)}; timesteps {listed}"))
+    for key, value in run.attrs.items():
+        if key not in _NOT_SHOWN and value not in (None, "", {}, []):
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
+            facts.append((key.replace("_", " "), text if len(text) <= 1500 else text[:1500] + " …"))
+    if len(members) == 1:
+        facts.append(("digest", str(run.attrs.get("digest", "none recorded"))))
+    return facts

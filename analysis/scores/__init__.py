@@ -1,0 +1,1 @@
+"""IMACS, tables and intervals."""

@@ -1,0 +1,261 @@
+"""IMACS, the inpainting mask attention consistency score, and the plain densities inside and outside a mask.
+
+Source: I²AM, section on IMACS. For a map M in [0, 1] and a mask m:
+
+    IMACS = sum(M * m) / sum(m) - penalty * sum(M * (1 - m)) / sum(1 - m)
+
+so it runs from -penalty (all attention outside) to 1 (all inside, none outside). Corrected protocol: the map
+goes to the mask's size by the paper's bicubic resize and is brought to [0, 1] by its own minimum and
+maximum; it is neither inverted, nor multiplied by the mask beforehand, nor cut at a threshold. The mask is
+never resized; above one half is inside.
+
+Official protocol: the paper's own chain, `i2am.analysis.scores.official_imacs`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from i2am.analysis.grids.direction import Direction, check_direction
+from i2am.analysis.grids.regions import binary, check_two_sides, same_aspect
+from i2am.analysis.grids.resize import Grid, bicubic
+from i2am.analysis.scores.official_imacs import official_score
+from i2am.analysis.several_runs import own_shape
+from i2am.storage.errors import InputError, ShapeMismatch, UnknownName
+
+FLAT = 1e-5
+"""A map whose range is below this share of its largest magnitude counts as constant."""
+
+Float64 = NDArray[np.float64]
+
+
+def imacs(
+    maps: xr.DataArray | ArrayLike,
+    masks: ArrayLike,
+    direction: str | None = None,
+    penalty: float = 3.0,
+    protocol: str = "corrected",
+) -> Any:
+    """Score maps against masks.
+
+    Parameters
+    ----------
+    maps
+        [..., y, x], any size, any unit; the axes of a DataArray are known by their names, in any order.
+    masks
+        [..., y, x] of any size with the maps' aspect ratio (official: of any size), 1 inside. One mask for
+        all maps, or one for each sample (the axis "sample", else the first), or one for each map; a list of
+        one for each sample may hold different sizes. Masks with a coordinate "sample" are matched by it. R2G
+        is scored against the inpainting mask, G2R against the object's mask in the reference.
+    direction
+        "r2g" or "g2r"; read from the attributes of a DataArray, to be given for a plain array.
+    penalty
+        Weight of what lies outside; 3 in the paper.
+    protocol
+        "corrected" or "official": how a map is brought to [0, 1], whatever protocol made it. Official scores
+        are the paper's where the maps are official and the masks 512 x 384.
+
+    Returns
+    -------
+    xarray.DataArray or ndarray
+        Scores [...], float64, from -penalty to 1; of the kind that `maps` is. A constant map scores 0
+        (official R2G: 1 - penalty). NaN where the map holds NaN.
+
+    Raises
+    ------
+    ShapeMismatch
+        If a mask's shape cannot belong to its map.
+    NoAnswer
+        If a mask is empty or full: then one of the two means does not exist.
+    InputError
+        If the direction is neither known nor given, or contradicts the maps', or the penalty is negative.
+    UnknownName
+        For a direction or protocol that does not exist, or a sample that the masks lack.
+    """
+    way = _direction(maps, direction)
+    if protocol not in ("corrected", "official"):
+        raise UnknownName("protocol", protocol, ("corrected", "official"))
+    check_penalty(penalty)
+    if isinstance(maps, xr.DataArray) and "sample" in maps.dims and _apart(maps, masks):
+        return _each_sample(maps, masks, way, penalty, protocol)
+    ordered = _ordered(maps)
+    values = np.asarray(ordered, dtype=np.float64)
+    grid = own_shape(maps) if isinstance(maps, xr.DataArray) else None
+    inside = matching_masks(values.shape, _matched(masks, maps), any_aspect=protocol == "official", grid=grid)
+    scores = np.empty(values.shape[:-2])
+    for index in np.ndindex(scores.shape):
+        scores[index] = score_map(values[index], inside[index], way, penalty, protocol)
+    if isinstance(maps, xr.DataArray) and isinstance(ordered, xr.DataArray):
+        found = _labelled(scores, ordered, penalty, protocol)
+        return found.transpose(*(dim for dim in maps.dims if dim in found.dims))
+    return scores if scores.ndim else float(scores)
+
+
+def score_map(
+    values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float, protocol: str
+) -> float:
+    """Score a map [y, x] against a mask that is known to fit it; the arguments are those of `imacs`."""
+    score = official_score if protocol == "official" else _corrected_score
+    return score(values, mask, direction, penalty)
+
+
+def _apart(maps: xr.DataArray, masks: Any) -> bool:
+    """Whether each sample must be scored by itself: its grid, or its mask, has a size of its own."""
+    several = isinstance(masks, (list, tuple)) and all(np.ndim(mask) == 2 for mask in masks)
+    return "own_rows" in maps.coords or (several and len({np.shape(mask) for mask in masks}) > 1)
+
+
+def _each_sample(
+    maps: xr.DataArray, masks: Any, direction: Direction, penalty: float, protocol: str
+) -> xr.DataArray:
+    count = maps.sizes["sample"]
+    named = isinstance(masks, xr.DataArray) and "sample" in masks.indexes
+    if not named and np.ndim(masks[0]) == 1:
+        masks = [masks] * count
+    if not named and len(masks) != count:
+        raise ShapeMismatch(
+            "masks", expected=f"one, or one for each of {count} samples", got=f"{len(masks)} masks"
+        )
+    parts = [
+        imacs(maps.isel(sample=n), masks if named else masks[n], direction, penalty, protocol)
+        for n in range(count)
+    ]
+    found = xr.concat(parts, "sample", coords="different", compat="equals", combine_attrs="override")
+    ordered: xr.DataArray = found.transpose(*(dim for dim in maps.dims if dim in found.dims))
+    return ordered
+
+
+def check_penalty(penalty: float) -> None:
+    """Check the weight of what lies outside.
+
+    Raises
+    ------
+    InputError
+        If it is negative, or not a finite number.
+    """
+    if not (np.isfinite(penalty) and penalty >= 0):
+        raise InputError("penalty", expected="a number of 0 or more; the paper's is 3", got=repr(penalty))
+
+
+def _ordered(maps: xr.DataArray | ArrayLike) -> xr.DataArray | ArrayLike:
+    """Named axes in the order (sample, ..., y, x); other names keep their places."""
+    if isinstance(maps, xr.DataArray):
+        return maps.transpose("sample", ..., "y", "x", missing_dims="ignore")
+    return maps
+
+
+def _matched(masks: ArrayLike, maps: xr.DataArray | ArrayLike) -> ArrayLike:
+    """Masks in the order of the maps' samples, where both name their samples."""
+    if not isinstance(masks, xr.DataArray):
+        return masks
+    found = masks
+    if isinstance(maps, xr.DataArray) and "sample" in masks.indexes and "sample" in maps.coords:
+        known = list(masks.indexes["sample"])
+        for sample in np.atleast_1d(maps["sample"].values).tolist():
+            if sample not in known:
+                raise UnknownName("sample of the masks", sample, known)
+        found = masks.sel(sample=maps["sample"])
+    return np.asarray(_ordered(found))
+
+
+def _labelled(scores: Float64, maps: xr.DataArray, penalty: float, protocol: str) -> xr.DataArray:
+    """Scores with the maps' axes and attributes; the maps' own protocol is kept as `maps_protocol`."""
+    made = maps.attrs.get("protocol", "unknown")
+    attrs = {**maps.attrs, "units": "IMACS", "penalty": penalty, "protocol": protocol, "maps_protocol": made}
+    coords = {name: coord for name, coord in maps.coords.items() if not set(maps.dims[-2:]) & set(coord.dims)}
+    return xr.DataArray(scores, dims=maps.dims[:-2], coords=coords, attrs=attrs, name="imacs")
+
+
+def _direction(maps: xr.DataArray | ArrayLike, direction: str | None) -> Direction:
+    own = maps.attrs.get("direction") if isinstance(maps, xr.DataArray) else None
+    if own is not None and direction not in (None, own):
+        raise InputError(
+            "direction",
+            expected=f"{own!r}, which the maps' attributes say",
+            got=repr(direction),
+            remedy="leave it out",
+        )
+    direction = own if direction is None else direction
+    if direction is None:
+        raise InputError(
+            "direction is not known",
+            expected="'r2g' or 'g2r'",
+            got="maps without a direction in their attributes",
+            remedy="pass direction=...",
+        )
+    return check_direction(direction)
+
+
+def _corrected_score(values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float) -> float:
+    """Score a map [y, x]; both directions are treated alike."""
+    within, without = split_means(normalise(bicubic(values, (mask.shape[0], mask.shape[1]))), mask)
+    return within - penalty * without
+
+
+def normalise(values: Float64) -> Float64:
+    """Bring a map [y, x] to [0, 1] by its minimum and maximum; a constant map becomes 0."""
+    low, high = values.min(), values.max()
+    if high - low <= FLAT * max(abs(low), abs(high)):
+        return np.zeros_like(values)
+    return np.asarray((values - low) / (high - low))
+
+
+def split_means(values: Float64, mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """Mean of a map [y, x] inside and outside a mask of the same size.
+
+    Raises
+    ------
+    NoAnswer
+        If the mask is empty or full.
+    """
+    check_two_sides(mask)
+    return float(values[mask].mean()), float(values[~mask].mean())
+
+
+def matching_masks(
+    shape: tuple[int, ...], masks: ArrayLike, *, any_aspect: bool = False, grid: Grid | None = None
+) -> NDArray[np.bool_]:
+    """One boolean mask [..., y, x] for each map of `shape` [..., y, x].
+
+    Parameters
+    ----------
+    shape
+        The maps' shape.
+    masks
+        One for all, one for each entry of the first axis, or one for each map.
+    any_aspect
+        Maps may have another aspect ratio than their image, as official maps of 64 x 64 have.
+    grid
+        (rows, columns) that have the image's aspect ratio, where the maps' own size does not.
+
+    Raises
+    ------
+    ShapeMismatch
+        If neither fits, or the aspect ratio differs by more than one cell of the map.
+    """
+    inside = binary(masks)
+    lead = shape[:-2]
+    if len(shape) < 2 or inside.ndim < 2:
+        raise ShapeMismatch(
+            "maps and masks", expected="[..., y, x]", got=f"maps {shape}, masks {inside.shape}"
+        )
+    if inside.ndim == 3 and len(lead) > 1:
+        inside = inside.reshape(inside.shape[0], *([1] * (len(lead) - 1)), *inside.shape[1:])
+    size: Grid = (inside.shape[-2], inside.shape[-1])
+    fits = inside.ndim == 2 or (
+        inside.ndim == len(shape) and all(n in (1, m) for n, m in zip(inside.shape[:-2], lead, strict=True))
+    )
+    rows, columns = shape[-2:] if grid is None else grid
+    alike = min(*size, rows, columns) > 0 if any_aspect else same_aspect((rows, columns), size)
+    if not fits or not alike:
+        raise ShapeMismatch(
+            "masks",
+            expected=f"[y, x] or one for each of {lead or 1}, with the aspect ratio of {rows} x {columns}",
+            got=f"shape {inside.shape}",
+            remedy="give masks of the image that the maps lie on",
+        )
+    return np.broadcast_to(inside, (*lead, *size))

@@ -1,0 +1,90 @@
+"""Values along a level's axis, with their spread, brought from tables into one order for charts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+QUARTILES = ("inside_low", "inside_mid", "inside_high")
+"""Columns of `i2am.analysis.scores.tables.profile`: quartiles and median of the density inside the mask."""
+
+IMACS_QUARTILES = ("imacs_low", "imacs_mid", "imacs_high")
+"""Likewise of IMACS."""
+
+IMACS_MEAN = ("imacs_mean_low", "imacs_mean", "imacs_mean_high")
+"""Columns of the summary table: mean IMACS and the interval of its mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line of a chart.
+
+    Attributes
+    ----------
+    name, colour
+        In words; as CSS or matplotlib have it.
+    values
+        (label, 3): low, middle and high; NaN where there is none.
+    """
+
+    name: str
+    colour: str
+    values: NDArray[np.float64]
+
+
+def labels_of(table: pl.DataFrame, order: Sequence[str] = ()) -> list[str]:
+    """Labels of a level in the order in which the table has them, or in that of `order`.
+
+    Parameters
+    ----------
+    table
+        With a column label.
+    order
+        The model's layers: one direction may have layers that the other lacks.
+    """
+    found = list(dict.fromkeys(str(label) for label in table["label"] if label is not None))
+    place = {name: number for number, name in enumerate(order)}
+    return sorted(found, key=lambda label: place.get(label, len(place)))
+
+
+def series_of(
+    table: pl.DataFrame, labels: Sequence[str], columns: tuple[str, str, str], colours: Mapping[str, str]
+) -> list[Series]:
+    """One series for each direction that has a value at all.
+
+    Parameters
+    ----------
+    table
+        Rows of one level, with the columns direction, label and `columns`.
+    labels
+        What stands along the axis.
+    columns
+        Names of the columns of low, middle and high.
+    colours
+        Direction to colour, in the order of drawing.
+    """
+    found = []
+    for direction, colour in colours.items():
+        rows = {str(row["label"]): row for row in table.filter(direction=direction).iter_rows(named=True)}
+        values = np.array([[_number(rows.get(label, {}), name) for name in columns] for label in labels])
+        if values.size and np.isfinite(values[:, 1]).any():
+            found.append(Series(direction.upper(), colour, values))
+    return found
+
+
+def _number(row: Mapping[str, Any], column: str) -> float:
+    value = row.get(column)
+    return np.nan if value is None else float(value)
+
+
+def level_rows(table: pl.DataFrame, level: str) -> pl.DataFrame:
+    """Rows of I²AM's own maps of a level: over all tokens; of the specific level, over its regions."""
+    rows = table.filter(level=level)
+    if "method" in table.columns:
+        rows = rows.filter(method="i2am")
+    return rows if level == "specific" else rows.filter(region="all")

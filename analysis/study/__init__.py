@@ -1,0 +1,1 @@
+"""A whole study: maps, tables, figures and report of a run."""

@@ -1,0 +1,287 @@
+"""A whole study: marginals, maps, tables, figures and report of a run, or of several as one, in a directory.
+
+::
+
+    OUT/maps.zarr          a group per direction, a variable per level
+    OUT/tables/*.parquet   one table per level
+    OUT/figures/*.png
+    OUT/aggregations.zarr  a group per aggregation, if any was asked for
+    OUT/report/*.html      self-contained: index.html, a page for each level, and one for the aggregations
+    OUT/study.json         what was done; marks the directory's contents as a study's
+
+Everything is made in a temporary directory inside OUT and renamed into place at the end, so that a study
+that fails leaves the one before it as it was. A damaged sample is refused and reported; the others are
+studied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from i2am.analysis.aggregations.tables import Aggregated, collect_aggregations
+from i2am.analysis.events import Listener, Refusal, StudyFinished, ignore
+from i2am.analysis.grids.selection import select
+from i2am.analysis.maps.stored import Collected
+from i2am.analysis.options import StudyOptions, check_options
+from i2am.analysis.output_directory import Kind, Laps, without_damaged, workplace
+from i2am.analysis.scores.summary import summarise
+from i2am.analysis.study.baselines import collect_baselines
+from i2am.analysis.study.collect import collect_maps, collect_tables
+from i2am.analysis.study.damaged_samples import damaged_samples, sound_samples
+from i2am.analysis.study.up_to_date import earlier, made_from, new_samples, outputs, still_holds
+from i2am.storage.errors import NoAnswer
+from i2am.storage.reading.run_collection import members_of
+
+if TYPE_CHECKING:
+    from i2am.storage.reading.open import Place
+    from i2am.storage.reading.run_collection import AnyRun
+
+OUTPUTS = ("maps.zarr", "aggregations.zarr", "tables", "figures", "report", "study.json")
+"""Everything that a study writes into its directory; nothing else there is touched. The last is the mark."""
+
+STUDY = Kind("a study", OUTPUTS, "study.json")
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """What a study made.
+
+    Attributes
+    ----------
+    out, report, maps
+        Directory, report page and maps store.
+    tables
+        Table name to frame.
+    samples
+        Ids that were studied.
+    refusals
+        Damaged samples that were left out; the command line exits with 1 if there are any.
+    absent
+        What could not be computed, and why, one line each.
+    seconds
+        Wall clock of each stage.
+    new
+        Ids among `samples` that the study before this one in `out` did not have, or had with other data.
+    up_to_date
+        The study before this one still holds, and was left as it is.
+    """
+
+    out: Path
+    report: Path
+    maps: Path
+    tables: dict[str, pl.DataFrame]
+    samples: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+    absent: tuple[str, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+    new: tuple[str, ...] = ()
+    up_to_date: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON types."""
+        return {
+            "out": str(self.out),
+            "report": str(self.report),
+            "maps": str(self.maps),
+            "tables": {name: f"{self.out}/tables/{name}.parquet" for name in self.tables},
+            "samples": list(self.samples),
+            "refusals": [asdict(refusal) for refusal in self.refusals],
+            "absent": list(self.absent),
+            "seconds": self.seconds,
+            "new": list(self.new),
+            "up_to_date": self.up_to_date,
+        }
+
+
+def analyse(
+    run: Place | Sequence[Place],
+    out: str | os.PathLike[str],
+    options: StudyOptions | None = None,
+    *,
+    on_event: Listener | None = None,
+    overwrite: bool = False,
+    again: bool = False,
+) -> StudyResult:
+    """Study a run and write everything into a directory.
+
+    A study that lies there and would come out the same (same samples, options and versions) is left as it is.
+
+    Parameters
+    ----------
+    run
+        An open run, or its path or URL; or several, or a pattern, as `i2am.open_runs` takes them.
+    out
+        A local directory; made if absent. A study that lies there is replaced; other contents are left alone.
+    options
+        What to study.
+    on_event
+        Called with the events of `i2am.analysis.events`, in this process.
+    overwrite
+        Replace things of the names in OUTPUTS that no study wrote.
+    again
+        Make it anew even if it would come out the same.
+
+    Returns
+    -------
+    StudyResult
+        Paths, tables and refusals.
+
+    Raises
+    ------
+    AlreadyExists
+        If `out` holds something under one of the names in OUTPUTS that no study wrote.
+    NoPermission, NotFound
+        If `out` cannot be made.
+    EmptyRun, UnknownName
+        From the run and the selection.
+    DamagedSample
+        If no sample is left that is not damaged.
+    """
+    from i2am.storage.reading.open import open_any
+
+    tell = on_event or ignore
+    begun = time.perf_counter()
+    options = options or StudyOptions()
+    check_options(options)
+    opened = open_any(run, options.storage_options)
+    names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
+    before, inputs = earlier(Path(out)), made_from(opened, names, options)
+    if not again and still_holds(inputs, before, Path(out)) and not damaged_samples(opened, names):
+        with suppress(OSError, pl.exceptions.PolarsError):  # a damaged table: it is made anew
+            found = _as_it_was(before, Path(out))
+            tell(StudyFinished(str(out), time.perf_counter() - begun))
+            return found
+    with workplace(Path(out), STUDY, overwrite) as place:
+
+        def attempt(damaged: dict[str, str], made: Path) -> StudyResult:
+            return _study(opened, names, damaged, options, place.directory, made, tell)
+
+        result, made = without_damaged(names, place.staging, attempt)
+        fresh = set(new_samples(inputs, before))
+        result = replace(result, new=tuple(name for name in result.samples if name in fresh))
+        _write_facts(made, opened, result, inputs)
+        place.publish(made)
+    tell(StudyFinished(str(place.directory), time.perf_counter() - begun))
+    return result
+
+
+def _write_facts(made: Path, run: AnyRun, result: StudyResult, inputs: dict[str, Any]) -> None:
+    """What was done, and from what."""
+    runs = [own.path for own in members_of(run)]
+    facts = result.to_json() | {"run": run.path, "runs": runs, "inputs": inputs}
+    facts["outputs"] = outputs(made, OUTPUTS)
+    (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _as_it_was(facts: dict[str, Any], directory: Path) -> StudyResult:
+    """The result of a study that is left as it is."""
+    return StudyResult(
+        out=directory,
+        report=directory / "report" / "index.html",
+        maps=directory / "maps.zarr",
+        tables={name: pl.read_parquet(directory / "tables" / f"{name}.parquet") for name in facts["tables"]},
+        samples=tuple(facts["samples"]),
+        refusals=(),
+        absent=tuple(facts["absent"]),
+        seconds=facts["seconds"],
+        up_to_date=True,
+    )
+
+
+def _study(
+    run: AnyRun,
+    names: Sequence[str],
+    known: dict[str, str],
+    options: StudyOptions,
+    out: Path,
+    staging: Path,
+    tell: Listener,
+) -> StudyResult:
+    laps = Laps()
+    good, refusals = sound_samples([(run, options)], names, known, tell, laps)
+    collected = collect_maps(run, good, options, staging / "maps.zarr", tell)
+    if not collected.maps:
+        raise NoAnswer(
+            "a study of this run",
+            expected="at least one level that can answer",
+            got=collected.absent[0] if collected.absent else "no question",
+            remedy="select other layers, or use the corrected protocol",
+        )
+    laps.end("maps")
+    tables, absent = _tables(run, collected, options, staging, tell)
+    laps.end("tables")
+    aggregated = collect_aggregations(run, good, options, staging, tell)
+    laps.end("aggregations")
+    _draw(run, collected, aggregated, tables, refusals, options, staging, tell, laps)
+    return StudyResult(
+        out=out,
+        report=out / "report" / "index.html",
+        maps=out / "maps.zarr",
+        tables=tables,
+        samples=good,
+        refusals=refusals,
+        absent=(*collected.absent, *absent, *aggregated.absent),
+        seconds=laps.seconds,
+    )
+
+
+def _tables(
+    run: AnyRun, collected: Collected, options: StudyOptions, staging: Path, tell: Listener
+) -> tuple[dict[str, pl.DataFrame], tuple[str, ...]]:
+    """Write the tables of all levels, of the baselines, and the summary; and what has no answer."""
+    tables = collect_tables(run, collected, options, tell)
+    baselines = collect_baselines(run, collected.samples, options, staging / "maps.zarr", tell)
+    if baselines.table.height:
+        tables["baselines"] = baselines.table
+    tables["summary"] = summarise(tables, options.confidence)
+    (staging / "tables").mkdir()
+    for name, table in tables.items():
+        table.write_parquet(staging / "tables" / f"{name}.parquet")
+    return tables, baselines.absent
+
+
+def _draw(
+    run: AnyRun,
+    collected: Collected,
+    aggregated: Aggregated,
+    tables: dict[str, pl.DataFrame],
+    refusals: tuple[Refusal, ...],
+    options: StudyOptions,
+    staging: Path,
+    tell: Listener,
+    laps: Laps,
+) -> None:
+    """Draw the figures, and write the pages of the report."""
+    from i2am.analysis.maps.mean_over_samples import mean_maps
+    from i2am.analysis.maps.stored import direct
+    from i2am.analysis.report.aggregation_page import PAGE, write_aggregation_page
+    from i2am.analysis.report.page_list import site
+    from i2am.analysis.report.write import write_report
+    from i2am.analysis.study.figures import write_figures
+
+    means = mean_maps(direct(collected))
+    write_figures(run, collected, tables, staging / "figures", options.figures, tell, means)
+    laps.end("figures")
+    pages = {PAGE: "Aggregations"} if options.aggregations else {}
+    write_report(
+        run,
+        collected,
+        tables,
+        staging / "report",
+        refusals=refusals,
+        details=options.details,
+        pages=pages,
+        means=means,
+        on_event=tell,
+    )
+    write_aggregation_page(aggregated, staging, run.name, tell, site(collected, pages))
+    laps.end("report")

@@ -1,0 +1,138 @@
+"""Whether an earlier study is still what would be made now, told by what its study.json says it is from."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from i2am.analysis.reduction.softmax import KERNEL_VERSION
+from i2am.storage.errors import DamageError
+from i2am.storage.reading.run_collection import members_of
+
+if TYPE_CHECKING:
+    from i2am.analysis.options import StudyOptions
+    from i2am.storage.reading.run_collection import AnyRun
+
+_ELSEWHERE = ("store", "storage_options")
+"""Options that say where things are kept, not what they are."""
+
+
+def made_from(run: AnyRun, names: Sequence[str], options: StudyOptions) -> dict[str, Any]:
+    """Everything that a study depends on.
+
+    Parameters
+    ----------
+    run, names, options
+        The study.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``runs`` (ids), ``samples`` (id to fingerprint, None if its record is damaged),
+        ``options``, ``aggregations`` (name to a digest of its code), ``software``.
+    """
+    said = {name: value for name, value in asdict(options).items() if name not in _ELSEWHERE}
+    return {
+        "runs": [own.run_id for own in members_of(run)],
+        "samples": {name: _fingerprint(run, name) for name in names},
+        "options": json.loads(json.dumps(said, default=repr)),
+        "aggregations": {name: _code(name) for name in options.aggregations},
+        "software": {"i2am": _version(), "kernel": KERNEL_VERSION},
+    }
+
+
+def earlier(out: Path) -> dict[str, Any]:
+    """What the study in a directory wrote about itself; empty if there is none, or none that can be read."""
+    try:
+        facts = json.loads((out / "study.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def new_samples(inputs: dict[str, Any], before: dict[str, Any]) -> tuple[str, ...]:
+    """Samples that an earlier study did not have, or had with other data.
+
+    Parameters
+    ----------
+    inputs
+        Of :func:`made_from`.
+    before
+        Of :func:`earlier`.
+    """
+    old = before.get("inputs")
+    known = old.get("samples", {}) if isinstance(old, dict) and old.get("runs") == inputs["runs"] else {}
+    return tuple(name for name, digest in inputs["samples"].items() if known.get(name) != digest)
+
+
+def still_holds(inputs: dict[str, Any], before: dict[str, Any], out: Path) -> bool:
+    """Whether an earlier study is whole, left nothing out, and was made from the same.
+
+    Parameters
+    ----------
+    inputs
+        Of :func:`made_from`.
+    before
+        Of :func:`earlier`.
+    out
+        Its directory.
+    """
+    if before.get("inputs") != inputs or before.get("refusals") or None in inputs["samples"].values():
+        return False
+    return bool(before.get("outputs")) and outputs(out, before["outputs"]) == before["outputs"]
+
+
+def outputs(out: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """Files and bytes below each of some names in a directory: what a study says that it made.
+
+    Parameters
+    ----------
+    out
+        The directory.
+    names
+        Files and folders in it; those that are not there are left out.
+    """
+    found = {}
+    for name in names:
+        place = out / name
+        every = place.rglob("*") if place.is_dir() else [place]
+        sizes = [file.stat().st_size for file in every if file.is_file() and file.suffix != ".partial"]
+        if sizes:
+            found[name] = [len(sizes), sum(sizes)]
+    return found
+
+
+def _fingerprint(run: AnyRun, name: str) -> str | None:
+    try:
+        return run.fingerprint(name)
+    except DamageError:
+        return None
+
+
+def _code(name: str) -> str:
+    """Digest of an aggregation's code: as it travels to workers, and the sources of its functions."""
+    import cloudpickle
+
+    from i2am.analysis.aggregations.registry import find
+
+    found = find(name)
+    digest = hashlib.sha256(cloudpickle.dumps(found))
+    for function in (found.chunk, found.combine, found.finalize):
+        module = inspect.getmodule(function)
+        source = getattr(module, "__file__", None)
+        if source is not None:
+            digest.update(Path(source).read_bytes())
+    return digest.hexdigest()
+
+
+def _version() -> str:
+    try:
+        return version("i2am")
+    except PackageNotFoundError:
+        return "unknown"
