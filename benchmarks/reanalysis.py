@@ -23,8 +23,8 @@ from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.maps.question import LEVELS
 from i2am.analysis.marginals.quantities import FOCUS
 from i2am.analysis.marginals.store import open_cache
-from i2am.flows.capture_job import run_capture
-from i2am.flows.config import CaptureConfig
+from i2am.flows.capture.job import run_capture
+from i2am.flows.config.models import CaptureConfig
 from i2am.pipeline.embedded.scenes import make_scene
 from i2am.pipeline.embedded.weights import load_pipeline
 from i2am.storage.reading.open import open_run

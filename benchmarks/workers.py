@@ -29,8 +29,8 @@ from rich.table import Table
 from benchmarks.systems import write_run
 from i2am.analysis.marginals.compute_missing import fill_marginals
 from i2am.analysis.options import StudyOptions
-from i2am.flows.clusters import computing
-from i2am.flows.config import Computing, Processes
+from i2am.flows.analyze.dask_cluster import computing
+from i2am.flows.config.models import Computing, Processes
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
 

@@ -34,7 +34,7 @@ from i2am.flows.commands import (
     sweep,
     verify,
 )
-from i2am.flows.terminal import defect, note, say
+from i2am.flows.console.output import defect, note, say
 from i2am.storage.errors import I2AMError, InputError
 
 DEFECT = 70

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson, Cluster, Label, OneOrMoreRuns, Quiet, Workers
-from i2am.flows.terminal import emit, note, say
+from i2am.flows.console.output import emit, note, say
 
 if TYPE_CHECKING:
-    from i2am.flows.config import AnalysisConfig
+    from i2am.flows.config.models import AnalysisConfig
 
 
 def analyze(
@@ -52,11 +52,11 @@ def analyze(
     Only what is new is computed; an analysis that would come out the same is left as it is. Exit
     status 1: samples were refused as damaged; the others are analysed.
     """
-    from i2am.flows.children import termination_interrupts
-    from i2am.flows.loading import amended
-    from i2am.flows.orchestrate import as_flow, both_refused
-    from i2am.flows.progress import shown
-    from i2am.flows.selection import size as read_size
+    from i2am.flows.config.load_yaml import amended
+    from i2am.flows.config.selections import size as read_size
+    from i2am.flows.console.progress import shown
+    from i2am.flows.prefect.choose import as_flow, both_refused
+    from i2am.flows.subprocesses import termination_interrupts
     from i2am.storage.reading.open import open_any
 
     settings = _settings(config, aggregation or [], protocol)
@@ -67,11 +67,11 @@ def analyze(
     open_any(run, label=settings.label)  # what is wrong with the run is said at once, not from inside a flow
     with shown(quiet), termination_interrupts():
         if as_flow(choice):
-            from i2am.flows.analyze_flow import analyze_flow
+            from i2am.flows.prefect.analyze_flow import analyze_flow
 
             summary = analyze_flow(run, str(out), settings, overwrite, again)
         else:
-            from i2am.flows.analyze_job import run_analysis
+            from i2am.flows.analyze.job import run_analysis
 
             summary = run_analysis(run, str(out), settings, overwrite, again)
     _show(summary, as_json)
@@ -83,8 +83,8 @@ def _settings(config: Path | None, aggregations: list[str], protocol: str | None
     """The configuration with what the options add to it; names are looked up before anything is computed."""
     from i2am.analysis.aggregations.registry import find
     from i2am.analysis.maps.question import PROTOCOLS
-    from i2am.flows.config import AnalysisConfig
-    from i2am.flows.loading import load_config
+    from i2am.flows.config.load_yaml import load_config
+    from i2am.flows.config.models import AnalysisConfig
     from i2am.storage.errors import UnknownName
 
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()

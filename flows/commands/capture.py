@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson, Quiet, RetryFailed, RunOut
-from i2am.flows.terminal import emit, human_bytes, note, say
+from i2am.flows.console.output import emit, human_bytes, note, say
 
 
 def capture(
@@ -30,19 +30,19 @@ def capture(
     What is committed is never done again; a run of another configuration is refused. Exit status 1: samples
     are set aside as failed.
     """
-    from i2am.flows.loading import load_capture
-    from i2am.flows.orchestrate import as_flow, both_refused
-    from i2am.flows.progress import shown
+    from i2am.flows.config.load_yaml import load_capture
+    from i2am.flows.console.progress import shown
+    from i2am.flows.prefect.choose import as_flow, both_refused
 
     settings = load_capture(config, out)
     choice = as_flow(both_refused(prefect, direct))
     with shown(quiet):
         if choice:
-            from i2am.flows.capture_flow import capture_flow
+            from i2am.flows.prefect.capture_flow import capture_flow
 
             summary = capture_flow(settings, retry_failed, keep_going)
         else:
-            from i2am.flows.capture_job import Todo, run_capture
+            from i2am.flows.capture.job import Todo, run_capture
 
             summary = run_capture(settings, Todo(retry_failed=retry_failed, keep_going=keep_going))
     show_capture(summary, as_json)
@@ -54,7 +54,7 @@ def show_capture(summary: dict[str, Any], as_json: bool) -> None:
     Parameters
     ----------
     summary
-        Of :func:`i2am.flows.capture_job.run_capture`.
+        Of :func:`i2am.flows.capture.job.run_capture`.
     as_json
         Write it as it is.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from i2am.flows.commands.options import AsJson, Quiet
-from i2am.flows.terminal import emit, say
+from i2am.flows.console.output import emit, say
 
 
 def compact(
@@ -19,7 +19,7 @@ def compact(
 
     Safe at any time, also while samples are written.
     """
-    from i2am.flows.progress import Progress, report, shown
+    from i2am.flows.console.progress import Progress, report, shown
     from i2am.storage.reading.commit_index import compact as compact_records
     from i2am.storage.reading.open import open_run
 

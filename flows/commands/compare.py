@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson, Cluster, Label, Quiet, Workers
-from i2am.flows.terminal import emit, note, say, table
+from i2am.flows.console.output import emit, note, say, table
 
 
 def compare(
@@ -40,21 +40,21 @@ def compare(
 ) -> None:
     """Two runs, sample by sample: differences in maps and IMACS. Exit status 1: some were damaged."""
     from i2am.analysis.compare.compare import compare as compare_runs
-    from i2am.flows import selection
-    from i2am.flows.analyze_job import listen
-    from i2am.flows.children import termination_interrupts
-    from i2am.flows.clusters import computing
-    from i2am.flows.config import Computing
-    from i2am.flows.loading import amended
-    from i2am.flows.progress import shown
+    from i2am.flows.analyze.dask_cluster import computing
+    from i2am.flows.analyze.job import listen
+    from i2am.flows.config import selections
+    from i2am.flows.config.load_yaml import amended
+    from i2am.flows.config.models import Computing
+    from i2am.flows.console.progress import shown
+    from i2am.flows.subprocesses import termination_interrupts
     from i2am.storage.reading.open import open_any
 
     question: dict[str, Any] = {
         "layers": layer,
         "samples": sample,
-        "steps": selection.from_option("--steps", steps),
-        "heads": selection.from_option("--heads", heads),
-        "size": selection.size("--size", size),
+        "steps": selections.from_option("--steps", steps),
+        "heads": selections.from_option("--heads", heads),
+        "size": selections.size("--size", size),
         "time_groups": time_groups,
         "penalty": penalty,
         "confidence": confidence,

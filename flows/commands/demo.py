@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
-from i2am.flows.children import run, termination_interrupts
-from i2am.flows.server import temporary_server
-from i2am.flows.terminal import human_bytes, note, say
+from i2am.flows.console.output import human_bytes, note, say
+from i2am.flows.prefect.server import temporary_server
+from i2am.flows.subprocesses import run, termination_interrupts
 from i2am.storage.errors import AlreadyExists
 
 _HEADER = "# Written by i2am demo; i2am capture reads it too."

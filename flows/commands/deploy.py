@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson
-from i2am.flows.terminal import emit, say
+from i2am.flows.console.output import emit, say
 from i2am.storage.errors import ConfigError
 
 if TYPE_CHECKING:
-    from i2am.flows.deploying import Pools, Times
+    from i2am.flows.prefect.deploy import Pools, Times
 
 
 def deploy(
@@ -50,9 +50,9 @@ def deploy(
     Work pools and concurrency limits are created where they are missing; a deployment of the same name is
     brought up to date. Start a worker for each pool: prefect worker start --pool i2am-gpu.
     """
-    from i2am.flows.config import AnalysisConfig
-    from i2am.flows.loading import load_capture, load_config
-    from i2am.flows.orchestrate import as_flow
+    from i2am.flows.config.load_yaml import load_capture, load_config
+    from i2am.flows.config.models import AnalysisConfig
+    from i2am.flows.prefect.choose import as_flow
 
     if analysis_out is None and (analysis_config or analysis_schedule or after_sweep):
         raise ConfigError("an analysis to deploy", expected="--analysis-out FOLDER", got="no folder")
@@ -62,7 +62,7 @@ def deploy(
     if analysis_config is not None:
         load_config(analysis_config, AnalysisConfig)
     as_flow(True)
-    from i2am.flows.deploying import Pools, Times
+    from i2am.flows.prefect.deploy import Pools, Times
 
     pools, times = Pools(pool_gpu, pool_cpu), Times(schedule, analysis_schedule, timezone, after_sweep)
     analysis = {"out": analysis_out, "config": analysis_config}
@@ -80,17 +80,17 @@ def _deploy(
     host: str | None,
 ) -> dict[str, Any]:
     """Bring the server up to date; what is there then, as ``--json`` writes it."""
-    from i2am.flows import deploying
-    from i2am.flows.deployed import ANALYSIS, SWEEP
+    from i2am.flows.prefect import deploy
+    from i2am.flows.prefect.deployed_flows import ANALYSIS, SWEEP
 
     api = os.environ.get("PREFECT_API_URL")
     deployments: dict[str, str] = {}
-    with deploying.on_server(api) as client:
-        created = deploying.ensure_pools(client, pools)
-        limits = deploying.ensure_limits(client, gpus, host)
+    with deploy.on_server(api) as client:
+        created = deploy.ensure_pools(client, pools)
+        limits = deploy.ensure_limits(client, gpus, host)
         if config is not None:
             name = name or config.stem
-            sweep_id = deploying.deploy_sweep(config, name, pools, times)
+            sweep_id = deploy.deploy_sweep(config, name, pools, times)
             deployments[f"{SWEEP}/{name}"] = sweep_id
             if analysis["out"] is not None:
                 own = analysis["config"]
@@ -99,7 +99,7 @@ def _deploy(
                     "out": str(Path(analysis["out"]).absolute()),
                     "config": str(own.resolve()) if own is not None else None,
                 }
-                study_id = deploying.deploy_analysis(parameters, name, pools, times, sweep_id)
+                study_id = deploy.deploy_analysis(parameters, name, pools, times, sweep_id)
                 deployments[f"{ANALYSIS}/{name}"] = study_id
     return {
         "server": api,

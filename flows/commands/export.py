@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from i2am.flows.commands.options import AsJson, Cluster, Quiet, Workers
-from i2am.flows.terminal import emit, human_bytes, say
+from i2am.flows.console.output import emit, human_bytes, say
 
 if TYPE_CHECKING:
     from i2am.analysis.events import Event
@@ -30,11 +30,11 @@ def export(
     What --marginals makes answers all levels in both directions, IMACS, tables and report.
     """
     from i2am.analysis.study.export_run import export as copy_part
-    from i2am.flows.clusters import computing
-    from i2am.flows.config import Computing
-    from i2am.flows.describe import describe
-    from i2am.flows.loading import amended
-    from i2am.flows.progress import shown
+    from i2am.flows.analyze.dask_cluster import computing
+    from i2am.flows.config.load_yaml import amended
+    from i2am.flows.config.models import Computing
+    from i2am.flows.console.describe_run import describe
+    from i2am.flows.console.progress import shown
     from i2am.storage.locations.open import locate
     from i2am.storage.reading.open import open_run
 
@@ -58,7 +58,7 @@ def export(
 
 def _listen(event: Event) -> None:
     from i2am.analysis.events import StageAdvanced
-    from i2am.flows.progress import Progress, report
+    from i2am.flows.console.progress import Progress, report
 
     if isinstance(event, StageAdvanced):
         report(Progress(event.stage, event.done, event.total, event.stage))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson, Cluster, Label, OneOrMoreRuns, Workers
-from i2am.flows.terminal import emit, note, say, table
+from i2am.flows.console.output import emit, note, say, table
 
 if TYPE_CHECKING:
     from i2am.storage.reading.run_collection import AnyRun
@@ -47,20 +47,20 @@ def imacs(
     from i2am.analysis.scores.imacs import check_penalty
     from i2am.analysis.scores.summary import summarise
     from i2am.analysis.scores.tables import frame
-    from i2am.flows import selection
-    from i2am.flows.clusters import computing
-    from i2am.flows.config import Computing
-    from i2am.flows.loading import amended
+    from i2am.flows.analyze.dask_cluster import computing
+    from i2am.flows.config import selections
+    from i2am.flows.config.load_yaml import amended
+    from i2am.flows.config.models import Computing
     from i2am.storage.reading.open import open_any
 
     check_penalty(penalty)
     check_confidence(confidence)
     question = {
         "level": level,
-        "at": selection.region("--at", at) if at is not None else None,
+        "at": selections.region("--at", at) if at is not None else None,
         "layers": layer,
-        "steps": selection.from_option("--steps", steps),
-        "heads": selection.from_option("--heads", heads),
+        "steps": selections.from_option("--steps", steps),
+        "heads": selections.from_option("--heads", heads),
         "time_groups": time_groups,
         "protocol": protocol,
     }

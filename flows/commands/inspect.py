@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from i2am.flows.commands.options import AsJson, Label, OneOrMoreRuns
-from i2am.flows.terminal import emit, human_bytes, say, table
+from i2am.flows.console.output import emit, human_bytes, say, table
 
 
 def inspect(
@@ -12,7 +12,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """What is in a run, how complete."""
-    from i2am.flows.describe import describe
+    from i2am.flows.console.describe_run import describe
     from i2am.storage.reading.open import open_any
 
     facts = describe(open_any(run, label=label))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from i2am.flows.commands.options import Cluster, Label, OneOrMoreRuns, Workers
-from i2am.flows.terminal import say
+from i2am.flows.console.output import say
 
 
 def maps(
@@ -42,15 +42,15 @@ def maps(
     """Maps as .npz, .zarr or .png."""
     from i2am.analysis.drawing.save_maps import save_maps
     from i2am.analysis.maps.attribution import attribution_maps
-    from i2am.flows import selection
-    from i2am.flows.clusters import computing
-    from i2am.flows.config import Computing
-    from i2am.flows.loading import amended
+    from i2am.flows.analyze.dask_cluster import computing
+    from i2am.flows.config import selections
+    from i2am.flows.config.load_yaml import amended
+    from i2am.flows.config.models import Computing
     from i2am.storage.reading.open import open_any
 
-    index = selection.from_option("--steps", steps), selection.from_option("--heads", heads)
-    grid = selection.size("--size", size)
-    region = selection.region("--at", at) if at is not None else None
+    index = selections.from_option("--steps", steps), selections.from_option("--heads", heads)
+    grid = selections.size("--size", size)
+    region = selections.region("--at", at) if at is not None else None
     where = amended(Computing(), workers=workers, cluster=cluster)
     opened = open_any(run, label=label)
     result = attribution_maps(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson
-from i2am.flows.terminal import emit, human_bytes, say, table
+from i2am.flows.console.output import emit, human_bytes, say, table
 
 if TYPE_CHECKING:
-    from i2am.flows.config import CaptureConfig
+    from i2am.flows.config.models import CaptureConfig
     from i2am.storage.writing.plan import Plan
 
 
@@ -24,8 +24,8 @@ def plan(
     The pipeline is loaded and makes one denoiser call, from which the geometry of every layer is read. Exit
     status 2 where the disk cannot hold the run.
     """
-    from i2am.flows.forecast import forecast
-    from i2am.flows.loading import load_capture
+    from i2am.flows.capture.forecast import forecast
+    from i2am.flows.config.load_yaml import load_capture
 
     settings = load_capture(config)
     predicted = forecast(settings)

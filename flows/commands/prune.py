@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson, Quiet
-from i2am.flows.terminal import emit, human_bytes, note, say
+from i2am.flows.console.output import emit, human_bytes, note, say
 
 if TYPE_CHECKING:
     from i2am.analysis.grids.direction import Direction
@@ -37,14 +37,14 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Copy a part of a run, exactly or with rounded numbers, and measure what rounding does to the maps."""
-    from i2am.flows import selection
-    from i2am.flows.describe import describe
-    from i2am.flows.progress import Progress, report, shown
+    from i2am.flows.config import selections
+    from i2am.flows.console.describe_run import describe
+    from i2am.flows.console.progress import Progress, report, shown
     from i2am.storage.reading.open import open_run
     from i2am.storage.tools.prune import prune as copy_part
 
     source = open_run(run)
-    index = selection.from_option("--steps", steps), selection.from_option("--heads", heads)
+    index = selections.from_option("--steps", steps), selections.from_option("--heads", heads)
     total, done = len(sample or source.samples), 0
 
     def listen(name: str) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from i2am.flows.commands.capture import show_capture
 from i2am.flows.commands.options import AsJson, Quiet, RetryFailed, RunOut
-from i2am.flows.terminal import note
+from i2am.flows.console.output import note
 
 
 def sweep(
@@ -33,11 +33,11 @@ def sweep(
     server that is lost is waited for, a sample that fails is set aside; run the command again to go on. Exit
     status 1: samples are set aside, or shards were given up.
     """
-    from i2am.flows.children import termination_interrupts
-    from i2am.flows.config import Sweep
-    from i2am.flows.loading import load_capture
-    from i2am.flows.orchestrate import as_flow
-    from i2am.flows.progress import shown
+    from i2am.flows.config.load_yaml import load_capture
+    from i2am.flows.config.models import Sweep
+    from i2am.flows.console.progress import shown
+    from i2am.flows.prefect.choose import as_flow
+    from i2am.flows.subprocesses import termination_interrupts
 
     settings = load_capture(config, out)
     given = {"workers": workers, "gpus": gpus.split(",") if gpus is not None else None}
@@ -46,7 +46,7 @@ def sweep(
     settings = settings.model_copy(update={"sweep": spread})
     as_flow(True)
     with shown(quiet), termination_interrupts(), _server():
-        from i2am.flows.losses import ServerGone, leave, sweep_through_losses
+        from i2am.flows.prefect.server_loss import ServerGone, leave, sweep_through_losses
 
         try:
             summary, recorded = sweep_through_losses(settings, retry_failed)
@@ -77,7 +77,7 @@ def _server() -> Iterator[None]:
     if os.environ.get("PREFECT_API_URL"):
         yield
         return
-    from i2am.flows.server import temporary_server
+    from i2am.flows.prefect.server import temporary_server
 
     with tempfile.TemporaryDirectory(prefix="i2am-prefect-") as home, temporary_server(Path(home)) as env:
         os.environ.update(env)

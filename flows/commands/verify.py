@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from i2am.flows.commands.options import AsJson, Quiet
-from i2am.flows.terminal import emit, human_bytes, say
+from i2am.flows.console.output import emit, human_bytes, say
 
 if TYPE_CHECKING:
     from i2am.storage.tools.verify import Progress as Checked
@@ -48,7 +48,7 @@ def verify(
 
     Reads every byte and compares it with what was committed. Exit status 1: something is damaged.
     """
-    from i2am.flows.progress import Progress, report, shown
+    from i2am.flows.console.progress import Progress, report, shown
     from i2am.storage.tools.verify import verify as check
 
     def listen(event: Checked) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from i2am.flows.config.samples import Coco
 from i2am.flows.datasets.common import SampleInput, SampleSet, folder_of, inside, once, read_text, resized
-from i2am.flows.datasets.config import Coco
 from i2am.flows.datasets.images import read_image
 from i2am.storage.errors import ConfigError, ShapeMismatch
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from i2am.flows.config.bounded_file import read_bounded
 from i2am.flows.datasets.images import MASKS, size_of
-from i2am.flows.reading import read_bounded
 from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch
 from i2am.storage.format.file_names import sample_file
 

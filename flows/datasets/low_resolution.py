@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from i2am.flows.config.samples import LowResolution
 from i2am.flows.datasets.common import SampleInput, SampleSet, folder_of, inside, once, read_text
-from i2am.flows.datasets.config import LowResolution
 from i2am.flows.datasets.images import check_pixels, read_image
 
 _ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})

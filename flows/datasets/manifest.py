@@ -42,7 +42,7 @@ def open_manifest(
     Raises
     ------
     NotFound, NoPermission, ConfigError, UnknownName, ShapeMismatch
-        As :func:`i2am.flows.samples.open_samples` says.
+        As :func:`i2am.flows.datasets.open.open_samples` says.
     """
     rows = read_table(path, limit)
     if not rows:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from i2am.flows.config.samples import Scenes
 from i2am.flows.datasets.common import SampleInput, SampleSet
-from i2am.flows.datasets.config import Scenes
 
 
 def open_scenes(config: Scenes) -> SampleSet:

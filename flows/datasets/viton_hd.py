@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from i2am.flows.config.samples import VitonHD
 from i2am.flows.datasets.common import SampleSet, below, folder_of, inside, once, read_text
-from i2am.flows.datasets.config import VitonHD
 from i2am.flows.datasets.files import Entry, from_files
 from i2am.storage.errors import ConfigError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
-from i2am.flows.children import child
+from i2am.flows.subprocesses import child
 from tests.flows.conftest import ROOT
 
 FREE = ("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from i2am.flows.capture_job import run_capture
-from i2am.flows.config import CaptureConfig
-from i2am.flows.forecast import forecast
-from i2am.flows.loading import load_capture
-from i2am.flows.progress import Progress, heard_by
+from i2am.flows.capture.forecast import forecast
+from i2am.flows.capture.job import run_capture
+from i2am.flows.config.load_yaml import load_capture
+from i2am.flows.config.models import CaptureConfig
+from i2am.flows.console.progress import Progress, heard_by
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from tests.flows.conftest import Outcome
@@ -59,7 +59,7 @@ def test_a_complete_run_is_left_alone_and_needs_no_model(
     def load(config: CaptureConfig) -> None:
         raise AssertionError("the pipeline was loaded")
 
-    monkeypatch.setattr("i2am.flows.sources.load_pipeline", load)
+    monkeypatch.setattr("i2am.flows.capture.load_pipeline.load_pipeline", load)
     assert run_capture(settings())["captured"] == 0
     assert files(tmp_path / "tiny.zarr") == before
 
@@ -160,7 +160,7 @@ def test_a_parquet_manifest_says_the_same_as_a_csv(
 ) -> None:
     import polars
 
-    from i2am.flows.samples import open_samples
+    from i2am.flows.datasets.open import open_samples
 
     for name in ("r.png", "s.png", "m.png"):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
@@ -179,7 +179,7 @@ def test_a_parquet_manifest_says_the_same_as_a_csv(
 
 
 def test_a_limit_takes_the_first_rows(settings: Callable[..., CaptureConfig], tmp_path: Path) -> None:
-    from i2am.flows.samples import open_samples
+    from i2am.flows.datasets.open import open_samples
 
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "r.png")
     (tmp_path / "m.csv").write_text("id,reference\n" + "".join(f"s{i},r.png\n" for i in range(5)))

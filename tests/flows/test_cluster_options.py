@@ -12,9 +12,9 @@ import dask
 import numpy as np
 import pytest
 
-from i2am.flows.clusters import computing
-from i2am.flows.config import Address, AnalysisConfig, ClusterClass, Computing, Processes, Threads
-from i2am.flows.loading import amended, parse_config
+from i2am.flows.analyze.dask_cluster import computing
+from i2am.flows.config.load_yaml import amended, parse_config
+from i2am.flows.config.models import Address, AnalysisConfig, ClusterClass, Computing, Processes, Threads
 from i2am.storage.errors import ConfigError
 from tests.flows.conftest import Outcome
 

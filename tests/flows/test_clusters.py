@@ -18,9 +18,9 @@ from i2am.analysis.dask_tasks import run_tasks
 from i2am.analysis.events import Event, StageAdvanced, StageStarted
 from i2am.analysis.options import StudyOptions
 from i2am.analysis.study.study import analyse
-from i2am.flows.clusters import computing
-from i2am.flows.config import Computing
-from i2am.flows.loading import amended
+from i2am.flows.analyze.dask_cluster import computing
+from i2am.flows.config.load_yaml import amended
+from i2am.flows.config.models import Computing
 from i2am.storage.errors import ClusterError, MissingDependency
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
@@ -247,7 +247,7 @@ def test_a_worker_that_is_lost_while_it_is_asked_is_no_reason_to_give_up(tmp_pat
     """The other answers; if all are lost the command says so."""
     from distributed import Client
 
-    from i2am.flows.clusters import _check_workers
+    from i2am.flows.analyze.dask_cluster import _check_workers
 
     with (
         foreign_cluster(tmp_path / "there", workers=2) as cluster,

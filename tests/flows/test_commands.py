@@ -14,7 +14,7 @@ import xarray as xr
 from PIL import Image
 
 from i2am.analysis.scores.imacs import imacs
-from i2am.flows.terminal import emit, human_bytes
+from i2am.flows.console.output import emit, human_bytes
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.open import open_run
 from i2am.storage.writing.create import create_run

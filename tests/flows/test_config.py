@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.flows.config import AnalysisConfig, CaptureConfig
-from i2am.flows.loading import MAX_BYTES, load_capture, load_config, parse_config
-from i2am.flows.selection import from_option, region, selected, size
+from i2am.flows.config.load_yaml import MAX_BYTES, load_capture, load_config, parse_config
+from i2am.flows.config.models import AnalysisConfig, CaptureConfig
+from i2am.flows.config.selections import from_option, region, selected, size
 from i2am.storage.errors import ConfigError, I2AMError, NotFound
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

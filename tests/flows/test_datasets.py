@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from i2am.flows.config import CaptureConfig
+from i2am.flows.config.models import CaptureConfig
 from i2am.flows.datasets.coco import choose
-from i2am.flows.samples import open_samples
+from i2am.flows.datasets.open import open_samples
 from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch
 
 

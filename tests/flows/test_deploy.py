@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from i2am.flows.server import temporary_server
+from i2am.flows.prefect.server import temporary_server
 from tests.flows.conftest import ROOT, spawn
 from tests.flows.prefect_api import FIT, ask
 
@@ -65,8 +65,8 @@ def test_pools_deployments_schedules_and_trigger(
         "i2am-nightly-analysis/lab": study["id"],
     }
     assert (sweep["work_pool_name"], study["work_pool_name"]) == ("i2am-gpu", "i2am-cpu")
-    assert sweep["entrypoint"] == "i2am.flows.deployed.nightly_sweep"
-    assert study["entrypoint"] == "i2am.flows.deployed.nightly_analysis"
+    assert sweep["entrypoint"] == "i2am.flows.prefect.deployed_flows.nightly_sweep"
+    assert study["entrypoint"] == "i2am.flows.prefect.deployed_flows.nightly_analysis"
     assert not sweep["pull_steps"]
     assert not study["pull_steps"]
     assert sweep["parameters"] == {"config": str(file)}

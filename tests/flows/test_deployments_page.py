@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from i2am.flows.server import wait_for_server
+from i2am.flows.prefect.server import wait_for_server
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from tests.flows.conftest import ROOT
@@ -139,7 +139,7 @@ def test_the_page_and_a_cancelled_run(desk: Desk, config: Callable[..., Path]) -
     second = desk.folder / "second.zarr"
     wait_for(lambda: len(list(second.glob("commits/*.json"))) > 1, 120)
     (running,) = desk.runs("i2am-nightly-sweep", "RUNNING")
-    busy = {p: c for p, c in _all(desk).items() if "i2am.flows.sweep_worker" in c}
+    busy = {p: c for p, c in _all(desk).items() if "i2am.flows.sweep.worker_main" in c}
     assert busy
     desk.type(f"prefect flow-run cancel {running['id']}")
     wait_for(lambda: desk.runs("i2am-nightly-sweep", "CANCELLED"), 60)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from i2am.flows.config import CaptureConfig
-from i2am.flows.loading import MAX_BYTES, MAX_VALUES, load_capture
-from i2am.flows.reading import read_bounded
+from i2am.flows.config.bounded_file import read_bounded
+from i2am.flows.config.load_yaml import MAX_BYTES, MAX_VALUES, load_capture
+from i2am.flows.config.models import CaptureConfig
 from i2am.storage.errors import ConfigError, NotFound
 from tests.flows.conftest import Outcome
 

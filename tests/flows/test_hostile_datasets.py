@@ -19,8 +19,8 @@ from PIL import Image
 from i2am.flows.datasets import images, table
 from i2am.flows.datasets.common import MAX_BYTES, once
 from i2am.flows.datasets.images import read_image, size_of
+from i2am.flows.datasets.open import open_samples
 from i2am.flows.datasets.table import MAX_COLUMNS, MAX_ROW, read_table
-from i2am.flows.samples import open_samples
 from i2am.storage.errors import ConfigError, InputError, NotFound
 from tests.flows.conftest import Outcome, spawn
 from tests.flows.test_datasets import picture, settings

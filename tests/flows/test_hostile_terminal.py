@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from i2am.flows import terminal
-from i2am.flows.markdown import cells, plain
-from i2am.flows.progress import Progress, report, shown
+from i2am.flows.console import output
+from i2am.flows.console.progress import Progress, report, shown
+from i2am.flows.prefect.markdown import cells, plain
 from i2am.storage.errors import InputError
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.signed_json import canonical, signed
@@ -54,10 +54,10 @@ def harmless(text: str) -> bool:
 
 @given(TEXT, TEXT)
 def test_what_is_said_is_harmless(line: str, other: str) -> None:
-    for write, stream in ((terminal.say, "stdout"), (terminal.note, "stderr")):
+    for write, stream in ((output.say, "stdout"), (output.note, "stderr")):
         with pytest.MonkeyPatch.context() as patch:
             written = io.StringIO()
-            patch.setattr(terminal.sys, stream, written)
+            patch.setattr(output.sys, stream, written)
             write(f"{line} {other}")
         assert harmless(written.getvalue())
         assert written.getvalue().count("\n") == 1
@@ -69,8 +69,8 @@ def test_what_is_said_is_harmless(line: str, other: str) -> None:
 def test_json_is_harmless_and_loses_nothing(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         written = io.StringIO()
-        patch.setattr(terminal.sys, "stdout", written)
-        terminal.emit({"a": [text], text: 1.0, "b": "é×"})
+        patch.setattr(output.sys, "stdout", written)
+        output.emit({"a": [text], text: 1.0, "b": "é×"})
     assert harmless(written.getvalue())
     assert json.loads(written.getvalue()) == {"a": [text], "b": "é×"} | {text: 1.0}
     assert "é×" in written.getvalue()
@@ -78,7 +78,7 @@ def test_json_is_harmless_and_loses_nothing(text: str) -> None:
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_a_table_reads_no_markup(payload: str, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.table(["name"], [[payload], ["[b]kept[/b]:smile:"]])
+    output.table(["name"], [[payload], ["[b]kept[/b]:smile:"]])
     out = capsys.readouterr().out
     assert harmless(out)
     assert "[b]kept[/b]:smile:" in out
@@ -235,7 +235,7 @@ MARKS = st.text(alphabet="<>&\"'`*_{}[]()#+-.!|~\\:/@=ahtpsw1 \n\u202e\x1b") | s
 def test_markdown_shows_a_text_and_nothing_else(text: str) -> None:
     """By a CommonMark parser with HTML, tables and strikethrough on: one text in each place."""
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    wanted = terminal.visible(" ".join(text.split()))
+    wanted = output.visible(" ".join(text.split()))
     own = plain(text)
     page = f"# a {own}\n\n- b {own}\n\n| c | d |\n|---|---|\n| e {own} | f |\n\nIt: {own}\n"
     tokens = parser.parse(page)
@@ -250,7 +250,7 @@ def test_markdown_shows_a_text_and_nothing_else(text: str) -> None:
 
 def test_artifacts_are_made_of_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every artifact of the three flows, from summaries full of marks."""
-    from i2am.flows import analyze_flow, capture_flow, sweep_flow
+    from i2am.flows.prefect import analyze_flow, capture_flow, sweep_flow
 
     evil, steering = "<img src=x onerror=alert(1)>", "\x1b[2J"
     made: list[dict[str, Any]] = []

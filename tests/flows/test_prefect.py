@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from i2am.flows.orchestrate import as_flow
-from i2am.flows.server import temporary_server
+from i2am.flows.prefect.choose import as_flow
+from i2am.flows.prefect.server import temporary_server
 from i2am.storage.errors import MissingDependency
 from tests.flows.conftest import ROOT, spawn
 
@@ -104,7 +104,7 @@ def test_no_child_outlives_its_parent(tmp_path: Path, number: signal.Signals) ->
     """The parent is interrupted, terminated or killed: its child and what its child started are gone."""
     code = (
         "import sys\n"
-        "from i2am.flows.children import run, termination_interrupts\n"
+        "from i2am.flows.subprocesses import run, termination_interrupts\n"
         "try:\n"
         "    with termination_interrupts(): run([sys.executable, '-c', sys.argv[1], sys.argv[2]])\n"
         "except KeyboardInterrupt: sys.exit(130)\n"

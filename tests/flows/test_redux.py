@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 import i2am
-from i2am.flows.config import CaptureConfig
-from i2am.flows.sources import call_inputs, load_pipeline
+from i2am.flows.capture.load_pipeline import call_inputs, load_pipeline
+from i2am.flows.config.models import CaptureConfig
 from tests.pipeline import joint_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from i2am.flows.config import CaptureConfig, FactorySource
-from i2am.flows.loading import load_capture
-from i2am.flows.sources import load_pipeline
+from i2am.flows.capture.load_pipeline import load_pipeline
+from i2am.flows.config.load_yaml import load_capture
+from i2am.flows.config.models import CaptureConfig, FactorySource
 from i2am.pipeline.adapters.ldm import LatentDiffusion
 from i2am.pipeline.adapters.pasd import PASD
 from i2am.pipeline.adapters.seesr import SeeSR

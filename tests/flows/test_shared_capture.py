@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import i2am
-from i2am.flows.capture_job import Todo, capture_samples, prepare, run_capture, waiting
-from i2am.flows.loading import load_capture
-from i2am.flows.progress import Progress, heard_by
-from i2am.flows.samples import open_samples
+from i2am.flows.capture.job import Todo, capture_samples, prepare, run_capture, waiting
+from i2am.flows.config.load_yaml import load_capture
+from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.datasets.open import open_samples
 from i2am.pipeline import jobs
 from i2am.pipeline.recording import run_target
 from i2am.storage.format.layer_spec import LayerSpec

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from i2am.flows.config import CaptureConfig
-from i2am.flows.loading import load_capture
-from i2am.flows.sources import call_inputs, load_pipeline
+from i2am.flows.capture.load_pipeline import call_inputs, load_pipeline
+from i2am.flows.config.load_yaml import load_capture
+from i2am.flows.config.models import CaptureConfig
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.storage.errors import CaptureError, ConfigError
 from tests.pipeline import unet_models

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.flows.server import temporary_server
-from i2am.flows.workers import shards
+from i2am.flows.prefect.server import temporary_server
+from i2am.flows.sweep.worker_pool import shards
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from i2am.storage.writing.failures import failures, set_aside, take_back
@@ -165,7 +165,7 @@ def _children(parent: int) -> list[int]:
             command = (stat.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == parent and b"i2am.flows.sweep_worker" in command:
+        if int(fields[1]) == parent and b"i2am.flows.sweep.worker_main" in command:
             found.append(int(stat.parent.name))
     return found
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from i2am.flows.server import temporary_server, wait_for_server
+from i2am.flows.prefect.server import temporary_server, wait_for_server
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from tests.flows.conftest import ROOT, spawn
@@ -161,7 +161,7 @@ def test_an_interrupted_sweep_leaves_a_sound_run(
     sweep = start(file(sweep={"gpus": ["a", "b"], "shard": 2}), server)
     sweep.until(1)
     left = descendants(sweep.process.pid)
-    assert sum("i2am.flows.sweep_worker" in command for command in left.values()) == 2
+    assert sum("i2am.flows.sweep.worker_main" in command for command in left.values()) == 2
     sweep.process.send_signal(number)
     status, _, err = sweep.end()
     assert status == 130, err

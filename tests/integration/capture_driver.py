@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from i2am.flows.capture_job import prepare, run_capture
-from i2am.flows.config import CaptureConfig
-from i2am.flows.loading import load_capture
+from i2am.flows.capture.job import prepare, run_capture
+from i2am.flows.config.load_yaml import load_capture
+from i2am.flows.config.models import CaptureConfig
 
 
 def start(config: CaptureConfig) -> int:

@@ -138,8 +138,8 @@ def _drop_override() -> None:
 
 def serve(config: str) -> None:
     """Answer until standard input ends; then kill what still runs."""
-    from i2am.flows.capture_job import prepare
-    from i2am.flows.loading import load_capture
+    from i2am.flows.capture.job import prepare
+    from i2am.flows.config.load_yaml import load_capture
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

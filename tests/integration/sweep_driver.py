@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROLES = {"worker": b"i2am.flows.sweep_worker", "server": b"prefect.server.api.server"}
+ROLES = {"worker": b"i2am.flows.sweep.worker_main", "server": b"prefect.server.api.server"}
 """What a victim's command line has in it."""
 
 PATIENCE = 120.0

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from i2am.flows.loading import load_capture
-from i2am.flows.samples import open_samples
-from i2am.flows.workers import Worker
+from i2am.flows.config.load_yaml import load_capture
+from i2am.flows.datasets.open import open_samples
+from i2am.flows.sweep.worker_pool import Worker
 from i2am.storage.errors import InputError
 from i2am.storage.tools.verify import verify
 from i2am.storage.writing.failures import failures

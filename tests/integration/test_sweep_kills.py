@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from i2am.flows.capture_job import run_capture
-from i2am.flows.loading import load_capture
+from i2am.flows.capture.job import run_capture
+from i2am.flows.config.load_yaml import load_capture
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from tests.flows.conftest import ROOT

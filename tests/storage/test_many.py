@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import i2am
-from i2am.flows.describe import describe
+from i2am.flows.console.describe_run import describe
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.locations.local import LocalLocation
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, fill

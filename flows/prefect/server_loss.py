@@ -14,13 +14,13 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Crashed
 
-from i2am.flows.capture_job import Todo, summarise, waiting
-from i2am.flows.config import CaptureConfig
-from i2am.flows.progress import Progress, heard_by
-from i2am.flows.samples import open_samples
-from i2am.flows.server import answers, wait_for_server
-from i2am.flows.sweep_flow import sweep_flow
-from i2am.flows.terminal import note
+from i2am.flows.capture.job import Todo, summarise, waiting
+from i2am.flows.config.models import CaptureConfig
+from i2am.flows.console.output import note
+from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.datasets.open import open_samples
+from i2am.flows.prefect.server import answers, wait_for_server
+from i2am.flows.prefect.sweep_flow import sweep_flow
 from i2am.storage.errors import InputError
 
 LOSSES = 20
@@ -37,7 +37,7 @@ def sweep_through_losses(config: CaptureConfig, retry_failed: bool) -> tuple[dic
     Parameters
     ----------
     config, retry_failed
-        As for :func:`i2am.flows.sweep_flow.sweep_flow`.
+        As for :func:`i2am.flows.prefect.sweep_flow.sweep_flow`.
 
     Returns
     -------

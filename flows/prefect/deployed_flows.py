@@ -11,10 +11,10 @@ from typing import Any
 
 from prefect import flow
 
-from i2am.flows.analyze_flow import run_analyze
-from i2am.flows.config import AnalysisConfig
-from i2am.flows.loading import load_capture, load_config
-from i2am.flows.sweep_flow import run_sweep, threads
+from i2am.flows.config.load_yaml import load_capture, load_config
+from i2am.flows.config.models import AnalysisConfig
+from i2am.flows.prefect.analyze_flow import run_analyze
+from i2am.flows.prefect.sweep_flow import run_sweep, threads
 from i2am.storage.errors import CaptureError
 
 SWEEP, ANALYSIS = "i2am-nightly-sweep", "i2am-nightly-analysis"
@@ -37,7 +37,7 @@ def nightly_sweep(config: str, out: str | None = None, retry_failed: bool = Fals
     Returns
     -------
     dict
-        As :func:`i2am.flows.sweep_flow.run_sweep`.
+        As :func:`i2am.flows.prefect.sweep_flow.run_sweep`.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def nightly_analysis(
     Returns
     -------
     dict
-        The summary of :func:`i2am.flows.analyze_job.run_analysis`.
+        The summary of :func:`i2am.flows.analyze.job.run_analysis`.
     """
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
     if Path(run).suffix in (".yaml", ".yml"):

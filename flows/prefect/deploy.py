@@ -1,4 +1,4 @@
-"""Deployments on a Prefect server: work pools, concurrency limits, and the flows of `i2am.flows.deployed`."""
+"""Deployments on a Prefect server: work pools, concurrency limits, and the flows of `i2am.flows.prefect.deployed_flows`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from i2am.flows.deployed import ANALYSIS, SWEEP, nightly_analysis, nightly_sweep
-from i2am.flows.loading import load_capture
-from i2am.flows.server import answers
-from i2am.flows.turns import ensure_limit, limit_name
+from i2am.flows.config.load_yaml import load_capture
+from i2am.flows.prefect.deployed_flows import ANALYSIS, SWEEP, nightly_analysis, nightly_sweep
+from i2am.flows.prefect.server import answers
+from i2am.flows.sweep.gpu_lease import ensure_limit, limit_name
 from i2am.storage.errors import ConfigError, InputError
 
 
@@ -186,7 +186,7 @@ def deploy_analysis(
     Parameters
     ----------
     parameters
-        Of :func:`i2am.flows.deployed.nightly_analysis`.
+        Of :func:`i2am.flows.prefect.deployed_flows.nightly_analysis`.
     name
         Of the deployment.
     pools, times

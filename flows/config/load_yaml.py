@@ -12,8 +12,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from i2am.flows.config import CaptureConfig
-from i2am.flows.reading import read_bounded
+from i2am.flows.config.bounded_file import read_bounded
+from i2am.flows.config.models import CaptureConfig
 from i2am.storage.errors import ConfigError
 
 MAX_BYTES = 1 << 20

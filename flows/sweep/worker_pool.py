@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from i2am.flows.capture_process import Worker, WorkerLost
-from i2am.flows.config import CaptureConfig
-from i2am.flows.progress import Progress, report
+from i2am.flows.config.models import CaptureConfig
+from i2am.flows.console.progress import Progress, report
+from i2am.flows.sweep.worker_process import Worker, WorkerLost
 
 if TYPE_CHECKING:
-    from i2am.flows.turns import Turn
+    from i2am.flows.sweep.gpu_lease import Turn
 
 
 class SweepEnded(RuntimeError):
@@ -97,7 +97,7 @@ class Pool:
         Raises
         ------
         WorkerLost, InputError
-            As for :meth:`i2am.flows.capture_process.Worker.ask`.
+            As for :meth:`i2am.flows.sweep.worker_process.Worker.ask`.
         SweepEnded
             If the pool is closed.
         """

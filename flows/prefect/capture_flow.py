@@ -8,11 +8,11 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from i2am.flows.capture_job import Todo, run_capture
-from i2am.flows.config import CaptureConfig
-from i2am.flows.markdown import cells, plain
-from i2am.flows.terminal import human_bytes
-from i2am.flows.watched import watched
+from i2am.flows.capture.job import Todo, run_capture
+from i2am.flows.config.models import CaptureConfig
+from i2am.flows.console.output import human_bytes
+from i2am.flows.prefect.markdown import cells, plain
+from i2am.flows.prefect.progress import watched
 
 
 @task(name="capture samples", cache_policy=NO_CACHE, persist_result=False)
@@ -24,12 +24,12 @@ def capture_all(config: CaptureConfig, retry_failed: bool, keep_going: bool) -> 
     config
         The capture.
     retry_failed, keep_going
-        As for :class:`i2am.flows.capture_job.Todo`.
+        As for :class:`i2am.flows.capture.job.Todo`.
 
     Returns
     -------
     dict
-        The summary of :func:`i2am.flows.capture_job.run_capture`.
+        The summary of :func:`i2am.flows.capture.job.run_capture`.
     """
     with watched("i2am-capture-progress", config.out):
         return run_capture(config, Todo(retry_failed=retry_failed, keep_going=keep_going))
@@ -42,7 +42,7 @@ def publish_capture(summary: dict[str, Any]) -> None:
     Parameters
     ----------
     summary
-        Of :func:`i2am.flows.capture_job.run_capture`.
+        Of :func:`i2am.flows.capture.job.run_capture`.
     """
     create_table_artifact(
         table=cells(summary["samples"]), key="i2am-capture-samples", description=plain(summary["run"])
@@ -69,12 +69,12 @@ def capture_flow(
     config
         The capture; paths as seen by the worker.
     retry_failed, keep_going
-        As for :class:`i2am.flows.capture_job.Todo`.
+        As for :class:`i2am.flows.capture.job.Todo`.
 
     Returns
     -------
     dict
-        The summary of :func:`i2am.flows.capture_job.run_capture`.
+        The summary of :func:`i2am.flows.capture.job.run_capture`.
     """
     summary = capture_all(config, retry_failed, keep_going)
     publish_capture(summary)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from i2am.flows.capture_job import kept, prepare
-from i2am.flows.config import CaptureConfig
-from i2am.flows.samples import open_samples
+from i2am.flows.capture.job import kept, prepare
+from i2am.flows.config.models import CaptureConfig
+from i2am.flows.datasets.open import open_samples
 from i2am.storage.writing.plan import Plan, plan
 
 

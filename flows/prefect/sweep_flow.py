@@ -17,17 +17,17 @@ from prefect.runtime import task_run
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from i2am.flows.capture_job import Todo, summarise, waiting
-from i2am.flows.capture_process import WorkerLost
-from i2am.flows.config import CaptureConfig
-from i2am.flows.markdown import cells, plain
-from i2am.flows.progress import Progress, report
-from i2am.flows.samples import open_samples
-from i2am.flows.server import wait_for_server
-from i2am.flows.terminal import human_bytes, note
-from i2am.flows.turns import Turn
-from i2am.flows.watched import watched
-from i2am.flows.workers import Pool, Shard, pool, shards
+from i2am.flows.capture.job import Todo, summarise, waiting
+from i2am.flows.config.models import CaptureConfig
+from i2am.flows.console.output import human_bytes, note
+from i2am.flows.console.progress import Progress, report
+from i2am.flows.datasets.open import open_samples
+from i2am.flows.prefect.markdown import cells, plain
+from i2am.flows.prefect.progress import watched
+from i2am.flows.prefect.server import wait_for_server
+from i2am.flows.sweep.gpu_lease import Turn
+from i2am.flows.sweep.worker_pool import Pool, Shard, pool, shards
+from i2am.flows.sweep.worker_process import WorkerLost
 from i2am.storage.errors import CaptureError, InputError, NotFound
 
 threads = cast(Any, ThreadPoolTaskRunner)(max_workers=64)
@@ -59,7 +59,7 @@ def run_sweep(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
     Returns
     -------
     dict
-        The summary of :func:`i2am.flows.capture_job.run_capture`, and ``lost``: one line for each shard that was
+        The summary of :func:`i2am.flows.capture.job.run_capture`, and ``lost``: one line for each shard that was
         given up.
 
     Raises

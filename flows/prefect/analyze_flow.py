@@ -8,10 +8,10 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from i2am.flows.analyze_job import run_analysis
-from i2am.flows.config import AnalysisConfig
-from i2am.flows.markdown import cells, plain
-from i2am.flows.progress import Progress, heard_by
+from i2am.flows.analyze.job import run_analysis
+from i2am.flows.config.models import AnalysisConfig
+from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.prefect.markdown import cells, plain
 
 
 @task(name="analyse run", cache_policy=NO_CACHE, persist_result=False)
@@ -23,7 +23,7 @@ def analyse_run(
     Parameters
     ----------
     run, out, config, overwrite, again
-        As for :func:`i2am.flows.analyze_job.run_analysis`.
+        As for :func:`i2am.flows.analyze.job.run_analysis`.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def publish_analysis(summary: dict[str, Any]) -> None:
     Parameters
     ----------
     summary
-        Of :func:`i2am.flows.analyze_job.run_analysis`.
+        Of :func:`i2am.flows.analyze.job.run_analysis`.
     """
     create_table_artifact(
         table=cells(summary["scores"]), key="i2am-analysis-scores", description=plain(summary["run"])
@@ -92,7 +92,7 @@ def analyze_flow(
     Returns
     -------
     dict
-        The summary of :func:`i2am.flows.analyze_job.run_analysis`.
+        The summary of :func:`i2am.flows.analyze.job.run_analysis`.
     """
     return run_analyze(run, out, config, overwrite, again)
 

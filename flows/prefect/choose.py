@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 
-from i2am.flows.server import quiet_environment
+from i2am.flows.prefect.server import quiet_environment
 from i2am.storage.errors import ConfigError, MissingDependency
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from i2am.flows.strict import Positive, Seed, Size, Strict
+from i2am.flows.config.base import Positive, Seed, Size, Strict
 
 
 class Scenes(Strict):

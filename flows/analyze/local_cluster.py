@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from i2am.flows.config import ClusterClass, Processes, Threads
-from i2am.flows.job_queues import QUEUES, completed, kept_at, signals_kept
+from i2am.flows.analyze.job_queue_cluster import completed, kept_at, signals_kept
+from i2am.flows.config.models import QUEUES, ClusterClass, Processes, Threads
 from i2am.storage.errors import ClusterError, ConfigError, UnknownName
 
 NO_DASHBOARD = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}

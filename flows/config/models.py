@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from i2am.flows.datasets.config import Samples
-from i2am.flows.job_queues import SLURM
-from i2am.flows.selection import Layers, Selection
-from i2am.flows.strict import Name, Seed, Size, Strict
+from i2am.flows.config.base import Name, Seed, Size, Strict
+from i2am.flows.config.samples import Samples
+from i2am.flows.config.selections import Layers, Selection
 
 
 class EmbeddedSource(Strict):
@@ -234,3 +233,11 @@ class AnalysisConfig(Computing):
     aggregations: Annotated[list[str], Field(description="names, or module:name")] = []
     details: Annotated[int, Field(ge=0, description="samples shown in full in the report")] = 24
     figures: Annotated[int, Field(ge=0, description="samples that get figures of their own")] = 12
+
+
+QUEUES = "dask_jobqueue"
+"""The package."""
+
+
+SLURM = f"{QUEUES}.SLURMCluster"
+"""What ``cluster: slurm`` stands for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from i2am.flows.config import CaptureConfig
+from i2am.flows.config.models import CaptureConfig
 from i2am.flows.datasets.coco import open_coco
 from i2am.flows.datasets.common import SampleInput as SampleInput
 from i2am.flows.datasets.common import SampleSet as SampleSet

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from i2am.flows.terminal import note
+from i2am.flows.console.output import note
 from i2am.storage.terminal_safe import visible
 
 

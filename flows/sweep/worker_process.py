@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from i2am.flows.children import child
-from i2am.flows.config import CaptureConfig
+from i2am.flows.config.models import CaptureConfig
+from i2am.flows.subprocesses import child
 from i2am.storage.errors import InputError
 
 IDLE_SECONDS = 20.0
@@ -106,7 +106,7 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[str]:
         env = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": self.gpu} if self.gpu is not None else {})
-        command = [sys.executable, "-m", "i2am.flows.sweep_worker"]
+        command = [sys.executable, "-m", "i2am.flows.sweep.worker_main"]
         with self._lock:
             if self._retired:
                 raise WorkerLost("the capture processes were ended")

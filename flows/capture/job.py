@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from i2am.flows.config import CaptureConfig
-from i2am.flows.describe import describe
-from i2am.flows.progress import Progress, report
-from i2am.flows.samples import SampleSet, open_samples
-from i2am.flows.selection import selected, selected_layers
-from i2am.flows.terminal import one_line
+from i2am.flows.config.models import CaptureConfig
+from i2am.flows.config.selections import selected, selected_layers
+from i2am.flows.console.describe_run import describe
+from i2am.flows.console.output import one_line
+from i2am.flows.console.progress import Progress, report
+from i2am.flows.datasets.open import SampleSet, open_samples
 from i2am.storage.errors import ConfigError, NotFound, UnknownName
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.reading.commit_index import ENOUGH, compact
@@ -195,7 +195,7 @@ def prepare(config: CaptureConfig) -> tuple[Any, Call]:
     InputError
         If the pipeline cannot be loaded as described.
     """
-    from i2am.flows.sources import call_inputs, load_pipeline
+    from i2am.flows.capture.load_pipeline import call_inputs, load_pipeline
 
     pipe = load_pipeline(config)
     from i2am.pipeline.jobs import Call

@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from i2am.flows.config import Address, Computing, Threads
-from i2am.flows.dask_report import check_report, reported
-from i2am.flows.own_clusters import first_line, own_cluster
+from i2am.flows.analyze.dask_report import check_report, reported
+from i2am.flows.analyze.local_cluster import first_line, own_cluster
+from i2am.flows.config.models import Address, Computing, Threads
 from i2am.storage.errors import ClusterError, ConfigError, I2AMError, MissingDependency, NotFound
 
 if TYPE_CHECKING:

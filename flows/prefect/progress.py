@@ -15,8 +15,8 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from i2am.flows.markdown import plain
-from i2am.flows.progress import Progress, heard_by
+from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.prefect.markdown import plain
 
 SECONDS_BETWEEN_UPDATES = 1.0
 """Of the progress artifact: many samples may be committed in a second."""

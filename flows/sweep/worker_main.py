@@ -11,11 +11,11 @@ import os
 import sys
 from typing import Any, TextIO
 
-from i2am.flows.capture_job import Todo, capture_samples, prepare, waiting
-from i2am.flows.config import CaptureConfig
-from i2am.flows.progress import Progress, heard_by
-from i2am.flows.samples import open_samples
-from i2am.flows.terminal import one_line
+from i2am.flows.capture.job import Todo, capture_samples, prepare, waiting
+from i2am.flows.config.models import CaptureConfig
+from i2am.flows.console.output import one_line
+from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.datasets.open import open_samples
 from i2am.storage.errors import CaptureError, InputError, StoreUnavailable
 
 

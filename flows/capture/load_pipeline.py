@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from i2am.flows.config import CaptureConfig, FactorySource, PretrainedSource
+from i2am.flows.config.models import CaptureConfig, FactorySource, PretrainedSource
 from i2am.storage.errors import CaptureError, ConfigError, MissingDependency, NotFound, UnknownName
 
 

@@ -8,12 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-QUEUES = "dask_jobqueue"
-"""The package."""
-
-SLURM = f"{QUEUES}.SLURMCluster"
-"""What ``cluster: slurm`` stands for."""
-
 JOB: Mapping[str, Any] = {"cores": 1, "memory": "2GB", "processes": 1}
 """A job where neither the arguments nor Dask's own configuration say more: see docs/clusters.md."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from i2am.flows.config import AnalysisConfig
-from i2am.flows.progress import Progress, report
-from i2am.flows.selection import selected
+from i2am.flows.config.models import AnalysisConfig
+from i2am.flows.config.selections import selected
+from i2am.flows.console.progress import Progress, report
 
 if TYPE_CHECKING:
     from i2am.analysis.events import Event
@@ -42,10 +42,10 @@ def run_analysis(
     Raises
     ------
     InputError, DamageError
-        See :func:`i2am.analysis.study.study.analyse` and :func:`i2am.flows.clusters.computing`.
+        See :func:`i2am.analysis.study.study.analyse` and :func:`i2am.flows.analyze.dask_cluster.computing`.
     """
     from i2am.analysis.study.study import analyse
-    from i2am.flows.clusters import computing
+    from i2am.flows.analyze.dask_cluster import computing
     from i2am.storage.reading.open import open_any
 
     with computing(config, overwrite):

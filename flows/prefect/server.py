@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
-from i2am.flows.children import child
+from i2am.flows.subprocesses import child
 from i2am.storage.errors import InputError
 
 START_SECONDS = 120.0

@@ -1,0 +1,1 @@
+"""The analysis of runs: the job, and the Dask clusters it may run on."""

@@ -1,0 +1,1 @@
+"""The capture job: pipeline, samples, what fits."""

@@ -1,0 +1,1 @@
+"""Configuration files: their models, and how they are read."""

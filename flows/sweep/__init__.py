@@ -1,0 +1,1 @@
+"""A capture over several processes and GPUs."""
