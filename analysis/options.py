@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from i2am.analysis.grids.selection import Indices
 from i2am.analysis.maps.question import PROTOCOLS, Protocol
 from i2am.analysis.marginals.store import StorePlace
 from i2am.analysis.scores.bootstrap import CONFIDENCE, check_confidence
 from i2am.analysis.scores.imacs import check_penalty
 from i2am.storage.errors import UnknownName
+from i2am.storage.index_selection import Indices
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,7 +218,7 @@ class Workplace:
                 os.replace(self.directory / name, made / f"old-{name}")
 
 
-class Laps:
+class Timings:
     """Wall clock of each stage, in seconds."""
 
     def __init__(self) -> None:

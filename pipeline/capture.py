@@ -16,12 +16,13 @@ from i2am.pipeline.recording.hooks import Watch
 from i2am.pipeline.recording.images import ImageLike, to_uint8
 from i2am.pipeline.recording.recording import Plan, Recording, SampleHandle
 from i2am.pipeline.recording.run_target import CaptureRun, Target
-from i2am.pipeline.recording.selection import Layers, Numbers, select_layers, select_numbers
+from i2am.pipeline.recording.selection import Layers, select_layers
 from i2am.pipeline.recording.split import Split
 from i2am.pipeline.taps.host_copies import HostCopies
 from i2am.pipeline.timesteps import Moment
 from i2am.storage.errors import CaptureError, InputError
 from i2am.storage.format.layer_spec import Representation
+from i2am.storage.index_selection import Indices, select_indices
 
 
 def capture(
@@ -29,8 +30,8 @@ def capture(
     path: str | Path,
     samples: Sequence[str] | None = None,
     layers: Layers = None,
-    steps: Numbers = None,
-    heads: Numbers = None,
+    steps: Indices = None,
+    heads: Indices = None,
     adapter: str | Adapter | None = None,
     representation: Representation = "auto",
     roles: Sequence[str] = ("cond",),
@@ -89,8 +90,8 @@ def make_plan(
     pipe: Any,
     adapter: Adapter,
     layers: Layers,
-    steps: Numbers,
-    heads: Numbers,
+    steps: Indices,
+    heads: Indices,
     representation: Representation,
     roles: Sequence[str],
     timesteps: Sequence[float] | None,
@@ -109,7 +110,7 @@ def make_plan(
         select_layers(layers, adapter.sites(pipe)),
         Split(pipe, adapter, roles, heads, representation),
         schedule=schedule,
-        steps=lambda count: select_numbers("step", steps, count),
+        steps=lambda count: sorted(select_indices("step", steps, count)),
         calls=lambda: Calls(layout, order, scheduler_progress(pipe)),
     )
 
@@ -243,7 +244,7 @@ class Capture:
             self._recording = None
 
 
-def _json(numbers: Numbers) -> Any:
+def _json(numbers: Indices) -> Any:
     """A selection as the store's attributes can hold it."""
     if numbers is None or isinstance(numbers, int):
         return numbers

@@ -15,9 +15,10 @@ from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.capture import Capture, make_plan
 from i2am.pipeline.events import ignore
 from i2am.pipeline.recording.recording import SampleHandle
-from i2am.pipeline.recording.selection import Layers, Numbers
+from i2am.pipeline.recording.selection import Layers
 from i2am.storage.errors import CaptureError
 from i2am.storage.format.layer_spec import LayerSpec, Representation
+from i2am.storage.index_selection import Indices
 from i2am.storage.writing.sink import Sink
 
 
@@ -45,8 +46,8 @@ def probe(
     generate: Callable[[], object],
     samples: int = 1,
     layers: Layers = None,
-    steps: Numbers = None,
-    heads: Numbers = None,
+    steps: Indices = None,
+    heads: Indices = None,
     adapter: str | Adapter | None = None,
     representation: Representation = "auto",
     roles: Sequence[str] = ("cond",),

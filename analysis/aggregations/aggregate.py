@@ -19,7 +19,7 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from i2am.analysis.grids.resize import Grid, bicubic
-from i2am.analysis.grids.selection import Indices, Selection, is_similarity, placed, select
+from i2am.analysis.grids.selection import Selection, is_similarity, placed, select
 from i2am.analysis.marginals.store import MarginalCache, StorePlace, open_cache
 from i2am.analysis.reduction.aggregation import TOKENS, Aggregation, State
 from i2am.analysis.reduction.reduce import finish, reduce_slab, slabs
@@ -27,6 +27,7 @@ from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.analysis.several_runs import over_runs
 from i2am.storage.errors import AggregationError
 from i2am.storage.format.marginals_only import need_attention
+from i2am.storage.index_selection import Indices
 from i2am.storage.reading.run_collection import Runs
 
 if TYPE_CHECKING:

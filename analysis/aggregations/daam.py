@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from i2am.analysis.aggregations.aggregate import aggregate
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import Indices
 from i2am.analysis.reduction.aggregation import Aggregation, State
 from i2am.analysis.reduction.attention import Attention
 from i2am.storage.errors import InputError, NoAnswer
+from i2am.storage.index_selection import Indices
 from i2am.storage.reading.run_collection import members_of
 
 if TYPE_CHECKING:

@@ -68,7 +68,7 @@ class Aggregated:
 
 
 def collect_aggregations(
-    run: AnyRun, names: Sequence[str], options: StudyOptions, staging: Path, tell: Listener
+    run: AnyRun, names: Sequence[str], options: StudyOptions, staging: Path, emit: Listener
 ) -> Aggregated:
     """Compute the aggregations of a study into a store, and write their tables.
 
@@ -93,7 +93,7 @@ def collect_aggregations(
     wanted = [find(name) for name in dict.fromkeys(options.aggregations)]
     _check_names([entry.name for entry in wanted])
     if wanted:
-        tell(StageStarted("aggregations", len(wanted)))
+        emit(StageStarted("aggregations", len(wanted)))
     for number, entry in enumerate(wanted, start=1):
         try:
             found = aggregate(
@@ -115,7 +115,7 @@ def collect_aggregations(
         stored = xr.open_zarr(staging / STORE, group=entry.name, consolidated=False)["value"]
         results[entry.name] = stored
         write_table(run, stored, staging / "tables" / f"aggregation-{entry.name}.parquet")
-        tell(StageAdvanced("aggregations", number, len(wanted)))
+        emit(StageAdvanced("aggregations", number, len(wanted)))
     return Aggregated(results, tuple(absent))
 
 

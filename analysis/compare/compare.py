@@ -33,14 +33,14 @@ from i2am.analysis.compare.scores import paired_scores, summarise_pairs, summari
 from i2am.analysis.events import Listener, StageAdvanced, StageStarted, StudyFinished, ignore
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import Indices
 from i2am.analysis.maps.question import Protocol
 from i2am.analysis.marginals.store import StorePlace, store_of
 from i2am.analysis.options import StudyOptions, check_options
-from i2am.analysis.output_directory import Kind, Laps, without_damaged, workplace
+from i2am.analysis.output_directory import Kind, Timings, without_damaged, workplace
 from i2am.analysis.study.collect import collect_tables
 from i2am.analysis.study.damaged_samples import sound_samples
 from i2am.storage.errors import NoAnswer
+from i2am.storage.index_selection import Indices
 from i2am.storage.reading.open import open_any
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def compare(
     DamagedSample
         If no common sample is sound in both.
     """
-    tell = on_event or ignore
+    emit = on_event or ignore
     begun = time.perf_counter()
     asked: dict[str, Any] = {"details": DETAILS, **question}
     for name in {"layers", "samples"} & {key for key, value in asked.items() if value is not None}:
@@ -125,7 +125,7 @@ def compare(
     options = StudyOptions(**asked)
     check_options(options)
     first, second = (open_any(run, options.storage_options) for run in (a, b))
-    job = _Job(first, second, options, tell)
+    job = _Job(first, second, options, emit)
     pairing = pair(job.a, job.b, options)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="i2am-compare-") as staging:
@@ -137,7 +137,7 @@ def compare(
 
         found, made = without_damaged(pairing.samples, place.staging, attempt)
         place.publish(made)
-    tell(StudyFinished(str(place.directory), time.perf_counter() - begun))
+    emit(StudyFinished(str(place.directory), time.perf_counter() - begun))
     return found
 
 
@@ -146,16 +146,16 @@ class _Job:
     a: AnyRun
     b: AnyRun
     options: StudyOptions
-    tell: Listener
+    emit: Listener
 
     def compare(self, pairing: Pairing, known: dict[str, str], made: Path) -> Comparison:
         """Compare what is sound; `made` is a folder for what is in the works."""
-        laps = Laps()
+        timings = Timings()
         asked = replace(self.options, layers=pairing.every_layer)
         both = [(run, replace(asked, store=store_of(run, asked.store))) for run in (self.a, self.b)]
-        good, refusals = sound_samples(both, pairing.samples, known, self.tell, laps)
+        good, refusals = sound_samples(both, pairing.samples, known, self.emit, timings)
         pairing = replace(pairing, samples=good)
-        maps = collect_pairs(self.a, self.b, pairing, self.options, made, self.tell)
+        maps = collect_pairs(self.a, self.b, pairing, self.options, made, self.emit)
         if not maps[0].maps:
             raise NoAnswer(
                 f"a comparison of {self.a.path} and {self.b.path}",
@@ -163,19 +163,19 @@ class _Job:
                 got=maps[0].absent[0],
                 remedy="select other layers, or use the corrected protocol",
             )
-        laps.end("maps")
+        timings.end("maps")
         tables = [
-            collect_tables(run, collected, self.options, self.tell)
+            collect_tables(run, collected, self.options, self.emit)
             for run, collected in zip((self.a, self.b), maps, strict=True)
         ]
         scores = paired_scores(*tables)
-        laps.end("tables")
+        timings.end("tables")
         found: dict[tuple[Direction, str], PairedMaps] = {}
-        self.tell(StageStarted("pairs", len(maps[0].maps)))
+        self.emit(StageStarted("pairs", len(maps[0].maps)))
         for number, key in enumerate(maps[0].maps, start=1):
             found[key] = paired_maps(maps[0].maps[key], maps[1].maps[key], made, self.options.confidence)
-            self.tell(StageAdvanced("pairs", number, len(maps[0].maps)))
-        laps.end("pairs")
+            self.emit(StageAdvanced("pairs", number, len(maps[0].maps)))
+        timings.end("pairs")
         pairs = pl.concat([each.pairs for each in found.values()])
         excluding = {key: share for each in found.values() for key, share in each.excluding().items()}
         return Comparison(
@@ -191,7 +191,7 @@ class _Job:
             },
             refusals=refusals,
             absent=(*pairing.absent, *maps[0].absent, *_caveats(scores, len(good))),
-            seconds=laps.seconds,
+            seconds=timings.seconds,
         )
 
     def write(self, found: Comparison, directory: Path, made: Path) -> Comparison:
@@ -207,8 +207,8 @@ class _Job:
         for name, table in found.tables.items():
             table.write_parquet(made / "tables" / f"{name}.parquet")
         stores = made / "a.zarr", made / "b.zarr"
-        write_compare_figures(found, stores, made / "figures", self.options.details, self.tell)
-        write_compare_page(found, stores, made / "report", self.options, self.tell)
+        write_compare_figures(found, stores, made / "figures", self.options.details, self.emit)
+        write_compare_page(found, stores, made / "report", self.options, self.emit)
         (made / "compare.json").write_text(json.dumps(found.to_json(), indent=2) + "\n")
         return found
 

@@ -34,7 +34,7 @@ LINES = 200
 
 
 def write_compare_figures(
-    found: Comparison, stores: tuple[Path, Path], out: Path, details: int, tell: Listener
+    found: Comparison, stores: tuple[Path, Path], out: Path, details: int, emit: Listener
 ) -> None:
     """Draw the figures of a comparison.
 
@@ -55,17 +55,17 @@ def write_compare_figures(
     out.mkdir()
     levels = levels_of(found)
     total = len(levels) + 1 + min(details, len(found.pairing.samples))
-    tell(StageStarted("figures", total))
+    emit(StageStarted("figures", total))
     done = 0
     for level, some in levels.items():
         save(_level_figure(found, level, some), out / f"{level}.png")
-        tell(StageAdvanced("figures", done := done + 1, total))
+        emit(StageAdvanced("figures", done := done + 1, total))
     if found.tables["scores"]["imacs_difference"].count():
         save(_paired_imacs(found), out / "imacs.png")
-    tell(StageAdvanced("figures", done := done + 1, total))
+    emit(StageAdvanced("figures", done := done + 1, total))
     for number, one in enumerate(drawn_pairs(found, stores, details)):
         save(_pair_figure(found, one), out / f"pair-{number:04d}.png")
-        tell(StageAdvanced("figures", done := done + 1, total))
+        emit(StageAdvanced("figures", done := done + 1, total))
 
 
 def difference_words(units: Units) -> str:

@@ -58,7 +58,7 @@ Float64 = NDArray[np.float64]
 
 
 def collect_pairs(
-    a: AnyRun, b: AnyRun, pairing: Pairing, options: StudyOptions, folder: Path, tell: Listener
+    a: AnyRun, b: AnyRun, pairing: Pairing, options: StudyOptions, folder: Path, emit: Listener
 ) -> tuple[Collected, Collected]:
     """Compute the maps of both runs into stores of their own.
 
@@ -87,14 +87,14 @@ def collect_pairs(
             absent.append(f"{direction.upper()}, {level} level: {error}")
             continue
         found.setdefault(direction, {})[level] = both
-    tell(StageStarted("maps", 2 * len(found)))
+    emit(StageStarted("maps", 2 * len(found)))
     collected = []
     for which in (0, 1):
         path = folder / f"{'ab'[which]}.zarr"
         for number, (direction, levels) in enumerate(found.items(), start=1 + which * len(found)):
             named = {variable(level): both[which] for level, both in levels.items()}
             xr.Dataset(named).to_zarr(path, group=direction, mode="w", zarr_format=3, consolidated=False)
-            tell(StageAdvanced("maps", number, 2 * len(found)))
+            emit(StageAdvanced("maps", number, 2 * len(found)))
         opened = {way: xr.open_zarr(path, group=way, consolidated=False, chunks=None) for way in found}
         stored = {
             (way, str(level)): opened[way][variable(level)]

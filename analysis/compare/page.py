@@ -39,7 +39,7 @@ LEVEL_TITLES = {"unified": "Unified", "time": "By denoiser steps", "head": "By h
 
 
 def write_compare_page(
-    found: Comparison, stores: tuple[Path, Path], out: Path, options: StudyOptions, tell: Listener
+    found: Comparison, stores: tuple[Path, Path], out: Path, options: StudyOptions, emit: Listener
 ) -> None:
     """Write ``index.html``.
 
@@ -56,7 +56,7 @@ def write_compare_page(
     tell
         Told when it is done.
     """
-    tell(StageStarted("report", 1))
+    emit(StageStarted("report", 1))
     out.mkdir()
     levels = levels_of(found)
     units = next(iter(levels.values()))[0].units
@@ -83,7 +83,7 @@ def write_compare_page(
     values |= _pairs(found, stores, options.details, units) | _table(found)
     page = environment().get_template("compare.html.j2").render(**values)
     (out / "index.html").write_text(page, encoding="utf-8")
-    tell(StageAdvanced("report", 1, 1))
+    emit(StageAdvanced("report", 1, 1))
 
 
 def _headline(found: Comparison, units: Units) -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,15 +11,12 @@ import numpy as np
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.tiled_layers import whole_name
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
+from i2am.storage.index_selection import Indices, select_indices
 from i2am.storage.name_patterns import matching_names
 
 if TYPE_CHECKING:
     from i2am.storage.format.layer_spec import LayerSpec
     from i2am.storage.reading.run_collection import AnyRun
-
-
-Indices = slice | Iterable[int] | int
-"""Steps or heads by index, 0-based; negative ones count from the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +104,8 @@ def select(
     return Selection(
         layers=chosen,
         left_out=left_out,
-        steps=_indices("step", steps, len(run.timesteps)) or tuple(range(len(run.timesteps))),
-        heads=_indices("head", heads, total),
+        steps=select_indices("step", steps, len(run.timesteps)),
+        heads=None if heads is None else select_indices("head", heads, total),
         samples=chosen_samples(run, samples),
     )
 
@@ -215,41 +212,6 @@ def chosen_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str,
             "samples is empty", expected="at least one sample", remedy="pass None for all samples"
         )
     return tuple(wanted)
-
-
-def _indices(kind: str, wanted: Indices | None, total: int) -> tuple[int, ...] | None:
-    if wanted is None:
-        return None
-    if isinstance(wanted, slice):
-        found = list(range(total))[wanted]
-    else:
-        found = []
-        for index in [wanted] if isinstance(wanted, int) else list(wanted):
-            if not hasattr(index, "__index__"):
-                raise InputError(
-                    f"{kind}s", expected="an index, a slice, or several indices", got=repr(wanted)
-                )
-            if not -total <= index < total:
-                raise UnknownName(
-                    kind, index, [f"{n}" for n in range(total)], remedy=f"there are {total}, from 0"
-                )
-            found.append(int(index) % total)
-    if not found:
-        raise InputError(
-            f"{kind}s selects nothing",
-            expected=f"at least one {kind} of {total}",
-            got=_words(wanted),
-            remedy="a slice runs from its first index to the one before its last",
-        )
-    return tuple(dict.fromkeys(found))
-
-
-def _words(wanted: Indices) -> str:
-    """A selection as a user writes it."""
-    if not isinstance(wanted, slice):
-        return "none"
-    ends = [wanted.start, wanted.stop, *([wanted.step] if wanted.step is not None else [])]
-    return ":".join("" if end is None else str(end) for end in ends)
 
 
 def split_steps(steps: Sequence[int], groups: int) -> list[tuple[int, ...]]:

@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import Indices, is_similarity, placed
+from i2am.analysis.grids.selection import is_similarity, placed
 from i2am.analysis.maps import official
 from i2am.analysis.maps.layer_maps import Plan, density_maps
 from i2am.analysis.maps.question import Level, Protocol, Question, ask
@@ -54,6 +54,7 @@ from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.analysis.several_runs import over_runs, own_grid
 from i2am.storage.errors import InputError
 from i2am.storage.format.marginals_only import need_attention
+from i2am.storage.index_selection import Indices
 from i2am.storage.reading.run_collection import Runs
 
 if TYPE_CHECKING:

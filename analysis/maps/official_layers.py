@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import Indices, Selection, has_place, select
+from i2am.analysis.grids.selection import Selection, has_place, select
 from i2am.analysis.maps.official import SIZE
 from i2am.storage.errors import InputError, NoAnswer
+from i2am.storage.index_selection import Indices
 
 if TYPE_CHECKING:
     from i2am.storage.reading.run_collection import AnyRun

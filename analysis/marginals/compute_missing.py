@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def fill_marginals(
-    run: AnyRun, names: Sequence[str], options: StudyOptions, tell: Listener
+    run: AnyRun, names: Sequence[str], options: StudyOptions, emit: Listener
 ) -> dict[str, str]:
     """Compute the marginals that are missing.
 
@@ -59,11 +59,11 @@ def fill_marginals(
     }
     layers = matching_names("layer", options.layers, list(run.layers))
     entries = [(sample, layer) for sample in names for layer in layers]
-    tell(StageStarted("marginals", len(entries)))
+    emit(StageStarted("marginals", len(entries)))
     homes = ((home_of(run, sample), sample, layer) for sample, layer in entries)
     tasks = (_entry(caches[home.path], home.layers[layer], sample) for home, sample, layer in homes)
     try:
-        reasons = run_tasks(tasks, lambda done: tell(StageAdvanced("marginals", done, len(entries))))
+        reasons = run_tasks(tasks, lambda done: emit(StageAdvanced("marginals", done, len(entries))))
     finally:
         for cache in caches.values():
             cache.tidy()

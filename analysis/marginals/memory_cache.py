@@ -19,7 +19,7 @@ ENTRY_BYTES = 2048
 Array = NDArray[Any]
 
 
-class Recall:
+class MemoryCache:
     """Least recently used arrays by key; a key must stand for everything that the array depends on.
 
     Parameters
@@ -75,5 +75,5 @@ class Recall:
             self._bytes = 0
 
 
-recent = Recall()
+recent = MemoryCache()
 """The marginals of this process."""

@@ -38,7 +38,7 @@ class Section:
 
 
 def write_aggregation_page(
-    aggregated: Aggregated, staging: Path, title: str, tell: Listener, pages: Mapping[str, str]
+    aggregated: Aggregated, staging: Path, title: str, emit: Listener, pages: Mapping[str, str]
 ) -> None:
     """Draw every aggregation and write the page; nothing where there is none.
 
@@ -58,7 +58,7 @@ def write_aggregation_page(
     if not aggregated.results and not aggregated.absent:
         return
     sections = []
-    tell(StageStarted("aggregation page", len(aggregated.results)))
+    emit(StageStarted("aggregation page", len(aggregated.results)))
     for number, (name, result) in enumerate(aggregated.results.items(), start=1):
         picture = staging / "figures" / f"aggregation-{name}.png"
         save(draw(result), picture)
@@ -81,7 +81,7 @@ def write_aggregation_page(
                 left_out=tuple(attrs["left_out"]),
             )
         )
-        tell(StageAdvanced("aggregation page", number, len(aggregated.results)))
+        emit(StageAdvanced("aggregation page", number, len(aggregated.results)))
     page = (
         environment()
         .get_template("aggregations.html.j2")

@@ -64,14 +64,14 @@ def write_report(
     Path
         The front page.
     """
-    tell = on_event or ignore
+    emit = on_event or ignore
     out.mkdir(parents=True, exist_ok=True)
     collected = direct(collected)
     averages = mean_maps(collected) if means is None else means
     links = site(collected, pages or {})
     levels = [page for page in LEVEL_PAGES.values() if page.file in links]
     counts = {page.file: shown_samples(collected, page.level, details) for page in levels}
-    step = _Steps(tell, front_samples(collected, details) + sum(counts.values()))
+    step = _Steps(emit, front_samples(collected, details) + sum(counts.values()))
     fixed = {
         "title": run.name,
         "pages": links,
@@ -89,13 +89,13 @@ def write_report(
 class _Steps:
     """Counts samples and tells."""
 
-    def __init__(self, tell: Listener, total: int) -> None:
-        self.tell, self.total, self.done = tell, total, 0
-        tell(StageStarted("report", total))
+    def __init__(self, emit: Listener, total: int) -> None:
+        self.emit, self.total, self.done = emit, total, 0
+        emit(StageStarted("report", total))
 
     def __call__(self) -> None:
         self.done += 1
-        self.tell(StageAdvanced("report", self.done, self.total))
+        self.emit(StageAdvanced("report", self.done, self.total))
 
 
 def _write(out: Path, file: str, template: str, values: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ class Baselines:
 
 
 def collect_baselines(
-    run: AnyRun, names: Sequence[str], options: StudyOptions, path: Path, tell: Listener
+    run: AnyRun, names: Sequence[str], options: StudyOptions, path: Path, emit: Listener
 ) -> Baselines:
     """Compute the baselines of a study into its maps store, and score them.
 
@@ -65,7 +65,7 @@ def collect_baselines(
     tables: list[pl.DataFrame] = []
     absent: list[str] = []
     asked = _questions(run, options)
-    tell(StageStarted("baselines", len(asked)))
+    emit(StageStarted("baselines", len(asked)))
     for number, (method, direction, level) in enumerate(asked, start=1):
         ask = partial(
             attribution_maps,
@@ -96,7 +96,7 @@ def collect_baselines(
                 mask = sample_mask(run, direction, sample)
                 rows.extend(score_rows(opened.sel(sample=sample), mask, options.penalty))
             tables.append(frame(rows))
-        tell(StageAdvanced("baselines", number, len(asked)))
+        emit(StageAdvanced("baselines", number, len(asked)))
     return Baselines(pl.concat(tables) if tables else frame([]), tuple(absent))
 
 

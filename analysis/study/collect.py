@@ -57,7 +57,7 @@ def _questions(run: AnyRun, options: StudyOptions) -> Iterator[tuple[Direction, 
 
 
 def collect_maps(
-    run: AnyRun, names: Sequence[str], options: StudyOptions, path: Path, tell: Listener
+    run: AnyRun, names: Sequence[str], options: StudyOptions, path: Path, emit: Listener
 ) -> Collected:
     """Compute the maps of every level into a Zarr store: a group per direction, a variable per level.
 
@@ -106,10 +106,10 @@ def collect_maps(
     for way, image in AGAINST.items():
         if image not in run.images:
             absent.append(f"IMACS of {way.upper()}: the run has no image {image!r}")
-    tell(StageStarted("maps", len(asked)))
+    emit(StageStarted("maps", len(asked)))
     for number, (direction, levels) in enumerate(asked.items(), start=1):
         write_maps(levels, names, path, direction, along[direction])
-        tell(StageAdvanced("maps", number, len(asked)))
+        emit(StageAdvanced("maps", number, len(asked)))
     stored = {
         (direction, str(maps.attrs["level"])): maps
         for direction in asked
@@ -225,7 +225,7 @@ def _only(run: AnyRun, names: Sequence[str]) -> AnyRun:
 
 
 def collect_tables(
-    run: AnyRun, collected: Collected, options: StudyOptions, tell: Listener
+    run: AnyRun, collected: Collected, options: StudyOptions, emit: Listener
 ) -> dict[str, pl.DataFrame]:
     """Score all maps.
 
@@ -246,7 +246,7 @@ def collect_tables(
         A table for each level that has maps.
     """
     names = collected.samples
-    tell(StageStarted("tables", len(names)))
+    emit(StageStarted("tables", len(names)))
     questions = list(collected.maps)
     many = min(TABLE_BLOCK, -(-len(names) // TABLE_BLOCK**2))
     tasks = (
@@ -262,7 +262,7 @@ def collect_tables(
 
     def done(count: int) -> None:
         """Tell how many samples that makes."""
-        tell(StageAdvanced("tables", min(count * many, len(names)), len(names)))
+        emit(StageAdvanced("tables", min(count * many, len(names)), len(names)))
 
     parts = run_tasks(tasks, done)
     return {level: pl.concat(part[level] for part in parts) for level in LEVELS if level in parts[0]}

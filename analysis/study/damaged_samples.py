@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from i2am.analysis.events import Listener, Refusal, SampleRefused, StageStarted
 from i2am.analysis.marginals.compute_missing import fill_marginals
-from i2am.analysis.output_directory import Laps
+from i2am.analysis.output_directory import Timings
 from i2am.storage.errors import DamagedSample, DamageError
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ def sound_samples(
     runs: Sequence[tuple[AnyRun, StudyOptions]],
     names: Sequence[str],
     known: dict[str, str],
-    tell: Listener,
-    laps: Laps,
+    emit: Listener,
+    timings: Timings,
 ) -> tuple[tuple[str, ...], tuple[Refusal, ...]]:
     """Check samples, and make sure that their marginals are there.
 
@@ -50,15 +50,15 @@ def sound_samples(
     def left() -> list[str]:
         return [name for name in names if name not in damaged]
 
-    tell(StageStarted("check", len(names)))
+    emit(StageStarted("check", len(names)))
     for run, _ in runs:
         damaged |= damaged_samples(run, left())
-    laps.end("check")
+    timings.end("check")
     for run, options in runs:
-        damaged |= fill_marginals(run, left(), options, tell)
-    laps.end("marginals")
+        damaged |= fill_marginals(run, left(), options, emit)
+    timings.end("marginals")
     for sample, reason in damaged.items():
-        tell(SampleRefused(sample, reason))
+        emit(SampleRefused(sample, reason))
     if not left():
         sample, reason = next(iter(damaged.items()))
         others = f"and so is every other sample asked for ({len(damaged)}): {reason}"

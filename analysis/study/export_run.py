@@ -26,7 +26,7 @@ from i2am.storage.locations.open import locate
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.export_without_attention import copy_without_attention
 from i2am.storage.tools.prune import prune
-from i2am.storage.writing.atomic_directory import appearing
+from i2am.storage.writing.atomic_directory import atomic_directory
 from i2am.storage.writing.create import refuse_existing
 from i2am.storage.writing.staging import sweep
 
@@ -78,7 +78,7 @@ def export(
     StorageFull, NoPermission
         If `out` cannot be written.
     """
-    tell = on_event or ignore
+    emit = on_event or ignore
     source = open_run(run, storage_options) if isinstance(run, (str, os.PathLike)) else run
     names = _chosen(source, samples)
     if samples is None and not marginals:
@@ -86,12 +86,12 @@ def export(
             "what to export", expected="samples, or the marginals alone, or both", got="neither",
             remedy="i2am prune copies whole runs",
         )  # fmt: skip
-    advance = _counting(tell, len(names))
+    advance = _counting(emit, len(names))
     if not marginals:
         return prune(source, out, samples=names, storage_options=storage_options, on_sample=advance)
     beside = default_path(os.fspath(out))
     with _appearing(out, storage_options) as made, _appearing(beside, storage_options, derived=True) as kept:
-        _fill(source, names, kept, storage_options, tell)
+        _fill(source, names, kept, storage_options, emit)
         copy_without_attention(source, made, names, storage_options, advance)
     return open_run(out, storage_options)
 
@@ -106,16 +106,16 @@ def _chosen(run: Run, samples: Sequence[str] | None) -> tuple[str, ...]:
     return chosen
 
 
-def _counting(tell: Listener, total: int) -> Any:
+def _counting(emit: Listener, total: int) -> Any:
     done = 0
 
     def advance(sample: str) -> None:
         """Count a sample."""
         nonlocal done
         done += 1
-        tell(StageAdvanced("export", done, total))
+        emit(StageAdvanced("export", done, total))
 
-    tell(StageStarted("export", total))
+    emit(StageStarted("export", total))
     return advance
 
 
@@ -129,7 +129,7 @@ def _appearing(
     if isinstance(location, LocalLocation):
         root = Path(location.url)
         refuse_inside_run(root)
-        with appearing(root) as folder:
+        with atomic_directory(root) as folder:
             yield LocalLocation(folder)
             sweep(folder, lambda _: ())
         return
@@ -144,7 +144,7 @@ def _appearing(
 
 
 def _fill(
-    run: Run, names: Sequence[str], place: Location, options: Mapping[str, Any] | None, tell: Listener
+    run: Run, names: Sequence[str], place: Location, options: Mapping[str, Any] | None, emit: Listener
 ) -> None:
     """Copy the marginals that there are, and compute the others."""
     known, target = open_cache(run, storage_options=options), MarginalCache(run, place)
@@ -153,5 +153,5 @@ def _fill(
             if (values := known.stored(layer, name)) is not None:
                 target.save(layer, name, values)
     study = StudyOptions(store=place.url, storage_options=dict(options) if options else None)
-    for reason in fill_marginals(run, names, study, tell).values():
+    for reason in fill_marginals(run, names, study, emit).values():
         raise DamageError(reason)

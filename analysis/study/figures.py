@@ -54,7 +54,7 @@ def write_figures(
     tables: dict[str, pl.DataFrame],
     out: Path,
     count: int,
-    tell: Listener,
+    emit: Listener,
     means: MeanMaps | None = None,
 ) -> None:
     """Draw the figures of a study.
@@ -79,13 +79,13 @@ def write_figures(
     chosen = collected.samples[:count]
     levels = [level for level in LEVEL_PAGES if any(own == level for _, own in collected.maps)]
     total = len(chosen) * (1 + len(levels)) + 1
-    tell(StageStarted("figures", total))
+    emit(StageStarted("figures", total))
     done = 0
 
     def step() -> None:
         nonlocal done
         done += 1
-        tell(StageAdvanced("figures", done, total))
+        emit(StageAdvanced("figures", done, total))
 
     _overviews(run, collected, chosen, out, step)
     for level in levels:

@@ -32,7 +32,7 @@ from i2am.analysis.events import Listener, Refusal, StudyFinished, ignore
 from i2am.analysis.grids.selection import select
 from i2am.analysis.maps.stored import Collected
 from i2am.analysis.options import StudyOptions, check_options
-from i2am.analysis.output_directory import Kind, Laps, without_damaged, workplace
+from i2am.analysis.output_directory import Kind, Timings, without_damaged, workplace
 from i2am.analysis.scores.summary import summarise
 from i2am.analysis.study.baselines import collect_baselines
 from i2am.analysis.study.collect import collect_maps, collect_tables
@@ -102,7 +102,7 @@ class StudyResult:
         }
 
 
-def analyse(
+def analyze(
     run: Place | Sequence[Place],
     out: str | os.PathLike[str],
     options: StudyOptions | None = None,
@@ -148,7 +148,7 @@ def analyse(
     """
     from i2am.storage.reading.open import open_any
 
-    tell = on_event or ignore
+    emit = on_event or ignore
     begun = time.perf_counter()
     options = options or StudyOptions()
     check_options(options)
@@ -158,19 +158,19 @@ def analyse(
     if not again and still_holds(inputs, before, Path(out)) and not damaged_samples(opened, names):
         with suppress(OSError, pl.exceptions.PolarsError):  # a damaged table: it is made anew
             found = _as_it_was(before, Path(out))
-            tell(StudyFinished(str(out), time.perf_counter() - begun))
+            emit(StudyFinished(str(out), time.perf_counter() - begun))
             return found
     with workplace(Path(out), STUDY, overwrite) as place:
 
         def attempt(damaged: dict[str, str], made: Path) -> StudyResult:
-            return _study(opened, names, damaged, options, place.directory, made, tell)
+            return _study(opened, names, damaged, options, place.directory, made, emit)
 
         result, made = without_damaged(names, place.staging, attempt)
         fresh = set(new_samples(inputs, before))
         result = replace(result, new=tuple(name for name in result.samples if name in fresh))
         _write_facts(made, opened, result, inputs)
         place.publish(made)
-    tell(StudyFinished(str(place.directory), time.perf_counter() - begun))
+    emit(StudyFinished(str(place.directory), time.perf_counter() - begun))
     return result
 
 
@@ -204,11 +204,11 @@ def _study(
     options: StudyOptions,
     out: Path,
     staging: Path,
-    tell: Listener,
+    emit: Listener,
 ) -> StudyResult:
-    laps = Laps()
-    good, refusals = sound_samples([(run, options)], names, known, tell, laps)
-    collected = collect_maps(run, good, options, staging / "maps.zarr", tell)
+    timings = Timings()
+    good, refusals = sound_samples([(run, options)], names, known, emit, timings)
+    collected = collect_maps(run, good, options, staging / "maps.zarr", emit)
     if not collected.maps:
         raise NoAnswer(
             "a study of this run",
@@ -216,12 +216,12 @@ def _study(
             got=collected.absent[0] if collected.absent else "no question",
             remedy="select other layers, or use the corrected protocol",
         )
-    laps.end("maps")
-    tables, absent = _tables(run, collected, options, staging, tell)
-    laps.end("tables")
-    aggregated = collect_aggregations(run, good, options, staging, tell)
-    laps.end("aggregations")
-    _draw(run, collected, aggregated, tables, refusals, options, staging, tell, laps)
+    timings.end("maps")
+    tables, absent = _tables(run, collected, options, staging, emit)
+    timings.end("tables")
+    aggregated = collect_aggregations(run, good, options, staging, emit)
+    timings.end("aggregations")
+    _draw(run, collected, aggregated, tables, refusals, options, staging, emit, timings)
     return StudyResult(
         out=out,
         report=out / "report" / "index.html",
@@ -230,16 +230,16 @@ def _study(
         samples=good,
         refusals=refusals,
         absent=(*collected.absent, *absent, *aggregated.absent),
-        seconds=laps.seconds,
+        seconds=timings.seconds,
     )
 
 
 def _tables(
-    run: AnyRun, collected: Collected, options: StudyOptions, staging: Path, tell: Listener
+    run: AnyRun, collected: Collected, options: StudyOptions, staging: Path, emit: Listener
 ) -> tuple[dict[str, pl.DataFrame], tuple[str, ...]]:
     """Write the tables of all levels, of the baselines, and the summary; and what has no answer."""
-    tables = collect_tables(run, collected, options, tell)
-    baselines = collect_baselines(run, collected.samples, options, staging / "maps.zarr", tell)
+    tables = collect_tables(run, collected, options, emit)
+    baselines = collect_baselines(run, collected.samples, options, staging / "maps.zarr", emit)
     if baselines.table.height:
         tables["baselines"] = baselines.table
     tables["summary"] = summarise(tables, options.confidence)
@@ -257,8 +257,8 @@ def _draw(
     refusals: tuple[Refusal, ...],
     options: StudyOptions,
     staging: Path,
-    tell: Listener,
-    laps: Laps,
+    emit: Listener,
+    timings: Timings,
 ) -> None:
     """Draw the figures, and write the pages of the report."""
     from i2am.analysis.maps.mean_over_samples import mean_maps
@@ -269,8 +269,8 @@ def _draw(
     from i2am.analysis.study.figures import write_figures
 
     means = mean_maps(direct(collected))
-    write_figures(run, collected, tables, staging / "figures", options.figures, tell, means)
-    laps.end("figures")
+    write_figures(run, collected, tables, staging / "figures", options.figures, emit, means)
+    timings.end("figures")
     pages = {PAGE: "Aggregations"} if options.aggregations else {}
     write_report(
         run,
@@ -281,7 +281,7 @@ def _draw(
         details=options.details,
         pages=pages,
         means=means,
-        on_event=tell,
+        on_event=emit,
     )
-    write_aggregation_page(aggregated, staging, run.name, tell, site(collected, pages))
-    laps.end("report")
+    write_aggregation_page(aggregated, staging, run.name, emit, site(collected, pages))
+    timings.end("report")

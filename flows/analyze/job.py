@@ -42,15 +42,15 @@ def run_analysis(
     Raises
     ------
     InputError, DamageError
-        See :func:`i2am.analysis.study.study.analyse` and :func:`i2am.flows.analyze.dask_cluster.computing`.
+        See :func:`i2am.analysis.study.study.analyze` and :func:`i2am.flows.analyze.dask_cluster.computing`.
     """
-    from i2am.analysis.study.study import analyse
+    from i2am.analysis.study.study import analyze
     from i2am.flows.analyze.dask_cluster import computing
     from i2am.storage.reading.open import open_any
 
     with computing(config, overwrite):
         opened = open_any(run, label=config.label)
-        result = analyse(opened, out, _options(config), on_event=listen, overwrite=overwrite, again=again)
+        result = analyze(opened, out, _options(config), on_event=listen, overwrite=overwrite, again=again)
     columns = ["sample", "direction", "region", "imacs", "inside", "outside", "share", "kind", "note"]
     return (
         {"run": run if isinstance(run, str) else ", ".join(run)}

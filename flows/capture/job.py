@@ -18,7 +18,7 @@ from i2am.storage.errors import ConfigError, NotFound, UnknownName
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.reading.commit_index import ENOUGH, compact
 from i2am.storage.reading.open import open_run
-from i2am.storage.writing.failures import failures, set_aside, take_back
+from i2am.storage.writing.failures import clear_failures, failures, record_failure
 
 if TYPE_CHECKING:
     from i2am.pipeline.events import Event
@@ -115,7 +115,7 @@ def waiting(config: CaptureConfig, samples: SampleSet, todo: Todo) -> tuple[int,
     chosen = set(samples.ids if todo.only is None else todo.only) - committed
     failed = failures(config.out, config.storage_options or None) if existing is not None else {}
     if todo.retry_failed:
-        take_back(config.out, chosen & set(failed), config.storage_options or None)
+        clear_failures(config.out, chosen & set(failed), config.storage_options or None)
     else:
         chosen -= set(failed)
     return len(committed), [id for id in samples.ids if id in chosen]
@@ -278,7 +278,7 @@ def _note(config: CaptureConfig, failed: Mapping[str, Exception]) -> bool:
     if not failed or _existing(config) is None:
         return False
     lines = {id: one_line(error)[:500] for id, error in failed.items()}
-    set_aside(config.out, lines, config.storage_options or None)
+    record_failure(config.out, lines, config.storage_options or None)
     return True
 
 

@@ -12,8 +12,8 @@ from i2am.flows.console.output import emit, human_bytes, note, say
 
 if TYPE_CHECKING:
     from i2am.analysis.grids.direction import Direction
-    from i2am.analysis.grids.selection import Indices
     from i2am.analysis.maps.question import Level
+    from i2am.storage.index_selection import Indices
     from i2am.storage.reading.run import Run
 
 

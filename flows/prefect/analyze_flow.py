@@ -15,7 +15,7 @@ from i2am.flows.prefect.markdown import cells, plain
 
 
 @task(name="analyse run", cache_policy=NO_CACHE, persist_result=False)
-def analyse_run(
+def analyze_run(
     run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool, again: bool
 ) -> dict[str, Any]:
     """Make marginals, maps, tables, figures and report, and log the stages.
@@ -101,6 +101,6 @@ def run_analyze(
     run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool, again: bool
 ) -> dict[str, Any]:
     """Do what :func:`analyze_flow` does, inside the flow that calls it; its parameters and result."""
-    summary = analyse_run(run, out, config, overwrite, again)
+    summary = analyze_run(run, out, config, overwrite, again)
     publish_analysis(summary)
     return summary

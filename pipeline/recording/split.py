@@ -9,11 +9,11 @@ from typing import Any, get_args
 import torch
 
 from i2am.pipeline.adapters.contract import Adapter, Site, TokenLayout
-from i2am.pipeline.recording.selection import Numbers, select_numbers
 from i2am.pipeline.taps.projections import Tapped
 from i2am.storage.errors import CaptureError
 from i2am.storage.format.layer_spec import DType, LayerSpec, Representation
 from i2am.storage.format.tile import Tile
+from i2am.storage.index_selection import Indices, select_indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Split:
         pipe: Any,
         adapter: Adapter,
         roles: Sequence[str],
-        heads: Numbers,
+        heads: Indices,
         representation: Representation,
     ) -> None:
         self._pipe, self._adapter = pipe, adapter
@@ -119,7 +119,7 @@ class Split:
             If tokens or dtype are not what the recorded geometry says.
         """
         heads = tapped.query.shape[2]
-        kept = select_numbers("head", self._heads, heads)
+        kept = sorted(select_indices("head", self._heads, heads))
         for role in self.roles:
             if role not in rows:
                 continue

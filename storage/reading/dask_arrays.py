@@ -13,7 +13,7 @@ from i2am.storage.errors import InputError
 from i2am.storage.format.block import Block
 from i2am.storage.format.header import Timestep
 from i2am.storage.format.layer_spec import LayerSpec
-from i2am.storage.reading.indexing import Selection
+from i2am.storage.index_selection import Indices
 
 Array = np.ndarray[Any, Any]
 
@@ -35,7 +35,7 @@ class ReadableRun(Protocol):
     def samples(self) -> tuple[str, ...]: ...
     @property
     def timesteps(self) -> tuple[Timestep, ...]: ...
-    def read(self, layer: LayerSpec, sample: str, steps: Selection, heads: Selection, /) -> Block: ...
+    def read(self, layer: LayerSpec, sample: str, steps: Indices, heads: Indices, /) -> Block: ...
     def read_kind(
         self, spec: LayerSpec, kind: str, sample: str, steps: Sequence[int], heads: Sequence[int]
     ) -> Array: ...
@@ -67,9 +67,11 @@ class _View:
         """Read a block; `index` holds a slice or an integer for each axis."""
         slices = [i if isinstance(i, slice) else slice(i, i + 1 or None) for i in index]
         samples, steps, heads = (range(n)[i] for n, i in zip(self.shape, slices[:3], strict=False))
-        parts = [self.read(self.run.samples[at], steps, heads, slices[3:]) for at in samples]
-        lengths = (len(range(n)[i]) for n, i in zip(self.shape, slices, strict=True))
-        whole = np.stack(parts) if parts else np.empty(tuple(lengths), self.dtype)
+        lengths = tuple(len(range(n)[i]) for n, i in zip(self.shape, slices, strict=True))
+        if 0 in lengths:
+            whole = np.empty(lengths, self.dtype)
+        else:
+            whole = np.stack([self.read(self.run.samples[at], steps, heads, slices[3:]) for at in samples])
         return whole[tuple(slice(None) if isinstance(i, slice) else 0 for i in index)]
 
     def read(self, sample: str, steps: range, heads: range, tokens: list[slice]) -> Array:

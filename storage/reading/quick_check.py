@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.commit_record import CommitRecord
+from i2am.storage.format.file_owner import layer_of
 from i2am.storage.format.header import MAX_ROOT, Header
 from i2am.storage.format.marginals_only import has_attention
 from i2am.storage.format.signed_json import sha256
 from i2am.storage.locations.base import Location, TooLarge
-from i2am.storage.reading.indexing import layer_of
 
 FEW = 8
 """Samples whose files are asked for one by one on an object store, before all are listed at once."""

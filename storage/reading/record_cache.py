@@ -17,7 +17,7 @@ KEPT = 1024
 """Records kept in memory."""
 
 
-class Records:
+class RecordCache:
     """Reads records, and keeps those used lately; travels to other processes without them.
 
     Parameters
@@ -36,8 +36,8 @@ class Records:
         self._index: CommitIndex | None = None
         self._lock = Lock()
 
-    def __reduce__(self) -> tuple[type[Records], tuple[Location, Header]]:
-        return Records, (self._location, self._header)
+    def __reduce__(self) -> tuple[type[RecordCache], tuple[Location, Header]]:
+        return RecordCache, (self._location, self._header)
 
     def get(self, sample: str) -> CommitRecord:
         """Return the record of a sample.

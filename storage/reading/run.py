@@ -19,11 +19,11 @@ from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.layout import ArrayLayout
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.format.shard import ShardError
+from i2am.storage.index_selection import Indices, select_indices
 from i2am.storage.locations.base import Location
 from i2am.storage.reading.array_reader import ArrayReader
-from i2am.storage.reading.indexing import Selection, selected_indices
 from i2am.storage.reading.quick_check import Checker
-from i2am.storage.reading.record_cache import Records
+from i2am.storage.reading.record_cache import RecordCache
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -51,7 +51,7 @@ class Run:
         self._header = header
         self._samples = samples
         self._committed = frozenset(samples)
-        self._records = Records(location, header)
+        self._records = RecordCache(location, header)
         self._checker = Checker(location, header)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -186,7 +186,7 @@ class Run:
         return lazy_lse(self, spec)
 
     def read(
-        self, layer: str | LayerSpec, sample: str, steps: Selection = None, heads: Selection = None
+        self, layer: str | LayerSpec, sample: str, steps: Indices = None, heads: Indices = None
     ) -> Block:
         """Read some steps and heads of one sample now.
 
@@ -216,8 +216,8 @@ class Run:
             If the run was exported with its marginals alone.
         """
         spec = self.spec(layer)
-        at = selected_indices("step", steps, len(self.timesteps))
-        rows = selected_indices("head", heads, spec.heads)
+        at = select_indices("step", steps, len(self.timesteps))
+        rows = select_indices("head", heads, spec.heads)
         if spec.representation == "scores":
             return Block(None, None, self.read_kind(spec, "scores", sample, at, rows), spec.logit_scale)
         query = self.read_kind(spec, "query", sample, at, rows)

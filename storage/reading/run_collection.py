@@ -14,8 +14,8 @@ from i2am.storage.errors import EmptyRun, InputError, ShapeMismatch, UnknownName
 from i2am.storage.format.block import Block
 from i2am.storage.format.header import Timestep
 from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.index_selection import Indices
 from i2am.storage.reading.compatibility import check_alike, geometries_in_words, geometry
-from i2am.storage.reading.indexing import Selection
 from i2am.storage.reading.run import Run
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Runs:
         return da.concatenate([getattr(member, what)(name) for member in self.members])
 
     def read(
-        self, layer: str | LayerSpec, sample: str, steps: Selection = None, heads: Selection = None
+        self, layer: str | LayerSpec, sample: str, steps: Indices = None, heads: Indices = None
     ) -> Block:
         """Read some steps and heads of one sample now; see `Run.read`."""
         return self.home(sample).read(layer, sample, steps, heads)

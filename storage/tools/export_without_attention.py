@@ -8,6 +8,7 @@ from typing import Any
 
 from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.commit_record import record_path
+from i2am.storage.format.file_owner import layer_of
 from i2am.storage.format.header import ROOT
 from i2am.storage.format.marginals_only import MARGINALS
 from i2am.storage.format.shard import FileRecord, checksum
@@ -15,7 +16,6 @@ from i2am.storage.format.signed_json import canonical, sha256, signed
 from i2am.storage.format.zarr_metadata import root_document
 from i2am.storage.locations.base import Location
 from i2am.storage.locations.open import locate
-from i2am.storage.reading.indexing import layer_of
 from i2am.storage.reading.run import Run
 from i2am.storage.writing.atomic_directory import overtaken
 

@@ -16,7 +16,7 @@ from i2am.storage.format.header import OWN_KEYS
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.format.signed_json import plain
-from i2am.storage.reading.indexing import Selection, selected_indices
+from i2am.storage.index_selection import Indices, select_indices
 from i2am.storage.reading.open import open_run
 from i2am.storage.reading.run import Run
 from i2am.storage.writing.create import create_run, resume_run
@@ -77,8 +77,8 @@ def prune(
     *,
     samples: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
-    steps: Selection = None,
-    heads: Selection = None,
+    steps: Indices = None,
+    heads: Indices = None,
     bits: int | None = None,
     codec: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -152,8 +152,8 @@ def _select(
     run: Run,
     samples: Sequence[str] | None,
     layers: Sequence[str] | None,
-    steps: Selection,
-    heads: Selection,
+    steps: Indices,
+    heads: Indices,
     bits: int | None,
 ) -> Kept:
     for sample in samples or ():
@@ -163,8 +163,8 @@ def _select(
         if not any(fnmatchcase(name, pattern) for name in run.layers):
             raise UnknownName("layer", pattern, run.layers)
     names = [n for n in run.layers if layers is None or any(fnmatchcase(n, p) for p in layers)]
-    rows = {name: tuple(selected_indices("head", heads, run.layers[name].heads)) for name in names}
-    times = tuple(selected_indices("step", steps, len(run.timesteps)))
+    rows = {name: tuple(select_indices("head", heads, run.layers[name].heads)) for name in names}
+    times = tuple(select_indices("step", steps, len(run.timesteps)))
     chosen = tuple(s for s in run.samples if samples is None or s in samples)
     for what, found in (("samples", chosen), ("layers", names), ("steps", times), *rows.items()):
         if not found or len(set(found)) != len(found):

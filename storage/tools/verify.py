@@ -10,6 +10,7 @@ from typing import Any
 from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.commit_record import FOLDER, CommitRecord, read_record, record_path
 from i2am.storage.format.file_names import sample_file
+from i2am.storage.format.file_owner import layer_of
 from i2am.storage.format.header import MAX_ROOT, ROOT, Header, load_header
 from i2am.storage.format.marginals_only import has_attention
 from i2am.storage.format.shard import FileRecord, checksum
@@ -17,7 +18,6 @@ from i2am.storage.format.signed_json import DocumentError, sha256
 from i2am.storage.locations.base import STAGING, Location, TooLarge
 from i2am.storage.locations.open import locate
 from i2am.storage.reading.commit_index import INDEX, MAX_BYTES, parse_index
-from i2am.storage.reading.indexing import layer_of
 from i2am.storage.writing.failures import FOLDER as FAILURES
 from i2am.storage.writing.lease import FOLDER as CLAIMS
 

@@ -20,7 +20,7 @@ from i2am.storage.writing.staging import LocalStaging, sweep
 
 
 @contextmanager
-def appearing(root: Path) -> Iterator[Path]:
+def atomic_directory(root: Path) -> Iterator[Path]:
     """Build a directory that appears all at once, or not at all.
 
     Parameters

@@ -15,7 +15,7 @@ from i2am.storage.format.zarr_metadata import root_document
 from i2am.storage.locations.base import Location, system_errors
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.open import locate
-from i2am.storage.writing.atomic_directory import appearing, clear_unborn, overtaken
+from i2am.storage.writing.atomic_directory import atomic_directory, clear_unborn, overtaken
 from i2am.storage.writing.declaration import checked_timesteps, complete_header, make_header
 from i2am.storage.writing.plan import plan_header
 from i2am.storage.writing.writer import RunWriter
@@ -49,7 +49,7 @@ def refuse_existing(location: Location) -> None:
 
 
 def _create_local(root: Path, documents: Mapping[str, bytes], last: bytes) -> None:
-    with appearing(root) as made:
+    with atomic_directory(root) as made:
         (made / "commits").mkdir()
         for path, data in {**documents, ROOT: last}.items():
             (made / path).parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ class Failure:
     at: str
 
 
-def set_aside(
+def record_failure(
     path: str | os.PathLike[str], errors: Mapping[str, str], storage_options: Mapping[str, Any] | None = None
 ) -> None:
     """Note that samples of an existing run failed; an earlier note of the same sample is replaced.
@@ -68,7 +68,7 @@ def set_aside(
         location.write(_place(sample), canonical(document))
 
 
-def take_back(
+def clear_failures(
     path: str | os.PathLike[str], samples: Iterable[str], storage_options: Mapping[str, Any] | None = None
 ) -> None:
     """Remove the notes of samples, so that they are captured again.

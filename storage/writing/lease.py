@@ -42,7 +42,7 @@ _lock = threading.Lock()
 """Of the two."""
 
 
-def claim_path(sample: str) -> str:
+def lease_path(sample: str) -> str:
     """Return the path of a sample's claim below the run.
 
     Parameters
@@ -58,7 +58,7 @@ def claim_path(sample: str) -> str:
     return f"{FOLDER}/{sample_file(sample)}.json"
 
 
-class Claim:
+class Lease:
     """A sample that is this process's to write, until `release`.
 
     Parameters
@@ -80,7 +80,7 @@ class Claim:
     """
 
     def __init__(self, location: RemoteLocation, sample: str) -> None:
-        self._location, self._sample, self._path = location, sample, claim_path(sample)
+        self._location, self._sample, self._path = location, sample, lease_path(sample)
         self._own = {**_this_process(), "owner": uuid.uuid4().hex, "beat": 0}
         self._content = _content(self._own)
         self._lost = False
@@ -158,7 +158,7 @@ class Claim:
             self._content, self._last = content, asked
 
 
-def sweep_claims(location: RemoteLocation, leftovers: Callable[[str], Iterable[str] | None]) -> None:
+def sweep_leases(location: RemoteLocation, leftovers: Callable[[str], Iterable[str] | None]) -> None:
     """Remove the claims whose owners are gone, and the files that those had put.
 
     Parameters
@@ -176,18 +176,18 @@ def sweep_claims(location: RemoteLocation, leftovers: Callable[[str], Iterable[s
                 location.remove(f"{FOLDER}/{name}")
             elif _is_gone(location, sample, content):
                 with suppress(SampleBusy):  # somebody else was quicker
-                    claim = Claim(location, sample)
+                    lease = Lease(location, sample)
                     try:
                         # Again: another may have taken it over, committed and released in the meantime.
                         for path in leftovers(sample) or ():
                             location.remove(path)
                     finally:
-                        claim.release()
+                        lease.release()
 
 
 def _take(location: RemoteLocation, sample: str, content: bytes) -> bool:
     """Create the claim, or take it over from an owner that is gone; return whether it was taken over."""
-    path = claim_path(sample)
+    path = lease_path(sample)
     while not location.write_new(path, content):
         try:
             found = location.read(path)

@@ -21,7 +21,7 @@ from i2am.storage.format.signed_json import plain
 from i2am.storage.writing.array_writer import ArrayWriter
 from i2am.storage.writing.input_arrays import Piece, check_choice, checked, pieces, same_bits
 from i2am.storage.writing.staging import Staging
-from i2am.storage.writing.write_queue import Batch, Workers
+from i2am.storage.writing.write_queue import Batch, WriteQueue
 
 Array = np.ndarray[Any, Any]
 
@@ -51,7 +51,7 @@ class Sink:
         header: Header,
         sample: str,
         staging: Staging,
-        workers: Workers,
+        workers: WriteQueue,
         images: Callable[[str], tuple[ArrayLayout, str]],
     ) -> None:
         self.sample = sample

@@ -23,7 +23,7 @@ from i2am.storage.locations.base import STAGING, Location, system_errors
 from i2am.storage.locations.local import LocalLocation, sync_directory
 from i2am.storage.locations.no_links import PlainFolders, refuse_link
 from i2am.storage.locations.remote import RemoteLocation
-from i2am.storage.writing.lease import Claim
+from i2am.storage.writing.lease import Lease
 
 _LOCK = "lock"
 
@@ -238,7 +238,7 @@ class RemoteStaging:
         self._answers = True
         self.folder, self._held = _private_folder()
         try:
-            self._claim = Claim(location, sample)
+            self._claim = Lease(location, sample)
         except BaseException:
             self._drop_folder()
             raise

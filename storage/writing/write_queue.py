@@ -40,7 +40,7 @@ class Batch:
         self.cancelled = False
 
 
-class Workers:
+class WriteQueue:
     """A fixed number of threads with one bounded queue.
 
     Parameters

@@ -18,10 +18,10 @@ from i2am.storage.format.zarr_metadata import image_document
 from i2am.storage.locations.base import Location
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.remote import RemoteLocation
-from i2am.storage.writing.lease import sweep_claims
+from i2am.storage.writing.lease import sweep_leases
 from i2am.storage.writing.sink import Sink
 from i2am.storage.writing.staging import stage, sweep
-from i2am.storage.writing.write_queue import DEFAULT_QUEUE, Workers, default_threads
+from i2am.storage.writing.write_queue import DEFAULT_QUEUE, WriteQueue, default_threads
 
 
 class RunWriter:
@@ -53,7 +53,7 @@ class RunWriter:
     ) -> None:
         self._location = location
         self._header = header
-        self._workers = Workers(threads or default_threads(), queue_bytes or DEFAULT_QUEUE)
+        self._workers = WriteQueue(threads or default_threads(), queue_bytes or DEFAULT_QUEUE)
         self._images: dict[str, tuple[ArrayLayout, str]] = {}
         self._answers = True
         self._sweep()
@@ -206,7 +206,7 @@ class RunWriter:
         if isinstance(self._location, LocalLocation):
             sweep(Path(self._location.url), lambda sample: self._leftovers(sample) or ())
         if isinstance(self._location, RemoteLocation):
-            sweep_claims(self._location, self._leftovers)
+            sweep_leases(self._location, self._leftovers)
 
     def _leftovers(self, sample: str) -> list[str] | None:
         """Return the files that a sample may have in place without being committed; None if it is."""

@@ -17,7 +17,7 @@ from i2am.analysis.drawing.short_labels import shortened
 from i2am.analysis.grids.resize import bicubic
 from i2am.analysis.options import StudyOptions
 from i2am.analysis.reduction.aggregation import Aggregation
-from i2am.analysis.study.study import analyse
+from i2am.analysis.study.study import analyze
 from i2am.storage.errors import InputError, UnknownName
 from tests.analysis.builders import build, layer
 
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "out"
-    result = analyse(run, out, StudyOptions(aggregations=NAMES, figures=0, details=0))
+    result = analyze(run, out, StudyOptions(aggregations=NAMES, figures=0, details=0))
     return out, result
 
 
@@ -93,9 +93,9 @@ def test_store_figures_and_page(run, study):
 
 
 def test_a_study_without_them_removes_those_of_an_earlier_one(run, tmp_path):
-    analyse(run, tmp_path / "out", StudyOptions(aggregations=("entropy",), figures=0, details=0))
+    analyze(run, tmp_path / "out", StudyOptions(aggregations=("entropy",), figures=0, details=0))
     assert (tmp_path / "out" / "aggregations.zarr").is_dir()
-    analyse(run, tmp_path / "out", StudyOptions(figures=0, details=0))
+    analyze(run, tmp_path / "out", StudyOptions(figures=0, details=0))
     assert not (tmp_path / "out" / "aggregations.zarr").exists()
     assert not (tmp_path / "out" / "report" / "aggregations.html").exists()
     assert "aggregations.html" not in (tmp_path / "out" / "report" / "index.html").read_text()
@@ -103,7 +103,7 @@ def test_a_study_without_them_removes_those_of_an_earlier_one(run, tmp_path):
 
 def test_what_has_no_answer_is_said(tmp_path):
     run, _ = build(tmp_path / "run.zarr", [layer("p", ref=(0, 0), ref_prefix=1)])
-    result = analyse(
+    result = analyze(
         run, tmp_path / "out", StudyOptions(aggregations=("attention_centre", "entropy"), figures=0)
     )
     assert any("Attention centre" in line for line in result.absent)
@@ -114,7 +114,7 @@ def test_what_has_no_answer_is_said(tmp_path):
 
 def test_an_unknown_name_leaves_no_study(run, tmp_path):
     with pytest.raises(UnknownName, match="entropi"):
-        analyse(run, tmp_path / "out", StudyOptions(aggregations=("entropi",)))
+        analyze(run, tmp_path / "out", StudyOptions(aggregations=("entropi",)))
     assert not (tmp_path / "out").exists()
 
 
@@ -124,7 +124,7 @@ def test_one_name_cannot_stand_for_two(run, tmp_path, monkeypatch):
     for module in (tables, registry):
         monkeypatch.setattr(module, "find", lambda name: twin if name == "twin" else plain(name))
     with pytest.raises(InputError, match="twice"):
-        analyse(run, tmp_path / "out", StudyOptions(aggregations=("entropy", "twin")))
+        analyze(run, tmp_path / "out", StudyOptions(aggregations=("entropy", "twin")))
 
 
 def test_a_number_for_each_layer_is_drawn_as_dots(run):

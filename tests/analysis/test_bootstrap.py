@@ -13,7 +13,7 @@ from i2am.analysis.scores import bootstrap
 from i2am.analysis.scores.bootstrap import mean_intervals
 from i2am.analysis.scores.summary import KEYS, summarise
 from i2am.analysis.scores.tables import SCHEMA, frame
-from i2am.analysis.study.study import analyse
+from i2am.analysis.study.study import analyze
 from i2am.storage.errors import InputError, ShapeMismatch
 from tests.analysis.builders import build, layer
 
@@ -123,7 +123,7 @@ def test_values_without_columns_are_refused():
 def test_the_summary_of_a_study_says_what_its_tables_say(tmp_path):
     layers = [layer("a", gen=(8, 6), ref=(4, 3)), layer("b", gen=(4, 3), ref=(4, 3))]
     run, _ = build(tmp_path / "run.zarr", layers, steps=3, samples=("x", "y", "z"), images=True)
-    result = analyse(run, tmp_path / "out", StudyOptions(figures=0, details=0))
+    result = analyze(run, tmp_path / "out", StudyOptions(figures=0, details=0))
     summary = pl.read_parquet(tmp_path / "out" / "tables" / "summary.parquet")
     scored = pl.concat([table for name, table in result.tables.items() if name != "summary"])
     for row in summary.iter_rows(named=True):

@@ -12,7 +12,7 @@ import i2am.analysis.marginals.store
 import i2am.analysis.reduction.reduce
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.marginals.compute_missing import fill_marginals
-from i2am.analysis.marginals.memory_cache import ENTRY_BYTES, Recall, recent
+from i2am.analysis.marginals.memory_cache import ENTRY_BYTES, MemoryCache, recent
 from i2am.analysis.marginals.quantities import compute_marginals
 from i2am.analysis.marginals.store import open_cache
 from i2am.analysis.options import StudyOptions
@@ -135,7 +135,7 @@ def test_what_was_read_lately_is_not_read_again(run, tmp_path, computed):
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first():
-    kept = Recall(most=5 * (800 + ENTRY_BYTES))
+    kept = MemoryCache(most=5 * (800 + ENTRY_BYTES))
     made = []
 
     def make(number):

@@ -13,7 +13,7 @@ import pytest
 from i2am.analysis.options import StudyOptions
 from i2am.analysis.reduction.aggregation import Aggregation
 from i2am.analysis.report.templating import environment
-from i2am.analysis.study.study import analyse
+from i2am.analysis.study.study import analyze
 from i2am.storage.errors import InputError
 from i2am.storage.reading.open import open_run
 from tests.analysis.builders import build, damage, layer
@@ -106,7 +106,7 @@ def study(tmp_path_factory) -> Path:
     run, _ = build(place / "run.zarr", LAYERS, steps=2, samples=names, images=True, attrs=ATTRS)
     damage(place / "run.zarr", names.index("<i>damaged</i>"))
     options = StudyOptions(details=9, figures=3, aggregations=("entropy", f"{__name__}:HOSTILE"))
-    analyse(open_run(run.path), place / "out", options)
+    analyze(open_run(run.path), place / "out", options)
     return place / "out"
 
 

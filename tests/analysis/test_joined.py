@@ -24,7 +24,7 @@ from i2am.analysis.marginals.memory_cache import recent
 from i2am.analysis.marginals.quantities import compute_marginals
 from i2am.analysis.options import StudyOptions
 from i2am.analysis.scores.imacs import imacs
-from i2am.analysis.study.study import analyse
+from i2am.analysis.study.study import analyze
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, ShapeMismatch, UnknownName
 from i2am.storage.reading.open import open_run, open_runs
 from i2am.storage.tools.prune import prune
@@ -123,7 +123,7 @@ def test_marginals_come_from_and_go_to_each_runs_own_store(whole, tmp_path, monk
     recent.clear()
     labelled = open_runs(tmp_path / "shard-*.zarr", label=True)
     attribution_maps(labelled, "r2g", "head").compute()
-    analyse(labelled, tmp_path / "out", StudyOptions(figures=0, details=0))
+    analyze(labelled, tmp_path / "out", StudyOptions(figures=0, details=0))
     assert len(done) == 6  # a label is no part of what was computed
     for number in range(2):
         assert (tmp_path / f"shard-{number}.marginals.zarr").is_dir()
@@ -135,8 +135,8 @@ def test_marginals_come_from_and_go_to_each_runs_own_store(whole, tmp_path, monk
 
 def test_a_study_of_shards_equals_the_study_of_the_run(whole, shards, tmp_path):
     options = StudyOptions(aggregations=("entropy",), figures=2, samples=SAMPLES)
-    one = analyse(whole, tmp_path / "one", options)
-    many = analyse([member.path for member in shards.members], tmp_path / "many", options)
+    one = analyze(whole, tmp_path / "one", options)
+    many = analyze([member.path for member in shards.members], tmp_path / "many", options)
     assert many.samples == one.samples == SAMPLES
     ids = {sample: shards.home(sample).run_id for sample in SAMPLES}
     names = sorted(path.name for path in (tmp_path / "one" / "tables").iterdir())
@@ -162,7 +162,7 @@ def test_a_study_of_shards_equals_the_study_of_the_run(whole, shards, tmp_path):
 def test_a_damaged_sample_of_one_shard_is_left_out(whole, tmp_path):
     runs = cut(whole, tmp_path, [("p", "q"), ("r",)])
     damage(tmp_path / "shard-0.zarr", 1)
-    result = analyse(open_runs(runs.members, label=True), tmp_path / "out", StudyOptions(figures=0))
+    result = analyze(open_runs(runs.members, label=True), tmp_path / "out", StudyOptions(figures=0))
     assert result.samples == ("shard-0/p", "shard-1/r")
     assert [refusal.sample for refusal in result.refusals] == ["shard-0/q"]
 
@@ -266,7 +266,7 @@ def test_imacs_is_scored_against_each_samples_own_mask(shapes, direction, tmp_pa
         imacs(maps, turned)
     with pytest.raises(ShapeMismatch, match="one for each of 3 samples"):
         imacs(maps, masks[1:])
-    result = analyse(shapes, tmp_path / "out", StudyOptions(size=(8, 8), figures=1))
+    result = analyze(shapes, tmp_path / "out", StudyOptions(size=(8, 8), figures=1))
     table = result.tables["head"].filter(direction=direction)
     np.testing.assert_allclose(table["imacs"], scores.values.reshape(-1))
     assert table["note"].null_count() == table.height
@@ -285,7 +285,7 @@ def test_official_maps_on_the_reference_keep_their_grid(buckets, tmp_path):
     with pytest.raises(NoAnswer, match="different grids"):
         attribution_maps(buckets, "g2r", layers="a", protocol="official")
     assert attribution_maps(buckets, "r2g", layers="a", protocol="official").shape == (5, 64, 64)
-    result = analyse(
+    result = analyze(
         buckets, tmp_path / "out", StudyOptions(layers=("a",), protocol="official", figures=0, details=0)
     )
     assert any("different grids" in line for line in result.absent)
@@ -314,7 +314,7 @@ def test_timesteps_that_differ_are_nan_in_a_study_too(tmp_path, monkeypatch):
                     for step in range(2):
                         sink.put("x", step, query=query[step], key=key[0])
     runs = open_runs(tmp_path / "s?.zarr")
-    result = analyse(runs, tmp_path / "out", StudyOptions(figures=0, details=0))
+    result = analyze(runs, tmp_path / "out", StudyOptions(figures=0, details=0))
     stored = xr.open_zarr(result.maps, group="r2g", consolidated=False)
     np.testing.assert_array_equal(stored["timestep"], [np.nan, 100])
     maps = attribution_maps(runs, "r2g", "time", time_groups=2)

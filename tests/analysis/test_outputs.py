@@ -14,7 +14,7 @@ from i2am.analysis.drawing.save_maps import save_maps
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.output_directory import scratch
 from i2am.analysis.scores.tables import score_rows
-from i2am.analysis.study.study import analyse
+from i2am.analysis.study.study import analyze
 from i2am.storage.errors import AlreadyExists, InputError, ShapeMismatch
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.open import open_run
@@ -50,7 +50,7 @@ def test_a_run_is_never_replaced(run, tmp_path):
             save_maps(maps, target, run, overwrite=True)
     for out in (tmp_path / "r.zarr", tmp_path / "r.zarr" / "study"):
         with pytest.raises(AlreadyExists, match="outside every run"):
-            analyse(run, out, overwrite=True)
+            analyze(run, out, overwrite=True)
     assert verify(tmp_path / "r.zarr").ok
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -70,7 +70,7 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path):
 
 
 def test_a_sample_without_its_images_leaves_the_others_alone(run, tmp_path):
-    result = analyse(run, tmp_path / "out")
+    result = analyze(run, tmp_path / "out")
     assert result.to_json()["samples"] == ["a", "b"]
     score = score_rows(attribution_maps(run, "r2g").sel(sample="b"), None, 3.0)
     assert "no image 'mask'" in score[0]["note"]

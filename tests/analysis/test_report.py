@@ -24,7 +24,7 @@ from i2am.analysis.options import StudyOptions
 from i2am.analysis.report import thumbnails
 from i2am.analysis.report.svg.strip_chart import nice_ticks
 from i2am.analysis.report.templating import environment
-from i2am.analysis.study.study import analyse
+from i2am.analysis.study.study import analyze
 from tests.analysis.builders import build, layer
 
 HOSTILE = (
@@ -63,7 +63,7 @@ def page(tmp_path_factory):
     place = tmp_path_factory.mktemp("hostile")
     attrs = {"model": "</title><script>alert(1)</script>", "software": {"torch": "<b>2</b>"}}
     run, _ = build(place / "run.zarr", LAYERS, steps=4, samples=HOSTILE, images=True, attrs=attrs)
-    return analyse(run, place / "out", StudyOptions(details=3, figures=0)).report
+    return analyze(run, place / "out", StudyOptions(details=3, figures=0)).report
 
 
 PAGES = ("index", "time", "head", "layer", "specific")
@@ -148,7 +148,7 @@ def test_one_density_has_one_colour_all_over_a_page(tmp_path):
         return query.astype(spec.dtype), rng.normal(size=(1, 2, spec.ref, spec.head_dim)).astype(spec.dtype)
 
     run, _ = build(tmp_path / "run.zarr", LAYERS, steps=4, samples=("a", "b"), data=data)
-    report = analyse(run, tmp_path / "out", StudyOptions(figures=0)).report
+    report = analyze(run, tmp_path / "out", StudyOptions(figures=0)).report
     tiles = Page((report.parent / "head.html").read_text()).pictures
     uniform = palette(TILE_COLOURS)[TILE_COLOURS // 2]
     heads = {"head 0": [], "head 1": []}
@@ -164,7 +164,7 @@ def test_one_density_has_one_colour_all_over_a_page(tmp_path):
 def test_a_page_without_room_for_all_samples_says_so(page, tmp_path, monkeypatch):
     run, _ = build(tmp_path / "run.zarr", LAYERS, steps=4, samples=("a", "b", "c"), images=True)
     monkeypatch.setattr(thumbnails, "PAGE_BYTES", 200_000)
-    report = analyse(run, tmp_path / "out", StudyOptions(figures=0)).report
+    report = analyze(run, tmp_path / "out", StudyOptions(figures=0)).report
     text = (report.parent / "time.html").read_text()
     shown = Page(text).tags.count("article")
     assert 0 < shown < 3
@@ -179,7 +179,7 @@ def test_a_page_without_room_for_all_samples_says_so(page, tmp_path, monkeypatch
 def test_pages_are_there_for_levels_that_have_maps(tmp_path):
     mixed = [layer("a", gen=(8, 6), ref=(4, 3)), layer("b", heads=3, gen=(8, 6), ref=(4, 3))]
     run, _ = build(tmp_path / "run.zarr", mixed, steps=2)  # no mask, heads that do not match, one sample
-    report = analyse(run, tmp_path / "out").report
+    report = analyze(run, tmp_path / "out").report
     names = {path.name for path in report.parent.iterdir()}
     assert names == {"index.html", "time.html", "layer.html"}
     assert {file for file in Page(report.read_text()).loads if file.endswith(".html")} == names
@@ -199,7 +199,7 @@ def test_pages_are_there_for_levels_that_have_maps(tmp_path):
 )
 def test_what_is_no_attention_or_no_density_is_said_on_every_page(tmp_path, options, words):
     run, _ = build(tmp_path / "run.zarr", [options.pop("spec")], steps=2, samples=("a", "b"), images=True)
-    report = analyse(run, tmp_path / "out", StudyOptions(**options)).report
+    report = analyze(run, tmp_path / "out", StudyOptions(**options)).report
     for name in ("time", "head", "layer"):
         text = (report.parent / f"{name}.html").read_text()
         assert words in text

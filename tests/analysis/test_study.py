@@ -18,7 +18,7 @@ from i2am.analysis.events import SampleRefused, StageAdvanced, StageStarted, Stu
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.options import StudyOptions
 from i2am.analysis.scores.imacs import imacs
-from i2am.analysis.study.study import OUTPUTS, analyse
+from i2am.analysis.study.study import OUTPUTS, analyze
 from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, NoAnswer, NotFound
 from tests.analysis.builders import build, damage, layer
 
@@ -33,7 +33,7 @@ def run(tmp_path):
 
 def test_a_study_writes_everything_and_only_that(run, tmp_path):
     events = []
-    result = analyse(run.path, tmp_path / "out", on_event=events.append)
+    result = analyze(run.path, tmp_path / "out", on_event=events.append)
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(OUTPUTS) - {"aggregations.zarr"}
     assert result.samples == ("one", "two", "three")
     assert result.refusals == ()
@@ -53,14 +53,14 @@ def test_a_joint_softmax_may_have_two_grids(tmp_path):
     """Baselines of both directions, whose maps have different sizes."""
     layers = [layer("j", gen=(8, 6), ref=(4, 3), lse=True)]
     run = build(tmp_path / "run.zarr", layers, steps=2, samples=("one",), images=True)[0]
-    result = analyse(run, tmp_path / "out", StudyOptions(figures=0))
+    result = analyze(run, tmp_path / "out", StudyOptions(figures=0))
     for direction in ("r2g", "g2r"):
         stored = xr.open_zarr(result.maps, group=f"joint/{direction}", consolidated=False)["unified"]
         np.testing.assert_array_equal(stored, attribution_maps(run, direction, method="joint"))
 
 
 def test_stored_maps_and_tables_say_the_same_as_the_functions(run, tmp_path):
-    result = analyse(run, tmp_path / "out", StudyOptions(penalty=2.0, figures=0))
+    result = analyze(run, tmp_path / "out", StudyOptions(penalty=2.0, figures=0))
     for direction in ("r2g", "g2r"):
         stored = xr.open_zarr(result.maps, group=direction, consolidated=False)
         assert set(stored.data_vars) == {"unified", "by_time", "by_head", "by_layer", "specific"}
@@ -85,10 +85,10 @@ def test_stored_maps_and_tables_say_the_same_as_the_functions(run, tmp_path):
 
 
 def test_a_damaged_sample_is_refused_by_name_and_the_others_are_unchanged(run, tmp_path):
-    before = analyse(run, tmp_path / "before", StudyOptions(store=False, figures=0))
+    before = analyze(run, tmp_path / "before", StudyOptions(store=False, figures=0))
     damage(tmp_path / "run.zarr", index=1)
     events = []
-    after = analyse(
+    after = analyze(
         run.path, tmp_path / "after", StudyOptions(store=False, figures=0), on_event=events.append
     )
     assert after.samples == ("one", "three")
@@ -103,12 +103,12 @@ def test_a_damaged_sample_is_refused_by_name_and_the_others_are_unchanged(run, t
 
 
 def test_when_every_sample_is_damaged_the_study_says_so_and_leaves_the_last_one(run, tmp_path):
-    analyse(run, tmp_path / "out", StudyOptions(store=False, figures=0))
+    analyze(run, tmp_path / "out", StudyOptions(store=False, figures=0))
     page = (tmp_path / "out" / "report" / "index.html").read_bytes()
     for index in range(3):
         damage(tmp_path / "run.zarr", index)
     with pytest.raises(DamagedSample, match=r"every other sample asked for \(3\)"):
-        analyse(run.path, tmp_path / "out", StudyOptions(store=False, figures=0), again=True)
+        analyze(run.path, tmp_path / "out", StudyOptions(store=False, figures=0), again=True)
     assert (tmp_path / "out" / "report" / "index.html").read_bytes() == page
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(OUTPUTS) - {"aggregations.zarr"}
 
@@ -116,22 +116,22 @@ def test_when_every_sample_is_damaged_the_study_says_so_and_leaves_the_last_one(
 def test_a_study_replaces_a_study_and_nothing_else(run, tmp_path):
     out = tmp_path / "out"
     (out / "notes").mkdir(parents=True)
-    analyse(run, out, StudyOptions(figures=0))
-    analyse(run, out, StudyOptions(samples=("one",), figures=0))
+    analyze(run, out, StudyOptions(figures=0))
+    analyze(run, out, StudyOptions(samples=("one",), figures=0))
     assert json.loads((out / "study.json").read_text())["samples"] == ["one"]
     assert (out / "notes").is_dir()
     (out / "study.json").unlink()
     with pytest.raises(AlreadyExists, match="was not written by a study"):
-        analyse(run, out)
-    analyse(run, out, StudyOptions(figures=0), overwrite=True)
+        analyze(run, out)
+    analyze(run, out, StudyOptions(figures=0), overwrite=True)
 
 
 def test_outputs_that_cannot_be(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AlreadyExists, match="is a file"):
-        analyse(run, tmp_path / "file")
+        analyze(run, tmp_path / "file")
     with pytest.raises(NotFound, match="cannot make"):
-        analyse(run, tmp_path / "file" / "out")
+        analyze(run, tmp_path / "file" / "out")
 
 
 def test_a_study_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
@@ -140,17 +140,17 @@ def test_a_study_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(i2am.analysis.study.study, "collect_tables", fail)
     with pytest.raises(RuntimeError, match="the disk is gone"):
-        analyse(run, tmp_path / "out")
+        analyze(run, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_runs_without_masks_images_or_places(tmp_path):
     bare, _ = build(tmp_path / "bare.zarr", LAYERS)
-    result = analyse(bare, tmp_path / "bare")
+    result = analyze(bare, tmp_path / "bare")
     assert result.tables["unified"]["imacs"].null_count() == 2
     assert any("no image 'mask'" in line for line in result.absent)
     pooled, _ = build(tmp_path / "pooled.zarr", [layer("p", ref=(1, 1))], images=True)
-    result = analyse(pooled, tmp_path / "pooled")
+    result = analyze(pooled, tmp_path / "pooled")
     assert set(result.tables["unified"]["kind"]) == {"similarity"}
     assert any(line.startswith("G2R, unified level") for line in result.absent)
     assert "similarity" in result.report.read_text()
@@ -166,7 +166,7 @@ def test_an_empty_mask_is_a_note_and_no_number(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builders, "pictures", pictures)
     run, _ = build(tmp_path / "run.zarr", LAYERS, images=True)
-    result = analyse(run, tmp_path / "out")
+    result = analyze(run, tmp_path / "out")
     table = result.tables["unified"].filter(pl.col("direction") == "r2g")
     assert table["imacs"].to_list() == [None]
     assert "a mask that is empty" in table["note"][0]
@@ -224,11 +224,11 @@ def test_importing_the_package_loads_nothing_heavy():
 
 @pytest.mark.parametrize("options", [{"protocol": "official"}, {"aggregations": ("entropy",)}])
 def test_a_sample_that_is_damaged_after_its_marginals_were_made_is_left_out(run, tmp_path, options):
-    analyse(run, tmp_path / "first", StudyOptions(figures=0, details=0))
+    analyze(run, tmp_path / "first", StudyOptions(figures=0, details=0))
     damage(tmp_path / "run.zarr", index=1)
     told = []
     out = tmp_path / "out"
-    result = analyse(
+    result = analyze(
         run.path, out, StudyOptions(figures=0, details=0, **options), on_event=told.append, overwrite=True
     )
     assert result.samples == ("one", "three")
@@ -239,7 +239,7 @@ def test_a_sample_that_is_damaged_after_its_marginals_were_made_is_left_out(run,
 
 def test_an_official_study_of_a_size_keeps_the_reference_grid(run, tmp_path):
     options = StudyOptions(protocol="official", size=(64, 48), layers=("a",), figures=0, details=0)
-    result = analyse(run, tmp_path / "out", options)
+    result = analyze(run, tmp_path / "out", options)
     sizes = {way: xr.open_zarr(result.maps, group=way, consolidated=False).sizes for way in ("r2g", "g2r")}
     assert (sizes["r2g"]["y"], sizes["r2g"]["x"]) == (64, 48)
     assert (sizes["g2r"]["y"], sizes["g2r"]["x"]) == (4, 3)
@@ -249,11 +249,11 @@ def test_an_official_study_of_a_size_keeps_the_reference_grid(run, tmp_path):
 def test_a_study_without_any_answer_says_so(tmp_path):
     run, _ = build(tmp_path / "run.zarr", [layer("unet.mid_block.attn2")], images=True)
     with pytest.raises(NoAnswer, match="middle block"):
-        analyse(run, tmp_path / "out", StudyOptions(protocol="official"))
+        analyze(run, tmp_path / "out", StudyOptions(protocol="official"))
 
 
 @pytest.mark.parametrize("wrong", [{"penalty": -1.0}, {"protocol": "oficial"}, {"confidence": 95}])
 def test_wrong_options_are_refused_before_anything_is_computed(run, tmp_path, wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
-        analyse(run, tmp_path / "out", StudyOptions(**wrong))
+        analyze(run, tmp_path / "out", StudyOptions(**wrong))
     assert not (tmp_path / "out").exists()

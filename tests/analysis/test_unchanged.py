@@ -15,7 +15,7 @@ import i2am.analysis.study.up_to_date
 from i2am.analysis.events import StageStarted
 from i2am.analysis.marginals.quantities import compute_marginals
 from i2am.analysis.options import StudyOptions
-from i2am.analysis.study.study import analyse
+from i2am.analysis.study.study import analyze
 from i2am.storage.reading.open import open_run
 from i2am.storage.writing.create import create_run, resume_run
 from tests.analysis.builders import build, factors, layer
@@ -54,11 +54,11 @@ def everything(folder):
 
 def test_nothing_changed_nothing_is_done(run, tmp_path, computed):
     out = tmp_path / "out"
-    first = analyse(run, out, OPTIONS)
+    first = analyze(run, out, OPTIONS)
     assert (first.up_to_date, first.new) == (False, ("one", "two"))
     assert len(computed) == 4
     before, events = everything(out), []
-    second = analyse(open_run(run.path), out, OPTIONS, on_event=events.append)
+    second = analyze(open_run(run.path), out, OPTIONS, on_event=events.append)
     assert (second.up_to_date, second.new, second.samples) == (True, (), ("one", "two"))
     assert everything(out) == before
     assert not [event for event in events if isinstance(event, StageStarted)]
@@ -79,49 +79,49 @@ def test_nothing_changed_nothing_is_done(run, tmp_path, computed):
     ids=["option", "samples", "aggregation", "again"],
 )
 def test_what_changes_the_study_makes_it_anew(run, tmp_path, change):
-    analyse(run, tmp_path / "out", OPTIONS)
+    analyze(run, tmp_path / "out", OPTIONS)
     settings = {"options": OPTIONS} | change
-    again = analyse(run, tmp_path / "out", **settings)
+    again = analyze(run, tmp_path / "out", **settings)
     assert (again.up_to_date, again.new) == (False, ())
     again = settings.pop("again", None)
-    assert analyse(run, tmp_path / "out", **settings).up_to_date
+    assert analyze(run, tmp_path / "out", **settings).up_to_date
 
 
 def test_where_the_marginals_are_kept_changes_nothing(run, tmp_path):
-    analyse(run, tmp_path / "out", OPTIONS)
-    assert analyse(run, tmp_path / "out", replace(OPTIONS, store=str(tmp_path / "else.zarr"))).up_to_date
+    analyze(run, tmp_path / "out", OPTIONS)
+    assert analyze(run, tmp_path / "out", replace(OPTIONS, store=str(tmp_path / "else.zarr"))).up_to_date
 
 
 @pytest.mark.parametrize("name", ["report/index.html", "tables/unified.parquet"])
 def test_a_study_that_lost_something_is_made_anew(run, tmp_path, name):
-    analyse(run, tmp_path / "out", OPTIONS)
+    analyze(run, tmp_path / "out", OPTIONS)
     (tmp_path / "out" / name).unlink()
-    assert not analyse(run, tmp_path / "out", OPTIONS).up_to_date
+    assert not analyze(run, tmp_path / "out", OPTIONS).up_to_date
     assert (tmp_path / "out" / name).exists()
 
 
 def test_another_version_and_another_run_make_it_anew(run, tmp_path, monkeypatch):
-    analyse(run, tmp_path / "out", OPTIONS)
+    analyze(run, tmp_path / "out", OPTIONS)
     other = build(tmp_path / "other.zarr", LAYERS, steps=STEPS, samples=("one", "two"))[0]
-    assert analyse(other, tmp_path / "out", OPTIONS).new == ("one", "two")
+    assert analyze(other, tmp_path / "out", OPTIONS).new == ("one", "two")
     monkeypatch.setattr(i2am.analysis.study.up_to_date, "KERNEL_VERSION", -1)
-    assert not analyse(other, tmp_path / "out", OPTIONS).up_to_date
+    assert not analyze(other, tmp_path / "out", OPTIONS).up_to_date
 
 
 def test_a_file_that_is_gone_from_the_run_is_noticed(run, tmp_path):
-    analyse(run, tmp_path / "out", OPTIONS)
+    analyze(run, tmp_path / "out", OPTIONS)
     next(path for path in (tmp_path / "run.zarr" / "attention").rglob("c.1.*") if path.is_file()).unlink()
     for _ in range(2):  # a study that left a sample out is never the last word
-        result = analyse(run.path, tmp_path / "out", OPTIONS)
+        result = analyze(run.path, tmp_path / "out", OPTIONS)
         assert not result.up_to_date
         assert [refusal.sample for refusal in result.refusals] == ["two"]
 
 
 def test_a_note_that_cannot_be_read_is_no_reason_to_stop(run, tmp_path):
-    analyse(run, tmp_path / "out", OPTIONS)
+    analyze(run, tmp_path / "out", OPTIONS)
     for text in ("", "[]", '{"inputs": 3}'):
         (tmp_path / "out" / "study.json").write_text(text)
-        assert not analyse(run, tmp_path / "out", OPTIONS).up_to_date
+        assert not analyze(run, tmp_path / "out", OPTIONS).up_to_date
     assert json.loads((tmp_path / "out" / "study.json").read_text())["inputs"]["runs"] == [run.run_id]
 
 
@@ -139,15 +139,15 @@ def test_a_run_that_has_grown_computes_the_new_samples_alone(tmp_path, computed)
     with create_run(path, LAYERS, timesteps, names) as writer:
         commit(writer, "one")
         commit(writer, "three")
-    assert analyse(path, tmp_path / "out", OPTIONS).new == ("one", "three")
+    assert analyze(path, tmp_path / "out", OPTIONS).new == ("one", "three")
     assert sorted(computed) == [("one", "a"), ("one", "b"), ("three", "a"), ("three", "b")]
     computed.clear()
     with resume_run(path) as writer:
         commit(writer, "two")
-    grown = analyse(path, tmp_path / "out", OPTIONS)
+    grown = analyze(path, tmp_path / "out", OPTIONS)
     assert (grown.samples, grown.new) == (("one", "two", "three"), ("two",))
     assert sorted(computed) == [("two", "a"), ("two", "b")]
-    whole = analyse(path, tmp_path / "anew", replace(OPTIONS, store=False))
+    whole = analyze(path, tmp_path / "anew", replace(OPTIONS, store=False))
     for name, table in whole.tables.items():
         assert table.equals(grown.tables[name]), name
 
@@ -155,19 +155,19 @@ def test_a_run_that_has_grown_computes_the_new_samples_alone(tmp_path, computed)
 @pytest.mark.parametrize("name", ["maps.zarr/g2r", "report/[!i]*.html", "tables/unified.parquet"])
 def test_a_study_that_lost_a_part_is_made_anew(run, tmp_path, name):
     out = tmp_path / "out"
-    analyse(run, out, OPTIONS)
-    assert analyse(run, out, OPTIONS).up_to_date
+    analyze(run, out, OPTIONS)
+    assert analyze(run, out, OPTIONS).up_to_date
     victim = sorted(out.glob(name))[0]
     whole = sorted(path.relative_to(out) for path in out.rglob("*"))
     shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
-    assert not analyse(run, out, OPTIONS).up_to_date
+    assert not analyze(run, out, OPTIONS).up_to_date
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == whole
 
 
 def test_a_damaged_table_of_a_study_is_made_anew(run, tmp_path):
     table = tmp_path / "out" / "tables" / "unified.parquet"
-    analyse(run, tmp_path / "out", OPTIONS)
+    analyze(run, tmp_path / "out", OPTIONS)
     before = table.read_bytes()
     table.write_bytes(b"x" * len(before))
-    assert not analyse(run, tmp_path / "out", OPTIONS).up_to_date
+    assert not analyze(run, tmp_path / "out", OPTIONS).up_to_date
     assert pl.read_parquet(table).height

@@ -17,7 +17,7 @@ import pytest
 from i2am.analysis.dask_tasks import run_tasks
 from i2am.analysis.events import Event, StageAdvanced, StageStarted
 from i2am.analysis.options import StudyOptions
-from i2am.analysis.study.study import analyse
+from i2am.analysis.study.study import analyze
 from i2am.flows.analyze.dask_cluster import computing
 from i2am.flows.config.load_yaml import amended
 from i2am.flows.config.models import Computing
@@ -73,7 +73,7 @@ def study(
         figures=0, details=0, store=str(out / "kept.zarr"), aggregations=("own_aggregation:peak",)
     )
     with chdir(Path(run.path).parent), computing(amended(Computing(), **where)):
-        analyse(run, os.path.relpath(out / "results"), options, on_event=tell)
+        analyze(run, os.path.relpath(out / "results"), options, on_event=tell)
     found: dict[str, bytes | pl.DataFrame] = {}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()

@@ -20,7 +20,7 @@ from i2am.flows.prefect.server import temporary_server
 from i2am.flows.sweep.worker_pool import shards
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
-from i2am.storage.writing.failures import failures, set_aside, take_back
+from i2am.storage.writing.failures import clear_failures, failures, record_failure
 from tests.flows.conftest import ROOT, Outcome, spawn
 
 pytestmark = pytest.mark.timeout(400)
@@ -174,12 +174,12 @@ def test_notes_of_failures(many: Callable[..., Path], tmp_path: Path) -> None:
     run = tmp_path / "tiny.zarr"
     assert spawn("capture", many(), "--direct").status == 0
     assert failures(tmp_path / "nothing.zarr") == {}
-    set_aside(run, {"scene-0000001": "why", "other": "not committed"})
+    record_failure(run, {"scene-0000001": "why", "other": "not committed"})
     assert {each.error for each in failures(run).values()} == {"not committed"}  # the other one is there
     (run / "failures" / "other.json").write_text("{}")
     assert failures(run) == {}
     report = verify(run)
     assert report.ok
     assert sum("set aside" in note for note in report.notes) == 2
-    take_back(run, ["scene-0000001", "other", "never"])
+    clear_failures(run, ["scene-0000001", "other", "never"])
     assert not any(run.glob("failures/*"))

@@ -15,7 +15,7 @@ import pytest
 
 from i2am.storage.errors import AlreadyExists
 from i2am.storage.tools.verify import verify
-from i2am.storage.writing.atomic_directory import appearing
+from i2am.storage.writing.atomic_directory import atomic_directory
 from i2am.storage.writing.create import create_run
 from tests.flows.conftest import ROOT, write_run
 from tests.integration.clock import HOUR, YEAR, Clock, jumpy_clock
@@ -99,7 +99,10 @@ def test_what_a_living_process_creates_is_left_alone_whatever_the_clock_says(
     left.mkdir(parents=True)  # of a process that has gone, with a time in the future
     os.utime(left, (2e10, 2e10))
     clock.set(jump)
-    with pytest.raises(AlreadyExists, match="another process has just created it"), appearing(root) as made:
+    with (
+        pytest.raises(AlreadyExists, match="another process has just created it"),
+        atomic_directory(root) as made,
+    ):
         (made / "zarr.json").write_text("mine")
         os.utime(made, (0, 0))
         command = [sys.executable, "-c", CREATE, str(root)]
@@ -113,8 +116,10 @@ def test_what_a_living_process_creates_is_left_alone_whatever_the_clock_says(
 
 def test_what_a_killed_creation_left_goes_with_the_next(tmp_path: Path) -> None:
     root = tmp_path / "run.zarr"
-    script = "import os, sys\nfrom pathlib import Path\nfrom i2am.storage.writing.atomic_directory import appearing\n"
-    script += "with appearing(Path(sys.argv[1])) as made:\n    (made / 'x').write_text('x'); os._exit(9)"
+    script = "import os, sys\nfrom pathlib import Path\nfrom i2am.storage.writing.atomic_directory import atomic_directory\n"
+    script += (
+        "with atomic_directory(Path(sys.argv[1])) as made:\n    (made / 'x').write_text('x'); os._exit(9)"
+    )
     command = [sys.executable, "-c", script, str(root)]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 9
     assert [path.name for path in tmp_path.iterdir()] == [".run.zarr.new"]

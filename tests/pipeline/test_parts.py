@@ -19,28 +19,13 @@ from i2am.pipeline.jobs import Call, run_job
 from i2am.pipeline.probe import probe
 from i2am.pipeline.recording.images import to_uint8
 from i2am.pipeline.recording.provenance import describe
-from i2am.pipeline.recording.selection import select_numbers
 from i2am.pipeline.taps.host_copies import HostCopies
 from i2am.pipeline.timesteps import Moment, announced, moment
-from i2am.storage.errors import CaptureError, InputError, ShapeMismatch, UnknownName
+from i2am.storage.errors import CaptureError, ShapeMismatch, UnknownName
 from i2am.storage.name_patterns import matching_names
 from i2am.storage.reading.open import open_run
 from i2am.storage.writing.sink import Sink
 from tests.pipeline import models
-
-
-@given(st.integers(1, 30), st.data())
-def test_selected_numbers_are_what_indexing_gives(count, data):
-    every = list(range(count))
-    chosen = data.draw(st.lists(st.integers(-count, count - 1), min_size=1))
-    assert select_numbers("step", chosen, count) == sorted({every[i] for i in chosen})
-    part = data.draw(st.slices(count))
-    if every[part]:
-        assert select_numbers("step", part, count) == sorted(every[part])
-    else:
-        with pytest.raises(InputError, match="at least one"):
-            select_numbers("step", part, count)
-    assert select_numbers("step", None, count) == every
 
 
 def test_selected_names_follow_patterns_and_the_models_order():
@@ -49,8 +34,6 @@ def test_selected_names_follow_patterns_and_the_models_order():
     assert matching_names("layer", "mid", known) == ["mid"]
     with pytest.raises(UnknownName, match="'midd'.*'mid'"):
         matching_names("layer", "midd", known)
-    with pytest.raises(InputError, match="head 8.*from 0 to 7"):
-        select_numbers("head", 8, 8)
 
 
 def test_timesteps_come_from_the_call_and_the_scheduler():

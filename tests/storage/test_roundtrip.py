@@ -158,7 +158,7 @@ def test_selections_of_steps_and_heads(tmp_path):
     run = write_run(tmp_path / "r.zarr", ["a"], shard_bytes=300)
     spec = LAYERS[0]
     whole = run.read(spec.name, "a")
-    for steps in ([4, 0, 2], slice(1, 4), [-1], []):
+    for steps in ([4, 0, 2], slice(1, 4), [-1]):
         for heads in ([3, 1], slice(None, None, 2), None):
             part = run.read(spec.name, "a", steps, heads)
             rows = list(range(5))[steps] if isinstance(steps, slice) else [s % 5 for s in steps]
@@ -171,7 +171,7 @@ def test_selections_of_steps_and_heads(tmp_path):
             )
             assert np.array_equal(part.query, whole.query[rows][:, columns])
             assert np.array_equal(part.key, whole.key[:, columns])
-    with pytest.raises(i2am.InputError, match="step; expected an index from 0 to 4; got 5"):
+    with pytest.raises(i2am.InputError, match="unknown step 5.*there are 5, from 0 to 4"):
         run.read(spec.name, "a", [5])
 
 

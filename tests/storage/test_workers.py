@@ -8,12 +8,12 @@ import time
 import pytest
 
 from i2am.storage.errors import NoPermission, StorageFull
-from i2am.storage.writing.write_queue import Batch, Workers
+from i2am.storage.writing.write_queue import Batch, WriteQueue
 
 
 @pytest.fixture
 def workers():
-    pool = Workers(threads=2, queue_bytes=100)
+    pool = WriteQueue(threads=2, queue_bytes=100)
     yield pool
     pool.close()
 

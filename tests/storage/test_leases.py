@@ -18,7 +18,7 @@ import i2am
 from i2am.storage.locations.open import locate
 from i2am.storage.locations.remote import RemoteLocation
 from i2am.storage.writing import lease
-from i2am.storage.writing.lease import Claim, claim_path
+from i2am.storage.writing.lease import Lease, lease_path
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill
 
 STEPS = range(len(TIMESTEPS))
@@ -49,17 +49,17 @@ def as_another_machine(place, sample, beat=0):
     content = json.dumps(
         {"host": "elsewhere", "name": "node7", "pid": 1, "owner": "x", "beat": beat}
     ).encode()
-    place.write(claim_path(sample), content)
+    place.write(lease_path(sample), content)
     return content
 
 
 def test_one_holds_a_sample_at_a_time(place):
-    first = Claim(place, "a")
+    first = Lease(place, "a")
     with pytest.raises(i2am.SampleBusy, match=rf"sample 'a' is being written.*process {os.getpid()} of"):
-        Claim(place, "a")
-    Claim(place, "b").release()
+        Lease(place, "a")
+    Lease(place, "b").release()
     first.release()
-    second = Claim(place, "a")
+    second = Lease(place, "a")
     assert not second.inherited
     second.release()
     assert place.names("claims") == []
@@ -70,7 +70,7 @@ def test_of_many_who_claim_a_sample_one_does(url):
 
     def take(_):
         try:
-            return Claim(place, "a")
+            return Lease(place, "a")
         except i2am.SampleBusy:
             return None
 
@@ -86,23 +86,23 @@ def test_a_claim_stands_while_its_owner_beats_and_falls_when_it_does_not(place, 
     for beat in range(4):
         as_another_machine(place, "a", beat)
         with pytest.raises(i2am.SampleBusy, match="process 1 of node7"):
-            Claim(place, "a")
+            Lease(place, "a")
         now[0] += lease.LEASE_SECONDS - 1
     with pytest.raises(i2am.SampleBusy):
-        Claim(place, "a")
+        Lease(place, "a")
     now[0] += 2
-    taken = Claim(place, "a")
+    taken = Lease(place, "a")
     assert taken.inherited
     taken.release()
 
 
 def test_beats_change_the_content_and_keep_the_claim(place, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
-    held = Claim(place, "a")
+    held = Lease(place, "a")
     seen = set()
     end = time.monotonic() + 20
     while len(seen) < 4 and time.monotonic() < end:
-        seen.add(place.read(claim_path("a")))
+        seen.add(place.read(lease_path("a")))
         time.sleep(0.01)
     assert len(seen) >= 4
     held.hold()
@@ -132,12 +132,12 @@ def test_an_owner_that_was_overtaken_stops_and_touches_nothing(url, monkeypatch)
             fill(sink, LAYERS, STEPS, IMAGES)
         assert len(uploaded) == 2
         assert all(place.size(path) is not None for path in uploaded), "they may be the other's"
-        assert json.loads(place.read(claim_path("a")))["owner"] == "x"
+        assert json.loads(place.read(lease_path("a")))["owner"] == "x"
         assert writer.missing == ("a", "b")
 
 
 def test_a_lost_answer_to_a_beat_costs_nothing(place, monkeypatch):
-    held = Claim(place, "a")
+    held = Lease(place, "a")
     real = RemoteLocation.replace
 
     def stored_but_not_said(self, path, old, new):
@@ -217,7 +217,7 @@ def test_a_server_that_is_lost_while_a_claim_is_given_up_loses_nothing(place, mo
     def lost(self, path):
         raise i2am.StoreUnavailable("gone")
 
-    held = Claim(place, "a")
+    held = Lease(place, "a")
     with monkeypatch.context() as patch:
         patch.setattr(RemoteLocation, "read", lost)
         held.release()
@@ -252,7 +252,7 @@ def test_a_beat_counts_from_when_it_was_asked(place, monkeypatch):
     """Others count from when they saw it, which may be long before its answer came."""
     now = [1000.0]
     monkeypatch.setattr(lease.time, "monotonic", lambda: now[0])
-    held = Claim(place, "a")
+    held = Lease(place, "a")
     real = RemoteLocation.replace
 
     def late(self, path, old, new):
@@ -267,8 +267,8 @@ def test_a_beat_counts_from_when_it_was_asked(place, monkeypatch):
     with pytest.raises(i2am.SampleBusy, match="taken over"):
         held.hold()
     held.release()
-    assert json.loads(place.read(claim_path("a")))["owner"] == "x"
-    place.remove(claim_path("a"))
+    assert json.loads(place.read(lease_path("a")))["owner"] == "x"
+    place.remove(lease_path("a"))
 
 
 def test_what_a_killed_process_left_on_this_machine_is_removed_too(url, tmp_path, monkeypatch):
