@@ -44,28 +44,7 @@ def kernel_version() -> int:
 
 
 def run_tasks(tasks: Iterable[Any], on_done: Callable[[int], None] | None = None) -> list[Any]:
-    """Compute delayed objects, in parallel.
-
-    Parameters
-    ----------
-    tasks
-        Of `dask.delayed`; they may depend on others, which are then spread over the workers too. Read as they
-        are needed. Their results come here: let them be small.
-    on_done
-        Called in this thread with the number of tasks that have finished, each time that it grows.
-
-    Returns
-    -------
-    list
-        Results, in the order of the tasks.
-
-    Raises
-    ------
-    Exception
-        The first that a task raises. What has not begun by then is dropped.
-    ClusterError
-        If no worker of the cluster is left.
-    """
+    """Compute delayed objects, in parallel."""
     results: dict[int, Any] = {}
     with _crew() as crew, closing(crew(enumerate(tasks))) as finished:
         for done in finished:

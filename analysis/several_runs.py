@@ -35,26 +35,7 @@ def over_runs(
     store: StorePlace,
     make: Callable[..., xr.DataArray],
 ) -> xr.DataArray:
-    """Make something of every run that holds a sample asked for, and put it together.
-
-    Parameters
-    ----------
-    runs
-        Several runs as one.
-    samples
-        Ids in order; None for all.
-    size
-        (rows, columns) of what is a map; None for the largest grid, if all have one aspect ratio.
-    store
-        Folder of the derived stores; None for beside each run, False to keep nothing.
-    make
-        (run, samples=, size=, store=) to a lazy result (sample, ...) of one run.
-
-    Raises
-    ------
-    UnknownName, EmptyRun, InputError, NoAnswer
-        From the selection of samples and from `make`; or if maps of different grids need a size.
-    """
+    """Make something of every run that holds a sample asked for, and put it together."""
     names = chosen_samples(runs, samples)
     held: dict[int, list[str]] = {}
     place = {id(member): number for number, member in enumerate(runs.members)}
@@ -74,15 +55,7 @@ def over_runs(
 
 
 def common_size(shapes: Sequence[Grid], attrs: dict[str, Any]) -> Grid:
-    """The size at which maps of different grids are made where none is given.
-
-    Raises
-    ------
-    NoAnswer
-        For official maps, which keep their layers' own grid.
-    InputError
-        If the grids differ in their aspect ratio.
-    """
+    """The size at which maps of different grids are made where none is given."""
     words = ", ".join(f"{rows}x{columns}" for rows, columns in shapes[:4])
     if attrs.get("protocol") == "official":
         raise NoAnswer(
@@ -103,15 +76,7 @@ def common_size(shapes: Sequence[Grid], attrs: dict[str, Any]) -> Grid:
 
 
 def own_grid(run: Run, attrs: dict[str, Any], *, other: bool = False) -> Grid | None:
-    """The largest grid of the layers of a result, on the side where it lies; None where it is no map.
-
-    Parameters
-    ----------
-    run, attrs
-        The run, and the result's attributes.
-    other
-        The other side: where the region of a specific map is chosen.
-    """
+    """The largest grid of the layers of a result, on the side where it lies; None where it is no map."""
     side = side_of(attrs["direction"]) if "direction" in attrs else attrs.get("side")
     if not side:
         return None
@@ -156,13 +121,7 @@ def _agreed(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def own_shape(maps: xr.DataArray) -> Grid:
-    """(rows, columns) whose aspect ratio is that of the image on which one sample's maps lie.
-
-    Parameters
-    ----------
-    maps
-        (..., y, x) of one sample; of runs of different grids, with the coordinates that say so.
-    """
+    """(rows, columns) whose aspect ratio is that of the image on which one sample's maps lie."""
     if "own_rows" in maps.coords:
         return int(maps["own_rows"]), int(maps["own_columns"])
     return maps.sizes["y"], maps.sizes["x"]

@@ -35,15 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenMaps:
-    """The chunk: probabilities of chosen tokens, summed over steps and heads.
+    """The chunk: probabilities of chosen tokens, summed over steps and heads."""
 
-    Attributes
-    ----------
-    tokens
-        Indices over all reference tokens of a layer, those without a place included.
-    """
-
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...]  # indices over all reference tokens of a layer, those without a place included
 
     def __call__(self, attention: Attention) -> State:
         """(sum of densities (gen, token), number of planes (gen, 1))."""

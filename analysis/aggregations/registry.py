@@ -24,13 +24,7 @@ OURS = ("i2am",)
 
 
 def known() -> dict[str, EntryPoint]:
-    """Name to entry point, of every aggregation that is installed.
-
-    Raises
-    ------
-    AlreadyExists
-        If two packages give the same name to different ones.
-    """
+    """Name to entry point, of every aggregation that is installed."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         if point.name in found and found[point.name].value != point.value:
@@ -44,20 +38,7 @@ def known() -> dict[str, EntryPoint]:
 
 
 def find(name: str) -> Aggregation:
-    """Return an aggregation.
-
-    Parameters
-    ----------
-    name
-        Name of an entry point, or "module:name".
-
-    Raises
-    ------
-    UnknownName
-        If there is none of that name, or no such module, or the module has no such name.
-    InputError
-        If it is not an `Aggregation`, or its module fails when it is imported.
-    """
+    """Return an aggregation."""
     module, colon, attribute = name.partition(":")
     if colon:
         members = vars(_imported(module, name))

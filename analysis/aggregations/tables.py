@@ -53,41 +53,16 @@ SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Aggregated:
-    """What the aggregations of a study gave.
+    """What the aggregations of a study gave."""
 
-    Attributes
-    ----------
-    results
-        Name to (sample, layer, ...), read lazily from the store.
-    absent
-        What has no answer, and why, one line each.
-    """
-
-    results: dict[str, xr.DataArray]
-    absent: tuple[str, ...]
+    results: dict[str, xr.DataArray]  # name to (sample, layer, ...), read lazily from the store
+    absent: tuple[str, ...]  # what has no answer, and why, one line each
 
 
 def collect_aggregations(
     run: AnyRun, names: Sequence[str], options: StudyOptions, staging: Path, emit: Listener
 ) -> Aggregated:
-    """Compute the aggregations of a study into a store, and write their tables.
-
-    Parameters
-    ----------
-    run, names
-        Samples to aggregate; none of them damaged.
-    options
-        The aggregations, and the selections.
-    staging
-        Directory in which the store and ``tables/`` are made.
-    tell
-        Told after each aggregation.
-
-    Raises
-    ------
-    UnknownName, InputError, AggregationError
-        If an aggregation does not exist, or does not do what it declares.
-    """
+    """Compute the aggregations of a study into a store, and write their tables."""
     results: dict[str, xr.DataArray] = {}
     absent: list[str] = []
     wanted = [find(name) for name in dict.fromkeys(options.aggregations)]
@@ -131,17 +106,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def write_table(run: AnyRun, result: xr.DataArray, path: Path) -> None:
-    """Write a result as a long table, a few samples at a time.
-
-    Parameters
-    ----------
-    run
-        For the masks.
-    result
-        (sample, layer, ...), as `aggregate` returns it.
-    path
-        A Parquet file to make.
-    """
+    """Write a result as a long table, a few samples at a time."""
     path.parent.mkdir(exist_ok=True)
     parts = path.with_suffix(".parts")
     parts.mkdir()

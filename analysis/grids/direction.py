@@ -21,13 +21,7 @@ def side_of(direction: Direction) -> Side:
 
 
 def check_direction(direction: str) -> Direction:
-    """Return the direction.
-
-    Raises
-    ------
-    UnknownName
-        If it is neither "r2g" nor "g2r".
-    """
+    """Return the direction."""
     for known in DIRECTIONS:
         if direction == known:
             return known

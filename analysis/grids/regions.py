@@ -24,18 +24,7 @@ Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]]
 
 
 def binary(mask: ArrayLike) -> NDArray[np.bool_]:
-    """Mask as booleans: above one half is inside.
-
-    Parameters
-    ----------
-    mask
-        Booleans, numbers from 0 to 1, or integers from 0 to 255 (recognised by a value above 1).
-
-    Raises
-    ------
-    ShapeMismatch
-        If the values are not numbers, or not finite.
-    """
+    """Mask as booleans: above one half is inside."""
     values = np.asarray(mask)
     if values.dtype == np.bool_:
         return values
@@ -59,13 +48,7 @@ def sample_image(run: AnyRun, name: str, sample: str) -> NDArray[np.uint8] | Non
 
 
 def check_two_sides(mask: NDArray[np.bool_]) -> None:
-    """Check that a mask has an inside and an outside.
-
-    Raises
-    ------
-    NoAnswer
-        If it is empty or full.
-    """
+    """Check that a mask has an inside and an outside."""
     count = int(mask.sum())
     if count in (0, mask.size):
         raise NoAnswer(
@@ -86,29 +69,7 @@ def is_mask(at: Any) -> TypeGuard[NDArray[Any]]:
 
 
 def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
-    """Draw a region on a grid.
-
-    Parameters
-    ----------
-    at
-        The region, in cells of `grid` (a mask may have any size).
-    grid
-        (rows, columns).
-
-    Returns
-    -------
-    ndarray
-        A mask [y, x], 1 inside: of the size of `grid`, or of its own if a mask was given.
-
-    Raises
-    ------
-    InputError
-        If a patch lies outside the grid, or `at` is none of the known forms.
-    ShapeMismatch
-        If a mask has another aspect ratio than the grid.
-    NoAnswer
-        If the region is empty.
-    """
+    """Draw a region on a grid."""
     values = np.asarray(at)
     if is_mask(at):
         mask = binary(at).astype(np.float64)

@@ -21,27 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The part of a run that a question is about.
+    """The part of a run that a question is about."""
 
-    Attributes
-    ----------
-    layers
-        Layers, in the run's order.
-    left_out
-        Names of layers that could not answer and were not asked for by name.
-    steps
-        Indices of denoiser calls, ascending as given.
-    heads
-        Indices of heads, or None for all heads of every layer.
-    samples
-        Ids of committed samples.
-    """
-
-    layers: tuple[LayerSpec, ...]
-    left_out: tuple[str, ...]
-    steps: tuple[int, ...]
-    heads: tuple[int, ...] | None
-    samples: tuple[str, ...]
+    layers: tuple[LayerSpec, ...]  # layers, in the run's order
+    left_out: tuple[str, ...]  # names of layers that could not answer and were not asked for by name
+    steps: tuple[int, ...]  # indices of denoiser calls, ascending as given
+    heads: tuple[int, ...] | None  # indices of heads, or None for all heads of every layer
+    samples: tuple[str, ...]  # ids of committed samples
 
 
 def placed(layer: LayerSpec) -> int:
@@ -74,31 +60,7 @@ def select(
     *,
     place: bool | None = None,
 ) -> Selection:
-    """Resolve and check a selection; None selects all.
-
-    Parameters
-    ----------
-    run
-        The run asked about.
-    direction
-        Decides which layers can answer.
-    layers, samples
-        Names, one or several; of layers also shell patterns such as ``*up_blocks*``, whose layers are left
-        out where they have no answer.
-    steps, heads
-        Indices or a slice.
-    place
-        Whether the question is about places in the reference; None: it is, if the direction is "g2r".
-
-    Raises
-    ------
-    UnknownName
-        For a layer, sample, step or head that does not exist.
-    EmptyRun
-        If no sample is committed.
-    NoAnswer
-        If a layer named explicitly, or every layer, has no answer in this direction.
-    """
+    """Resolve and check a selection; None selects all."""
     chosen, left_out = _layers(run, direction, layers, direction == "g2r" if place is None else place)
     total = min(layer.heads for layer in chosen)
     return Selection(
@@ -111,20 +73,7 @@ def select(
 
 
 def joint_only(chosen: Selection, *, named: bool) -> Selection:
-    """Keep the layers of a joint softmax whose log-sum-exp was stored.
-
-    Parameters
-    ----------
-    chosen
-        A selection.
-    named
-        Whether its layers were asked for by name; then each of them must answer.
-
-    Raises
-    ------
-    NoAnswer
-        If a layer named explicitly, or every layer, was captured without it.
-    """
+    """Keep the layers of a joint softmax whose log-sum-exp was stored."""
     kept = tuple(layer for layer in chosen.layers if layer.lse)
     if not kept or (named and len(kept) < len(chosen.layers)):
         silent = next(layer.name for layer in chosen.layers if not layer.lse)
@@ -182,15 +131,7 @@ def _named(run: AnyRun, wanted: list[str]) -> list[LayerSpec]:
 
 
 def chosen_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Resolve and check a selection of samples; None selects all.
-
-    Raises
-    ------
-    EmptyRun
-        If no sample is committed.
-    UnknownName, InputError
-        For a sample that does not exist, or none at all.
-    """
+    """Resolve and check a selection of samples; None selects all."""
     if not run.samples:
         raise EmptyRun(
             f"run {run.path} holds no committed sample",
@@ -215,20 +156,7 @@ def chosen_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str,
 
 
 def split_steps(steps: Sequence[int], groups: int) -> list[tuple[int, ...]]:
-    """Split steps into `groups` runs of neighbours, as equal as they can be, the longer ones first.
-
-    Parameters
-    ----------
-    steps
-        Step indices.
-    groups
-        Number of groups, 1 to ``len(steps)``.
-
-    Raises
-    ------
-    InputError
-        If there are fewer steps than groups.
-    """
+    """Split steps into `groups` runs of neighbours, as equal as they can be, the longer ones first."""
     if not 1 <= groups <= len(steps):
         raise InputError(
             f"time_groups={groups}",

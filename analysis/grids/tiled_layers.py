@@ -67,13 +67,7 @@ def target(layer: LayerSpec, direction: Direction, size: Grid) -> Grid:
 
 
 def check_covered(layers: Sequence[LayerSpec], direction: Direction) -> None:
-    """Check that the tiles of each whole leave no place out.
-
-    Raises
-    ------
-    NoAnswer
-        Naming the layer.
-    """
+    """Check that the tiles of each whole leave no place out."""
     side = side_of(direction)
     for name, positions in in_wholes(layers).items():
         tiles = [tile for p in positions if (tile := tile_of(layers[p], side)) is not None]
@@ -89,23 +83,7 @@ def check_covered(layers: Sequence[LayerSpec], direction: Direction) -> None:
 def together(
     parts: Sequence[NDArray[np.float64]], layers: Sequence[LayerSpec], direction: Direction, size: Grid
 ) -> list[NDArray[np.float64]]:
-    """Maps of whole layers.
-
-    Parameters
-    ----------
-    parts
-        Map (k, y, x) of each layer, at its `target`; NaN throughout where a region does not touch it.
-    layers
-        The layers.
-    direction, size
-        What kind of map, and its (rows, columns).
-
-    Returns
-    -------
-    list of ndarray
-        (k, y, x) at ``size``, one for each of `in_wholes`. Tiles that a region does not touch take no part;
-        where only such tiles lie, the map is 0: no attention can reach there.
-    """
+    """Maps of whole layers."""
     side = side_of(direction)
     found = []
     for positions in in_wholes(layers).values():

@@ -19,47 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to make of each layer.
+    """What to make of each layer."""
 
-    Attributes
-    ----------
-    direction
-        "r2g" or "g2r".
-    groups
-        Step indices of each time group; one group holds them all unless the level is time.
-    size
-        (rows, columns) of the maps.
-    heads
-        Indices of heads; None for all heads of the layer.
-    by_head
-        Keep the heads apart; there is one group then.
-    """
-
-    direction: Direction
+    direction: Direction  # "r2g" or "g2r"
+    # step indices of each time group; one group holds them all unless the level is time
     groups: tuple[tuple[int, ...], ...]
-    size: Grid
-    heads: tuple[int, ...] | None
-    by_head: bool
+    size: Grid  # (rows, columns) of the maps
+    heads: tuple[int, ...] | None  # indices of heads; None for all heads of the layer
+    by_head: bool  # keep the heads apart; there is one group then
 
 
 def density_maps(tokens: Tokens, plan: Plan, spec: LayerSpec, sample: str) -> NDArray[np.float64]:
-    """Mean densities of one sample and layer.
-
-    Source: I²AM, with the means of the corrected protocol: over steps and heads, then the bicubic resize.
-
-    Parameters
-    ----------
-    tokens
-        Where the layer's marginal (step, head, token) comes from.
-    plan, spec, sample
-        What to make.
-
-    Returns
-    -------
-    ndarray
-        (k, y, x) at the plan's size (of a tile: at its own, see `i2am.analysis.grids.tiled_layers`), 1 for uniform attention:
-        k time groups, or heads, or 1.
-    """
+    """Mean densities of one sample and layer."""
     if plan.by_head:
         values = tokens(spec, sample)
         some = values if plan.heads is None else values[:, list(plan.heads)]

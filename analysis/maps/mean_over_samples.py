@@ -29,19 +29,7 @@ BLOCK_SAMPLES = 64
 
 
 def mean_maps(collected: Collected) -> MeanMaps:
-    """Mean of every kind of map over the samples of a study, in float64.
-
-    Parameters
-    ----------
-    collected
-        Its maps, (sample, [level axis], y, x); read some samples at a time.
-
-    Returns
-    -------
-    mapping
-        Empty where there are fewer than two samples. What is not finite in a sample is left out of the mean;
-        NaN where no sample is finite.
-    """
+    """Mean of every kind of map over the samples of a study, in float64."""
     if len(collected.samples) < 2:
         return {}
     return {key: _mean(maps) for key, maps in collected.maps.items()}

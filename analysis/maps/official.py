@@ -40,23 +40,7 @@ BLOCK_BYTES = 32 * 2**20
 
 
 def clamped_r2g(run: Run, plan: Plan, spec: LayerSpec, sample: str) -> NDArray[np.float64]:
-    """R2G sums of one sample and layer, each token's map resized and clamped before the mean.
-
-    Parameters
-    ----------
-    run, plan, spec, sample
-        What to read, and what to make of it.
-
-    Returns
-    -------
-    ndarray
-        (k, y, x) at the plan's size, from 0 to the number of steps: k time groups, or heads, or 1.
-
-    Raises
-    ------
-    DamagedSample
-        If the stored data is not what was written.
-    """
+    """R2G sums of one sample and layer, each token's map resized and clamped before the mean."""
     heads = plan.heads or tuple(range(spec.heads))
     found = np.zeros((len(plan.groups), len(heads), *plan.size))
     for index, group in enumerate(plan.groups):
@@ -68,20 +52,7 @@ def clamped_r2g(run: Run, plan: Plan, spec: LayerSpec, sample: str) -> NDArray[n
 
 
 def summed_g2r(tokens: Tokens, plan: Plan, spec: LayerSpec, sample: str) -> NDArray[np.float64]:
-    """G2R sums of one sample and layer, on its own grid.
-
-    Parameters
-    ----------
-    tokens
-        Where the layer's density (step, head, placed token) comes from.
-    plan, spec, sample
-        What to make of it.
-
-    Returns
-    -------
-    ndarray
-        (k, y, x), from 0 to the number of steps: k time groups, or heads, or 1.
-    """
+    """G2R sums of one sample and layer, on its own grid."""
     values = tokens(spec, sample) / np.float64(spec.ref)
     if plan.heads is not None:
         values = values[:, list(plan.heads)]

@@ -34,26 +34,7 @@ def official_selection(
     heads: Indices | None,
     samples: Sequence[str] | str | None,
 ) -> Selection:
-    """Resolve a selection, with the official layers where none are named.
-
-    Parameters
-    ----------
-    run, direction, layers, steps, heads, samples
-        As for `i2am.analysis.grids.selection.select`.
-
-    Returns
-    -------
-    Selection
-        For "g2r", layers of one reference grid. Layers of a single pooled token are kept for "r2g", as in the
-        paper.
-
-    Raises
-    ------
-    UnknownName, InputError, EmptyRun
-        As `i2am.analysis.grids.selection.select`.
-    NoAnswer
-        If no layer can answer, or the layers of a G2R question differ in their reference grid.
-    """
+    """Resolve a selection, with the official layers where none are named."""
     names = default_layers(run, direction) if layers is None else layers
     chosen = select(run, direction, names, steps, heads, samples)
     if layers is None:
@@ -71,13 +52,7 @@ def official_selection(
 
 
 def default_layers(run: AnyRun, direction: Direction) -> list[str]:
-    """Names of the layers that the official code would hook in this run.
-
-    Raises
-    ------
-    NoAnswer
-        If all layers that could answer belong to the middle block, which it leaves out.
-    """
+    """Names of the layers that the official code would hook in this run."""
     able = [name for name, spec in run.layers.items() if direction == "r2g" or has_place(spec)]
     outer = [name for name in able if not MIDDLE.search(name)]
     if direction == "g2r":
@@ -96,13 +71,7 @@ def default_layers(run: AnyRun, direction: Direction) -> list[str]:
 
 
 def official_size(chosen: Selection, direction: Direction, size: Grid | None) -> Grid:
-    """Size of the maps: 64 x 64 for R2G where none is given; the layers' own reference grid for G2R.
-
-    Raises
-    ------
-    InputError
-        If another size than its own is given for G2R.
-    """
+    """Size of the maps: 64 x 64 for R2G where none is given; the layers' own reference grid for G2R."""
     if direction == "r2g":
         return SIZE if size is None else size
     own = chosen.layers[0].ref_grid

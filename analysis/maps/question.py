@@ -40,27 +40,15 @@ _UNITS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a run that has an answer.
+    """A question about a run that has an answer."""
 
-    Attributes
-    ----------
-    direction, level, protocol, method
-        What kind of map.
-    at
-        The region of the specific level, else None.
-    chosen
-        Layers, steps, heads and samples.
-    plan
-        What to make of each layer.
-    """
-
-    direction: Direction
+    direction: Direction  # direction, level, protocol, method: what kind of map
     level: Level
     protocol: Protocol
     method: Method
-    at: regions.Region | str | None
-    chosen: Selection
-    plan: Plan
+    at: regions.Region | str | None  # the region of the specific level, else None
+    chosen: Selection  # layers, steps, heads and samples
+    plan: Plan  # what to make of each layer
 
     @property
     def units(self) -> str:
@@ -88,20 +76,7 @@ def ask(
     protocol: str,
     method: str,
 ) -> Question:
-    """Check and resolve a question.
-
-    Parameters
-    ----------
-    run, direction, level, size, time_groups, at, protocol, method
-        As for `attribution_maps`.
-    asked
-        (layers, steps, heads, samples), likewise.
-
-    Raises
-    ------
-    UnknownName, InputError, EmptyRun, NoAnswer
-        As `attribution_maps`.
-    """
+    """Check and resolve a question."""
     way, kind = check_direction(direction), _known("level", level, LEVELS)
     rules, what = _known("protocol", protocol, PROTOCOLS), _known("method", method, METHODS)
     _check_answerable(way, kind, at, rules, what)

@@ -12,24 +12,13 @@ from i2am.analysis.grids.direction import Direction
 
 @dataclass(frozen=True)
 class Collected:
-    """The maps of a study.
+    """The maps of a study."""
 
-    Attributes
-    ----------
-    path
-        The maps store.
-    maps
-        (direction, level) to maps (sample, [level axis], y, x), read lazily from the store.
-    samples
-        Ids, in order.
-    absent
-        What could not be computed, and why, one line each.
-    """
-
-    path: Path
+    path: Path  # the maps store
+    # (direction, level) to maps (sample, [level axis], y, x), read lazily from the store
     maps: dict[tuple[Direction, str], xr.DataArray]
-    samples: tuple[str, ...]
-    absent: tuple[str, ...]
+    samples: tuple[str, ...]  # ids, in order
+    absent: tuple[str, ...]  # what could not be computed, and why, one line each
 
 
 def variable(level: str) -> str:
@@ -38,13 +27,7 @@ def variable(level: str) -> str:
 
 
 def direct(collected: Collected) -> Collected:
-    """Give the same maps, read when they are used, without Dask.
-
-    Parameters
-    ----------
-    collected
-        Maps that lie in their store.
-    """
+    """Give the same maps, read when they are used, without Dask."""
     directions = dict.fromkeys(direction for direction, _ in collected.maps)
     opened = {
         (direction, str(maps.attrs["level"])): maps

@@ -87,22 +87,13 @@ class Constant(Tokens):
 
 @dataclass(frozen=True)
 class Measured(Tokens):
-    """A quantity of a region: of chosen generated patches for "g2r", of chosen reference tokens for "r2g".
+    """A quantity of a region: of chosen generated patches for "g2r", of chosen reference tokens for "r2g"."""
 
-    Attributes
-    ----------
-    run, direction, kind
-        What to read, which way round, and which kind of marginal.
-    region
-        The name of a mask image of the run, or a mask [y, x].
-    nearest
-        The mask goes to a layer's grid by the nearest pixel, as in the official protocol, not by area.
-    """
-
-    run: Run
+    run: Run  # run, direction, kind: what to read, which way round, and which kind of marginal
     direction: Direction
     kind: str
-    region: str | NDArray[np.float64]
+    region: str | NDArray[np.float64]  # the name of a mask image of the run, or a mask [y, x]
+    # the mask goes to a layer's grid by the nearest pixel, as in the official protocol, not by area
     nearest: bool = False
 
     def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
@@ -129,28 +120,7 @@ def tokens_for(
     method: Method = "i2am",
     nearest: bool = False,
 ) -> Tokens:
-    """Choose the source for a question.
-
-    Parameters
-    ----------
-    cache, chosen, direction
-        What is asked about.
-    at
-        None for all tokens; the name of a mask image; or a region in patches of the largest grid of the
-        layers.
-    method
-        "i2am"; "joint" for probabilities of a joint softmax; "daam" for DAAM's map.
-    nearest
-        Take masks to each grid by the nearest pixel; the stored marginals of masks go by area, so they do not
-        serve then.
-
-    Raises
-    ------
-    UnknownName
-        For an image that the run lacks, or a patch outside the grid.
-    NoAnswer
-        If the region is empty; or if the run has no attention to measure a region in.
-    """
+    """Choose the source for a question."""
     run, kind = cache.run, KINDS[method, direction]
     if at is None:
         return Constant(len(run.timesteps)) if method == "daam" else Stored(cache, kind)

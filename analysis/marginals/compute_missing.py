@@ -33,22 +33,7 @@ if TYPE_CHECKING:
 def fill_marginals(
     run: AnyRun, names: Sequence[str], options: StudyOptions, emit: Listener
 ) -> dict[str, str]:
-    """Compute the marginals that are missing.
-
-    Parameters
-    ----------
-    run, names
-        What to compute.
-    options
-        Its layers and its place of the derived store.
-    tell
-        Told after each layer of a sample.
-
-    Returns
-    -------
-    dict
-        Damaged samples and why.
-    """
+    """Compute the marginals that are missing."""
     caches = {
         member.path: open_cache(
             member,

@@ -20,13 +20,7 @@ Array = NDArray[Any]
 
 
 class MemoryCache:
-    """Least recently used arrays by key; a key must stand for everything that the array depends on.
-
-    Parameters
-    ----------
-    most
-        Bytes kept, at most; an array larger than a quarter of it is not kept.
-    """
+    """Least recently used arrays by key; a key must stand for everything that the array depends on."""
 
     def __init__(self, most: int = RECALL_BYTES) -> None:
         self.most = most
@@ -43,15 +37,7 @@ class MemoryCache:
         return key in self._arrays
 
     def get(self, key: Hashable, make: Callable[[], Array]) -> Array:
-        """Return the array of a key, made if it is not kept; read only, since others share it.
-
-        Parameters
-        ----------
-        key
-            What the array depends on.
-        make
-            Makes it; may run twice if two threads ask at once.
-        """
+        """Return the array of a key, made if it is not kept; read only, since others share it."""
         with self._lock:
             found = self._arrays.get(key)
             if found is not None:

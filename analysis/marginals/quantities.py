@@ -56,18 +56,12 @@ def quantity(kind: str, image: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions to average over, by name; the name "" stands for everything.
+    """Regions to average over, by name; the name "" stands for everything."""
 
-    Attributes
-    ----------
-    gen
-        Name to weights (gen) of the generated patches, for quantities on the reference.
-    ref
-        Name to weights (placed ref) of the reference tokens, of all tokens where none has a place; for
-        quantities on the generated image.
-    """
-
+    # name to weights (gen) of the generated patches, for quantities on the reference
     gen: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    # name to weights (placed ref) of the reference tokens, of all tokens where none has a place;
+    # for quantities on the generated image
     ref: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
@@ -166,25 +160,7 @@ def named(run: Run, layer: LayerSpec, states: Sequence[State], regions: Regions 
 
 
 def compute_marginals(run: Run, layer: LayerSpec, sample: str, regions: Regions | None = None) -> Marginals:
-    """Marginals of one sample and layer, computed from the store here and now.
-
-    Parameters
-    ----------
-    run, layer, sample
-        What to read.
-    regions
-        What to average over; None for everything that the derived store keeps.
-
-    Returns
-    -------
-    dict
-        Quantity to float32 array (step, head, token).
-
-    Raises
-    ------
-    DamagedSample
-        If the stored data is not what was written.
-    """
+    """Marginals of one sample and layer, computed from the store here and now."""
     asked = declaration(run, layer, sample, regions)
     steps = range(len(run.timesteps))
     states = [reduce_slab(run, layer, sample, asked, slab) for slab in slabs(layer, steps)]

@@ -57,17 +57,7 @@ def store_of(run: AnyRun, store: StorePlace) -> StorePlace:
 def open_cache(
     run: Run, store: StorePlace = None, storage_options: Mapping[str, Any] | None = None
 ) -> MarginalCache:
-    """Choose the place of a run's derived store; nothing is read or written yet.
-
-    Parameters
-    ----------
-    run
-        The run.
-    store
-        Path or URL; None for beside the run, False to keep nothing.
-    storage_options
-        For fsspec, where the place is a URL.
-    """
+    """Choose the place of a run's derived store; nothing is read or written yet."""
     if store is False:
         return MarginalCache(run, None)
     return MarginalCache(run, locate(default_path(run.path) if store is None else store, storage_options))
@@ -75,39 +65,14 @@ def open_cache(
 
 @dataclass(frozen=True)
 class MarginalCache:
-    """Marginals of one run, computed once.
+    """Marginals of one run, computed once."""
 
-    Attributes
-    ----------
-    run
-        The run; open, read only.
-    place
-        Where the derived store lies; None keeps nothing.
-    protocol
-        Part of the key.
-    """
-
-    run: Run
-    place: Location | None
-    protocol: str = "corrected"
+    run: Run  # the run; open, read only
+    place: Location | None  # where the derived store lies; None keeps nothing
+    protocol: str = "corrected"  # part of the key
 
     def get(self, layer: LayerSpec, sample: str, name: str) -> NDArray[np.float32]:
-        """Return one quantity (step, head, token), stored if its seal fits, else from the run.
-
-        Parameters
-        ----------
-        layer, sample
-            Which attention.
-        name
-            A quantity, as listed by `i2am.analysis.marginals.quantities.quantities`.
-
-        Raises
-        ------
-        DamagedSample
-            If it must be computed, and the run's data is damaged.
-        NoPermission
-            If the derived store cannot be written.
-        """
+        """Return one quantity (step, head, token), stored if its seal fits, else from the run."""
         key = self.key(layer, sample, name)
         return recent.get(key, lambda: self.ensure(layer, sample, (name,))[name])
 
@@ -133,15 +98,7 @@ class MarginalCache:
         return place, self.run.run_id, self.run.fingerprint(sample), layer, name, KERNEL_VERSION
 
     def ensure(self, layer: LayerSpec, sample: str, names: tuple[str, ...] | None = None) -> Marginals:
-        """Make sure that an entry is in the derived store; return the quantities in `names`, or all.
-
-        Raises
-        ------
-        DamagedSample
-            If it must be computed, and the run's data is damaged or was left out of an export.
-        NoPermission
-            If the derived store cannot be written.
-        """
+        """Make sure that an entry is in the derived store; return the quantities in `names`, or all."""
         wanted = tuple(quantities(self.run, layer)) if names is None else names
         stored = self._load(layer, sample, wanted)
         if stored is None:
@@ -213,13 +170,7 @@ class MarginalCache:
         return found
 
     def save(self, layer: LayerSpec, sample: str, values: Marginals) -> None:
-        """Write all quantities of an entry, then their seals.
-
-        Raises
-        ------
-        NoPermission
-            If the derived store cannot be written.
-        """
+        """Write all quantities of an entry, then their seals."""
         if self.place is None:
             return
         index = self.run.position(sample)

@@ -16,21 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_marginals(run: Run, storage_options: Mapping[str, Any] | None = None) -> list[Problem]:
-    """Read every marginal of a run without attention, and compare it with its seal.
-
-    Parameters
-    ----------
-    run
-        An open run.
-    storage_options
-        For fsspec, where it lies at a URL.
-
-    Returns
-    -------
-    list of Problem
-        What is absent or not what was written; none for a run that has its attention, because whatever its
-        derived store lacks is computed again.
-    """
+    """Read every marginal of a run without attention, and compare it with its seal."""
     if has_attention(run.attrs):
         return []
     cache, place = open_cache(run, storage_options=storage_options), default_path(str(run.path))

@@ -18,18 +18,7 @@ MARK = "i2am_marginals"
 
 
 def documents(run: Run, layer: LayerSpec) -> dict[str, bytes]:
-    """Metadata of the store and of a layer's arrays.
-
-    Parameters
-    ----------
-    run, layer
-        Whose marginals.
-
-    Returns
-    -------
-    dict
-        Path below the store to content; the store's root first.
-    """
+    """Metadata of the store and of a layer's arrays."""
     samples, sizes = len(run.declared), quantities(run, layer)
     found = {
         "zarr.json": _group({MARK: {"format": FORMAT, "run_id": run.run_id}}),

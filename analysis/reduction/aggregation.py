@@ -174,17 +174,7 @@ def _restore(name: str, data: bytes) -> Aggregation:
 
 
 def join(aggregation: Aggregation, states: Sequence[State], axis: str) -> State:
-    """Put neighbouring pieces together along an axis: side by side if it is kept, else combined.
-
-    Parameters
-    ----------
-    aggregation
-        Whose states they are.
-    states
-        At least one, in order.
-    axis
-        "step", "head" or "gen".
-    """
+    """Put neighbouring pieces together along an axis: side by side if it is kept, else combined."""
     if len(states) == 1:
         return states[0]
     if axis in aggregation.keep:

@@ -23,30 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of some steps and heads, and maybe of some generated patches, of one layer and sample.
+    """The attention of some steps and heads, and maybe of some generated patches, of one layer and sample."""
 
-    Attributes
-    ----------
-    run, layer, sample
-        Where it comes from; `layer` has gen_grid, ref_grid, ref_prefix, heads, head_dim.
-    steps, heads
-        Their indices in the run, for the axes of the arrays.
-    gen
-        The generated patches; all of them unless the aggregation says that rows are independent.
-    logits
-        Query and key, or stored scores, of this piece; None over marginals.
-    marginals
-        Over marginals: "r2g" (step, head, gen) and "g2r" (step, head, placed ref) densities, 1 for uniform,
-        and the others of `i2am.analysis.marginals.quantities.quantities`; else empty.
-    """
-
+    # run, layer, sample: where it comes from; `layer` has gen_grid, ref_grid, ref_prefix, heads,
+    # head_dim
     run: Run
     layer: LayerSpec
     sample: str
-    steps: tuple[int, ...]
+    steps: tuple[int, ...]  # steps, heads: their indices in the run, for the axes of the arrays
     heads: tuple[int, ...]
-    gen: slice
-    logits: Logits | None = None
+    gen: slice  # the generated patches; all of them unless the aggregation says that rows are independent
+    logits: Logits | None = None  # query and key, or stored scores, of this piece; None over marginals
+    # over marginals: "r2g" (step, head, gen) and "g2r" (step, head, placed ref) densities, 1 for
+    # uniform, and the others of `i2am.analysis.marginals.quantities.quantities`; else empty
     marginals: Mapping[str, Float32] = field(default_factory=dict)
 
     @cached_property

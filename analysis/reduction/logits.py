@@ -19,29 +19,15 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Logits of one layer: query and key, or the scores themselves.
+    """Logits of one layer: query and key, or the scores themselves."""
 
-    Attributes
-    ----------
-    query
-        (step, head, gen, dim), any floating dtype, or None.
-    key
-        (step or 1, head, ref, dim), or None.
-    scores
-        (step, head, gen, ref), already scaled, or None.
-    scale
-        Factor of the product of query and key.
-    lse
-        (step, head, gen): log-sum-exp of each row over all keys of a joint softmax, or None.
-    offset
-        (step, head, gen) part of the logits that `rows` leaves out, or None: see `part`.
-    """
-
-    query: NDArray[np.floating] | None = None
-    key: NDArray[np.floating] | None = None
-    scores: NDArray[np.floating] | None = None
-    scale: float = 1.0
+    query: NDArray[np.floating] | None = None  # (step, head, gen, dim), any floating dtype, or None
+    key: NDArray[np.floating] | None = None  # (step or 1, head, ref, dim), or None
+    scores: NDArray[np.floating] | None = None  # (step, head, gen, ref), already scaled, or None
+    scale: float = 1.0  # factor of the product of query and key
+    # (step, head, gen): log-sum-exp of each row over all keys of a joint softmax, or None
     lse: Float32 | None = None
+    # (step, head, gen) part of the logits that `rows` leaves out, or None: see `part`
     offset: Float32 | None = None
 
     @classmethod

@@ -49,26 +49,7 @@ def reduce_slab(
     heads: Sequence[int] | None = None,
     marginals: Mapping[str, Float32] | None = None,
 ) -> State:
-    """Reduce some steps to a state.
-
-    Parameters
-    ----------
-    run, layer, sample, aggregation
-        What to reduce, and how.
-    steps
-        Indices, at least one.
-    heads
-        Indices; None for all.
-    marginals
-        All marginals of the layer and sample (step, head, token), for an aggregation over marginals.
-
-    Raises
-    ------
-    DamagedSample
-        If the stored data is not what was written.
-    AggregationError
-        If a function of the aggregation fails, or returns something that does not fit its declaration.
-    """
+    """Reduce some steps to a state."""
     own = tuple(heads if heads is not None else range(layer.heads))
     if aggregation.over == "marginals":
         many = max(1, READ_BYTES // (4 * len(own) * (layer.gen + layer.ref)))
@@ -88,18 +69,7 @@ def reduce_slab(
 
 
 def finish(aggregation: Aggregation, states: Sequence[State], layer: LayerSpec) -> NDArray[Any]:
-    """Join the states of slabs, in order, and finalize them.
-
-    Returns
-    -------
-    ndarray
-        With the axes `aggregation.axes`.
-
-    Raises
-    ------
-    AggregationError
-        As `reduce_slab`; also if the result has another number of axes.
-    """
+    """Join the states of slabs, in order, and finalize them."""
     state = _joined(aggregation, states, "step")
     with _blamed(aggregation, "finalize", layer):
         result = np.asarray(aggregation.finalize(state, layer))

@@ -56,20 +56,7 @@ Float64 = NDArray[np.float64]
 
 
 def project(logits: Logits, weights: Weights) -> Means:
-    """Weighted means of both densities, and of the rows' shares.
-
-    Parameters
-    ----------
-    logits
-        Logits of shape (step, head, gen, ref).
-    weights
-        What to average over, and what to compute at all.
-
-    Returns
-    -------
-    Means
-        Float32. Steps and heads with a logit that is NaN or plus infinity hold NaN.
-    """
+    """Weighted means of both densities, and of the rows' shares."""
     steps, heads, gen, ref = logits.shape
     found = weights.empty(steps, heads)
     work = np.empty(0, dtype=np.float32)

@@ -18,27 +18,17 @@ def _none(tokens: int = 0) -> Float32:
 
 @dataclass(frozen=True)
 class Means:
-    """Weighted means of attention; of each kind as many as the weights asked for.
+    """Weighted means of attention; of each kind as many as the weights asked for."""
 
-    Attributes
-    ----------
-    g2r
-        (step, head, n, ref) densities, 1 for uniform attention.
-    r2g
-        (step, head, m, gen) densities, likewise.
-    daam
-        (step, head, k, gen): each row's mean probability of a token of a set, times ref: DAAM's map.
-    g2r_joint
-        (step, head, n, ref): as `g2r`, over all keys of a joint softmax; the mean over ref is the share.
-    share
-        (step, head, 1 + k, gen): each row's probability, in a joint softmax, of all reference tokens, and of
-        the tokens of each set; 0 to 1.
-    """
-
-    g2r: Float32
-    r2g: Float32
+    g2r: Float32  # (step, head, n, ref) densities, 1 for uniform attention
+    r2g: Float32  # (step, head, m, gen) densities, likewise
+    # (step, head, k, gen): each row's mean probability of a token of a set, times ref: DAAM's map
     daam: Float32
+    # (step, head, n, ref): as `g2r`, over all keys of a joint softmax; the mean over ref is the
+    # share
     g2r_joint: Float32
+    # (step, head, 1 + k, gen): each row's probability, in a joint softmax, of all reference tokens,
+    # and of the tokens of each set; 0 to 1
     share: Float32
 
     def part(self, steps: slice, heads: slice) -> Means:
@@ -56,29 +46,18 @@ class Means:
 
 @dataclass(frozen=True)
 class Weights:
-    """What to average over; every weight is 0 or more.
+    """What to average over; every weight is 0 or more."""
 
-    Attributes
-    ----------
-    gen
-        Number of generated patches.
-    ref
-        Number of reference tokens.
-    g2r
-        (n, gen): each row weights the generated patches in one G2R mean.
-    r2g
-        (m, ref): each row weights the reference tokens in one R2G mean; 0 leaves a token out.
-    tokens
-        (k, ref): each row is a set of reference tokens, for DAAM's map and for the share of a joint softmax.
-    joint
-        The logits carry the log-sum-exp of their rows over all keys, and its means are wanted.
-    """
-
-    gen: int
-    ref: int
+    gen: int  # number of generated patches
+    ref: int  # number of reference tokens
+    # (n, gen): each row weights the generated patches in one G2R mean
     g2r: Float32 = field(default_factory=_none)
+    # (m, ref): each row weights the reference tokens in one R2G mean; 0 leaves a token out
     r2g: Float32 = field(default_factory=_none)
+    # (k, ref): each row is a set of reference tokens, for DAAM's map and for the share of a joint
+    # softmax
     tokens: Float32 = field(default_factory=_none)
+    # the logits carry the log-sum-exp of their rows over all keys, and its means are wanted
     joint: bool = False
 
     @property

@@ -24,17 +24,11 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """Means of columns with their intervals.
+    """Means of columns with their intervals."""
 
-    Attributes
-    ----------
-    count
-        Values used in each column; NaN is left out.
-    mean, low, high
-        float64; NaN where a column has no value, and low and high also where it has fewer than two.
-    """
-
-    count: NDArray[np.int64]
+    count: NDArray[np.int64]  # values used in each column; NaN is left out
+    # mean, low, high: float64; NaN where a column has no value, and low and high also where it has
+    # fewer than two
     mean: Float64
     low: Float64
     high: Float64
@@ -43,26 +37,7 @@ class Intervals:
 def mean_intervals(
     values: ArrayLike, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
 ) -> Intervals:
-    """Intervals of the mean over samples, of each column.
-
-    Parameters
-    ----------
-    values
-        (sample, column); NaN where a sample has no value.
-    confidence
-        Part of the draws that the interval holds, above 0 and below 1.
-    resamples
-        Draws, at least 1.
-    seed
-        The same seed gives the same interval, whatever the memory bound.
-
-    Raises
-    ------
-    InputError
-        If `confidence` or `resamples` is out of range.
-    ShapeMismatch
-        If the values are not (sample, column).
-    """
+    """Intervals of the mean over samples, of each column."""
     check_confidence(confidence)
     if resamples < 1:
         raise InputError("resamples", expected="at least 1", got=repr(resamples))
@@ -88,13 +63,7 @@ def mean_intervals(
 
 
 def check_confidence(confidence: float) -> None:
-    """Check a confidence.
-
-    Raises
-    ------
-    InputError
-        If it is not above 0 and below 1.
-    """
+    """Check a confidence."""
     if not 0 < confidence < 1:
         raise InputError("confidence", expected="a number above 0 and below 1", got=repr(confidence))
 

@@ -130,13 +130,7 @@ def _each_sample(
 
 
 def check_penalty(penalty: float) -> None:
-    """Check the weight of what lies outside.
-
-    Raises
-    ------
-    InputError
-        If it is negative, or not a finite number.
-    """
+    """Check the weight of what lies outside."""
     if not (np.isfinite(penalty) and penalty >= 0):
         raise InputError("penalty", expected="a number of 0 or more; the paper's is 3", got=repr(penalty))
 
@@ -205,13 +199,7 @@ def normalise(values: Float64) -> Float64:
 
 
 def split_means(values: Float64, mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """Mean of a map [y, x] inside and outside a mask of the same size.
-
-    Raises
-    ------
-    NoAnswer
-        If the mask is empty or full.
-    """
+    """Mean of a map [y, x] inside and outside a mask of the same size."""
     check_two_sides(mask)
     return float(values[mask].mean()), float(values[~mask].mean())
 
@@ -219,24 +207,7 @@ def split_means(values: Float64, mask: NDArray[np.bool_]) -> tuple[float, float]
 def matching_masks(
     shape: tuple[int, ...], masks: ArrayLike, *, any_aspect: bool = False, grid: Grid | None = None
 ) -> NDArray[np.bool_]:
-    """One boolean mask [..., y, x] for each map of `shape` [..., y, x].
-
-    Parameters
-    ----------
-    shape
-        The maps' shape.
-    masks
-        One for all, one for each entry of the first axis, or one for each map.
-    any_aspect
-        Maps may have another aspect ratio than their image, as official maps of 64 x 64 have.
-    grid
-        (rows, columns) that have the image's aspect ratio, where the maps' own size does not.
-
-    Raises
-    ------
-    ShapeMismatch
-        If neither fits, or the aspect ratio differs by more than one cell of the map.
-    """
+    """One boolean mask [..., y, x] for each map of `shape` [..., y, x]."""
     inside = binary(masks)
     lead = shape[:-2]
     if len(shape) < 2 or inside.ndim < 2:

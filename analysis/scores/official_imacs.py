@@ -30,29 +30,7 @@ Float64 = NDArray[np.float64]
 def official_score(
     values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float = 3.0
 ) -> float:
-    """Official IMACS of one map.
-
-    Parameters
-    ----------
-    values
-        Raw map [y, x], any unit.
-    mask
-        [y, x] of the size at which to score (512 x 384 in the paper), true inside.
-    direction
-        "r2g" (mask: the region to inpaint) or "g2r" (mask: the object in the reference).
-    penalty
-        Weight of what lies outside.
-
-    Returns
-    -------
-    float
-        From -penalty to 1; NaN where the map holds NaN.
-
-    Raises
-    ------
-    NoAnswer
-        If the mask is empty or full.
-    """
+    """Official IMACS of one map."""
     check_two_sides(mask)
     inside = mask.astype(np.float64)
     if not np.isfinite(values).all():
@@ -65,15 +43,7 @@ def official_score(
 
 
 def shown_map(values: Float64, inside: Float64, direction: Direction) -> Float64:
-    """Map [y, x] of the mask's size, from 0 to 1, as the official code displays and scores it.
-
-    Parameters
-    ----------
-    values, inside
-        Raw map [y, x], and mask [y, x] with 1 inside.
-    direction
-        "r2g" or "g2r".
-    """
+    """Map [y, x] of the mask's size, from 0 to 1, as the official code displays and scores it."""
     size: Grid = (inside.shape[0], inside.shape[1])
     if direction == "g2r":
         values = values * bicubic(inside, (values.shape[0], values.shape[1]))

@@ -22,31 +22,15 @@ IMACS_MEAN = ("imacs_mean_low", "imacs_mean", "imacs_mean_high")
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a chart.
+    """One line of a chart."""
 
-    Attributes
-    ----------
-    name, colour
-        In words; as CSS or matplotlib have it.
-    values
-        (label, 3): low, middle and high; NaN where there is none.
-    """
-
-    name: str
+    name: str  # name, colour: in words; as CSS or matplotlib have it
     colour: str
-    values: NDArray[np.float64]
+    values: NDArray[np.float64]  # (label, 3): low, middle and high; NaN where there is none
 
 
 def labels_of(table: pl.DataFrame, order: Sequence[str] = ()) -> list[str]:
-    """Labels of a level in the order in which the table has them, or in that of `order`.
-
-    Parameters
-    ----------
-    table
-        With a column label.
-    order
-        The model's layers: one direction may have layers that the other lacks.
-    """
+    """Labels of a level in the order in which the table has them, or in that of `order`."""
     found = list(dict.fromkeys(str(label) for label in table["label"] if label is not None))
     place = {name: number for number, name in enumerate(order)}
     return sorted(found, key=lambda label: place.get(label, len(place)))
@@ -55,19 +39,7 @@ def labels_of(table: pl.DataFrame, order: Sequence[str] = ()) -> list[str]:
 def series_of(
     table: pl.DataFrame, labels: Sequence[str], columns: tuple[str, str, str], colours: Mapping[str, str]
 ) -> list[Series]:
-    """One series for each direction that has a value at all.
-
-    Parameters
-    ----------
-    table
-        Rows of one level, with the columns direction, label and `columns`.
-    labels
-        What stands along the axis.
-    columns
-        Names of the columns of low, middle and high.
-    colours
-        Direction to colour, in the order of drawing.
-    """
+    """One series for each direction that has a value at all."""
     found = []
     for direction, colour in colours.items():
         rows = {str(row["label"]): row for row in table.filter(direction=direction).iter_rows(named=True)}

@@ -34,25 +34,7 @@ QUARTILES = (("q25", 0.25), ("median", 0.5), ("q75", 0.75))
 
 
 def summarise(tables: Mapping[str, pl.DataFrame], confidence: float = CONFIDENCE) -> pl.DataFrame:
-    """Summarise tables of scores over samples.
-
-    Parameters
-    ----------
-    tables
-        Tables with the columns of `i2am.analysis.scores.tables.SCHEMA`.
-    confidence
-        Of the intervals.
-
-    Returns
-    -------
-    polars.DataFrame
-        In the tables' order.
-
-    Raises
-    ------
-    InputError
-        If the confidence is out of range.
-    """
+    """Summarise tables of scores over samples."""
     parts = [_summary(table, confidence) for table in tables.values() if table.height]
     return pl.concat(parts) if parts else pl.DataFrame()
 

@@ -70,23 +70,7 @@ AGAINST: Mapping[str, str] = {"r2g": "mask", "g2r": "reference_mask"}
 def score_rows(
     maps: xr.DataArray, mask: NDArray[np.bool_] | None, penalty: float = 3.0
 ) -> list[dict[str, Any]]:
-    """Rows of one sample's maps of one level.
-
-    Parameters
-    ----------
-    maps
-        ([level axis], y, x) values with the attributes that `attribution_maps` gives them and a scalar
-        coordinate `sample`.
-    mask
-        [y, x] for all of them, or None where the run has none.
-    penalty
-        IMACS's weight of what lies outside.
-
-    Returns
-    -------
-    list of dict
-        One row, with the keys of SCHEMA, for each map. Where the mask cannot be used, the note says why.
-    """
+    """Rows of one sample's maps of one level."""
     level = maps.attrs["level"]
     labels = [str(label) for label in maps[level].values] if level in maps.dims else [None]
     values = np.asarray(maps, dtype=np.float64).reshape(len(labels), *maps.shape[-2:])
@@ -142,19 +126,7 @@ def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def profile(table: pl.DataFrame) -> pl.DataFrame:
-    """Median and quartiles over samples of the density inside the mask and of IMACS.
-
-    Parameters
-    ----------
-    table
-        Rows of any levels.
-
-    Returns
-    -------
-    polars.DataFrame
-        One row for each direction, region, level and label, in the table's order: samples, and low, mid,
-        high (quartiles) of inside and imacs.
-    """
+    """Median and quartiles over samples of the density inside the mask and of IMACS."""
     numbers = [
         pl.col(column).quantile(q, "linear").alias(f"{column}_{name}")
         for column in ("inside", "imacs")

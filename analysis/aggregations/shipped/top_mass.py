@@ -31,18 +31,7 @@ class TopMass:
 
 
 def top_mass(k: int) -> Aggregation:
-    """Declare the mass of the k best tokens.
-
-    Parameters
-    ----------
-    k
-        Number of reference tokens, at least 1; layers with fewer have all of it.
-
-    Raises
-    ------
-    InputError
-        If k is not a whole number of at least 1.
-    """
+    """Declare the mass of the k best tokens."""
     if np.asarray(k).dtype.kind not in "iu" or k < 1:
         raise InputError("k", expected="a whole number of at least 1", got=repr(k))
     return Aggregation(
