@@ -21,16 +21,16 @@ from dask.system import CPU_COUNT
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.storage.errors import ClusterError
 
-AHEAD = 2
+TASKS_PER_THREAD = 2
 """Tasks in flight for each thread that works: one that runs, and one that is ready when it ends."""
 
 BATCH = 64
 """Tasks in flight on a scheduler that takes nothing more before all of them are done."""
 
-LOOK_SECONDS = 1.0
+RECOUNT_SECONDS = 1.0
 """Seconds after which a cluster's workers are counted again: they come and go."""
 
-PATIENCE_SECONDS = 600.0
+NO_WORKER_SECONDS = 600.0
 """Seconds that work waits on a cluster that has lost all its workers."""
 
 Numbered = Iterator[tuple[int, Any]]
@@ -105,7 +105,7 @@ def _in_flight(tasks: Numbered, workers: _Workers) -> Iterator[dict[int, Any]]:
 def _next(finished: SimpleQueue[int]) -> list[int]:
     """Numbers that have come: at least one, unless none does for a while."""
     try:
-        numbers = [finished.get(timeout=LOOK_SECONDS)]
+        numbers = [finished.get(timeout=RECOUNT_SECONDS)]
     except Empty:
         return []
     while not finished.empty():
@@ -114,10 +114,10 @@ def _next(finished: SimpleQueue[int]) -> list[int]:
 
 
 def _still_patient(seen: float) -> float:
-    if time.monotonic() - seen > PATIENCE_SECONDS:
+    if time.monotonic() - seen > NO_WORKER_SECONDS:
         raise ClusterError(
             "the Dask cluster has no worker left",
-            expected=f"at least one within {PATIENCE_SECONDS:.0f} s",
+            expected=f"at least one within {NO_WORKER_SECONDS:.0f} s",
             got="none",
             remedy="start workers and run again: finished marginals are kept",
         )
@@ -150,9 +150,9 @@ def _threads() -> Iterator[_Threads]:
     lent = dask.config.get("pool", None)
     many = getattr(lent, "_max_workers", None) or dask.config.get("num_workers", None) or CPU_COUNT
     pool = lent or ThreadPoolExecutor(many, thread_name_prefix="i2am-work")
-    callers = ThreadPoolExecutor(AHEAD * many, thread_name_prefix="i2am-wait")
+    callers = ThreadPoolExecutor(TASKS_PER_THREAD * many, thread_name_prefix="i2am-wait")
     try:
-        yield _Threads(pool, callers, AHEAD * many)
+        yield _Threads(pool, callers, TASKS_PER_THREAD * many)
     finally:
         if lent is None:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -168,10 +168,10 @@ class _Cluster:
         self._looked = float("-inf")
 
     def width(self) -> int:
-        if time.monotonic() - self._looked >= LOOK_SECONDS:
+        if time.monotonic() - self._looked >= RECOUNT_SECONDS:
             self._threads = sum(self._client.nthreads().values())
             self._looked = time.monotonic()
-        return AHEAD * self._threads
+        return TASKS_PER_THREAD * self._threads
 
     def submit(self, task: Any) -> Any:
         return self._client.compute(task)

@@ -19,12 +19,12 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from i2am.analysis.grids.resize import Grid, bicubic
-from i2am.analysis.grids.selection import Selection, is_similarity, placed, select
-from i2am.analysis.marginals.store import MarginalCache, StorePlace, open_cache
+from i2am.analysis.grids.selection import Selection, is_similarity, select, spatial_tokens
+from i2am.analysis.marginals.store import MarginalStore, StorePlace, open_marginals
 from i2am.analysis.reduction.aggregation import TOKENS, Aggregation, State
-from i2am.analysis.reduction.reduce import finish, reduce_slab, slabs
+from i2am.analysis.reduction.reduce import finalize_states, reduce_slab, slabs
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
-from i2am.analysis.several_runs import over_runs
+from i2am.analysis.several_runs import combine_runs
 from i2am.storage.errors import AggregationError
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.index_selection import Indices
@@ -87,11 +87,11 @@ def aggregate(
             aggregate, aggregation=aggregation, layers=layers, steps=steps, heads=heads,
             storage_options=storage_options,
         )  # fmt: skip
-        return over_runs(run, samples, size, store, again)
+        return combine_runs(run, samples, size, store, again)
     place = aggregation.place or "ref" in aggregation.axes
-    chosen = select(run, "r2g", layers, steps, heads, samples, place=place)
+    chosen = select(run, "r2g", layers, steps, heads, samples, on_reference=place)
     frame = _Frame.of(aggregation, chosen, size)
-    cache = open_cache(run, store, storage_options)
+    cache = open_marginals(run, store, storage_options)
     lazy = [
         da.stack([_lazy_layer(cache, aggregation, chosen, frame, spec, sample) for spec in chosen.layers])
         for sample in chosen.samples
@@ -137,7 +137,7 @@ class _Frame:
 
     def fit(self, values: NDArray[Any], aggregation: Aggregation, layer: LayerSpec) -> NDArray[Any]:
         """Bring one layer's result to the common form."""
-        own = {"gen": layer.gen, "ref": placed(layer)}
+        own = {"gen": layer.gen, "ref": spatial_tokens(layer)}
         for axis, length, got in zip(self.axes, self.lengths, values.shape, strict=True):
             fits = got <= length if axis in ("head", "other_head") else got == own.get(axis, length)
             if not fits:
@@ -160,23 +160,23 @@ class _Frame:
 
 
 def _slab(
-    cache: MarginalCache,
+    cache: MarginalStore,
     layer: LayerSpec,
     sample: str,
     aggregation: Aggregation,
     steps: Sequence[int],
     heads: Sequence[int] | None,
 ) -> State:
-    marginals = cache.ensure(layer, sample) if aggregation.over == "marginals" else None
+    marginals = cache.load_or_compute(layer, sample) if aggregation.over == "marginals" else None
     return reduce_slab(cache.run, layer, sample, aggregation, steps, heads, marginals)
 
 
 def _finish(aggregation: Aggregation, states: list[State], layer: LayerSpec, frame: _Frame) -> NDArray[Any]:
-    return frame.fit(finish(aggregation, states, layer), aggregation, layer)
+    return frame.fit(finalize_states(aggregation, states, layer), aggregation, layer)
 
 
 def _lazy_layer(
-    cache: MarginalCache,
+    cache: MarginalStore,
     aggregation: Aggregation,
     chosen: Selection,
     frame: _Frame,

@@ -1,19 +1,19 @@
-"""What a caller of `attribution_maps` asks, checked and resolved before anything is read."""
+"""The arguments of `attribution_maps`, checked and resolved before anything is read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import Direction, check_direction, side_of
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import Selection, joint_only, select, split_steps
+from i2am.analysis.grids.selection import Selection, keep_joint_layers, select, split_steps
 from i2am.analysis.maps import official
-from i2am.analysis.maps.layer_maps import Plan
+from i2am.analysis.maps.layer_maps import MapSpec
 from i2am.analysis.maps.official_layers import official_selection, official_size
 from i2am.analysis.maps.token_sources import KINDS, METHODS, Method
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
@@ -42,13 +42,13 @@ _UNITS: Mapping[str, str] = {
 class Question:
     """A question about a run that has an answer."""
 
-    direction: Direction  # direction, level, protocol, method: what kind of map
+    direction: Direction
     level: Level
     protocol: Protocol
     method: Method
     at: regions.Region | str | None  # the region of the specific level, else None
-    chosen: Selection  # layers, steps, heads and samples
-    plan: Plan  # what to make of each layer
+    selection: Selection
+    map_spec: MapSpec
 
     @property
     def units(self) -> str:
@@ -59,13 +59,13 @@ class Question:
     def labels(self) -> list[Any] | None:
         """Labels along the level's own axis, or None where it has none."""
         if self.level == "time":
-            return [f"{group[0]}-{group[-1]}" for group in self.plan.groups]
+            return [f"{group[0]}-{group[-1]}" for group in self.map_spec.groups]
         if self.level == "head":
-            return list(self.chosen.heads or range(self.chosen.layers[0].heads))
-        return list(tiled_layers.in_wholes(self.chosen.layers)) if self.level == "layer" else None
+            return list(self.selection.heads or range(self.selection.layers[0].heads))
+        return list(tiled_layers.group_tiles(self.selection.layers)) if self.level == "layer" else None
 
 
-def ask(
+def resolve_question(
     run: Run,
     direction: str,
     level: str,
@@ -76,38 +76,39 @@ def ask(
     protocol: str,
     method: str,
 ) -> Question:
-    """Check and resolve a question."""
-    way, kind = check_direction(direction), _known("level", level, LEVELS)
-    rules, what = _known("protocol", protocol, PROTOCOLS), _known("method", method, METHODS)
-    _check_answerable(way, kind, at, rules, what)
-    grid = _checked_size(size)
-    if rules == "official":
-        chosen = official_selection(run, way, *asked)
-        grid = official_size(chosen, way, grid)
+    """Check and resolve the arguments of `attribution_maps`; `asked` is (layers, steps, heads, samples)."""
+    direction = check_direction(direction)
+    for what, got, known in (
+        ("level", level, LEVELS),
+        ("protocol", protocol, PROTOCOLS),
+        ("method", method, METHODS),
+    ):
+        if got not in known:
+            raise UnknownName(what, got, known)
+    _check_answerable(direction, level, at, protocol, method)
+    size = _checked_size(size)
+    if protocol == "official":
+        selection = official_selection(run, direction, *asked)
+        size = official_size(selection, direction, size)
     else:
-        chosen = select(run, way, *asked, place=way == "g2r" or kind == "specific")
-        if what == "joint":
-            chosen = joint_only(chosen, named=asked[0] is not None)
-    _check_tiles(chosen, way, rules)
-    groups = split_steps(chosen.steps, time_groups) if kind == "time" else [chosen.steps]
-    if kind == "head":
-        _check_heads(chosen)
-    plan = Plan(way, tuple(groups), grid or _largest_grid(chosen, way), chosen.heads, kind == "head")
-    return Question(way, kind, rules, what, at, chosen, plan)
-
-
-def _known(what: str, got: str, known: tuple[Any, ...]) -> Any:
-    if got not in known:
-        raise UnknownName(what, got, known)
-    return got
+        on_reference = direction == "g2r" or level == "specific"
+        selection = select(run, direction, *asked, on_reference=on_reference)
+        if method == "joint":
+            selection = keep_joint_layers(selection, named=asked[0] is not None)
+    _check_tiles(selection, direction, protocol)
+    by_head, steps = level == "head", selection.steps
+    groups = split_steps(steps, time_groups) if level == "time" else [steps]
+    if by_head:
+        _check_heads(selection)
+    size = size or tiled_layers.largest_grid(selection.layers, side_of(direction))
+    map_spec = MapSpec(direction, tuple(groups), size, selection.heads, by_head)
+    return Question(
+        direction, cast(Level, level), cast(Protocol, protocol), cast(Method, method), at, selection, map_spec
+    )
 
 
 def _check_answerable(
-    direction: Direction,
-    level: Level,
-    at: regions.Region | str | None,
-    protocol: Protocol,
-    method: Method,
+    direction: Direction, level: str, at: regions.Region | str | None, protocol: str, method: str
 ) -> None:
     if (at is not None) != (level == "specific"):
         raise InputError(
@@ -147,9 +148,9 @@ def _checked_size(size: Grid | None) -> Grid | None:
     return int(values[0]), int(values[1])
 
 
-def _check_tiles(chosen: Selection, direction: Direction, protocol: Protocol) -> None:
-    tiled_layers.check_covered(chosen.layers, direction)
-    tiled = [spec.name for spec in chosen.layers if spec.tile is not None]
+def _check_tiles(selection: Selection, direction: Direction, protocol: str) -> None:
+    tiled_layers.check_covered(selection.layers, direction)
+    tiled = [layer.name for layer in selection.layers if layer.tile is not None]
     if tiled and protocol == "official":
         raise NoAnswer(
             f"the official protocol for layer {tiled[0]!r}",
@@ -159,14 +160,9 @@ def _check_tiles(chosen: Selection, direction: Direction, protocol: Protocol) ->
         )
 
 
-def _largest_grid(chosen: Selection, direction: Direction) -> Grid:
-    grids = [tiled_layers.whole_grid(spec, side_of(direction)) for spec in chosen.layers]
-    return max(grids, key=lambda grid: grid[0] * grid[1])
-
-
-def _check_heads(chosen: Selection) -> None:
-    counts = {spec.name: spec.heads for spec in chosen.layers}
-    if chosen.heads is None and len(set(counts.values())) > 1:
+def _check_heads(selection: Selection) -> None:
+    counts = {layer.name: layer.heads for layer in selection.layers}
+    if selection.heads is None and len(set(counts.values())) > 1:
         raise NoAnswer(
             "the head level over layers of different head counts",
             expected="the same number of heads in every layer",

@@ -1,4 +1,4 @@
-"""The maps of a study in their Zarr store, and how a picture reads them."""
+"""The maps of a study in their Zarr store."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ class Collected:
     """The maps of a study."""
 
     path: Path  # the maps store
-    # (direction, level) to maps (sample, [level axis], y, x), read lazily from the store
-    maps: dict[tuple[Direction, str], xr.DataArray]
-    samples: tuple[str, ...]  # ids, in order
+    maps: dict[
+        tuple[Direction, str], xr.DataArray
+    ]  # by direction and level: (sample, [level axis], y, x), lazy
+    samples: tuple[str, ...]
     absent: tuple[str, ...]  # what could not be computed, and why, one line each
 
 
 def variable(level: str) -> str:
-    """Name of a level's maps in the maps store: a variable may not be called as its own axis."""
+    """Name of a level's maps in the maps store: a variable may not have the name of its own axis."""
     return f"by_{level}" if level in ("time", "head", "layer") else level
 
 
-def direct(collected: Collected) -> Collected:
-    """Give the same maps, read when they are used, without Dask."""
+def read_eagerly(collected: Collected) -> Collected:
+    """The same maps, read when they are used, without Dask."""
     directions = dict.fromkeys(direction for direction, _ in collected.maps)
     opened = {
         (direction, str(maps.attrs["level"])): maps

@@ -25,10 +25,8 @@ class Logits:
     key: NDArray[np.floating] | None = None  # (step or 1, head, ref, dim), or None
     scores: NDArray[np.floating] | None = None  # (step, head, gen, ref), already scaled, or None
     scale: float = 1.0  # factor of the product of query and key
-    # (step, head, gen): log-sum-exp of each row over all keys of a joint softmax, or None
-    lse: Float32 | None = None
-    # (step, head, gen) part of the logits that `rows` leaves out, or None: see `part`
-    offset: Float32 | None = None
+    lse: Float32 | None = None  # (step, head, gen): log-sum-exp of each row over all keys of a joint softmax
+    offset: Float32 | None = None  # (step, head, gen): what `rows` subtracts from the logits, see `part`
 
     @classmethod
     def of(cls, block: Block, lse: Float32 | None = None) -> Logits:
@@ -52,10 +50,10 @@ class Logits:
         return self.query, self.key
 
     def part(self, steps: slice, heads: slice) -> Logits:
-        """Float32 copy of some steps and heads, scaled, with the mean key taken off all keys.
+        """Float32 copy of some steps and heads, scaled, with the mean key subtracted from all keys.
 
-        A row's logits then lie around 0, and exactly on 0 where all keys are alike; what was taken off them
-        is `offset`.
+        The logits of a row then lie around 0, and are exactly 0 where all keys are equal. `offset` holds what
+        was subtracted from them.
         """
         lse = None if self.lse is None else self.lse[steps, heads]
         if self.scores is not None:
@@ -83,7 +81,7 @@ class Logits:
         return Logits(query[steps, heads, gen], own, scale=self.scale, lse=lse)
 
     def offsets(self) -> Float32:
-        """What `rows` leaves out, (step, head, gen), as a new array."""
+        """What `rows` subtracts, (step, head, gen), as a new array."""
         return np.zeros(self.shape[:3], np.float32) if self.offset is None else self.offset.copy()
 
     def rows(self, rows: slice, out: Float32) -> None:

@@ -21,7 +21,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from i2am.analysis.grids.direction import Direction, check_direction
-from i2am.analysis.grids.regions import binary, check_two_sides, same_aspect
+from i2am.analysis.grids.regions import boolean_mask, check_inside_and_outside, same_aspect
 from i2am.analysis.grids.resize import Grid, bicubic
 from i2am.analysis.scores.official_imacs import official_score
 from i2am.analysis.several_runs import own_shape
@@ -200,7 +200,7 @@ def normalise(values: Float64) -> Float64:
 
 def split_means(values: Float64, mask: NDArray[np.bool_]) -> tuple[float, float]:
     """Mean of a map [y, x] inside and outside a mask of the same size."""
-    check_two_sides(mask)
+    check_inside_and_outside(mask)
     return float(values[mask].mean()), float(values[~mask].mean())
 
 
@@ -208,7 +208,7 @@ def matching_masks(
     shape: tuple[int, ...], masks: ArrayLike, *, any_aspect: bool = False, grid: Grid | None = None
 ) -> NDArray[np.bool_]:
     """One boolean mask [..., y, x] for each map of `shape` [..., y, x]."""
-    inside = binary(masks)
+    inside = boolean_mask(masks)
     lead = shape[:-2]
     if len(shape) < 2 or inside.ndim < 2:
         raise ShapeMismatch(

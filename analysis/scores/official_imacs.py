@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.grids.direction import Direction
-from i2am.analysis.grids.regions import check_two_sides
+from i2am.analysis.grids.regions import check_inside_and_outside
 from i2am.analysis.grids.resize import Grid, bicubic
 
 EPSILON = 1e-8
@@ -31,7 +31,7 @@ def official_score(
     values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float = 3.0
 ) -> float:
     """Official IMACS of one map."""
-    check_two_sides(mask)
+    check_inside_and_outside(mask)
     inside = mask.astype(np.float64)
     if not np.isfinite(values).all():
         return float("nan")

@@ -262,13 +262,13 @@ def _draw(
 ) -> None:
     """Draw the figures, and write the pages of the report."""
     from i2am.analysis.maps.mean_over_samples import mean_maps
-    from i2am.analysis.maps.stored import direct
+    from i2am.analysis.maps.stored import read_eagerly
     from i2am.analysis.report.aggregation_page import PAGE, write_aggregation_page
     from i2am.analysis.report.page_list import site
     from i2am.analysis.report.write import write_report
     from i2am.analysis.study.figures import write_figures
 
-    means = mean_maps(direct(collected))
+    means = mean_maps(read_eagerly(collected))
     write_figures(run, collected, tables, staging / "figures", options.figures, emit, means)
     timings.end("figures")
     pages = {PAGE: "Aggregations"} if options.aggregations else {}

@@ -25,7 +25,7 @@ from i2am.analysis.aggregations.shipped.head_similarity import HEAD_SIMILARITY
 from i2am.analysis.aggregations.shipped.top_mass import TOP_MASS, top_mass
 from i2am.analysis.aggregations.shipped.variance import TIME_VARIANCE
 from i2am.analysis.marginals.quantities import compute_marginals
-from i2am.analysis.marginals.store import open_cache
+from i2am.analysis.marginals.store import open_marginals
 from i2am.analysis.reduction import reduce
 from i2am.analysis.reduction.aggregation import Aggregation, ratio
 from i2am.storage.errors import AggregationError, InputError, NoAnswer, UnknownName
@@ -329,9 +329,9 @@ def test_a_mean_over_nothing_is_nan():
 
 
 def test_marginals_are_taken_from_the_derived_store(run, monkeypatch):
-    cache = open_cache(run)
+    cache = open_marginals(run)
     for layer in run.layers.values():
         for sample in run.samples:
-            cache.ensure(layer, sample)
+            cache.load_or_compute(layer, sample)
     monkeypatch.setattr(type(run), "read", None)
     assert np.isfinite(aggregate(run, TIME_VARIANCE).values).all()

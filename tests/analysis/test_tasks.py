@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2am.analysis import dask_tasks
-from i2am.analysis.dask_tasks import AHEAD, run_tasks
+from i2am.analysis.dask_tasks import TASKS_PER_THREAD, run_tasks
 from i2am.storage.errors import ClusterError
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +129,7 @@ def test_tasks_are_read_as_they_are_needed(two_threads):
         done = count
 
     run_tasks(source(), on_done)
-    assert 2 < most <= 2 * AHEAD
+    assert 2 < most <= 2 * TASKS_PER_THREAD
 
 
 def test_what_a_task_depends_on_is_spread_over_the_workers(two_threads):
