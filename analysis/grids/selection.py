@@ -1,4 +1,4 @@
-"""The layers, steps, heads and samples that a question is about, resolved and checked before anything is read."""
+"""The layers, steps, heads and samples that a question is about, checked before anything is read."""
 
 from __future__ import annotations
 

@@ -143,8 +143,8 @@ def _layer_maker(
 def _lazy_maps(make: LayerMaps, run: Run, question: Question) -> da.Array:
     """Maps of all samples as a dask array.
 
-    There is a task for each layer of a sample, and one that merges them. Where all marginals are stored, one
-    task makes the maps of several samples, because tasks would cost more than their work. The graph is written
+    There is a task for each layer of a sample, and one that merges them. Where all marginals are stored,
+    one task makes the maps of several samples, because more tasks would cost more than their work. The graph is written
     out by hand, because `dask.delayed` took longer than the maps.
     """
     layers, level, samples = question.selection.layers, question.level, question.selection.samples

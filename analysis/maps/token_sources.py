@@ -96,7 +96,7 @@ class UniformDensity(TokenSource):
 
 @dataclass(frozen=True)
 class RegionMarginal(TokenSource):
-    """A quantity of a region, from the attention: of generated patches for "g2r", of reference tokens for "r2g".
+    """A quantity of a region, from attention: of generated patches for "g2r", of reference tokens for "r2g".
 
     It is NaN where the region is empty in a sample.
     """

@@ -88,23 +88,6 @@ def finalize_states(aggregation: Aggregation, states: Sequence[State], layer: La
     return result
 
 
-def reduce_layer(
-    run: Run,
-    layer: LayerSpec,
-    sample: str,
-    aggregation: Aggregation,
-    steps: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    marginals: Mapping[str, Float32] | None = None,
-) -> NDArray[Any]:
-    """Reduce one layer of one sample in this thread; see `reduce_slab` and `finalize_states`."""
-    chosen = range(len(run.timesteps)) if steps is None else steps
-    states = [
-        reduce_slab(run, layer, sample, aggregation, slab, heads, marginals) for slab in slabs(layer, chosen)
-    ]
-    return finalize_states(aggregation, states, layer)
-
-
 def _head_bytes(layer: LayerSpec) -> int:
     """Raw bytes of one head of one step."""
     scores = layer.representation == "scores"

@@ -8,7 +8,7 @@ Source: I²AM's repositories. With ``mm(x) = (x - min) / (max - min + 1e-8)``:
   0. Nothing is added to the areas.
 
 So G2R is multiplied by the mask that it is then scored against, and R2G rewards what the reference did *not*
-reach. Both are kept as they are, for comparison with published numbers.
+reach. Both are reproduced for comparison with published numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Float64 = NDArray[np.float64]
 def official_score(
     values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float = 3.0
 ) -> float:
-    """Official IMACS of one map."""
+    """Official IMACS of a raw map [y, x] against a mask of the size at which to score (512 x 384 in the paper)."""
     check_inside_and_outside(mask)
     inside = mask.astype(np.float64)
     if not np.isfinite(values).all():

@@ -1,4 +1,4 @@
-"""Values along a level's axis, with their spread, brought from tables into one order for charts."""
+"""Values along a level's axis, with their spread, from tables into the order of a chart."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ IMACS_MEAN = ("imacs_mean_low", "imacs_mean", "imacs_mean_high")
 class Series:
     """One line of a chart."""
 
-    name: str  # name, colour: in words; as CSS or matplotlib have it
-    colour: str
+    name: str
+    colour: str  # as CSS and matplotlib write it
     values: NDArray[np.float64]  # (label, 3): low, middle and high; NaN where there is none
 
 
 def labels_of(table: pl.DataFrame, order: Sequence[str] = ()) -> list[str]:
-    """Labels of a level in the order in which the table has them, or in that of `order`."""
+    """Labels of a table, sorted by `order` (the model's layers) where it has them."""
     found = list(dict.fromkeys(str(label) for label in table["label"] if label is not None))
     place = {name: number for number, name in enumerate(order)}
     return sorted(found, key=lambda label: place.get(label, len(place)))
@@ -39,7 +39,7 @@ def labels_of(table: pl.DataFrame, order: Sequence[str] = ()) -> list[str]:
 def series_of(
     table: pl.DataFrame, labels: Sequence[str], columns: tuple[str, str, str], colours: Mapping[str, str]
 ) -> list[Series]:
-    """One series for each direction that has a value at all."""
+    """One series for each direction that has a value, from columns of (low, middle, high)."""
     found = []
     for direction, colour in colours.items():
         rows = {str(row["label"]): row for row in table.filter(direction=direction).iter_rows(named=True)}

@@ -34,7 +34,7 @@ QUARTILES = (("q25", 0.25), ("median", 0.5), ("q75", 0.75))
 
 
 def summarise(tables: Mapping[str, pl.DataFrame], confidence: float = CONFIDENCE) -> pl.DataFrame:
-    """Summarise tables of scores over samples."""
+    """Summarise tables with the columns of `i2am.analysis.scores.tables.SCHEMA` over samples."""
     parts = [_summary(table, confidence) for table in tables.values() if table.height]
     return pl.concat(parts) if parts else pl.DataFrame()
 
@@ -42,13 +42,13 @@ def summarise(tables: Mapping[str, pl.DataFrame], confidence: float = CONFIDENCE
 def _summary(table: pl.DataFrame, confidence: float) -> pl.DataFrame:
     groups = table.select(KEYS).unique(maintain_order=True).with_row_index("column")
     names = table.select("sample").unique().sort("sample").with_row_index("row")
-    placed = table.join(groups, on=list(KEYS), nulls_equal=True).join(names, on="sample")
-    rows, columns = placed["row"].to_numpy(), placed["column"].to_numpy()
+    cells = table.join(groups, on=list(KEYS), nulls_equal=True).join(names, on="sample")
+    rows, columns = cells["row"].to_numpy(), cells["column"].to_numpy()
     counts = np.bincount(columns, minlength=groups.height)
     found = groups.drop("column").with_columns(pl.Series("samples", counts))
     for metric in METRICS:
         values = np.full((names.height, groups.height), np.nan)
-        values[rows, columns] = placed[metric].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        values[rows, columns] = cells[metric].cast(pl.Float64).fill_null(np.nan).to_numpy()
         ends = mean_intervals(values, confidence)
         if metric == METRICS[0]:
             missing = pl.Series("missing", counts - ends.count)

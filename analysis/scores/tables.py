@@ -1,6 +1,6 @@
-"""Tables: IMACS and densities inside and outside the mask, one row for each map, as polars frames.
+"""Tables of IMACS and densities inside and outside the mask, one row for each map, as polars frames.
 
-Every table has the same columns, so that levels can be stacked:
+Every table has the same columns:
 
 =========== ==========================================================================================
 sample      sample id
@@ -70,7 +70,11 @@ AGAINST: Mapping[str, str] = {"r2g": "mask", "g2r": "reference_mask"}
 def score_rows(
     maps: xr.DataArray, mask: NDArray[np.bool_] | None, penalty: float = 3.0
 ) -> list[dict[str, Any]]:
-    """Rows of one sample's maps of one level."""
+    """A row for each of one sample's maps ([level axis], y, x) of one level.
+
+    `mask` [y, x] is for all of them; None where the run has none. Where no score is possible, the column
+    "note" says why.
+    """
     level = maps.attrs["level"]
     labels = [str(label) for label in maps[level].values] if level in maps.dims else [None]
     values = np.asarray(maps, dtype=np.float64).reshape(len(labels), *maps.shape[-2:])
@@ -105,10 +109,10 @@ def _scores(
         return {"note": "the map is not finite: an empty region, or logits that overflowed"}
     try:
         fitting = matching_masks(density.shape, mask, any_aspect=attrs["protocol"] == "official", grid=grid)
-        grown = bicubic(density, (mask.shape[0], mask.shape[1]))
-        inside, outside = split_means(grown, fitting)
+        resized = bicubic(density, (mask.shape[0], mask.shape[1]))
+        inside, outside = split_means(resized, fitting)
         score = score_map(density, fitting, attrs["direction"], penalty, attrs["protocol"])
-    except InputError as error:  # an empty, full or misshapen mask: a fact about this sample, kept with it
+    except InputError as error:  # an empty, full or misshapen mask
         return {"note": str(error)}
     return {
         "imacs": score,
@@ -116,7 +120,7 @@ def _scores(
         "outside": outside,
         "area": float(fitting.mean()),
         "ratio": inside / outside if outside > 0 else None,
-        "share": float(grown[fitting].sum() / grown.sum()) if grown.sum() > 0 else None,
+        "share": float(resized[fitting].sum() / resized.sum()) if resized.sum() > 0 else None,
     }
 
 
@@ -126,7 +130,7 @@ def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def profile(table: pl.DataFrame) -> pl.DataFrame:
-    """Median and quartiles over samples of the density inside the mask and of IMACS."""
+    """Quartiles over samples, low, mid and high, of the density inside the mask and of IMACS."""
     numbers = [
         pl.col(column).quantile(q, "linear").alias(f"{column}_{name}")
         for column in ("inside", "imacs")

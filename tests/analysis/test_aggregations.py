@@ -60,6 +60,15 @@ def probabilities(made, layer, sample):
     return np.array([[[oracle.softmax(row) for row in head] for head in step] for step in scores])
 
 
+def reduce_layer(run, spec, aggregation, marginals):
+    steps = range(len(run.timesteps))
+    states = [
+        reduce.reduce_slab(run, spec, "one", aggregation, slab, marginals=marginals)
+        for slab in reduce.slabs(spec, steps)
+    ]
+    return reduce.finalize_states(aggregation, states, spec)
+
+
 @pytest.mark.parametrize("layer", ["a", "b"])
 def test_entropy_and_top_mass_follow_their_definitions(made, layer):
     p = probabilities(made, layer, "two")
@@ -145,11 +154,11 @@ def test_how_attention_is_cut_does_not_matter(run, aggregation, monkeypatch):
 def test_any_sizes_of_pieces_give_the_same(run, read, slab, piece, aggregation):
     spec = run.layers["a"]
     marginals = compute_marginals(run, spec, "one") if aggregation.over == "marginals" else None
-    whole = reduce.reduce_layer(run, spec, "one", aggregation, marginals=marginals)
+    whole = reduce_layer(run, spec, aggregation, marginals)
     with pytest.MonkeyPatch.context() as patch:
         for name, size in (("READ_BYTES", read), ("SLAB_BYTES", slab), ("PIECE_BYTES", piece)):
             patch.setattr(reduce, name, size)
-        cut = reduce.reduce_layer(run, spec, "one", aggregation, marginals=marginals)
+        cut = reduce_layer(run, spec, aggregation, marginals)
     np.testing.assert_allclose(cut, whole, rtol=1e-6, atol=1e-7)
 
 
