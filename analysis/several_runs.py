@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -22,10 +22,8 @@ from i2am.analysis.grids.resize import Grid
 from i2am.analysis.grids.selection import select_samples
 from i2am.analysis.marginals.store import StorePlace, store_in_folder
 from i2am.storage.errors import InputError, NoAnswer
-
-if TYPE_CHECKING:
-    from i2am.storage.reading.run import Run
-    from i2am.storage.reading.run_collection import Runs
+from i2am.storage.reading.run import Run
+from i2am.storage.reading.run_collection import Runs
 
 
 def combine_runs(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask
 import dask.array as da
@@ -27,13 +27,10 @@ from i2am.analysis.reduction.reduce import finalize_states, reduce_slab, slabs
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.analysis.several_runs import combine_runs
 from i2am.storage.errors import AggregationError
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.index_selection import Indices
-from i2am.storage.reading.run_collection import Runs
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run_collection import AnyRun, Runs
 
 
 def aggregate(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -25,12 +24,9 @@ from i2am.analysis.grids.resize import Grid
 from i2am.analysis.reduction.aggregation import Aggregation, State, ratio
 from i2am.analysis.reduction.attention import Attention
 from i2am.storage.errors import InputError, NoAnswer
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.index_selection import Indices
-from i2am.storage.reading.run_collection import members_of
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run_collection import AnyRun, members_of
 
 
 @dataclass(frozen=True)

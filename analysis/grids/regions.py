@@ -7,16 +7,14 @@ weights its patches by the share of them that the mask covers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from i2am.analysis.grids.resize import Grid, area
 from i2am.storage.errors import InputError, NoAnswer, ShapeMismatch
-
-if TYPE_CHECKING:
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run_collection import AnyRun
 
 Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]] | NDArray[Any]
 """(row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x]."""

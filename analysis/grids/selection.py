@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.tiled_layers import untiled_name
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.index_selection import Indices, select_indices
 from i2am.storage.name_patterns import matching_names
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run_collection import AnyRun
 
 
 @dataclass(frozen=True, slots=True)

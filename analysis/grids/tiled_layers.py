@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from i2am.analysis.grids.direction import Side, side_of
+from i2am.analysis.grids.direction import Direction, Side, side_of
 from i2am.analysis.grids.resize import Grid, bicubic
 from i2am.storage.errors import NoAnswer
-
-if TYPE_CHECKING:
-    from i2am.analysis.grids.direction import Direction
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.format.tile import Tile
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.tile import Tile
 
 
 def tile_of(layer: LayerSpec, side: Side) -> Tile | None:

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -50,14 +50,11 @@ from i2am.analysis.maps.token_sources import Method, TokenSource, token_source
 from i2am.analysis.marginals.store import StorePlace, open_marginals
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.analysis.several_runs import check_patches_agree, combine_runs
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.index_selection import Indices
-from i2am.storage.reading.run_collection import Runs
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run import Run
+from i2am.storage.reading.run_collection import AnyRun, Runs
 
 LayerMaps = Callable[["LayerSpec", str], NDArray[np.float64]]
 """A picklable callable from layer and sample to maps (k, y, x)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +10,8 @@ from numpy.typing import NDArray
 from i2am.analysis.grids import tiled_layers
 from i2am.analysis.grids.direction import Direction, side_of
 from i2am.analysis.grids.resize import Grid, bicubic
-
-if TYPE_CHECKING:
-    from i2am.analysis.maps.token_sources import TokenSource
-    from i2am.storage.format.layer_spec import LayerSpec
+from i2am.analysis.maps.token_sources import TokenSource
+from i2am.storage.format.layer_spec import LayerSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from i2am.analysis.grids.direction import Direction
-
-if TYPE_CHECKING:
-    from i2am.analysis.maps.stored import Collected
+from i2am.analysis.maps.stored import Collected
 
 MeanMaps = Mapping[tuple[Direction, str], xr.DataArray]
 """(direction, level) to maps ([level axis], y, x), in memory, with the attributes of the maps."""

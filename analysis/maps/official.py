@@ -16,19 +16,16 @@ A layer that needs several blocks is read once for each.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.grids.resize import Grid, bicubic
 from i2am.analysis.maps.layer_maps import MapSpec
+from i2am.analysis.maps.token_sources import TokenSource
 from i2am.analysis.reduction.blas_threads import one_blas_thread
-
-if TYPE_CHECKING:
-    from i2am.analysis.maps.token_sources import TokenSource
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
 
 UNITS = "softmax probability, summed over steps"
 

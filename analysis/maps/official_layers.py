@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
@@ -17,9 +16,7 @@ from i2am.analysis.grids.selection import Selection, has_reference_map, select
 from i2am.analysis.maps.official import SIZE
 from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.index_selection import Indices
-
-if TYPE_CHECKING:
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run_collection import AnyRun
 
 MIDDLE = re.compile(r"mid_block|middle_block")
 WARP = re.compile(r"warp_flow_blks")

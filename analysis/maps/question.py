@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -17,9 +17,7 @@ from i2am.analysis.maps.layer_maps import MapSpec
 from i2am.analysis.maps.official_layers import official_selection, official_size
 from i2am.analysis.maps.token_sources import KINDS, METHODS, Method
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
-
-if TYPE_CHECKING:
-    from i2am.storage.reading.run import Run
+from i2am.storage.reading.run import Run
 
 Level = Literal["unified", "time", "head", "layer", "specific"]
 LEVELS: tuple[Level, ...] = ("unified", "time", "head", "layer", "specific")

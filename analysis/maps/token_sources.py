@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,9 @@ from i2am.analysis.marginals.memory_cache import shared_cache
 from i2am.analysis.marginals.quantities import REGION_IMAGE, Regions, compute_marginals, quantity_name
 from i2am.analysis.marginals.store import MarginalStore
 from i2am.storage.errors import UnknownName
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
+from i2am.storage.reading.run import Run
 
 Method = Literal["i2am", "joint", "daam"]
 METHODS: tuple[Method, ...] = ("i2am", "joint", "daam")

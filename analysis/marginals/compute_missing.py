@@ -7,7 +7,7 @@ is a task, and one more joins and writes them, so that a single large sample kee
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask
 
@@ -18,14 +18,11 @@ from i2am.analysis.marginals.store import MarginalStore, StorePlace, open_margin
 from i2am.analysis.reduction.aggregation import State
 from i2am.analysis.reduction.reduce import reduce_slab, slabs
 from i2am.storage.errors import DamageError
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import has_attention
 from i2am.storage.name_patterns import matching_names
-from i2am.storage.reading.run_collection import Runs, home_of, members_of
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run import Run
+from i2am.storage.reading.run_collection import AnyRun, Runs, home_of, members_of
 
 
 def compute_missing_marginals(

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +33,8 @@ from i2am.analysis.reduction.attention import Attention
 from i2am.analysis.reduction.reduce import join_states, reduce_slab, slabs
 from i2am.analysis.reduction.softmax import weighted_means
 from i2am.analysis.reduction.weights import Weights
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
 
 Float32 = NDArray[np.float32]
 Marginals = dict[str, Float32]

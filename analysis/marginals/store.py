@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,13 @@ from i2am.analysis.marginals.quantities import Marginals, compute_marginals, qua
 from i2am.analysis.marginals.zarr_metadata import FORMAT, MARK, SEAL_BYTES, same_node, zarr_documents
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.storage.errors import AlreadyExists, DamagedSample, DamageError, NoPermission
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import has_attention
 from i2am.storage.locations.base import Location, TooLarge
 from i2am.storage.locations.open import locate
-from i2am.storage.reading.run_collection import Runs
+from i2am.storage.reading.run import Run
+from i2am.storage.reading.run_collection import AnyRun, Runs
 from i2am.storage.writing.staging import sweep
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
-    from i2am.storage.reading.run_collection import AnyRun
 
 StorePlace = str | Literal[False] | None
 """Place of a derived store: a path or URL; None for beside the run; False to keep nothing."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from i2am.analysis.marginals.store import marginals_path, open_marginals
 from i2am.storage.errors import DamageError
 from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.reading.run import Run
 from i2am.storage.tools.verify import Problem
-
-if TYPE_CHECKING:
-    from i2am.storage.reading.run import Run
 
 
 def check_marginals(run: Run, storage_options: Mapping[str, Any] | None = None) -> list[Problem]:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from i2am.analysis.marginals.quantities import ON_REFERENCE, quantities
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
 
 FORMAT = 1
 SEAL_BYTES = 32

@@ -25,16 +25,14 @@ import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.reduction.attention import Attention
 from i2am.storage.errors import AggregationError, InputError
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
 
 Array = NDArray[Any]
 State = Array | tuple[Array, ...]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,8 @@ from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.selection import spatial_tokens
 from i2am.analysis.reduction.logits import Float32, Logits
 from i2am.storage.errors import InputError
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
 
 
 @dataclass(frozen=True)

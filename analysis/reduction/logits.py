@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from i2am.storage.format.block import scaled_logits
+from i2am.storage.format.block import Block, scaled_logits
 from i2am.storage.format.half_float import widened
-
-if TYPE_CHECKING:
-    from i2am.storage.format.block import Block
 
 Float32 = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,8 @@ from i2am.analysis.reduction.attention import Attention
 from i2am.analysis.reduction.blas_threads import one_blas_thread
 from i2am.analysis.reduction.logits import Float32, Logits
 from i2am.storage.errors import AggregationError, I2AMError
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
 
 READ_BYTES = 64 * 2**20
 """Raw bytes of one read of the store, at most, unless a single head of a single step has more."""

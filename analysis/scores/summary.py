@@ -1,21 +1,10 @@
 """The summary of a study: means over samples with bootstrap intervals, one row for each kind of map.
 
-================== =====================================================================================
-direction, region, as in `i2am.analysis.scores.tables`; a row for each
-level, label,
-method, protocol
-samples            samples that the row has, with or without a score
-scored, missing    samples with a number, and without
-imacs_mean         mean over samples of IMACS; imacs_mean_low, imacs_mean_high: its interval, null for
-                   fewer than two samples
-imacs_q25, imacs_median, imacs_q75
-                   quartiles over samples
-inside_...         the same of the density inside the mask
-share_...          the same of the share inside the mask
-confidence         of the intervals, 0 to 1
-================== =====================================================================================
-
-The samples are taken in the order of their ids, so that their order in the tables changes nothing.
+Columns: those that name a kind of map (KEYS); samples (with or without a score), scored and missing; for each of
+imacs, inside and share the mean over samples (``imacs_mean``), its interval (``imacs_mean_low`` and
+``imacs_mean_high``, null for fewer than two samples) and quartiles (``imacs_q25``, ``imacs_median``,
+``imacs_q75``); and the confidence of the intervals. Samples are taken in the order of their ids, so the order
+in the tables changes nothing.
 """
 
 from __future__ import annotations

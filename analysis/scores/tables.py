@@ -1,32 +1,9 @@
-"""Tables of IMACS and densities inside and outside the mask, one row for each map, as polars frames.
-
-Every table has the same columns:
-
-=========== ==========================================================================================
-sample      sample id
-direction   r2g or g2r
-region      what the map is restricted to: "all", or the mask image whose tokens it is made of
-level       unified, time, head, layer or specific
-label       time group (steps), head or layer; null at the unified and specific levels
-imacs       IMACS, from -penalty to 1; null where there is no usable mask
-inside      mean density inside the mask, times uniform (official: mean value, in the maps' units)
-outside     mean density outside the mask, likewise
-ratio       inside over outside
-share       part of all density that lies inside the mask, 0 to 1
-area        part of the image that the mask covers, 0 to 1
-kind        attention, similarity or mixed
-note        why a number is missing
-run_id      the run
-method      i2am; or joint, daam: `i2am.analysis.maps.attribution`
-protocol    corrected or official: of the maps and of IMACS
-penalty     IMACS's weight of what lies outside
-=========== ==========================================================================================
-"""
+"""Tables of IMACS and of densities inside and outside the mask, one row for each map, as polars frames."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -38,38 +15,37 @@ from i2am.analysis.grids.resize import Grid, bicubic
 from i2am.analysis.scores.imacs import matching_masks, score_map, split_means
 from i2am.analysis.several_runs import own_shape, run_id_of
 from i2am.storage.errors import InputError
+from i2am.storage.reading.run_collection import AnyRun
 
-if TYPE_CHECKING:
-    from i2am.storage.reading.run_collection import AnyRun
+Float64 = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 SCHEMA: Mapping[str, Any] = {
     "sample": pl.String,
     "direction": pl.String,
-    "region": pl.String,
+    "region": pl.String,  # what the map is restricted to: "all", or the mask image whose tokens it is made of
     "level": pl.String,
-    "label": pl.String,
-    "imacs": pl.Float64,
-    "inside": pl.Float64,
+    "label": pl.String,  # time group, head or layer; null at the unified and specific levels
+    "imacs": pl.Float64,  # from -penalty to 1; null where there is no usable mask
+    "inside": pl.Float64,  # mean density inside the mask (official: mean value, in the maps' units)
     "outside": pl.Float64,
-    "ratio": pl.Float64,
-    "share": pl.Float64,
-    "area": pl.Float64,
-    "kind": pl.String,
-    "note": pl.String,
+    "ratio": pl.Float64,  # inside over outside
+    "share": pl.Float64,  # part of all density that lies inside the mask, 0 to 1
+    "area": pl.Float64,  # part of the image that the mask covers, 0 to 1
+    "kind": pl.String,  # attention, similarity or mixed
+    "note": pl.String,  # why a number is missing
     "run_id": pl.String,
-    "method": pl.String,
-    "protocol": pl.String,
-    "penalty": pl.Float64,
+    "method": pl.String,  # i2am, joint or daam
+    "protocol": pl.String,  # of the maps and of IMACS
+    "penalty": pl.Float64,  # IMACS's weight of what lies outside
 }
-"""Columns and types of every table."""
+"""Columns of every table, with their types."""
 
 AGAINST: Mapping[str, str] = {"r2g": "mask", "g2r": "reference_mask"}
 """The image of the run against which each direction's maps are scored."""
 
 
-def score_rows(
-    maps: xr.DataArray, mask: NDArray[np.bool_] | None, penalty: float = 3.0
-) -> list[dict[str, Any]]:
+def score_rows(maps: xr.DataArray, mask: Mask | None, penalty: float = 3.0) -> list[dict[str, Any]]:
     """A row for each of one sample's maps ([level axis], y, x) of one level.
 
     `mask` [y, x] is for all of them; None where the run has none. Where no score is possible, the column
@@ -97,20 +73,15 @@ def score_rows(
 
 
 def _scores(
-    density: NDArray[np.float64],
-    mask: NDArray[np.bool_] | None,
-    attrs: dict[str, Any],
-    grid: Grid,
-    penalty: float,
+    density: Float64, mask: Mask | None, attrs: dict[str, Any], grid: Grid, penalty: float
 ) -> dict[str, Any]:
     if mask is None:
         return {"note": f"no image {AGAINST[attrs['direction']]!r} of this sample"}
     if not np.isfinite(density).all():
         return {"note": "the map is not finite: an empty region, or logits that overflowed"}
+    any_aspect = attrs["protocol"] == "official"
     try:
-        fitting = matching_masks(density.shape, mask, any_aspect=attrs["protocol"] == "official", grid=grid)
-        resized = bicubic(density, (mask.shape[0], mask.shape[1]))
-        inside, outside = split_means(resized, fitting)
+        inside, outside, fitting, resized = inside_and_outside(density, mask, grid, any_aspect=any_aspect)
         score = score_map(density, fitting, attrs["direction"], penalty, attrs["protocol"])
     except InputError as error:  # an empty, full or misshapen mask
         return {"note": str(error)}
@@ -122,6 +93,15 @@ def _scores(
         "ratio": inside / outside if outside > 0 else None,
         "share": float(resized[fitting].sum() / resized.sum()) if resized.sum() > 0 else None,
     }
+
+
+def inside_and_outside(
+    density: Float64, mask: Mask, grid: Grid, *, any_aspect: bool = False
+) -> tuple[float, float, Mask, Float64]:
+    """Means of a map [y, x] inside and outside a mask, the mask, and the map in the mask's size."""
+    fitting = matching_masks(density.shape, mask, any_aspect=any_aspect, grid=grid)
+    resized = bicubic(density, (mask.shape[0], mask.shape[1]))
+    return *split_means(resized, fitting), fitting, resized
 
 
 def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
@@ -141,7 +121,7 @@ def profile(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def sample_mask(run: AnyRun, direction: str, sample: str) -> NDArray[np.bool_] | None:
+def sample_mask(run: AnyRun, direction: str, sample: str) -> Mask | None:
     """Mask [y, x] that a direction's maps of a sample are scored against, or None where it has none."""
     pixels = sample_image(run, AGAINST[direction], sample)
     return None if pixels is None else image_mask(pixels)

@@ -219,7 +219,11 @@ def _study(
     timings.end("maps")
     tables, absent = _tables(run, collected, options, staging, emit)
     timings.end("tables")
-    aggregated = collect_aggregations(run, good, options, staging, emit)
+    aggregated = collect_aggregations(
+        run, good, options.aggregations, staging, emit,
+        layers=options.layers, steps=options.steps, heads=options.heads, size=options.size,
+        store=options.store, storage_options=options.storage_options,
+    )  # fmt: skip
     timings.end("aggregations")
     _draw(run, collected, aggregated, tables, refusals, options, staging, emit, timings)
     return StudyResult(

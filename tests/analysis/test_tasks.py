@@ -168,8 +168,8 @@ def test_a_pool_that_is_lent_is_used_and_given_back():
 
 
 def test_a_cluster_that_has_lost_all_workers_is_an_error(monkeypatch):
-    monkeypatch.setattr(dask_tasks, "PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr(dask_tasks, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(dask_tasks, "NO_WORKER_SECONDS", 0.3)
+    monkeypatch.setattr(dask_tasks, "RECOUNT_SECONDS", 0.05)
     options = {"processes": False, "dashboard_address": ":0"}
     with LocalCluster(n_workers=0, **options) as empty, Client(empty), pytest.raises(ClusterError) as caught:
         run_tasks([dask.delayed(abs)(-1)])
