@@ -21,21 +21,14 @@ from dask.system import CPU_COUNT
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.storage.errors import ClusterError
 
+# Tasks in flight for each working thread: one that runs, and one that is ready when it ends.
 TASKS_PER_THREAD = 2
-"""Tasks in flight for each working thread: one that runs, and one that is ready when it ends."""
-
-BATCH = 64
-"""Tasks in flight on a scheduler that accepts nothing more before all of them are done."""
-
-RECOUNT_SECONDS = 1.0
-"""Seconds after which the workers of a cluster are counted again."""
-
-NO_WORKER_SECONDS = 600.0
-"""Seconds that work waits on a cluster that has lost all its workers."""
-
+BATCH = 64  # tasks in flight on a scheduler that accepts nothing more before all of them are done
+RECOUNT_SECONDS = 1.0  # seconds after which the workers of a cluster are counted again
+NO_WORKER_SECONDS = 600.0  # seconds that work waits on a cluster that has lost all its workers
 Numbered = Iterator[tuple[int, Any]]
+# Results by the number of their task, some at a time, in any order.
 Finishing = Generator[dict[int, Any], None, None]
-"""Results by the number of their task, some at a time, in any order."""
 
 
 def kernel_version() -> int:

@@ -19,8 +19,7 @@ from i2am.analysis.reduction.aggregation import Aggregation
 from i2am.storage.errors import AlreadyExists, InputError, UnknownName
 
 GROUP = "i2am.aggregations"
-OURS = ("i2am",)
-"""Packages that every worker has: `i2am.flows.analyze.dask_cluster` checks that."""
+OURS = ("i2am",)  # packages that every worker has: `i2am.flows.analyze.dask_cluster` checks that
 
 
 def known() -> dict[str, EntryPoint]:

@@ -27,9 +27,8 @@ from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.reading.run_collection import AnyRun
 
 STORE = "aggregations.zarr"
-BATCH = 16
-"""Samples that are held in memory at once."""
-
+BATCH = 16  # samples that are held in memory at once
+# Columns of every table; null where a result has no such axis, or a number does not exist.
 SCHEMA: dict[str, Any] = {
     "sample": pl.String,
     "aggregation": pl.String,
@@ -45,7 +44,6 @@ SCHEMA: dict[str, Any] = {
     "kind": pl.String,
     "run_id": pl.String,
 }
-"""Columns of every table; null where a result has no such axis, or a number does not exist."""
 
 
 @dataclass(frozen=True)

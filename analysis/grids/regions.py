@@ -16,8 +16,8 @@ from i2am.analysis.grids.resize import Grid, area
 from i2am.storage.errors import InputError, NoAnswer, ShapeMismatch
 from i2am.storage.reading.run_collection import AnyRun
 
+# (row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x].
 Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]] | NDArray[Any]
-"""(row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x]."""
 
 
 def boolean_mask(mask: ArrayLike) -> NDArray[np.bool_]:

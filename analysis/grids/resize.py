@@ -14,9 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-CUBIC = -0.75
-"""The parameter a of the cubic convolution kernel (Keys 1981); -0.75 as in torch."""
-
+CUBIC = -0.75  # the parameter a of the cubic convolution kernel (Keys 1981); -0.75 as in torch
 Grid = tuple[int, int]
 
 

@@ -97,8 +97,8 @@ def keep_joint_layers(selection: Selection, *, named: bool) -> Selection:
     return replace(selection, layers=joint, left_out=(*selection.left_out, *others))
 
 
+# Layers that answer, and the names of those that are left out.
 Layers = tuple[tuple["LayerSpec", ...], tuple[str, ...]]
-"""Layers that answer, and the names of those that are left out."""
 
 
 def _asked_layers(run: AnyRun, direction: Direction, names: Sequence[str] | str, needs_map: bool) -> Layers:

@@ -56,11 +56,9 @@ from i2am.storage.index_selection import Indices
 from i2am.storage.reading.run import Run
 from i2am.storage.reading.run_collection import AnyRun, Runs
 
+# A picklable callable from layer and sample to maps (k, y, x).
 LayerMaps = Callable[["LayerSpec", str], NDArray[np.float64]]
-"""A picklable callable from layer and sample to maps (k, y, x)."""
-
-CHUNK_BYTES = 2**20
-"""Bytes of maps that one task makes, where all marginals are stored."""
+CHUNK_BYTES = 2**20  # bytes of maps that one task makes, where all marginals are stored
 
 
 def attribution_maps(

@@ -14,14 +14,10 @@ import xarray as xr
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.maps.stored import Collected
 
+# (direction, level) to maps ([level axis], y, x), in memory, with the attributes of the maps.
 MeanMaps = Mapping[tuple[Direction, str], xr.DataArray]
-"""(direction, level) to maps ([level axis], y, x), in memory, with the attributes of the maps."""
-
-BLOCK_BYTES = 32 * 2**20
-"""Bytes of maps that are read at once, at most, unless one sample has more."""
-
-BLOCK_SAMPLES = 64
-"""Samples that are read at once, at most."""
+BLOCK_BYTES = 32 * 2**20  # bytes of maps that are read at once, at most, unless one sample has more
+BLOCK_SAMPLES = 64  # samples that are read at once, at most
 
 
 def mean_maps(collected: Collected) -> MeanMaps:

@@ -29,11 +29,10 @@ from i2am.storage.reading.run import Run
 
 UNITS = "softmax probability, summed over steps"
 
+# Size of R2G maps where none is asked for; the paper's StableVITON repository has 64 x 48.
 SIZE: Grid = (64, 64)
-"""Size of R2G maps where none is asked for; the paper's StableVITON repository has 64 x 48."""
-
+# Largest block of sums, and of logits, that is held at once, unless one token of one head has more.
 BLOCK_BYTES = 32 * 2**20
-"""Largest block of sums, and of logits, that is held at once, unless one token of one head has more."""
 
 
 def clamped_r2g(run: Run, map_spec: MapSpec, layer: LayerSpec, sample: str) -> NDArray[np.float64]:

@@ -23,9 +23,7 @@ Level = Literal["unified", "time", "head", "layer", "specific"]
 LEVELS: tuple[Level, ...] = ("unified", "time", "head", "layer", "specific")
 Protocol = Literal["corrected", "official"]
 PROTOCOLS: tuple[Protocol, ...] = ("corrected", "official")
-MAX_SIZE = 16384
-"""Rows or columns of a map, at most."""
-
+MAX_SIZE = 16384  # rows or columns of a map, at most
 _DENSITY = "density (1 = uniform attention)"
 _UNITS: Mapping[str, str] = {
     "r2g": _DENSITY,

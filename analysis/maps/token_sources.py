@@ -27,6 +27,7 @@ from i2am.storage.reading.run import Run
 Method = Literal["i2am", "joint", "daam"]
 METHODS: tuple[Method, ...] = ("i2am", "joint", "daam")
 
+# Kind of marginal that answers a question.
 KINDS: Mapping[tuple[Method, Direction], str] = {
     ("i2am", "r2g"): "r2g",
     ("i2am", "g2r"): "g2r",
@@ -34,7 +35,6 @@ KINDS: Mapping[tuple[Method, Direction], str] = {
     ("joint", "g2r"): "g2r_joint",
     ("daam", "r2g"): "daam",
 }
-"""Kind of marginal that answers a question."""
 
 
 class TokenSource(ABC):

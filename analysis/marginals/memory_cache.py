@@ -10,12 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MEMORY_CACHE_BYTES = 128 * 2**20
-"""Bytes that one process keeps, at most."""
-
+MEMORY_CACHE_BYTES = 128 * 2**20  # bytes that one process keeps, at most
+# What an entry takes besides its array, mostly its key: a run of many small samples has many entries.
 ENTRY_BYTES = 2048
-"""What an entry takes besides its array, mostly its key: a run of many small samples has many entries."""
-
 Array = NDArray[Any]
 
 
@@ -59,5 +56,4 @@ class MemoryCache:
             self.bytes = 0
 
 
-shared_cache = MemoryCache()
-"""The marginals of this process."""
+shared_cache = MemoryCache()  # the marginals of this process

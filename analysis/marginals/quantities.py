@@ -39,11 +39,10 @@ from i2am.storage.reading.run import Run
 Float32 = NDArray[np.float32]
 Marginals = dict[str, Float32]
 
+# The mask image of the run, per direction, whose region has a marginal of its own.
 REGION_IMAGE: Mapping[Direction, str] = {"r2g": "reference_mask", "g2r": "mask"}
-"""The mask image of the run, per direction, whose region has a marginal of its own."""
-
+# Kinds of quantity that lie on the reference; the others lie on the generated image.
 ON_REFERENCE = ("g2r", "g2r_joint")
-"""Kinds of quantity that lie on the reference; the others lie on the generated image."""
 
 
 def quantity_name(kind: str, image: str = "") -> str:

@@ -32,8 +32,8 @@ from i2am.storage.reading.run import Run
 from i2am.storage.reading.run_collection import AnyRun, Runs
 from i2am.storage.writing.staging import sweep
 
+# Place of a derived store: a path or URL; None for beside the run; False to keep nothing.
 StorePlace = str | Literal[False] | None
-"""Place of a derived store: a path or URL; None for beside the run; False to keep nothing."""
 
 
 def marginals_path(path: str) -> str:

@@ -35,15 +35,11 @@ from i2am.storage.errors import AggregationError, InputError
 from i2am.storage.format.layer_spec import LayerSpec
 
 Array = NDArray[Any]
+# What a chunk becomes: an array or several, each with the kept axes in front.
 State = Array | tuple[Array, ...]
-"""What a chunk becomes: an array or several, each with the kept axes in front."""
-
 Over = Literal["scores", "marginals", "logits"]
-AXES = ("step", "head", "gen")
-"""Axes along which attention may be cut."""
-
-TOKENS = ("gen", "ref")
-"""Axes that are places in an image; a result that has one is a map."""
+AXES = ("step", "head", "gen")  # axes along which attention may be cut
+TOKENS = ("gen", "ref")  # axes that are places in an image; a result that has one is a map
 
 
 def add(left: State, right: State) -> State:

@@ -23,14 +23,11 @@ from i2am.storage.errors import AggregationError, I2AMError
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
 
+# Raw bytes of one read of the store, at most, unless a single head of a single step has more.
 READ_BYTES = 64 * 2**20
-"""Raw bytes of one read of the store, at most, unless a single head of a single step has more."""
-
-SLAB_BYTES = 256 * 2**20
-"""Raw bytes of the steps of one Dask task, at most, unless a single step has more."""
-
+SLAB_BYTES = 256 * 2**20  # raw bytes of the steps of one Dask task, at most, unless a single step has more
+# Logits (float32 bytes) that a chunk sees at once, at most, unless one plane, or row, has more.
 PIECE_BYTES = 32 * 2**20
-"""Logits (float32 bytes) that a chunk sees at once, at most, unless one plane, or row, has more."""
 
 
 def slabs(layer: LayerSpec, steps: Sequence[int]) -> list[tuple[int, ...]]:

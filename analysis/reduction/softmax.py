@@ -33,18 +33,12 @@ from i2am.analysis.reduction.blas_threads import one_blas_thread
 from i2am.analysis.reduction.logits import Float32, Logits
 from i2am.analysis.reduction.weights import Means, Weights
 
+# Increase it whenever a returned number may change: marginals of another version are not reused.
 KERNEL_VERSION = 2
-"""Increase it whenever a returned number may change: marginals of another version are not reused."""
-
-WORK_BYTES = 64 * 2**20
-"""Largest block of exponentials that is held at once (bytes)."""
-
-CACHE_BYTES = 2**20
-"""Size of a tile of work (bytes), which fits into the cache of a core."""
-
+WORK_BYTES = 64 * 2**20  # largest block of exponentials that is held at once (bytes)
+CACHE_BYTES = 2**20  # size of a tile of work (bytes), which fits into the cache of a core
+# Logits within this of their offset need no maximum: exponentials and their sums stay normal numbers.
 NARROW = np.float32(30)
-"""Logits within this of their offset need no maximum: exponentials and their sums stay normal numbers."""
-
 LOWEST_COLUMN_SUM = 1e-18
 """Columns whose sum per row is below this part of the block's maximum get an offset of their own.
 

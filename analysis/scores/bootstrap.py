@@ -15,9 +15,7 @@ from i2am.storage.errors import InputError, ShapeMismatch
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-BLOCK_BYTES = 64 * 2**20
-"""Bytes of draws held at once."""
-
+BLOCK_BYTES = 64 * 2**20  # bytes of draws held at once
 Float64 = NDArray[np.float64]
 
 

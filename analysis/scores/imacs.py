@@ -25,9 +25,7 @@ from i2am.analysis.scores.official_imacs import official_score
 from i2am.analysis.several_runs import own_shape
 from i2am.storage.errors import InputError, ShapeMismatch, UnknownName
 
-FLAT = 1e-5
-"""A map whose range is below this share of its largest magnitude counts as constant."""
-
+FLAT = 1e-5  # a map whose range is below this share of its largest magnitude counts as constant
 Float64 = NDArray[np.float64]
 
 

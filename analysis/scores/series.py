@@ -10,14 +10,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+# Columns of `i2am.analysis.scores.tables.profile`: quartiles and median of the density inside the mask.
 QUARTILES = ("inside_low", "inside_mid", "inside_high")
-"""Columns of `i2am.analysis.scores.tables.profile`: quartiles and median of the density inside the mask."""
-
-IMACS_QUARTILES = ("imacs_low", "imacs_mid", "imacs_high")
-"""Likewise of IMACS."""
-
+IMACS_QUARTILES = ("imacs_low", "imacs_mid", "imacs_high")  # likewise of IMACS
+# Columns of the summary table: mean IMACS and the interval of its mean.
 IMACS_MEAN = ("imacs_mean_low", "imacs_mean", "imacs_mean_high")
-"""Columns of the summary table: mean IMACS and the interval of its mean."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from i2am.storage.reading.run_collection import AnyRun
 Float64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+# Columns of every table, with their types.
 SCHEMA: Mapping[str, Any] = {
     "sample": pl.String,
     "direction": pl.String,
@@ -39,10 +40,8 @@ SCHEMA: Mapping[str, Any] = {
     "protocol": pl.String,  # of the maps and of IMACS
     "penalty": pl.Float64,  # IMACS's weight of what lies outside
 }
-"""Columns of every table, with their types."""
-
+# The image of the run against which each direction's maps are scored.
 AGAINST: Mapping[str, str] = {"r2g": "mask", "g2r": "reference_mask"}
-"""The image of the run against which each direction's maps are scored."""
 
 
 def score_rows(maps: xr.DataArray, mask: Mask | None, penalty: float = 3.0) -> list[dict[str, Any]]:
