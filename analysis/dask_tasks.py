@@ -1,7 +1,7 @@
 """Run many Dask tasks on the active scheduler, a bounded number of them at a time.
 
-The next task is submitted as soon as one has finished, so that no worker waits for the slowest of a batch, and
-neither the graph nor the work of a long study is ever in memory as a whole.
+The next task is submitted as soon as one has finished, so that no worker waits for the slowest of a batch.
+Neither the graph nor the work of a long study is ever in memory as a whole.
 """
 
 from __future__ import annotations

@@ -23,13 +23,14 @@ from i2am.analysis.grids.resize import Grid, bicubic
 from i2am.analysis.grids.selection import Selection, kind_of, select, spatial_tokens
 from i2am.analysis.marginals.store import MarginalStore, StorePlace, open_marginals
 from i2am.analysis.reduction.aggregation import TOKENS, Aggregation, State
-from i2am.analysis.reduction.reduce import finalize_states, reduce_slab, slabs
+from i2am.analysis.reduction.reduce import Reduction, finalize_states, slabs
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.analysis.several_runs import combine_runs
 from i2am.storage.errors import AggregationError
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.index_selection import Indices
+from i2am.storage.reading.run import Run
 from i2am.storage.reading.run_collection import AnyRun, Runs
 
 
@@ -49,10 +50,8 @@ def aggregate(
 
     Parameters
     ----------
-    run
-        An open run, or several as one.
-    aggregation
-        A declaration, or its name: of the project, of an installed package, or "module:name".
+    run, aggregation
+        An open run, or several as one; a declaration, or the name of an installed one, or "module:name".
     layers, steps, heads, samples
         What to aggregate; None for all that can answer.
     size
@@ -63,8 +62,7 @@ def aggregate(
     Returns
     -------
     xarray.DataArray
-        (sample, layer, axes of the aggregation), on dask; float64, maps float32. Attributes: aggregation,
-        units, title, over, kind, layers, left_out, steps, run_id.
+        (sample, layer, axes of the aggregation), on dask; float64, maps float32.
 
     Raises
     ------
@@ -87,18 +85,20 @@ def aggregate(
         return combine_runs(run, samples, size, store, of_one_run)
     on_reference = aggregation.place or "ref" in aggregation.axes
     selection = select(run, "r2g", layers, steps, heads, samples, on_reference=on_reference)
+    return _lazy_result(open_marginals(run, store, storage_options), aggregation, selection, size)
+
+
+def _lazy_result(
+    store: MarginalStore, aggregation: Aggregation, selection: Selection, size: Grid | None
+) -> xr.DataArray:
     shape = _ResultShape.of(aggregation, selection, size)
-    marginals = open_marginals(run, store, storage_options)
     values = [
         da.stack(
-            [
-                _lazy_layer(marginals, aggregation, selection, shape, layer, sample)
-                for layer in selection.layers
-            ]
+            [_lazy_layer(store, aggregation, selection, shape, layer, name) for layer in selection.layers]
         )
-        for sample in selection.samples
+        for name in selection.samples
     ]
-    return _label_axes(da.stack(values), run, aggregation, selection, shape)
+    return _label_axes(da.stack(values), store.run, aggregation, selection, shape)
 
 
 @dataclass(frozen=True)
@@ -164,15 +164,11 @@ def _grid(layer: LayerSpec, token_axis: str) -> Grid:
 
 
 def _reduce(
-    store: MarginalStore,
-    layer: LayerSpec,
-    sample: str,
-    aggregation: Aggregation,
-    steps: Sequence[int],
-    heads: Sequence[int] | None,
+    store: MarginalStore, reduction: Reduction, steps: Sequence[int], heads: Sequence[int] | None
 ) -> State:
-    marginals = store.load_or_compute(layer, sample) if aggregation.over == "marginals" else None
-    return reduce_slab(store.run, layer, sample, aggregation, steps, heads, marginals)
+    over_marginals = reduction.aggregation.over == "marginals"
+    marginals = store.load_or_compute(reduction.layer, reduction.sample) if over_marginals else None
+    return reduction.slab(steps, heads, marginals)
 
 
 def _finalize(
@@ -192,10 +188,9 @@ def _lazy_layer(
     steps, heads = selection.steps, selection.heads
     parts = [steps] if aggregation.over == "marginals" else slabs(layer, steps)
     key = tokenize(store.run.run_id, sample, layer.name, steps, heads, shape, KERNEL_VERSION, aggregation)
+    reduction = Reduction(store.run, layer, sample, aggregation)
     states = [
-        dask.delayed(_reduce, pure=True)(
-            store, layer, sample, aggregation, part, heads, dask_key_name=f"slab-{key}-{number}"
-        )
+        dask.delayed(_reduce, pure=True)(store, reduction, part, heads, dask_key_name=f"slab-{key}-{number}")
         for number, part in enumerate(parts)
     ]
     done = dask.delayed(_finalize, pure=True)(aggregation, states, layer, shape, dask_key_name=f"whole-{key}")
@@ -203,7 +198,7 @@ def _lazy_layer(
 
 
 def _label_axes(
-    values: da.Array, run: AnyRun, aggregation: Aggregation, selection: Selection, shape: _ResultShape
+    values: da.Array, run: Run, aggregation: Aggregation, selection: Selection, shape: _ResultShape
 ) -> xr.DataArray:
     layers = selection.layers
     coords: dict[Hashable, Any] = {

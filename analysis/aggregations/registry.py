@@ -1,7 +1,7 @@
 """Find aggregations by the name of an entry point, or by import path ``module:name``.
 
-Those of the project and of installed packages are entry points of the group ``i2am.aggregations``. A module is
-looked for in the working directory too. A user's module is pickled by value for Dask workers, together with the
+Those of the project and of installed packages are entry points of the group ``i2am.aggregations``. A module
+is looked for in the working directory too. A user's module is pickled by value for Dask workers, with the
 modules of its folder that it imports, because workers may not have these files.
 """
 

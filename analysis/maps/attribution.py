@@ -1,25 +1,20 @@
 """Attribution maps from a stored run: the five levels of I²AM, both directions.
 
-Source: I²AM (ULAM, TLAM, HLAM, LLAM, SRAM). Corrected protocol: densities (1 = uniform attention); heads are
-averaged within their layer, the map of every layer is brought to one grid by the paper's bicubic resize, and
-the layers are averaged. The resize is linear, so the mean of the time maps over equal groups is the unified
-map, and likewise of heads and layers.
+Source: I²AM (ULAM, TLAM, HLAM, LLAM, SRAM). Levels: unified, one map a sample; time, one for each group of
+neighbouring steps; head and layer, one for each; specific, G2R of chosen generated patches or R2G of chosen
+reference tokens. A layer of a single pooled token has no G2R, and its R2G is a similarity; it is left out
+where other layers can answer.
 
-- unified: one map a sample. time: one for each group of neighbouring steps. head, layer: one for each.
-- specific: G2R of chosen generated patches, or R2G of chosen reference tokens.
-- A layer of a single pooled token has no G2R, and its R2G is a similarity; it is left out where other layers
-  can answer.
-
+Corrected protocol: densities (1 = uniform attention); heads are averaged within their layer, the map of every
+layer is brought to one grid by the paper's bicubic resize, and the layers are averaged. The resize is linear,
+so the mean of the time maps over equal groups is the unified map, and likewise of heads and layers.
 Official protocol: the arithmetic of the paper's code, `i2am.analysis.maps.official`, over the layers of
-`i2am.analysis.maps.official_layers`. It has no R2G at the specific level.
+`i2am.analysis.maps.official_layers`.
 
-Other methods, on the same axes (corrected protocol only):
-
-- joint, for layers of a joint softmax captured with ``lse``: probabilities over all keys. R2G is the share of
-  each generated patch's attention that goes to the reference (specific level: to the chosen tokens); the mean
-  of G2R over the reference is that share.
-- daam: each generated patch's probability of the chosen reference tokens (specific level), the baseline of
-  the paper's comparison; over all tokens it is 1 everywhere.
+Method "i2am" is as above. Others, of the corrected protocol only: "joint", for layers of a joint softmax
+captured with ``lse``, uses probabilities over all keys. R2G is then the share of each patch's attention that
+goes to the reference, or to the chosen tokens, and the mean of G2R is that share. "daam" is each patch's
+probability of the chosen reference tokens, the baseline of the paper's comparison; over all tokens it is 1.
 
 Attributes of the result: direction, level, protocol, method, units, kind ("attention", "similarity" or
 "mixed"), layers, left_out, steps, run_id, all_tokens_placed, and at.
@@ -138,9 +133,9 @@ def _layer_maker(
 def _lazy_maps(make: LayerMaps, run: Run, question: Question) -> da.Array:
     """Maps of all samples as a dask array.
 
-    There is a task for each layer of a sample, and one that merges them. Where all marginals are stored,
-    one task makes the maps of several samples, because more tasks would cost more than their work. The graph is written
-    out by hand, because `dask.delayed` took longer than the maps.
+    There is a task for each layer of a sample, and one that merges them. Where all marginals are stored, one
+    task makes the maps of several samples, because more tasks would cost more than their work. The graph is
+    written out by hand, because `dask.delayed` took longer than the maps.
     """
     layers, level, samples = question.selection.layers, question.level, question.selection.samples
     map_spec = question.map_spec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -74,13 +74,12 @@ def resolve_question(
 ) -> Question:
     """Check and resolve the arguments of `attribution_maps`; `asked` is (layers, steps, heads, samples)."""
     direction = check_direction(direction)
-    for what, got, known in (
-        ("level", level, LEVELS),
-        ("protocol", protocol, PROTOCOLS),
-        ("method", method, METHODS),
-    ):
-        if got not in known:
-            raise UnknownName(what, got, known)
+    known: Mapping[str, tuple[str, Sequence[str]]] = {
+        "level": (level, LEVELS), "protocol": (protocol, PROTOCOLS), "method": (method, METHODS)
+    }  # fmt: skip
+    for what, (got, names) in known.items():
+        if got not in names:
+            raise UnknownName(what, got, names)
     _check_answerable(direction, level, at, protocol, method)
     size = _checked_size(size)
     if protocol == "official":
@@ -112,27 +111,24 @@ def _check_answerable(
             expected="a region at the specific level, and nothing at the others",
             got=f"{'a region' if at is not None else 'nothing'} at level {level!r}",
         )
-    if method == "daam" and direction == "g2r":
-        raise NoAnswer(
-            "DAAM on the reference",
-            expected="direction r2g: DAAM's maps lie on the generated image",
-            got="g2r",
-            remedy="ask for r2g",
-        )
-    if method != "i2am" and protocol == "official":
-        raise NoAnswer(
-            f"method {method!r} under the official protocol",
-            expected="the corrected protocol: the paper's code has no such map",
-            got="official",
-            remedy="leave the protocol out",
-        )
-    if protocol == "official" and (direction, level) == ("r2g", "specific"):
-        raise NoAnswer(
-            "official r2g at the specific level",
-            expected="g2r: the official code has no specific map on the generated image",
-            got="r2g",
-            remedy="use the corrected protocol",
-        )
+    is_official = protocol == "official"
+    for impossible, what, expected, got, remedy in (
+        (
+            method == "daam" and direction == "g2r", "DAAM on the reference",
+            "direction r2g: DAAM's maps lie on the generated image", "g2r", "ask for r2g",
+        ),
+        (
+            method != "i2am" and is_official, f"method {method!r} under the official protocol",
+            "the corrected protocol: the paper's code has no such map", "official", "leave the protocol out",
+        ),
+        (
+            is_official and (direction, level) == ("r2g", "specific"), "official r2g at the specific level",
+            "g2r: the official code has no specific map on the generated image", "r2g",
+            "use the corrected protocol",
+        ),
+    ):  # fmt: skip
+        if impossible:
+            raise NoAnswer(what, expected=expected, got=got, remedy=remedy)
 
 
 def _checked_size(size: Grid | None) -> Grid | None:

@@ -1,7 +1,7 @@
 """Fill the derived store: the marginals pass over a run, in parallel, only where something is missing.
 
-A layer of a sample is one task if it is small, or seems to be stored already. Otherwise each slab of its steps
-is a task, and one more joins and writes them, so that a single large sample keeps all workers busy.
+A layer of a sample is one task if it is small, or seems to be stored already. Otherwise each slab of its
+steps is a task, and one more joins and writes them, so that a single large sample keeps all workers busy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from i2am.analysis.events import Listener, StageAdvanced, StageStarted, ignore
 from i2am.analysis.marginals.quantities import join_slabs, marginal_aggregation
 from i2am.analysis.marginals.store import MarginalStore, StorePlace, open_marginals, store_in_folder
 from i2am.analysis.reduction.aggregation import State
-from i2am.analysis.reduction.reduce import reduce_slab, slabs
+from i2am.analysis.reduction.reduce import Reduction, slabs
 from i2am.storage.errors import DamageError
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import has_attention
@@ -80,7 +80,7 @@ def _whole_entry(store: MarginalStore, layer: LayerSpec, sample: str) -> str | N
 
 def _slab(run: Run, layer: LayerSpec, sample: str, steps: Sequence[int]) -> State | str:
     try:
-        return reduce_slab(run, layer, sample, marginal_aggregation(run, layer, sample), steps)
+        return Reduction(run, layer, sample, marginal_aggregation(run, layer, sample)).slab(steps)
     except DamageError as error:
         return str(error)
 

@@ -30,7 +30,7 @@ from i2am.analysis.grids.direction import Direction, Side
 from i2am.analysis.grids.selection import has_reference_map, spatial_tokens
 from i2am.analysis.reduction.aggregation import Aggregation, State
 from i2am.analysis.reduction.attention import Attention
-from i2am.analysis.reduction.reduce import join_states, reduce_slab, slabs
+from i2am.analysis.reduction.reduce import Reduction, join_states, slabs
 from i2am.analysis.reduction.softmax import weighted_means
 from i2am.analysis.reduction.weights import Weights
 from i2am.storage.format.layer_spec import LayerSpec
@@ -156,5 +156,6 @@ def compute_marginals(run: Run, layer: LayerSpec, sample: str, asked: Regions | 
     """Compute all marginals of one sample and layer, or those of some regions, in this thread."""
     aggregation = marginal_aggregation(run, layer, sample, asked)
     steps = range(len(run.timesteps))
-    states = [reduce_slab(run, layer, sample, aggregation, slab) for slab in slabs(layer, steps)]
+    reduction = Reduction(run, layer, sample, aggregation)
+    states = [reduction.slab(slab) for slab in slabs(layer, steps)]
     return join_slabs(run, layer, states, asked)

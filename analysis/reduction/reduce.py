@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -35,37 +36,77 @@ def slabs(layer: LayerSpec, steps: Sequence[int]) -> list[tuple[int, ...]]:
     return _groups(steps, SLAB_BYTES // (_head_bytes(layer) * layer.heads))
 
 
-def reduce_slab(
-    run: Run,
-    layer: LayerSpec,
-    sample: str,
-    aggregation: Aggregation,
-    steps: Sequence[int],
-    heads: Sequence[int] | None = None,
-    marginals: Mapping[str, Float32] | None = None,
-) -> State:
-    """Reduce some steps, and some heads or all, to a state.
+@dataclass(frozen=True)
+class Reduction:
+    """One aggregation over one layer and sample."""
 
-    An aggregation over marginals needs all `marginals` (step, head, token) of the layer and sample.
-    """
-    own = tuple(heads if heads is not None else range(layer.heads))
-    states = []
-    if aggregation.over == "marginals":
-        every = marginals or {}
-        for part in _groups(steps, READ_BYTES // (4 * len(own) * (layer.gen + layer.ref))):
-            chosen = {name: values[np.ix_(part, own)] for name, values in every.items()}
-            gen = slice(0, layer.gen)
-            attention = Attention(run, layer, sample, part, own, gen, marginals=chosen)
-            states.append(_call_chunk(aggregation, attention))
-        return join_states(aggregation, states, "step")
-    plane = _head_bytes(layer)
-    for part in _groups(steps, READ_BYTES // (plane * len(own))):
-        by_head = [
-            _reduce_part(run, layer, sample, aggregation, part, some)
-            for some in _groups(own, READ_BYTES // plane)
-        ]
-        states.append(join_states(aggregation, by_head, "head"))
-    return join_states(aggregation, states, "step")
+    run: Run
+    layer: LayerSpec
+    sample: str
+    aggregation: Aggregation
+
+    def slab(
+        self,
+        steps: Sequence[int],
+        heads: Sequence[int] | None = None,
+        marginals: Mapping[str, Float32] | None = None,
+    ) -> State:
+        """Reduce some steps, and some heads or all; `marginals` (step, head, token) are those of all steps."""
+        layer, own = self.layer, tuple(heads if heads is not None else range(self.layer.heads))
+        states = []
+        if self.aggregation.over == "marginals":
+            for part in _groups(steps, READ_BYTES // (4 * len(own) * (layer.gen + layer.ref))):
+                chosen = {name: values[np.ix_(part, own)] for name, values in (marginals or {}).items()}
+                states.append(self._chunk(part, own, slice(0, layer.gen), marginals=chosen))
+            return join_states(self.aggregation, states, "step")
+        plane = _head_bytes(layer)
+        for part in _groups(steps, READ_BYTES // (plane * len(own))):
+            by_head = [self._read(part, some) for some in _groups(own, READ_BYTES // plane)]
+            states.append(join_states(self.aggregation, by_head, "head"))
+        return join_states(self.aggregation, states, "step")
+
+    def _read(self, steps: tuple[int, ...], heads: tuple[int, ...]) -> State:
+        """Read some steps and heads, and reduce them piece by piece."""
+        run, layer, sample, aggregation = self.run, self.layer, self.sample, self.aggregation
+        lse = run.read_kind(layer, "lse", sample, steps, heads) if layer.lse else None
+        whole = Logits.of(run.read(layer, sample, steps=steps, heads=heads), lse)
+        if aggregation.over == "logits":
+            every = slice(0, layer.gen)
+            return self._chunk(steps, heads, every, whole.cut(slice(None), slice(None), every))
+        plane = 4 * layer.gen * layer.ref
+        rows_in_piece = PIECE_BYTES // (4 * layer.ref) if aggregation.rows else layer.gen
+        by_step = []
+        for at in _slices(len(steps), PIECE_BYTES // (plane * len(heads))):
+            by_head = []
+            for some in _slices(len(heads), PIECE_BYTES // plane):
+                by_row = [
+                    self._chunk(steps[at], heads[some], rows, whole.cut(at, some, rows))
+                    for rows in _slices(layer.gen, rows_in_piece)
+                ]
+                by_head.append(join_states(aggregation, by_row, "gen"))
+            by_step.append(join_states(aggregation, by_head, "head"))
+        return join_states(aggregation, by_step, "step")
+
+    def _chunk(
+        self, steps: tuple[int, ...], heads: tuple[int, ...], gen: slice, logits: Logits | None = None,
+        marginals: Mapping[str, Float32] | None = None,
+    ) -> State:  # fmt: skip
+        """Call the chunk, and check that its arrays have the kept axes in front."""
+        attention = Attention(self.run, self.layer, self.sample, steps, heads, gen, logits, marginals or {})
+        with _user_errors(self.aggregation, "chunk", self.layer), one_blas_thread():
+            state = self.aggregation.chunk(attention)
+        sizes = {"step": len(steps), "head": len(heads), "gen": gen.stop - gen.start}
+        keep = self.aggregation.keep
+        expected = tuple(sizes[axis] for axis in keep)
+        for array in state if isinstance(state, tuple) else (state,):
+            if np.shape(array)[: len(expected)] != expected:
+                raise AggregationError(
+                    f"aggregation {self.aggregation.name!r}, layer {self.layer.name!r}: what chunk returned",
+                    expected=f"arrays that begin with the axes ({', '.join(keep)}), here {expected}",
+                    got=f"shape {np.shape(array)}",
+                    remedy="reduce the other axes in chunk, or declare keep",
+                )
+        return state
 
 
 def finalize_states(aggregation: Aggregation, states: Sequence[State], layer: LayerSpec) -> NDArray[Any]:
@@ -97,57 +138,6 @@ def _slices(total: int, size: int) -> list[slice]:
 
 def _groups(indices: Sequence[int], size: int) -> list[tuple[int, ...]]:
     return [tuple(indices[part]) for part in _slices(len(indices), size)]
-
-
-def _reduce_part(
-    run: Run,
-    layer: LayerSpec,
-    sample: str,
-    aggregation: Aggregation,
-    steps: tuple[int, ...],
-    heads: tuple[int, ...],
-) -> State:
-    """Read some steps and heads, and reduce them piece by piece."""
-    lse = run.read_kind(layer, "lse", sample, steps, heads) if layer.lse else None
-    whole = Logits.of(run.read(layer, sample, steps=steps, heads=heads), lse)
-
-    def piece(at: slice, some: slice, rows: slice) -> State:
-        cut = whole.cut(at, some, rows)
-        return _call_chunk(aggregation, Attention(run, layer, sample, steps[at], heads[some], rows, cut))
-
-    if aggregation.over == "logits":
-        return piece(slice(0, len(steps)), slice(0, len(heads)), slice(0, layer.gen))
-    plane = 4 * layer.gen * layer.ref
-    rows_in_piece = PIECE_BYTES // (4 * layer.ref) if aggregation.rows else layer.gen
-    by_step = []
-    for at in _slices(len(steps), PIECE_BYTES // (plane * len(heads))):
-        by_head = []
-        for some in _slices(len(heads), PIECE_BYTES // plane):
-            by_row = [piece(at, some, rows) for rows in _slices(layer.gen, rows_in_piece)]
-            by_head.append(join_states(aggregation, by_row, "gen"))
-        by_step.append(join_states(aggregation, by_head, "head"))
-    return join_states(aggregation, by_step, "step")
-
-
-def _call_chunk(aggregation: Aggregation, attention: Attention) -> State:
-    """Call the chunk, and check that its arrays have the kept axes in front."""
-    with _user_errors(aggregation, "chunk", attention.layer), one_blas_thread():
-        state = aggregation.chunk(attention)
-    sizes = {
-        "step": len(attention.steps),
-        "head": len(attention.heads),
-        "gen": attention.gen.stop - attention.gen.start,
-    }
-    expected = tuple(sizes[axis] for axis in aggregation.keep)
-    for array in state if isinstance(state, tuple) else (state,):
-        if np.shape(array)[: len(expected)] != expected:
-            raise AggregationError(
-                f"aggregation {aggregation.name!r}, layer {attention.layer.name!r}: what chunk returned",
-                expected=f"arrays that begin with the axes ({', '.join(aggregation.keep)}), here {expected}",
-                got=f"shape {np.shape(array)}",
-                remedy="reduce the other axes in chunk, or declare keep",
-            )
-    return state
 
 
 def join_states(aggregation: Aggregation, states: Sequence[State], axis: str) -> State:

@@ -15,8 +15,8 @@ per row. The column softmax follows from the same ``E``: ``exp(S[g, r] - m) = E[
 
 Offsets. The mean key is subtracted from all keys, and its logit is the offset of the row. If what remains
 stays within ``NARROW`` of 0, as it does for most attention, the exponentials are safe. If not, the maximum of
-the row is added to its offset. Only a column whose own maximum lies far below ``m`` loses digits: such columns
-are found by their sums and computed again with an offset of their own.
+the row is added to its offset. Only a column whose own maximum lies far below ``m`` loses digits: such
+columns are found by their sums and computed again with an offset of their own.
 
 Memory. ``E`` is cached for as many steps and heads as fit into ``CACHE_BYTES``, or for a single head of up to
 ``WORK_BYTES``. A larger head is computed twice, tile by tile, so memory does not grow with the tokens.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,7 @@ def _none(tokens: int = 0) -> Float32:
     return np.empty((0, tokens), dtype=np.float32)
 
 
-@dataclass(frozen=True)
-class Means:
+class Means(NamedTuple):
     """Weighted means of attention: densities, 1 for uniform attention, except `share`.
 
     n, m and k are the numbers of weightings that `Weights` has of each kind.
@@ -27,20 +27,16 @@ class Means:
     r2g: Float32  # (step, head, m, gen)
     daam: Float32  # (step, head, k, gen): mean probability of a token of the set, times ref: DAAM's map
     g2r_joint: Float32  # (step, head, n, ref): as g2r, over all keys of a joint softmax
-    # (step, head, 1 + k, gen), 0 to 1: probability, in a joint softmax, of all reference tokens, and of each set
-    share: Float32
+    share: Float32  # (step, head, 1 + k, gen), 0 to 1: joint probability of all reference tokens, and of each set
 
     def part(self, steps: slice, heads: slice) -> Means:
         """Views of some steps and heads."""
-        return Means(*(array[steps, heads] for array in self._arrays()))
+        return Means(*(array[steps, heads] for array in self))
 
     def set_nan(self, planes: NDArray[np.bool_]) -> None:
         """Set the steps and heads (step, head) that are marked to NaN."""
-        for array in self._arrays():
+        for array in self:
             array[planes] = np.nan
-
-    def _arrays(self) -> tuple[Float32, ...]:
-        return self.g2r, self.r2g, self.daam, self.g2r_joint, self.share
 
 
 @dataclass(frozen=True)

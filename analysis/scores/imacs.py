@@ -12,6 +12,7 @@ inside. Official protocol: `i2am.analysis.scores.official_imacs`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -72,20 +73,19 @@ def imacs(
     UnknownName
         For a direction or protocol that does not exist, or a sample that the masks lack.
     """
-    direction = _direction(maps, direction)
     if protocol not in ("corrected", "official"):
         raise UnknownName("protocol", protocol, ("corrected", "official"))
     check_penalty(penalty)
+    score = partial(score_map, direction=_direction(maps, direction), penalty=penalty, protocol=protocol)
     if not isinstance(maps, xr.DataArray):
-        values = np.asarray(maps, dtype=np.float64)
-        scores = _score_all(values, _of_samples(masks, maps), None, direction, penalty, protocol)
+        scores = _score_all(np.asarray(maps, dtype=np.float64), _of_samples(masks, maps), None, score)
         return scores if scores.ndim else float(scores)
     if "sample" in maps.dims and _sizes_differ(maps, masks):
         found = _score_each_sample(maps, masks, direction, penalty, protocol)
     else:
-        ordered, grid = _in_order(maps), own_shape(maps)
+        ordered = _in_order(maps)
         values = np.asarray(ordered, dtype=np.float64)
-        scores = _score_all(values, _of_samples(masks, maps), grid, direction, penalty, protocol)
+        scores = _score_all(values, _of_samples(masks, maps), own_shape(maps), score)
         found = _labelled(scores, ordered, penalty, protocol)
     return found.transpose(*(dim for dim in maps.dims if dim in found.dims))
 
@@ -106,13 +106,12 @@ def score_map(
     return within - penalty * without
 
 
-def _score_all(
-    values: Float64, masks: Any, grid: Grid | None, direction: Direction, penalty: float, protocol: str
-) -> Float64:
-    inside = matching_masks(values.shape, masks, any_aspect=protocol == "official", grid=grid)
+def _score_all(values: Float64, masks: Any, grid: Grid | None, score: partial[float]) -> Float64:
+    any_aspect = score.keywords["protocol"] == "official"
+    inside = matching_masks(values.shape, masks, any_aspect=any_aspect, grid=grid)
     scores = np.empty(values.shape[:-2])
     for index in np.ndindex(scores.shape):
-        scores[index] = score_map(values[index], inside[index], direction, penalty, protocol)
+        scores[index] = score(values[index], inside[index])
     return scores
 
 
@@ -123,7 +122,7 @@ def _sizes_differ(maps: xr.DataArray, masks: Any) -> bool:
 
 
 def _score_each_sample(
-    maps: xr.DataArray, masks: Any, direction: Direction, penalty: float, protocol: str
+    maps: xr.DataArray, masks: Any, direction: str | None, penalty: float, protocol: str
 ) -> xr.DataArray:
     count = maps.sizes["sample"]
     labelled = isinstance(masks, xr.DataArray) and "sample" in masks.indexes
@@ -172,21 +171,14 @@ def _labelled(scores: Float64, maps: xr.DataArray, penalty: float, protocol: str
 def _direction(maps: xr.DataArray | ArrayLike, direction: str | None) -> Direction:
     own = maps.attrs.get("direction") if isinstance(maps, xr.DataArray) else None
     if own is not None and direction not in (None, own):
+        expected = f"{own!r}, which the maps' attributes say"
+        raise InputError("direction", expected=expected, got=repr(direction), remedy="leave it out")
+    if own is None and direction is None:
+        got = "maps without a direction in their attributes"
         raise InputError(
-            "direction",
-            expected=f"{own!r}, which the maps' attributes say",
-            got=repr(direction),
-            remedy="leave it out",
+            "direction is not known", expected="'r2g' or 'g2r'", got=got, remedy="pass direction=..."
         )
-    direction = own if direction is None else direction
-    if direction is None:
-        raise InputError(
-            "direction is not known",
-            expected="'r2g' or 'g2r'",
-            got="maps without a direction in their attributes",
-            remedy="pass direction=...",
-        )
-    return check_direction(direction)
+    return check_direction(str(own or direction))
 
 
 def normalise(values: Float64) -> Float64:

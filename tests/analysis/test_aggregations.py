@@ -62,10 +62,8 @@ def probabilities(made, layer, sample):
 
 def reduce_layer(run, spec, aggregation, marginals):
     steps = range(len(run.timesteps))
-    states = [
-        reduce.reduce_slab(run, spec, "one", aggregation, slab, marginals=marginals)
-        for slab in reduce.slabs(spec, steps)
-    ]
+    reduction = reduce.Reduction(run, spec, "one", aggregation)
+    states = [reduction.slab(slab, marginals=marginals) for slab in reduce.slabs(spec, steps)]
     return reduce.finalize_states(aggregation, states, spec)
 
 
