@@ -10,7 +10,7 @@ from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.file_names import sample_file, sample_of_file
 from i2am.storage.format.header import Header
 from i2am.storage.format.shard import FileRecord
-from i2am.storage.format.signed_json import DocumentError, canonical, check_digest, parse, signed
+from i2am.storage.format.signed_json import DocumentError, canonical, parse_signed, signed
 from i2am.storage.locations.base import Location, TooLarge
 
 FOLDER = "commits"
@@ -119,34 +119,8 @@ class CommitRecord:
         return canonical(self.to_json())
 
 
-def build_record(
-    document: Mapping[str, Any], header: Header, sample: str, *, signed: bool = False
-) -> CommitRecord:
-    """Turn a document into a record, checked against its own digest and the run.
-
-    Parameters
-    ----------
-    document : mapping
-        As `CommitRecord.to_json` made it.
-    header : Header
-        The run's header.
-    sample : str
-        A declared sample.
-    signed : bool
-        Its bytes are covered by another digest that was checked.
-
-    Returns
-    -------
-    CommitRecord
-        What the sample consists of.
-
-    Raises
-    ------
-    DocumentError, ValueError, KeyError, TypeError, AttributeError
-        If it is not the record of this sample.
-    """
-    if not signed:
-        check_digest(document)
+def _build_record(document: Mapping[str, Any], header: Header, sample: str) -> CommitRecord:
+    """Turn a document into a record, checked against the run."""
     if document["run_id"] != header.run_id:
         raise DocumentError("it belongs to another run")
     index = header.position(sample)
@@ -209,6 +183,6 @@ def read_record(location: Location, header: Header, sample: str) -> CommitRecord
     except (DamagedRun, TooLarge) as error:
         raise DamagedSample(sample, None, f"commit record {path}: {error}") from error
     try:
-        return build_record(parse(data), header, sample)
+        return _build_record(parse_signed(data), header, sample)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedSample(sample, None, f"commit record {path}: {error}") from error

@@ -130,6 +130,20 @@ def parse(data: bytes) -> dict[str, Any]:
     return value
 
 
+def parse_signed(data: bytes) -> dict[str, Any]:
+    """Read a signed document; its digest is that of its bytes without the digest's own line."""
+    try:
+        value = json.loads(data.decode("ascii"))
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(f"not a JSON document ({error})") from error
+    if not isinstance(value, dict):
+        raise DocumentError("not a JSON object")
+    line = f'\n "digest": "{value.get("digest")}",'.encode("ascii")
+    if sha256(data.replace(line, b"", 1)) != value.get("digest"):
+        raise DocumentError("its digest disagrees with its content")
+    return value
+
+
 def check_digest(document: Mapping[str, Any]) -> None:
     """Check the digest that a signed document carries.
 

@@ -51,7 +51,7 @@ class Run:
         self._header = header
         self._samples = samples
         self._committed = frozenset(samples)
-        self._records = RecordCache(location, header)
+        self._records = RecordCache(location, header, samples)
         self._checker = Checker(location, header)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -14,10 +14,9 @@ from i2am.storage.format.file_owner import layer_of
 from i2am.storage.format.header import MAX_ROOT, ROOT, Header, load_header
 from i2am.storage.format.marginals_only import has_attention
 from i2am.storage.format.shard import FileRecord, checksum
-from i2am.storage.format.signed_json import DocumentError, sha256
+from i2am.storage.format.signed_json import sha256
 from i2am.storage.locations.base import STAGING, Location, TooLarge
 from i2am.storage.locations.open import locate
-from i2am.storage.reading.commit_index import INDEX, MAX_BYTES, parse_index
 from i2am.storage.writing.failures import FOLDER as FAILURES
 from i2am.storage.writing.lease import FOLDER as CLAIMS
 
@@ -141,7 +140,7 @@ class _Check:
     @property
     def found_records(self) -> list[str]:
         """Paths of the files that may be commit records."""
-        return [path for path in self.found if path.startswith(f"{FOLDER}/") and path != INDEX]
+        return [path for path in self.found if path.startswith(f"{FOLDER}/")]
 
     def advance(self, nbytes: int) -> None:
         self.files += 1
@@ -196,29 +195,6 @@ def _check_records(check: _Check) -> dict[str, CommitRecord]:
     return records
 
 
-def _check_index(check: _Check, records: Mapping[str, CommitRecord]) -> None:
-    """Compare the index of commit records, where there is one, with the records."""
-    if INDEX not in check.found:
-        return
-    try:
-        index = parse_index(check.location.read(INDEX, MAX_BYTES), check.header)
-    except (FileNotFoundError, DamagedRun, TooLarge, DocumentError) as error:
-        check.problem(None, INDEX, f"is damaged: {error}")
-        return
-    check.advance(check.found[INDEX])
-    fitting = index.only(check.location.tags(FOLDER))
-    for sample in check.header.samples:
-        entry = index.record(sample)
-        if entry is None:
-            continue
-        if record_path(sample) not in check.found:
-            check.problem(sample, record_path(sample), "is missing; the index of commit records has it")
-        elif sample in records and fitting.record(sample) not in (None, records[sample]):
-            check.problem(sample, INDEX, "knows another commit record")
-    if len(fitting) < len(check.found_records):
-        check.notes.append(f"{INDEX}: {len(fitting)} of {len(check.found_records)} records; compact the run")
-
-
 def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[str]) -> None:
     """Say what the files are that no committed sample and no metadata account for."""
     header = check.header
@@ -258,7 +234,6 @@ def _run_check(check: _Check) -> None:
         check.metadata(path, digest, None)
         seen.add(path)
     records = _check_records(check)
-    _check_index(check, records)
     seen |= {path for path in check.found if path.startswith(f"{FOLDER}/")}
     images: dict[str, str] = {}
     whole = has_attention(check.header.attributes)
