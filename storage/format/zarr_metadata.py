@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from i2am.storage.format.codecs import get_codec
@@ -18,18 +19,13 @@ from i2am.storage.format.signed_json import canonical
 
 def _compressors(layout: ArrayLayout) -> list[Any]:
     codec = get_codec(layout.codec)
-    check = Crc32cCodec()
-    if codec.kind == "blosc":
-        shuffle: Any = codec.shuffle
-        cname: Any = codec.cname
-        itemsize = {"float16": 2, "float32": 4, "uint8": 1}[layout.dtype]
-        return [
-            BloscCodec(cname=cname, clevel=codec.level, shuffle=shuffle, typesize=itemsize, blocksize=0),
-            check,
-        ]
-    if codec.kind == "zstd":
-        return [ZstdCodec(level=codec.level), check]
-    return [check]
+    if not codec.cname:
+        return [Crc32cCodec()]
+    cname: Any = codec.cname
+    shuffle: Any = codec.shuffle
+    itemsize = np.dtype(layout.dtype).itemsize
+    compressor = BloscCodec(cname=cname, clevel=codec.level, shuffle=shuffle, typesize=itemsize, blocksize=0)
+    return [compressor, Crc32cCodec()]
 
 
 def _create(group: zarr.Group, layout: ArrayLayout) -> None:
