@@ -30,7 +30,7 @@ class Codec:
         return bytes(blosc.compress(array, self.cname.encode(), self.level, _SHUFFLES[self.shuffle]))
 
     def decode(self, data: bytes | memoryview, nbytes: int) -> memoryview:
-        """Decompress a chunk to `nbytes` bytes; ValueError, before memory is taken, if it states another size."""
+        """Decompress a chunk; ValueError, before memory is taken, if it does not state `nbytes` bytes."""
         if not self.cname:
             if len(data) != nbytes:
                 raise ValueError(f"chunk holds {len(data)} bytes instead of {nbytes}")

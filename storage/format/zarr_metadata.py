@@ -58,20 +58,7 @@ def _consolidated(group: bytes, arrays: Mapping[str, bytes]) -> bytes:
 def hierarchy_documents(
     layers: Iterable[tuple[LayerSpec, Mapping[str, ArrayLayout]]], images: Iterable[ArrayLayout]
 ) -> dict[str, bytes]:
-    """Make every ``zarr.json`` of a new run but the root's.
-
-    Parameters
-    ----------
-    layers : iterable of (LayerSpec, mapping)
-        Each layer, its representation decided, with its arrays' layouts.
-    images : iterable of ArrayLayout
-        Image arrays.
-
-    Returns
-    -------
-    dict
-        Path below the run to content.
-    """
+    """Make every ``zarr.json`` of a new run but the root's."""
     store = MemoryStore()
     root = zarr.create_group(store, zarr_format=3)
     root.create_group("attention")
@@ -93,18 +80,7 @@ def hierarchy_documents(
 
 
 def image_document(layout: ArrayLayout) -> tuple[str, bytes]:
-    """Make the ``zarr.json`` of one image array that is added to an existing run.
-
-    Parameters
-    ----------
-    layout : ArrayLayout
-        The image's layout.
-
-    Returns
-    -------
-    path, content
-        Below the run.
-    """
+    """Make the ``zarr.json`` of one image array that is added to an existing run."""
     store = MemoryStore()
     _create(zarr.create_group(store, zarr_format=3), layout)
     path = f"{layout.path}/zarr.json"
@@ -112,16 +88,5 @@ def image_document(layout: ArrayLayout) -> tuple[str, bytes]:
 
 
 def root_document(attributes: Mapping[str, Any]) -> bytes:
-    """Make the root's ``zarr.json``, in canonical form.
-
-    Parameters
-    ----------
-    attributes : mapping
-        The entries of ``attributes["i2am"]``.
-
-    Returns
-    -------
-    bytes
-        The document.
-    """
+    """Make the root's ``zarr.json``, in canonical form."""
     return canonical({"zarr_format": 3, "node_type": "group", "attributes": {"i2am": dict(attributes)}})

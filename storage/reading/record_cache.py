@@ -1,4 +1,4 @@
-"""Commit records as a reader wants them: the latest are remembered, and a scan over a remote run reads ahead."""
+"""Commit records in memory: each is read once, and a scan over a remote run reads ahead."""
 
 from __future__ import annotations
 
