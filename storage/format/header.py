@@ -21,21 +21,9 @@ FORMAT = 1
 
 ROOT = "zarr.json"
 
-OWN_KEYS = frozenset(  # fmt: skip
-    (
-        "format",
-        "run_id",
-        "created",
-        "samples",
-        "timesteps",
-        "layers",
-        "arrays",
-        "codec",
-        "images",
-        "metadata",
-        "kept",
-        "digest",
-    )
+OWN_KEYS = frozenset(
+    {"format", "run_id", "created", "samples", "timesteps", "layers", "arrays", "codec", "images", "metadata"}
+    | {"kept", "digest"}
 )
 """Entries of ``attributes["i2am"]`` that the store writes; all others are the caller's."""
 
