@@ -89,13 +89,13 @@ def capture(
 def make_settings(
     pipe: Any,
     adapter: Adapter,
-    layers: Layers,
-    steps: Indices,
-    heads: Indices,
-    representation: Representation,
-    roles: Sequence[str],
-    timesteps: Sequence[float] | None,
-    guidance: Sequence[Sequence[str]] | None,
+    layers: Layers = None,
+    steps: Indices = None,
+    heads: Indices = None,
+    representation: Representation = "auto",
+    roles: Sequence[str] = ("cond",),
+    timesteps: Sequence[float] | None = None,
+    guidance: Sequence[Sequence[str]] | None = None,
 ) -> CaptureSettings:
     """Resolve what to keep against the model; parameters and errors as in :func:`capture`."""
     layout = as_layout(guidance)

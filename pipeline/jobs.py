@@ -36,23 +36,19 @@ OnFailure: TypeAlias = Callable[[Sequence[str], Exception], None]
 
 
 class Task(Protocol):
-    """One sample to generate."""
+    """One sample to generate: its id, the seed of its noise, its images and texts by name."""
 
     @property
-    def id(self) -> str:
-        """Sample id."""
+    def id(self) -> str: ...
 
     @property
-    def seed(self) -> int:
-        """Seed of its noise."""
+    def seed(self) -> int: ...
 
     @property
-    def images(self) -> Mapping[str, ImageLike]:
-        """``source``, ``reference``, ``mask``, ... by name."""
+    def images(self) -> Mapping[str, ImageLike]: ...
 
     @property
-    def texts(self) -> Mapping[str, str]:
-        """``prompt``, ``negative_prompt``, ... by name."""
+    def texts(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,8 @@ from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.capture import Capture, make_settings
 from i2am.pipeline.events import ignore
-from i2am.pipeline.recording.layer_selection import Layers
 from i2am.storage.errors import CaptureError
-from i2am.storage.format.layer_spec import LayerSpec, Representation
-from i2am.storage.index_selection import Indices
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.writing.sink import Sink
 
 
@@ -33,22 +31,16 @@ def probe(
     pipe: Any,
     generate: Callable[[], object],
     samples: int = 1,
-    layers: Layers = None,
-    steps: Indices = None,
-    heads: Indices = None,
     adapter: str | Adapter | None = None,
-    representation: Representation = "auto",
-    roles: Sequence[str] = ("cond",),
-    timesteps: Sequence[float] | None = None,
-    guidance: Sequence[Sequence[str]] | None = None,
+    **selection: Any,
 ) -> Geometry:
     """Run ``generate`` up to the end of the first kept denoiser call; what a capture would store.
 
-    ``generate`` calls the pipeline for as many images as ``samples`` says; its result is never reached. The
-    other parameters are those of :func:`i2am.pipeline.capture.capture`.
+    ``generate`` calls the pipeline for as many images as ``samples`` says; its result is never reached.
+    ``selection`` is what :func:`make_settings` takes.
     """
     found = find_adapter(pipe, adapter)
-    settings = make_settings(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
+    settings = make_settings(pipe, found, **selection)
     ids = [str(i) for i in range(samples)]
     try:
         with Capture(pipe, found, settings, _ProbeTarget(ids), ignore) as cap, cap.samples(ids):

@@ -80,8 +80,8 @@ class TokenLayout:
 class Spans:
     """Positions in a joint sequence of ``length`` tokens: text, generated, references.
 
-    The generated tokens begin at ``start`` and fill ``grid`` (rows, columns); ``references`` holds first token
-    and layout of each reference, in order.
+    The generated tokens begin at ``start`` and fill ``grid`` (rows, columns); ``references`` holds the first
+    token and the layout of each reference, in order.
     """
 
     length: int
@@ -100,9 +100,9 @@ def patches_per_side(config: Any) -> int | None:
 class Adapter:
     """Knowledge of one family of pipelines: subclass it and override what differs.
 
-    The defaults describe a family with one UNet, one call a step, and guidance as [uncond, cond] in one batch.
-    Adapters hold no state; one instance serves every capture. A method that meets a model it does not know
-    raises CaptureError.
+    The defaults describe a family with one UNet, one call a step, and guidance as [uncond, cond] in one
+    batch. Adapters hold no state; one instance serves every capture. A method that meets a model it does not
+    know raises CaptureError.
     """
 
     name = ""

@@ -26,7 +26,7 @@ def as_layout(guidance: Sequence[Sequence[str]] | None) -> Layout | None:
         layout = tuple(() if isinstance(call, str) else tuple(call) for call in guidance)
     except TypeError:
         layout = ()
-    roles = [role for call in layout for role in call]
+    roles: list[Any] = [role for call in layout for role in call]
     named = all(isinstance(role, str) and role.isidentifier() for role in roles)
     if not layout or not all(layout) or not named or len(set(roles)) < len(roles):
         raise InputError(

@@ -246,7 +246,7 @@ class Recording:
         self._listener(StepDone(tuple(handle.id for handle in self._handles), steps, len(self._schedule)))
 
     def _collector(self, part: SampleAttention, step: int) -> Callable[[str, Array], None]:
-        """A function that stores a layer's arrays once all have arrived, or holds them until the run exists."""
+        """A function that stores a layer's arrays once all are there; before the run exists they are held."""
         arrived: dict[str, Array] = {}
         wanted = len(part.arrays)
 
