@@ -37,15 +37,16 @@ KINDS: Mapping[tuple[Method, Direction], str] = {
 }
 
 
+Heads = tuple[int, ...] | None  # indices; None for all heads of a layer
+
+
 class TokenSource(ABC):
     """A callable from layer and sample to a marginal (step, head, token)."""
 
     @abstractmethod
     def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]: ...
 
-    def mean_over_heads(
-        self, layer: LayerSpec, sample: str, heads: tuple[int, ...] | None
-    ) -> NDArray[np.float64]:
+    def mean_over_heads(self, layer: LayerSpec, sample: str, heads: Heads) -> NDArray[np.float64]:
         """Mean over some heads, or all, (step, token)."""
         values = self(layer, sample)
         some = values if heads is None else values[:, list(heads)]
@@ -66,14 +67,11 @@ class StoredMarginal(TokenSource):
     def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
         return self.store.get(layer, sample, self.name)
 
-    def mean_over_heads(
-        self, layer: LayerSpec, sample: str, heads: tuple[int, ...] | None
-    ) -> NDArray[np.float64]:
+    def mean_over_heads(self, layer: LayerSpec, sample: str, heads: Heads) -> NDArray[np.float64]:
         """Mean over heads, cached: three levels need the same one."""
         key = (*self.store.key(layer, sample, self.name), "over heads", heads)
-        return shared_cache.get(
-            key, lambda: super(StoredMarginal, self).mean_over_heads(layer, sample, heads)
-        )
+        compute = super().mean_over_heads
+        return shared_cache.get(key, lambda: compute(layer, sample, heads))
 
     def is_quick(self, layer: LayerSpec, sample: str) -> bool:
         return self.store.probably_stored(layer, sample, self.name)
