@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -193,3 +194,22 @@ def test_a_damaged_record_is_said_by_the_values_not_by_the_question(run, tmp_pat
     assert np.isfinite(maps.sel(sample="two")).all()
     with pytest.raises(DamagedSample, match="sample 'one'"):
         maps.compute()
+
+
+def test_zarr_writes_the_metadata_and_any_version_of_it_is_accepted(run, tmp_path):
+    store = open_marginals(run, str(tmp_path / "marginals.zarr"))
+    spec = run.layers["a"]
+    store.load_or_compute(spec, "one")
+    path = tmp_path / "marginals.zarr" / "a" / "g2r" / "zarr.json"
+    document = json.loads(path.read_bytes())
+    assert document["dimension_names"] == ["sample", "step", "head", "ref"]
+    del document["storage_transformers"]  # older versions of zarr write no empty members
+    path.write_text(json.dumps(document))
+    written = path.read_bytes()
+    assert store.wrong_documents(spec) == []
+    store.load_or_compute(spec, "two")
+    assert path.read_bytes() == written
+    path.write_text(json.dumps(document | {"shape": [9, 9, 9, 9]}))
+    assert store.wrong_documents(spec) == ["a/g2r/zarr.json"]
+    store.save(spec, "two", store.load(spec, "two"))
+    assert store.wrong_documents(spec) == []
