@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,14 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from i2am.storage.errors import AlreadyExists, DamagedSample, NoPermission, NotFound
+from i2am.storage.locations.file_lock import LOCK, locked_folder, remove_abandoned
 
 Made = TypeVar("Made")
 
 MARK = {"written_by": "i2am maps"}
 """Attributes of the root group of a maps store."""
-
-LOCK = "lock"
-"""Of a scratch folder: held by the process that works there, however it ends."""
 
 UNBORN_SECONDS = 3600
 """After which an empty scratch folder is nobody's: taking the lock is the first thing done there."""
@@ -47,20 +44,16 @@ def scratch(folder: Path, prefix: str) -> Iterator[Path]:
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):  # somebody works there, or was quicker, or it is not ours to remove
             _remove_abandoned(path)
-    made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder)).absolute()
-    try:
-        with (made / LOCK).open("xb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with locked_folder(folder, prefix) as lock:
+        try:
+            yield lock.path.parent
+        finally:
+            shutil.rmtree(lock.path.parent, ignore_errors=True)
 
 
 def _remove_abandoned(path: Path) -> None:
     try:
-        with (path / LOCK).open("r+b") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+        remove_abandoned(path)
     except FileNotFoundError:
         if path.is_dir() and not path.is_symlink() and _ownerless(path):
             shutil.rmtree(path, ignore_errors=True)

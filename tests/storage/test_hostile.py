@@ -147,7 +147,7 @@ def test_a_bomb_of_compression_is_refused(tmp_path):
     path = tmp_path / "r.zarr"
     spec = i2am.LayerSpec("x", 4, 64, (64, 64), (2, 2), dtype="float32", representation="factors")
     with (
-        i2am.create_run(path, [spec], range(4), ["a"], codec="zstd") as writer,
+        i2am.create_run(path, [spec], range(4), ["a"], codec="blosc-zstd-bitshuffle") as writer,
         writer.sample("a") as sink,
     ):
         zeros = np.zeros((4, 4096, 64), np.float32)
