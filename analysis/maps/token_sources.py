@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from i2am.analysis.grids import regions, resize, tiled_layers
+from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import Direction, other_side, side_of
 from i2am.analysis.grids.selection import Selection
 from i2am.analysis.marginals.memory_cache import shared_cache
@@ -109,9 +109,7 @@ class RegionMarginal(TokenSource):
         else:
             mask = self.region
         side = other_side(side_of(self.direction))
-        grid = tiled_layers.layer_grid(layer, side)
-        mask = tiled_layers.crop_to_tile(mask, tiled_layers.tile_of(layer, side))
-        weights = regions.token_weights(resize.nearest(mask, grid) if self.nearest else mask, grid)
+        weights = tiled_layers.layer_weights(layer, side, mask, nearest_pixel=self.nearest)
         asked = Regions(**{side: {"at": weights}})
         return compute_marginals(self.run, layer, sample, asked)[quantity_name(self.kind, "at")]
 
