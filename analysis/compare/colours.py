@@ -22,20 +22,7 @@ LIMITS = tuple(factor * 10.0**power for power in range(-4, 4) for factor in (1, 
 
 
 def limit(maps: Iterable[ArrayLike], quantile: float = 0.99) -> float:
-    """Choose the end of a scale shared by several maps of differences.
-
-    Parameters
-    ----------
-    maps
-        Differences; not finite values are ignored.
-    quantile
-        Share of the values that the scale must hold.
-
-    Returns
-    -------
-    float
-        The smallest of LIMITS that does, or the last.
-    """
+    """Choose the end of a scale shared by several maps of differences."""
     values = np.abs(np.concatenate([np.ravel(np.asarray(part, dtype=np.float64)) for part in maps]))
     values = values[np.isfinite(values)]
     reach = float(np.quantile(values, quantile)) if values.size else 0.0

@@ -36,22 +36,7 @@ LINES = 200
 def write_compare_figures(
     found: Comparison, stores: tuple[Path, Path], out: Path, details: int, emit: Listener
 ) -> None:
-    """Draw the figures of a comparison.
-
-    Parameters
-    ----------
-    found
-        What to draw.
-    stores
-        Maps of A and of B.
-    out
-        Directory to make: ``LEVEL.png`` of each level, ``imacs.png``, and ``pair-NNNN.png`` of the pairs that
-        differ most.
-    details
-        Pairs that get figures of their own.
-    tell
-        Told after each figure.
-    """
+    """Draw the figures of a comparison."""
     out.mkdir()
     levels = levels_of(found)
     total = len(levels) + 1 + min(details, len(found.pairing.samples))

@@ -60,24 +60,7 @@ Float64 = NDArray[np.float64]
 def collect_pairs(
     a: AnyRun, b: AnyRun, pairing: Pairing, options: StudyOptions, folder: Path, emit: Listener
 ) -> tuple[Collected, Collected]:
-    """Compute the maps of both runs into stores of their own.
-
-    Parameters
-    ----------
-    a, b, pairing
-        What is compared; all its samples are sound.
-    options
-        Selections, size and protocol.
-    folder
-        Where the stores are made.
-    tell
-        Told after each direction of each run.
-
-    Returns
-    -------
-    tuple of Collected
-        The maps of A and of B, of the same questions, samples, labels and sizes.
-    """
+    """Compute the maps of both runs into stores of their own."""
     absent: list[str] = []
     found: dict[Direction, dict[Level, tuple[xr.DataArray, xr.DataArray]]] = {}
     for direction, level in pairing.questions:
@@ -182,17 +165,7 @@ class PairedMaps:
 
 
 def paired_maps(a: xr.DataArray, b: xr.DataArray, folder: Path, confidence: float) -> PairedMaps:
-    """Compare the maps of two runs pair by pair, and over pairs.
-
-    Parameters
-    ----------
-    a, b
-        (sample, [level axis], y, x) of the same samples, read lazily.
-    folder
-        For a file of differences, which is gone afterwards.
-    confidence
-        Of the intervals.
-    """
+    """Compare the maps of two runs pair by pair, and over pairs."""
     labels = joint_labels(a, b)
     shape = a.shape[1:]
     path = folder / "differences.float64"

@@ -41,21 +41,7 @@ LEVEL_TITLES = {"unified": "Unified", "time": "By denoiser steps", "head": "By h
 def write_compare_page(
     found: Comparison, stores: tuple[Path, Path], out: Path, options: StudyOptions, emit: Listener
 ) -> None:
-    """Write ``index.html``.
-
-    Parameters
-    ----------
-    found
-        The comparison.
-    stores
-        Maps of A and of B.
-    out
-        Directory to make.
-    options
-        Its details: pairs that are drawn.
-    tell
-        Told when it is done.
-    """
+    """Write ``index.html``."""
     emit(StageStarted("report", 1))
     out.mkdir()
     levels = levels_of(found)

@@ -59,22 +59,7 @@ class Pairing:
 
 
 def pair(a: AnyRun, b: AnyRun, options: StudyOptions) -> Pairing:
-    """Find what two runs have in common.
-
-    Parameters
-    ----------
-    a, b
-        The two; each may be several runs as one.
-    options
-        Selections, protocol and time groups.
-
-    Raises
-    ------
-    NoAnswer
-        If there is no common sample, or no common layer in either direction.
-    UnknownName, InputError, EmptyRun
-        From the selections.
-    """
+    """Find what two runs have in common."""
     samples, alone = _samples(a, b, options)
     layers: dict[Direction, tuple[str, ...]] = {}
     levels: dict[Direction, tuple[Level, ...]] = {}

@@ -83,13 +83,7 @@ class Drawn:
 
 
 def drawn(maps: xr.Dataset) -> Drawn:
-    """Bring mean maps onto the scale of pictures.
-
-    Parameters
-    ----------
-    maps
-        Of `i2am.analysis.compare.maps`.
-    """
+    """Bring mean maps onto the scale of pictures."""
     level = str(maps.attrs["level"])
     units = units_of(maps.attrs)
     arrays = [maps[name].values for name in ("mean_a", "mean_b", "difference")]
@@ -152,17 +146,7 @@ def farthest(table: pl.DataFrame, count: int) -> list[tuple[str, float | None]]:
 
 
 def drawn_pairs(found: Comparison, stores: tuple[Path, Path], count: int) -> Iterator[DrawnPair]:
-    """Yield the pairs that differ most.
-
-    Parameters
-    ----------
-    found
-        The comparison.
-    stores
-        Maps of A and of B.
-    count
-        Pairs, at most.
-    """
+    """Yield the pairs that differ most."""
     ways = [way for way, level in found.maps if level == "unified"]
     opened = {
         (which, way): xr.open_zarr(store, group=way, consolidated=False, chunks=None)[variable("unified")]
