@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StageStarted:
-    """A stage began: "check", "marginals", "maps", "tables", "aggregations", "figures", "report" and others."""
+    """A stage began, such as "check", "marginals", "maps", "tables", "figures" or "report"."""
 
     stage: str
     total: int  # units of work

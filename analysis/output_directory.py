@@ -97,7 +97,7 @@ def move_into_place(made: Path, target: Path) -> None:
 
 
 def remove_partial_chunks(folder: Path) -> None:
-    """Remove parts of chunks that killed workers left; the tasks were run again and wrote the chunks whole."""
+    """Remove parts of chunks that killed workers left: their tasks ran again and wrote the chunks whole."""
     for path in folder.rglob("*.partial"):  # zarr's name for a file that is not renamed yet
         path.unlink(missing_ok=True)
 

@@ -33,7 +33,7 @@ COLOURS = "viridis"
 
 
 def draw(result: xr.DataArray) -> Figure:
-    """Draw the result (sample, layer, ...) of an aggregation; the title names layers that have similarities."""
+    """Draw a result (sample, layer, ...); the title says so where it is of similarities."""
     if "y" in result.dims or "other_head" in result.dims:
         figure = _pictures(result)
     elif "step" in result.dims or "head" in result.dims:
@@ -89,7 +89,7 @@ def _colour_bar(figure: Figure, picture: Any, axes: Any, units: str) -> None:
     bar = figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.02)
     bar.ax.tick_params(labelsize=6.5, colors=INK, length=2)
     bar.set_label(units, fontsize=7, color=FAINT, parse_math=False)
-    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.4)
 
 
 def _pictures(result: xr.DataArray) -> Figure:

@@ -71,6 +71,8 @@ class Chart:
 
     def save(self, path: Path) -> None:
         """Write the figure with its title as PNG."""
+        width, height = self.figure.get_size_inches()
+        self.figure.set_size_inches(width, height + 0.6)  # of the words
         self.figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
         self.figure.suptitle(
             self.title, x=0.02, ha="left", fontsize=10.5, weight="bold", color=INK, parse_math=False
@@ -92,7 +94,7 @@ def strips(
     known = [(name, colour, table) for name, colour, table in known if table.height]
     if not known:
         return None
-    figure = new_figure(HALF[0], 0.35 + 0.54 * len(known))
+    figure = new_figure(HALF[0], 0.42 + 0.54 * len(known))
     axes = figure.subplots()
     for row, (_, colour, table) in enumerate(known):
         values = table[column].to_numpy()
@@ -125,14 +127,14 @@ def ranges(
     """A dot with its interval for each label and series; series of a row are `apart` rows from each other."""
     if not _finite(series):
         return None
-    figure = new_figure(HALF[0], 0.35 + 0.2 * len(labels))
+    figure = new_figure(HALF[0], 0.42 + 0.2 * len(labels))
     axes = figure.subplots()
     for number, one in enumerate(series):
         rows = np.flatnonzero(np.isfinite(one.values[:, 1]))
         low, middle, high = one.values[rows].T
         places = rows + (number - (len(series) - 1) / 2) * apart
         axes.hlines(places, low, high, color=one.colour, lw=1.5)
-        words = [_words(one, labels[row][1], one.values[row], sign) for row in rows]
+        words = [_words(one, labels[row][1], one.values[row], sign) for row in rows.tolist()]
         axes.add_line(Dots(middle, places, one.colour, words))
     _rows(axes, [short for short, _ in labels], reference)
     axes.set_yticks(np.arange(len(labels) - 1) + 0.5, minor=True)
@@ -177,7 +179,7 @@ def profiles(tables: Mapping[str, pl.DataFrame], units: Units, order: Sequence[s
     found = level_series(tables, order)
     if not found:
         return None
-    figure = new_figure(THIRD[0] * len(found), THIRD[1] + 0.5)
+    figure = new_figure(THIRD[0] * len(found), THIRD[1])
     for axes, (level, labels, series) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found, strict=True
     ):
@@ -198,7 +200,7 @@ def draw_lines(
         axes.fill_between(x, low, high, color=one.colour, alpha=0.15, lw=0)
         axes.plot(x, middle, color=one.colour, lw=1.5, label=one.name)
         known = np.flatnonzero(np.isfinite(middle))
-        words = [f"{one.name}, {labels[n]}: {middle[n]:.3g}{sign}" for n in known]
+        words = [f"{one.name}, {labels[n]}: {middle[n]:.3g}{sign}" for n in known.tolist()]
         axes.add_line(Dots(known, middle[known], one.colour, words))
     if reference is not None:
         axes.axhline(reference, color=INK, lw=0.8, ls=(0, (4, 3)))

@@ -96,11 +96,11 @@ def _simplify(element: ElementTree.Element) -> None:
             "style", re.sub("#[0-9a-f]{6}", lambda found: CSS_VARIABLES.get(found[0], found[0]), style)
         )
     for child in list(element):
-        if child.tag in (f"{_NAMESPACE}defs", f"{_NAMESPACE}metadata"):
+        child.tail = None
+        _simplify(child)
+        unseen = child.get("style") == "fill: none" or (child.tag == "g" and not len(child))
+        if unseen or child.tag in ("defs", "metadata"):
             element.remove(child)
-        else:
-            child.tail = None
-            _simplify(child)
     if element.tag == "g":
         element.text = None
 

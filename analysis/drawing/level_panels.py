@@ -1,8 +1,8 @@
 """Maps of a level as blocks of panels: over time, heads and layers, and of a chosen region.
 
-Maps come as `i2am.analysis.drawing.units.drawable` has them. A map of a chosen region stands beside the image that the
-question was about, with the region marked: G2R of generated patches beside the generated image, R2G of
-reference tokens beside the reference.
+Maps come as `i2am.analysis.drawing.units.drawable` has them. A map of a chosen region stands beside the image
+that the question was about, with the region marked: G2R of generated patches beside the generated image, R2G
+of reference tokens beside the reference.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def level_block(maps: xr.DataArray, sample: SampleImages, title: str | None = No
 
 
 def sample_block(maps: xr.DataArray, sample: SampleImages, run: AnyRun | None, title: str = "map") -> Block:
-    """Drawable maps ([level axis], y, x) of one sample, direction and level; `title`: of one without an axis."""
+    """Drawable maps ([level axis], y, x) of one sample, direction and level; `title`: of a single map."""
     level = maps.attrs["level"]
     if level in GRID_LEVELS:
         return level_block(maps, sample)

@@ -41,9 +41,9 @@ def save_maps(
 ) -> None:
     """Save maps, as `attribution_maps` returns them, whole or not at all.
 
-    `path` ends in .npz (arrays ``maps``, ``attrs`` as JSON, and one for each coordinate), .zarr (format 3, for
-    ``xarray.open_zarr``) or .png (one colour scale, over the run's images if `run` is given, a chosen region
-    marked on its image). What is there is replaced only with `overwrite`.
+    `path` ends in .npz (arrays ``maps``, ``attrs`` as JSON, and one for each coordinate), .zarr (format 3,
+    for ``xarray.open_zarr``) or .png (one colour scale, over the run's images if `run` is given, a chosen
+    region marked on its image). What is there is replaced only with `overwrite`.
     """
     target = Path(path).absolute()  # workers may have another working directory
     if target.suffix not in ENDINGS:

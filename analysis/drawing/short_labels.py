@@ -28,7 +28,7 @@ def shortened(names: Sequence[str], most: int = 28) -> list[str]:
 
 
 def axis_labels(level: str, labels: Sequence[str], most: int = 26) -> list[str]:
-    """Labels along an axis: groups of steps such as "2–5", numbers, or module paths cut to `most` characters."""
+    """Labels along an axis: groups of steps ("2–5"), numbers, or module paths cut to `most` characters."""
     if level == "layer":
         return shortened(labels, most)
     return [_steps(label) for label in labels] if level == "time" else list(labels)

@@ -52,7 +52,7 @@ def write(
     room: float = math.inf,
     bold: bool = False,
 ) -> None:
-    """Write a line, its left end and middle height at a place (x, y); it is cut in its middle to `room` pixels."""
+    """Write a line with its left end and middle height at (x, y), cut in its middle to `room` pixels."""
     letters = font(size, bold)
     line = fitting(words, letters, room)
     ImageDraw.Draw(picture).text(place, line, font=letters, fill=colour, anchor="lm")

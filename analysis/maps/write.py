@@ -63,7 +63,7 @@ def write_maps(
     group: str | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Compute variables of maps of the same samples into a group of a store, which may hold others already."""
+    """Compute variables, of the same samples, into a group of a store, which may hold others already."""
     for start in range(0, len(names), BLOCK):
         block = names[start : start + BLOCK]
         maps = xr.Dataset({name: own.ask(samples=block) for name, own in asked.items()})

@@ -23,7 +23,7 @@ MOST_ROWS = 80
 def write_aggregation_page(
     aggregated: Aggregated, staging: Path, title: str, emit: Listener, links: Mapping[str, str]
 ) -> None:
-    """Draw every aggregation and write the page, in ``figures/`` and ``report/``; nothing if none was asked."""
+    """Draw every aggregation into ``figures/`` and write the page; nothing if none was asked for."""
     if not aggregated.results and not aggregated.absent:
         return
     sections = []

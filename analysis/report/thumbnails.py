@@ -39,7 +39,7 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class ThumbnailGrid:
-    """Thumbnails under a heading, in so many columns where there is room, none wider than `longest` pixels."""
+    """Thumbnails under a heading, in `columns` where there is room, none wider than `longest` pixels."""
 
     title: str
     thumbnails: tuple[Thumbnail, ...]

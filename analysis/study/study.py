@@ -111,10 +111,8 @@ def analyze(
         What to study.
     on_event
         Called with the events of `i2am.analysis.events`, in this process.
-    overwrite
-        Replace things of the names in OUTPUTS that no study wrote.
-    again
-        Make it anew even if it would come out the same.
+    overwrite, again
+        Replace things of the names in OUTPUTS that no study wrote; and a study that would come out the same.
 
     Raises
     ------
@@ -132,21 +130,21 @@ def analyze(
     opened = open_any(run, options.storage_options)
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
     before, inputs = earlier_study(Path(out)), study_inputs(opened, names, options)
-    result = None
     if not again and is_up_to_date(inputs, before, Path(out)) and not find_damaged(opened, names):
         with suppress(OSError, pl.exceptions.PolarsError):  # a damaged table: the study is made anew
-            result = _read_result(before, Path(out))
-    if result is None:
-        with output_directory(Path(out), STUDY, overwrite) as place:
+            found = _read_result(before, Path(out))
+            emit(StudyFinished(str(out), time.perf_counter() - start))
+            return found
+    with output_directory(Path(out), STUDY, overwrite) as place:
 
-            def attempt(damaged: dict[str, str], made: Path) -> StudyResult:
-                return _study(opened, names, damaged, options, place.path, made, emit)
+        def attempt(damaged: dict[str, str], made: Path) -> StudyResult:
+            return _study(opened, names, damaged, options, place.path, made, emit)
 
-            result, made = retry_without_damaged(names, place.staging, attempt)
-            fresh = set(new_samples(inputs, before))
-            result = replace(result, new=tuple(name for name in result.samples if name in fresh))
-            _write_facts(made, opened, result, inputs)
-            place.publish(made)
+        result, made = retry_without_damaged(names, place.staging, attempt)
+        fresh = set(new_samples(inputs, before))
+        result = replace(result, new=tuple(name for name in result.samples if name in fresh))
+        _write_facts(made, opened, result, inputs)
+        place.publish(made)
     emit(StudyFinished(str(out), time.perf_counter() - start))
     return result
 

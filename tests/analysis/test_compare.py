@@ -171,7 +171,7 @@ def test_a_run_compared_with_itself_differs_in_nothing(two, tmp_path):
     assert (same.tables["map_summary"]["excluding_zero"] == 0).all()
     # Nothing is outlined, so the difference is one colour throughout: that of the middle of the scale.
     drawn = colours.to_density(same.maps["r2g", "unified"]["difference"], 1.0)
-    assert np.unique(paint(drawn, colours.END, (32, 24)).reshape(-1, 3), axis=0).shape == (1, 3)
+    assert np.unique(paint(drawn, colours.DENSITY_END, (32, 24)).reshape(-1, 3), axis=0).shape == (1, 3)
     assert "0% of the pixels outlined" in same.report.read_text()
 
 
@@ -353,9 +353,9 @@ def test_blocks_of_pixels_change_nothing(tmp_path, monkeypatch):
 
 
 def test_the_scale_of_differences():
-    assert colours.limit([np.zeros(4)]) == 1e-4
-    assert colours.limit([np.array([0.013, -0.018, np.nan])]) == 0.02
-    ends = paint(colours.to_density(np.array([[-2.0, 0.0, 2.0]]), 2.0), colours.END, (1, 3))
+    assert colours.difference_limit([np.zeros(4)]) == 1e-4
+    assert colours.difference_limit([np.array([0.013, -0.018, np.nan])]) == 0.02
+    ends = paint(colours.to_density(np.array([[-2.0, 0.0, 2.0]]), 2.0), colours.DENSITY_END, (1, 3))
     np.testing.assert_array_equal(ends[0, [0, 2]], palette(255)[[0, -1]])
-    assert [words for _, words in colours.ticks(0.5, "×")] == ["-0.5×", "-0.25×", "0", "+0.25×", "+0.5×"]
-    assert re.search(r"rgb\(", colours.scale(1.0, "×", "B − A").colours[0])
+    assert [words for _, words in colours.difference_ticks(0.5, "×")] == ["-0.5×", "-0.25×", "0", "+0.25×", "+0.5×"]
+    assert re.search(r"rgb\(", colours.difference_bar(1.0, "×", "B − A").colours[0])
