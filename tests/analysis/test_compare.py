@@ -246,6 +246,22 @@ def test_shards_compare_as_the_run_that_they_are_parts_of(two, found, tmp_path):
         compare(open_runs(tmp_path / "a-*.zarr", label=True), two[1])
 
 
+def test_maps_are_made_a_block_of_samples_at_a_time(two, found, monkeypatch):
+    """No graph holds all samples; the numbers are the same."""
+    asked = []
+
+    def spy(*args, samples, **options):
+        asked.append(len(samples))
+        return attribution_maps(*args, samples=samples, **options)
+
+    monkeypatch.setattr("i2am.analysis.compare.maps.attribution_maps", spy)
+    monkeypatch.setattr("i2am.analysis.maps.write.BLOCK", 1)
+    single = compare(*two, time_groups=2)
+    assert set(asked) == {1}
+    for key, maps in found.maps.items():
+        xr.testing.assert_equal(single.maps[key], maps)
+
+
 def test_a_sample_damaged_in_either_run_is_left_out(two, tmp_path):
     prune(two[0], tmp_path / "a.zarr", samples=COMMON)
     prune(two[1], tmp_path / "b.zarr", samples=COMMON)
@@ -357,5 +373,11 @@ def test_the_scale_of_differences():
     assert colours.difference_limit([np.array([0.013, -0.018, np.nan])]) == 0.02
     ends = paint(colours.to_density(np.array([[-2.0, 0.0, 2.0]]), 2.0), colours.DENSITY_END, (1, 3))
     np.testing.assert_array_equal(ends[0, [0, 2]], palette(255)[[0, -1]])
-    assert [words for _, words in colours.difference_ticks(0.5, "×")] == ["-0.5×", "-0.25×", "0", "+0.25×", "+0.5×"]
+    assert [words for _, words in colours.difference_ticks(0.5, "×")] == [
+        "-0.5×",
+        "-0.25×",
+        "0",
+        "+0.25×",
+        "+0.5×",
+    ]
     assert re.search(r"rgb\(", colours.difference_bar(1.0, "×", "B − A").colours[0])

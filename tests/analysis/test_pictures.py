@@ -15,11 +15,11 @@ from i2am.analysis.drawing.colours import LIMITS, limit, paint, palette, positio
 from i2am.analysis.drawing.images import (
     MAP_COLOURS,
     YELLOW,
+    backdrop_url,
     covered,
     data_url,
     edge,
     fit,
-    backdrop_url,
     map_url,
     mark,
     outline,
