@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,14 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from i2am.storage.errors import AlreadyExists, DamagedSample, NoPermission, NotFound
+from i2am.storage.locations.file_lock import LOCK, locked_folder, remove_abandoned
 
 Made = TypeVar("Made")
 
 MAPS_ATTRIBUTES = {"written_by": "i2am maps"}
 """Of the root group of a store of saved maps: only such a folder may be replaced by others."""
-
-LOCK = "lock"
-"""File in a scratch folder, locked by the process that works there until it ends, however it ends."""
 
 ABANDONED_SECONDS = 3600
 """Age at which an empty scratch folder is removed: its process would have made the lock by then."""
@@ -34,20 +31,16 @@ def scratch(folder: Path, prefix: str) -> Iterator[Path]:
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):  # locked, already removed, or not ours
             _remove_abandoned(path)
-    made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder)).absolute()
-    try:
-        with (made / LOCK).open("xb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with locked_folder(folder, prefix) as lock:
+        try:
+            yield lock.path.parent
+        finally:
+            shutil.rmtree(lock.path.parent, ignore_errors=True)
 
 
 def _remove_abandoned(path: Path) -> None:
     try:
-        with (path / LOCK).open("r+b") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+        remove_abandoned(path)
     except FileNotFoundError:
         if path.is_dir() and not path.is_symlink() and _is_abandoned(path):
             shutil.rmtree(path, ignore_errors=True)

@@ -34,7 +34,7 @@ from i2am.analysis.events import Listener, StudyFinished, counter, ignore
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
 from i2am.analysis.maps.question import Protocol
-from i2am.analysis.marginals.store import StorePlace, store_of
+from i2am.analysis.marginals.store import StorePlace, store_for
 from i2am.analysis.options import StudyOptions, check_options
 from i2am.analysis.output_directory import OutputKind, Timings, output_directory, retry_without_damaged
 from i2am.analysis.study.collect import collect_tables
@@ -158,9 +158,16 @@ class _Job:
     def compare(self, pairing: Pairing, known: dict[str, str], made: Path) -> Comparison:
         """Compare the undamaged samples; `known` are damaged, and `made` is a folder for the work."""
         timings = Timings()
-        asked = replace(self.options, layers=pairing.every_layer)
-        both = [(run, replace(asked, store=store_of(run, asked.store))) for run in (self.a, self.b)]
-        good, refusals = split_damaged(both, pairing.samples, known, self.emit, timings)
+        stores = [(run, store_for(run, self.options.store)) for run in (self.a, self.b)]
+        good, refusals = split_damaged(
+            stores,
+            pairing.samples,
+            known,
+            pairing.every_layer,
+            self.options.storage_options,
+            self.emit,
+            timings,
+        )
         pairing = replace(pairing, samples=good)
         maps = collect_pairs(self.a, self.b, pairing, self.options, made, self.emit)
         if not maps[0].maps:

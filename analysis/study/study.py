@@ -182,7 +182,9 @@ def _study(
     emit: Listener,
 ) -> StudyResult:
     timings = Timings()
-    good, refusals = split_damaged([(run, options)], names, known, emit, timings)
+    good, refusals = split_damaged(
+        [(run, options.store)], names, known, options.layers, options.storage_options, emit, timings
+    )
     collected = collect_maps(run, good, options, staging / "maps.zarr", emit)
     if not collected.maps:
         raise NoAnswer(
@@ -194,7 +196,11 @@ def _study(
     timings.end("maps")
     tables, absent = _tables(run, collected, options, staging, emit)
     timings.end("tables")
-    aggregated = collect_aggregations(run, good, options, staging, emit)
+    aggregated = collect_aggregations(
+        run, good, options.aggregations, staging, emit,
+        layers=options.layers, steps=options.steps, heads=options.heads, size=options.size,
+        store=options.store, storage_options=options.storage_options,
+    )  # fmt: skip
     timings.end("aggregations")
     _draw(run, collected, aggregated, tables, refusals, options, staging, emit, timings)
     return StudyResult(
@@ -237,13 +243,13 @@ def _draw(
 ) -> None:
     """Draw the figures, and write the pages of the report."""
     from i2am.analysis.maps.mean_over_samples import mean_maps
-    from i2am.analysis.maps.stored import direct
+    from i2am.analysis.maps.stored import read_eagerly
     from i2am.analysis.report.aggregation_page import PAGE, write_aggregation_page
     from i2am.analysis.report.page_list import page_links
     from i2am.analysis.report.write import write_report
     from i2am.analysis.study.figures import write_figures
 
-    stored = direct(collected)
+    stored = read_eagerly(collected)
     means = mean_maps(stored)
     write_figures(run, stored, tables, means, staging / "figures", options.figures, emit)
     timings.end("figures")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from i2am.storage.locations.base import STAGING, STREAM_BYTES, TooLarge, system_errors, write_all
+from i2am.storage.locations.file_lock import FileLock, try_lock
 from i2am.storage.locations.no_links import PlainFolders
 
 
@@ -135,17 +136,6 @@ class LocalLocation:
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
-    def tags(self, path: str) -> dict[str, str]:
-        """Return name to tag below a directory, from size and time of change; see `Location`."""
-        with system_errors(f"{self.url}/{path}"):
-            self._plain.check(path)
-            try:
-                entries = os.scandir(self._root / path)
-                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-            except (FileNotFoundError, NotADirectoryError):
-                return {}
-        return {name: f"{s.st_size}-{s.st_mtime_ns}" for name, s in found if stat.S_ISREG(s.st_mode)}
-
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield every file; see `Location`."""
         for directory, _, names in os.walk(self._root):
@@ -159,38 +149,24 @@ class LocalLocation:
         self._plain.check(STAGING)
         target = self._plain.check_file(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        fd, beside = self._held()
-        try:
-            write_all(fd, [data])
-            os.fsync(fd)
-            yield beside, target
-        finally:
-            beside.unlink(missing_ok=True)  # gone if it was renamed
-            os.close(fd)
-
-    def _held(self) -> tuple[int, Path]:
-        """Make and lock a temporary file; once more if a sweep came before the lock."""
-        import fcntl  # where there is none, reading works all the same
-
-        while True:
-            beside = self._root / STAGING / f"{os.getpid()}.{os.urandom(8).hex()}.tmp"
+        with self._temporary_file() as lock:
             try:
-                fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                write_all(lock.fd, [data])
+                os.fsync(lock.fd)
+                yield lock.path, target
+            finally:
+                lock.path.unlink(missing_ok=True)  # gone if it was renamed
+
+    def _temporary_file(self) -> FileLock:
+        """Make and lock a temporary file; another one if a sweep took it before the lock."""
+        while True:
+            path = self._root / STAGING / f"{os.getpid()}.{os.urandom(8).hex()}.tmp"
+            try:
+                if (lock := try_lock(path)) is not None:
+                    return lock
             except FileNotFoundError:  # no folder yet, or it was empty and swept away
                 with suppress(FileExistsError):
-                    beside.parent.mkdir()
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if beside.exists():
-                    return fd, beside
-            except BlockingIOError:  # the sweep holds it
-                pass
-            except BaseException:
-                beside.unlink(missing_ok=True)
-                os.close(fd)
-                raise
-            os.close(fd)
+                    path.parent.mkdir()
 
     def write(self, path: str, data: bytes) -> None:
         """Write a whole file atomically and durably; see `Location`."""

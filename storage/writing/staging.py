@@ -8,7 +8,6 @@ this machine, and the sample is held by a claim (`i2am.storage.writing.lease`).
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
@@ -20,12 +19,14 @@ from typing import Protocol
 from i2am.storage.errors import AlreadyExists, SampleBusy, StoreUnavailable
 from i2am.storage.format.file_names import sample_file, sample_of_file
 from i2am.storage.locations.base import STAGING, Location, system_errors
+from i2am.storage.locations.file_lock import LOCK, FileLock, locked_folder, remove_abandoned, try_lock
 from i2am.storage.locations.local import LocalLocation, sync_directory
 from i2am.storage.locations.no_links import PlainFolders, refuse_link
 from i2am.storage.locations.remote import RemoteLocation
 from i2am.storage.writing.lease import Lease
 
-_LOCK = "lock"
+_PREFIX = "i2am-sample-"
+"""Begins the names of the temporary folders of samples on their way to object storage."""
 
 
 class Staging(Protocol):
@@ -72,7 +73,7 @@ class LocalStaging:
                     f"sample {sample!r} is being written by another process",
                     remedy="wait for it, or give each process its own samples",
                 )
-            self._lock: int | None = lock
+            self._lock: FileLock | None = lock
             _clear(self.folder)
 
     def prepare(self, leftovers: Iterable[str]) -> None:
@@ -114,38 +115,28 @@ class LocalStaging:
         try:
             with system_errors(str(self.folder)):
                 _clear(self.folder)
-                (self.folder / _LOCK).unlink(missing_ok=True)
+                (self.folder / LOCK).unlink(missing_ok=True)
                 _remove_if_empty(self.folder)
         finally:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
 
-def _take(folder: Path) -> int | None:
+def _take(folder: Path) -> FileLock | None:
     """Lock a staging directory, made where needed; None if somebody else holds it."""
     refuse_link(folder.parent)
     refuse_link(folder)
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            return try_lock(folder / LOCK)
         except FileNotFoundError:  # the last holder has just removed the directory, or the one above it
             continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_ino == (folder / _LOCK).stat().st_ino:
-                return fd
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        except FileNotFoundError:
-            pass
-        os.close(fd)  # the file that was locked is no longer the one that others would lock
 
 
 def _clear(folder: Path) -> None:
     for entry in os.scandir(folder):
-        if entry.name != _LOCK:
+        if entry.name != LOCK:
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
             else:
@@ -195,26 +186,19 @@ def sweep(root: Path, leftovers: Callable[[str], Iterable[str]]) -> None:
                 if lock is not None:
                     _unlink(root, leftovers(sample_of_file(entry.name)))
                     _clear(path)
-                    (path / _LOCK).unlink(missing_ok=True)
+                    (path / LOCK).unlink(missing_ok=True)
                     _remove_if_empty(path)
-                    os.close(lock)
+                    lock.release()
             elif entry.name.endswith(".tmp") and entry.is_file(follow_symlinks=False):
                 _sweep_file(path)
         _remove_if_empty(staging)
 
 
 def _sweep_file(path: Path) -> None:
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(fd)
+    with suppress(FileNotFoundError):
+        if (lock := try_lock(path, create=False)) is not None:
+            with lock:
+                path.unlink()
 
 
 class RemoteStaging:
@@ -236,7 +220,11 @@ class RemoteStaging:
     def __init__(self, location: RemoteLocation, sample: str) -> None:
         self._location, self._sample = location, sample
         self._answers = True
-        self.folder, self._held = _private_folder()
+        for abandoned in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            with suppress(OSError):  # another user's
+                remove_abandoned(abandoned)
+        self._folder_lock = locked_folder(Path(tempfile.gettempdir()), _PREFIX)
+        self.folder = self._folder_lock.path.parent
         try:
             self._claim = Lease(location, sample)
         except BaseException:
@@ -245,7 +233,7 @@ class RemoteStaging:
 
     def _drop_folder(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._held)
+        self._folder_lock.release()
 
     def prepare(self, leftovers: Iterable[str]) -> None:
         """Remove what a writer that is gone had put; see `Staging`."""
@@ -283,28 +271,6 @@ class RemoteStaging:
         if self.folder.exists():
             self._drop_folder()
         self._claim.release(remove=self._answers)
-
-
-_PREFIX = "i2am-sample-"
-
-
-def _private_folder() -> tuple[Path, int]:
-    """Make a folder for temporary files, and hold its lock; those of killed processes are removed."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # somebody else's, or somebody works there
-            fd = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(fd)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if (folder / _LOCK).exists():  # nobody was quicker, and took it for a killed one's
-            return folder, fd
-        os.close(fd)
 
 
 def stage(location: Location, sample: str) -> Staging:
