@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +23,7 @@ from i2am.analysis.output_directory import (
     refuse_foreign_folder,
     refuse_inside_run,
     remove_partial_chunks,
+    scratch,
 )
 from i2am.storage.errors import AlreadyExists, InputError, NoPermission, NotFound
 
@@ -56,13 +55,9 @@ def save_maps(
     refuse_foreign_folder(target)
     if not target.parent.is_dir():
         raise NotFound(f"directory {target.parent} does not exist", remedy="make it first")
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=".maps-", dir=target.parent))
-    except PermissionError as error:
-        raise NoPermission(
-            f"cannot write into {target.parent}", got=str(error), remedy="name another output"
-        ) from error
-    try:
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise NoPermission(f"cannot write into {target.parent}", remedy="name another output")
+    with scratch(target.parent, ".maps-") as staging:
         made = staging / target.name
         if target.suffix == ".npz":
             _npz(maps, made)
@@ -73,8 +68,6 @@ def save_maps(
         else:
             _picture(maps, made, run)
         move_into_place(made, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _npz(maps: xr.DataArray, path: Path) -> None:
