@@ -304,7 +304,7 @@ def test_samples_that_are_not_there(shards, tmp_path):
 
 def test_timesteps_that_differ_are_nan_in_a_study_too(tmp_path, monkeypatch):
     """Whatever run the first block of samples comes from."""
-    monkeypatch.setattr("i2am.analysis.study.collect.BLOCK", 2)
+    monkeypatch.setattr("i2am.analysis.maps.write.BLOCK", 2)
     for number, (names, times) in enumerate(((["a", "b", "c"], [900, 100]), (["d"], [800, 100]))):
         spec = layer("x", dtype="float32")
         with create_run(tmp_path / f"s{number}.zarr", [spec], times, names) as writer:
