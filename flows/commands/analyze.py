@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from i2am.flows.commands.options import AsJson, Cluster, Label, OneOrMoreRuns, Quiet, Workers
-from i2am.flows.console.output import emit, note, say
+from i2am.flows.commands.options import (
+    AsJson,
+    Cluster,
+    Direct,
+    Label,
+    OneOrMoreRuns,
+    Prefect,
+    Quiet,
+    Size,
+    Workers,
+    exit_if_refused,
+)
+from i2am.flows.console.output import print_json, print_line
 
 if TYPE_CHECKING:
     from i2am.flows.config.models import AnalysisConfig
@@ -27,7 +38,7 @@ def analyze(
     protocol: Annotated[
         str | None, typer.Option(help="corrected, or official: the paper's own code.")
     ] = None,
-    size: Annotated[str | None, typer.Option(help="Size of the maps: ROWSxCOLUMNS.")] = None,
+    size: Size = None,
     label: Label = False,
     workers: Workers = None,
     cluster: Cluster = None,
@@ -40,10 +51,8 @@ def analyze(
     again: Annotated[
         bool, typer.Option("--again", help="Make it anew even if nothing changed since the last time.")
     ] = False,
-    prefect: Annotated[
-        bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
-    ] = False,
-    direct: Annotated[bool, typer.Option("--direct", help="Run without Prefect.")] = False,
+    prefect: Prefect = False,
+    direct: Direct = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -52,20 +61,16 @@ def analyze(
     Only what is new is computed; an analysis that would come out the same is left as it is. Exit
     status 1: samples were refused as damaged; the others are analysed.
     """
-    from i2am.flows.config.load_yaml import amended
-    from i2am.flows.config.selections import size as read_size
-    from i2am.flows.console.progress import shown
+    from i2am.flows.console.progress import show_progress
     from i2am.flows.prefect.choose import as_flow, both_refused
     from i2am.flows.subprocesses import termination_interrupts
     from i2am.storage.reading.open import open_any
 
-    settings = _settings(config, aggregation or [], protocol)
-    grid = read_size("--size", size)
-    options = {"size": grid, "label": label or None, "workers": workers, "cluster": cluster}
-    settings = amended(settings, **options, report_dask=report_dask)
+    options = {"size": size, "label": label or None, "workers": workers, "cluster": cluster}
+    settings = _settings(config, aggregation or [], protocol, options | {"report_dask": report_dask})
     choice = both_refused(prefect, direct)
     open_any(run, label=settings.label)  # what is wrong with the run is said at once, not from inside a flow
-    with shown(quiet), termination_interrupts():
+    with show_progress(quiet), termination_interrupts():
         if as_flow(choice):
             from i2am.flows.prefect.analyze_flow import analyze_flow
 
@@ -74,38 +79,36 @@ def analyze(
             from i2am.flows.analyze.job import run_analysis
 
             summary = run_analysis(run, str(out), settings, overwrite, again)
-    _show(summary, as_json)
-    if summary["refusals"]:
-        raise typer.Exit(1)
+    if as_json:
+        print_json(summary)
+    else:
+        _print(summary)
+    exit_if_refused(summary["refusals"])
 
 
-def _settings(config: Path | None, aggregations: list[str], protocol: str | None) -> AnalysisConfig:
-    """The configuration with what the options add to it; names are looked up before anything is computed."""
+def _settings(
+    config: Path | None, aggregations: list[str], protocol: str | None, options: dict[str, Any]
+) -> AnalysisConfig:
+    """The configuration with the options over it; names are looked up before anything is computed."""
     from i2am.analysis.aggregations.registry import find
     from i2am.analysis.maps.question import PROTOCOLS
     from i2am.flows.config.load_yaml import load_config
     from i2am.flows.config.models import AnalysisConfig
+    from i2am.flows.config.validate import override
     from i2am.storage.errors import UnknownName
 
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
-    changes: dict[str, Any] = {"aggregations": [*settings.aggregations, *aggregations]}
-    if protocol is not None:
-        if protocol not in PROTOCOLS:
-            raise UnknownName("protocol", protocol, PROTOCOLS)
-        changes["protocol"] = protocol
-    for name in changes["aggregations"]:
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise UnknownName("protocol", protocol, PROTOCOLS)
+    names = [*settings.aggregations, *aggregations]
+    for name in names:
         find(name)
-    return settings.model_copy(update=changes)
+    return override(settings, aggregations=names, protocol=protocol, **options)
 
 
-def _show(summary: dict[str, Any], as_json: bool) -> None:
-    for entry in summary["refusals"]:
-        note(f"i2am: refused: {entry['reason']}")
-    if as_json:
-        emit(summary)
-        return
+def _print(summary: dict[str, Any]) -> None:
     for line in summary["absent"]:
-        say(f"not computed: {line}")
+        print_line(f"not computed: {line}")
     count = f"{len(summary['samples'])} samples"
-    say(f"up to date: {count}, nothing changed" if summary["up_to_date"] else f"analysed {count}")
-    say(f"report: {summary['report']}")
+    print_line(f"up to date: {count}, nothing changed" if summary["up_to_date"] else f"analysed {count}")
+    print_line(f"report: {summary['report']}")

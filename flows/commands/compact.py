@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from i2am.flows.commands.options import AsJson, Quiet
-from i2am.flows.console.output import emit, say
+from i2am.flows.commands.options import AsJson, OneRun, Quiet
+from i2am.flows.console.output import print_json, print_line
 
 
-def compact(
-    run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-) -> None:
+def compact(run: OneRun, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Index the commit records, so that a run of many samples opens quickly; captures do so by themselves.
 
     Safe at any time, also while samples are written.
     """
-    from i2am.flows.console.progress import Progress, report, shown
+    from i2am.flows.console.progress import Progress, emit, show_progress
     from i2am.storage.reading.commit_index import compact as compact_records
     from i2am.storage.reading.open import open_run
 
-    def listen(done: int, total: int) -> None:
-        """Move the bar."""
-        report(Progress("compact", done, total))
-
-    with shown(quiet):
-        entries = compact_records(run, on_record=listen)
+    with show_progress(quiet):
+        entries = compact_records(run, on_record=lambda done, total: emit(Progress("compact", done, total)))
     samples = len(open_run(run).samples)
     if as_json:
-        emit({"run": run, "samples": samples, "written": entries})
+        print_json({"run": run, "samples": samples, "written": entries})
     elif entries:
-        say(f"{run}: {entries} of {samples} commit records indexed")
+        print_line(f"{run}: {entries} of {samples} commit records indexed")
     else:
-        say(f"{run}: the index of its {samples} commit records was up to date")
+        print_line(f"{run}: the index of its {samples} commit records was up to date")

@@ -9,7 +9,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from i2am.flows.config.base import Name, Seed, Size, Strict
 from i2am.flows.config.samples import Samples
-from i2am.flows.config.selections import Layers, Selection
+from i2am.flows.config.selections import IndexField, LayersField
+
+SLURM = "dask_jobqueue.SLURMCluster"
+"""What ``cluster: slurm`` stands for."""
 
 
 class EmbeddedSource(Strict):
@@ -43,7 +46,7 @@ class PretrainedSource(Strict):
 
 
 class FactorySource(Strict):
-    """A pipeline made by the user's own function ``module:function(device=..., dtype=..., **arguments)``."""
+    """A pipeline that the user's ``module:function`` returns, given device, dtype and `arguments`."""
 
     kind: Literal["factory"]
     function: Annotated[
@@ -106,9 +109,9 @@ class CaptureConfig(Strict):
     timesteps: Annotated[
         list[float] | None, Field(min_length=1, description="of all steps, where nothing announces them")
     ] = None
-    layers: Layers | None = None
-    steps: Selection | None = None
-    heads: Selection | None = None
+    layers: LayersField | None = None
+    steps: IndexField | None = None
+    heads: IndexField | None = None
     representation: Literal["auto", "factors", "scores"] = "auto"
     device: str = "cpu"
     dtype: Literal["float16", "bfloat16", "float32"] = "float32"
@@ -218,8 +221,8 @@ class AnalysisConfig(Computing):
 
     layers: Annotated[list[str] | None, Field(min_length=1)] = None
     samples: Annotated[list[str] | None, Field(min_length=1)] = None
-    steps: Selection | None = None
-    heads: Selection | None = None
+    steps: IndexField | None = None
+    heads: IndexField | None = None
     time_groups: Annotated[int, Field(ge=1)] = 5
     penalty: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="weight of attention outside the mask in IMACS")
@@ -233,11 +236,3 @@ class AnalysisConfig(Computing):
     aggregations: Annotated[list[str], Field(description="names, or module:name")] = []
     details: Annotated[int, Field(ge=0, description="samples shown in full in the report")] = 24
     figures: Annotated[int, Field(ge=0, description="samples that get figures of their own")] = 12
-
-
-QUEUES = "dask_jobqueue"
-"""The package."""
-
-
-SLURM = f"{QUEUES}.SLURMCluster"
-"""What ``cluster: slurm`` stands for."""

@@ -20,29 +20,13 @@ class Entry:
 
 
 def from_files(entries: Mapping[str, Entry], first_seed: int, size: tuple[int, int] | None) -> SampleSet:
-    """A set of samples.
-
-    Parameters
-    ----------
-    entries
-        By id, in order.
-    first_seed
-        Seed of the first sample, for those without their own: it goes up by one with each.
-    size
-        Rows and columns that images are resized to; None keeps them.
-
-    Returns
-    -------
-    SampleSet
-        The samples.
-    """
+    """Samples by id, in order; those without a seed get `first_seed` plus their position."""
     seeds = {
         id: first_seed + number if entry.seed is None else entry.seed
         for number, (id, entry) in enumerate(entries.items())
     }
 
     def load(id: str) -> SampleInput:
-        """Read the images of one sample."""
         entry = entries[id]
         images = {name: resized(read_image(file, name), name, size) for name, file in entry.files.items()}
         return SampleInput(id, seeds[id], images, dict(entry.texts))

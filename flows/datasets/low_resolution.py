@@ -19,26 +19,7 @@ def open_low_resolution(
 ) -> SampleSet:
     """One sample for each picture of the folder, in the order of their names.
 
-    Parameters
-    ----------
-    config
-        Folder, scale, and what the sides are multiples of.
-    seed
-        Of the first sample.
-    limit
-        First pictures to take.
-    size
-        Rows and columns of all inputs, in place of the scale.
-
-    Returns
-    -------
-    SampleSet
-        The upscaled picture is ``source`` and ``reference``; ``prompt`` is the text of NAME.txt, or empty.
-
-    Raises
-    ------
-    NotFound, ConfigError
-        If the folder is not there or empty, or two pictures have one name.
+    The upscaled picture is ``source`` and ``reference``; ``prompt`` is the text of NAME.txt, or empty.
     """
     folder = folder_of(config.folder, "image folder")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)[:limit]
@@ -47,7 +28,6 @@ def open_low_resolution(
     seeds = {id: seed + number for number, id in enumerate(files)}
 
     def load(id: str) -> SampleInput:
-        """Read and upscale one picture."""
         from PIL import Image
 
         image = read_image(files[id], "source")

@@ -19,31 +19,7 @@ IMAGES = (*MASKS, "source", "reference", "agnostic", "densepose", "warped")
 def open_manifest(
     path: Path, needed: Collection[str], seed: int, limit: int | None, size: tuple[int, int] | None
 ) -> SampleSet:
-    """Samples of a table.
-
-    Parameters
-    ----------
-    path
-        A .csv or .parquet file with a column ``id``.
-    needed
-        Images and texts that the pipeline is given.
-    seed
-        Of the first sample, where the table has no column ``seed``.
-    limit
-        First rows to take.
-    size
-        Rows and columns that images are resized to.
-
-    Returns
-    -------
-    SampleSet
-        The samples.
-
-    Raises
-    ------
-    NotFound, NoPermission, ConfigError, UnknownName, ShapeMismatch
-        As :func:`i2am.flows.datasets.open.open_samples` says.
-    """
+    """Samples of a table with a column ``id``, and one for each image and text that the pipeline needs."""
     rows = read_table(path, limit)
     if not rows:
         raise ConfigError(f"manifest {path}", expected="at least one row", got="none")

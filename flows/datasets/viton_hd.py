@@ -18,27 +18,8 @@ from i2am.storage.errors import ConfigError
 def open_viton_hd(config: VitonHD, seed: int, limit: int | None, size: tuple[int, int] | None) -> SampleSet:
     """Pairs of a person (``source``) and a garment (``reference``).
 
-    Parameters
-    ----------
-    config
-        Root, split and pairing.
-    seed
-        Of the first sample.
-    limit
-        First pairs to take.
-    size
-        Rows and columns that images are resized to.
-
-    Returns
-    -------
-    SampleSet
-        With ``mask`` (where the garment goes: the agnostic mask), ``reference_mask`` (the garment's own),
-        ``agnostic``, ``densepose``, ``warped`` and ``warped_mask`` where their folders exist.
-
-    Raises
-    ------
-    NotFound, NoPermission, ConfigError
-        If the list or an image is not there, or a line is no pair.
+    ``mask`` is where the garment goes, ``reference_mask`` the garment's own; ``agnostic``, ``densepose``,
+    ``warped`` and ``warped_mask`` are there where their folders exist.
     """
     root = folder_of(config.root, "VITON-HD folder")
     listing = below(root, f"{config.split}_pairs.txt", "list of pairs")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from i2am.flows.analyze.dask_cluster import computing
-from i2am.flows.config.load_yaml import amended, parse_config
+from i2am.flows.config.load_yaml import override, parse_config
 from i2am.flows.config.models import Address, AnalysisConfig, ClusterClass, Computing, Processes, Threads
 from i2am.storage.errors import ConfigError
 from tests.flows.conftest import Outcome
@@ -42,9 +42,9 @@ def test_shorthands(short: object, long: object) -> None:
 
 def test_options_go_over_the_file() -> None:
     config = parse_config("workers: 3\ntime_groups: 2", AnalysisConfig, "a.yaml")
-    changed = amended(config, workers=None, cluster="processes")
+    changed = override(config, workers=None, cluster="processes")
     assert (changed.workers, changed.time_groups, changed.cluster) == (3, 2, Processes())
-    assert amended(config) is config
+    assert override(config) is config
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_report_replaces_a_report_and_only_after_success(tmp_path: Path) -> No
     page = tmp_path / "dask.html"
     arguments = {"processes": False, "dashboard_address": ":0"}
     cluster = {"class": "distributed.LocalCluster", "arguments": arguments}
-    where = amended(Computing(), cluster=cluster, report_dask=str(page), workers=1)
+    where = override(Computing(), cluster=cluster, report_dask=str(page), workers=1)
     with pytest.raises(RuntimeError, match="mine"), computing(where):
         raise RuntimeError("mine")
     assert list(tmp_path.iterdir()) == []
@@ -215,7 +215,7 @@ def test_a_cluster_without_workers(i2am: I2am, run: Path, tmp_path: Path) -> Non
 
 def test_a_cluster_that_fails_after_its_start_is_closed() -> None:
     name = "tests.flows.test_cluster_options.SilentCluster"
-    where = amended(Computing(), cluster={"class": name, "arguments": {"works": True}}, workers=3)
+    where = override(Computing(), cluster={"class": name, "arguments": {"works": True}}, workers=3)
     before = SilentCluster.closed
     with pytest.raises(Exception, match="got RuntimeError: no 3 to be had"), computing(where):
         os.abort()

@@ -19,7 +19,7 @@ import pytest
 
 from i2am.flows.analyze import job_queue_cluster
 from i2am.flows.analyze.dask_cluster import computing
-from i2am.flows.config.load_yaml import amended, parse_config
+from i2am.flows.config.load_yaml import override, parse_config
 from i2am.flows.config.models import AnalysisConfig, ClusterClass, Computing
 from i2am.storage.errors import ConfigError
 from i2am.storage.format.layer_spec import LayerSpec
@@ -223,7 +223,7 @@ def test_without_dask_jobqueue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     with (
         pytest.raises(ConfigError, match=r"pip install 'i2am\[slurm\]'"),
-        computing(amended(Computing(), cluster="slurm")),
+        computing(override(Computing(), cluster="slurm")),
     ):
         pass
 
