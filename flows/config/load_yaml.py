@@ -35,6 +35,11 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_scalar(self, node: Any) -> Any:
+        if "\0" in node.value:  # the escape in quotes: no path may have it
+            raise yaml.constructor.ConstructorError(None, None, "a NUL character", node.start_mark)
+        return super().construct_scalar(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:

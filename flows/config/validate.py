@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def validate(data: dict[str, Any], model: type[Model], where: str) -> Model:
     try:
-        return model.modelvalidate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         # a typo also makes its key missing: unknown keys come first
         problems = sorted(error.errors(include_url=False), key=lambda p: p["type"] != "extra_forbidden")
@@ -33,6 +33,8 @@ def _explain(problem: Any, model: type[BaseModel], where: str) -> ConfigError:
     kind, keys = problem["type"], [str(part) for part in problem["loc"]]
     if keys and (field := model.model_fields.get(keys[0])) is not None and field.discriminator:
         del keys[1:2]  # the tag of the union, which is no key of the file
+    if kind == "union_tag_not_found":
+        keys.append("kind")
     path = shortened(".".join(keys) or "the file")
     if kind == "extra_forbidden":
         known = sorted(_keys(model) - {keys[-1]})

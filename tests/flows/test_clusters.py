@@ -19,8 +19,8 @@ from i2am.analysis.events import Event, StageAdvanced, StageStarted
 from i2am.analysis.options import StudyOptions
 from i2am.analysis.study.study import analyze
 from i2am.flows.analyze.dask_cluster import computing
-from i2am.flows.config.load_yaml import override
 from i2am.flows.config.models import Computing
+from i2am.flows.config.validate import override
 from i2am.storage.errors import ClusterError, MissingDependency
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run

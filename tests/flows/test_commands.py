@@ -14,7 +14,7 @@ import xarray as xr
 from PIL import Image
 
 from i2am.analysis.scores.imacs import imacs
-from i2am.flows.console.output import emit, human_bytes
+from i2am.flows.console.output import human_bytes, print_json
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.open import open_run
 from i2am.storage.writing.create import create_run
@@ -191,7 +191,9 @@ def test_bytes_for_people() -> None:
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    emit({"a": float("nan"), "b": np.float32(0.5), "c": (1, Path("x")), "d": float("inf"), "e": np.arange(2)})
+    print_json(
+        {"a": float("nan"), "b": np.float32(0.5), "c": (1, Path("x")), "d": float("inf"), "e": np.arange(2)}
+    )
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": 0.5, "c": [1, "x"], "d": None, "e": [0, 1]}
 
 
