@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from i2am.flows.commands.options import (
-    AsJson,
-    Cluster,
-    Direct,
-    Label,
-    OneOrMoreRuns,
-    Prefect,
-    Quiet,
-    Size,
-    Workers,
-    exit_if_refused,
-)
+from i2am.flows.commands import options
 from i2am.flows.console.output import print_json, print_line
 
 if TYPE_CHECKING:
@@ -26,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def analyze(
-    run: OneOrMoreRuns,
+    run: options.OneOrMoreRuns,
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier analysis in it is replaced.")],
     config: Annotated[
         Path | None, typer.Option(help="What to draw (YAML); see examples/analysis.yaml.")
@@ -38,23 +27,21 @@ def analyze(
     protocol: Annotated[
         str | None, typer.Option(help="corrected, or official: the paper's own code.")
     ] = None,
-    size: Size = None,
-    label: Label = False,
-    workers: Workers = None,
-    cluster: Cluster = None,
+    size: options.Size = None,
+    label: options.Label = False,
+    workers: options.Workers = None,
+    cluster: options.Cluster = None,
     report_dask: Annotated[
         str | None, typer.Option(help="Write Dask's performance report: FILE.html.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace results that no analysis wrote.")
-    ] = False,
+    overwrite: options.Overwrite = False,
     again: Annotated[
         bool, typer.Option("--again", help="Make it anew even if nothing changed since the last time.")
     ] = False,
-    prefect: Prefect = False,
-    direct: Direct = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    prefect: options.Prefect = False,
+    direct: options.Direct = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Marginals, maps, IMACS, tables, report.
 
@@ -66,8 +53,8 @@ def analyze(
     from i2am.flows.subprocesses import termination_interrupts
     from i2am.storage.reading.open import open_any
 
-    options = {"size": size, "label": label or None, "workers": workers, "cluster": cluster}
-    settings = _settings(config, aggregation or [], protocol, options | {"report_dask": report_dask})
+    given = {"size": size, "label": label or None, "workers": workers, "cluster": cluster}
+    settings = _settings(config, aggregation or [], protocol, given | {"report_dask": report_dask})
     choice = both_refused(prefect, direct)
     open_any(run, label=settings.label)  # what is wrong with the run is said at once, not from inside a flow
     with show_progress(quiet), termination_interrupts():
@@ -83,7 +70,7 @@ def analyze(
         print_json(summary)
     else:
         _print(summary)
-    exit_if_refused(summary["refusals"])
+    options.exit_if_refused(summary["refusals"])
 
 
 def _settings(

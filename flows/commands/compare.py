@@ -7,24 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from i2am.flows.commands.options import (
-    AsJson,
-    Cluster,
-    Confidence,
-    Heads,
-    Label,
-    LayerNames,
-    Penalty,
-    Protocol,
-    Quiet,
-    SampleNames,
-    Size,
-    Steps,
-    TimeGroups,
-    Workers,
-    computing_options,
-    exit_if_refused,
-)
+from i2am.flows.commands import options
 from i2am.flows.console.output import number, percent, print_json, print_line, print_table
 
 
@@ -32,24 +15,22 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="Run: a folder NAME.zarr, a URL, or a pattern.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Likewise; differences are B - A.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier comparison is replaced.")],
-    layer: LayerNames = None,
-    sample: SampleNames = None,
-    steps: Steps = None,
-    heads: Heads = None,
-    size: Size = None,
-    time_groups: TimeGroups = 5,
-    penalty: Penalty = 3.0,
-    confidence: Confidence = 0.95,
-    protocol: Protocol = "corrected",
+    layer: options.LayerNames = None,
+    sample: options.SampleNames = None,
+    steps: options.Steps = None,
+    heads: options.Heads = None,
+    size: options.Size = None,
+    time_groups: options.TimeGroups = 5,
+    penalty: options.Penalty = 3.0,
+    confidence: options.Confidence = 0.95,
+    protocol: options.Protocol = "corrected",
     details: Annotated[int, typer.Option(min=0, help="Pairs to draw: those that differ most.")] = 6,
-    label: Label = False,
-    workers: Workers = None,
-    cluster: Cluster = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace results that no comparison wrote.")
-    ] = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    label: options.Label = False,
+    workers: options.Workers = None,
+    cluster: options.Cluster = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Two runs, sample by sample: differences in maps and IMACS. Exit status 1: some were damaged."""
     from i2am.analysis.compare.compare import compare as compare_runs
@@ -62,7 +43,7 @@ def compare(
     question: dict[str, Any] = {"layers": layer, "samples": sample, "steps": steps, "heads": heads}
     question |= {"size": size, "time_groups": time_groups, "penalty": penalty}
     question |= {"confidence": confidence, "protocol": protocol, "details": details}
-    where = computing_options(workers, cluster)
+    where = options.computing(workers, cluster)
     first, second = open_any(a, label=label), open_any(b, label=label)
     with show_progress(quiet), termination_interrupts(), computing(where):
         found = compare_runs(first, second, out, **question, on_event=emit_event, overwrite=overwrite)
@@ -71,7 +52,7 @@ def compare(
         print_json(summary)
     else:
         _print(summary)
-    exit_if_refused(summary["refusals"])
+    options.exit_if_refused(summary["refusals"])
 
 
 def _print(summary: dict[str, Any]) -> None:

@@ -6,29 +6,21 @@ from typing import Annotated
 
 import typer
 
-from i2am.flows.commands.options import (
-    AsJson,
-    Cluster,
-    OneRun,
-    Quiet,
-    SampleNames,
-    Workers,
-    computing_options,
-)
+from i2am.flows.commands import options
 from i2am.flows.console.output import human_bytes, print_json, print_line
 
 
 def export(
-    run: OneRun,
+    run: options.OneRun,
     out: Annotated[str, typer.Option(help="The new run; nothing may be there.")],
-    sample: SampleNames = None,
+    sample: options.SampleNames = None,
     marginals: Annotated[
         bool, typer.Option("--marginals", help="Leave the attention out: maps and scores, no new questions.")
     ] = False,
-    workers: Workers = None,
-    cluster: Cluster = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    workers: options.Workers = None,
+    cluster: options.Cluster = None,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Copy samples to share, with their whole attention or with their marginals alone.
 
@@ -44,7 +36,7 @@ def export(
     from i2am.storage.reading.open import open_run
 
     source = open_run(run)
-    with show_progress(quiet), computing(computing_options(workers, cluster)):
+    with show_progress(quiet), computing(options.computing(workers, cluster)):
         made = copy_part(source, out, samples=sample, marginals=marginals, on_event=emit_event)
     sizes = {"before": describe(source)["bytes"], "after": describe(made)["bytes"]}
     beside = default_path(out) if marginals else None

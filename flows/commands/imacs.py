@@ -7,25 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from i2am.flows.commands.options import (
-    AsJson,
-    At,
-    Cluster,
-    Confidence,
-    Heads,
-    Label,
-    LayerNames,
-    Level,
-    OneOrMoreRuns,
-    Penalty,
-    Protocol,
-    SampleNames,
-    Steps,
-    TimeGroups,
-    Workers,
-    computing_options,
-    exit_if_refused,
-)
+from i2am.flows.commands import options
 from i2am.flows.console.output import number, print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -33,22 +15,22 @@ if TYPE_CHECKING:
 
 
 def imacs(
-    run: OneOrMoreRuns,
+    run: options.OneOrMoreRuns,
     direction: Annotated[str | None, typer.Option(help="r2g or g2r; both where it is absent.")] = None,
-    level: Level = "unified",
-    at: At = None,
-    sample: SampleNames = None,
-    layer: LayerNames = None,
-    steps: Steps = None,
-    heads: Heads = None,
-    time_groups: TimeGroups = 5,
-    penalty: Penalty = 3.0,
-    confidence: Confidence = 0.95,
-    protocol: Protocol = "corrected",
-    label: Label = False,
-    workers: Workers = None,
-    cluster: Cluster = None,
-    as_json: AsJson = False,
+    level: options.Level = "unified",
+    at: options.At = None,
+    sample: options.SampleNames = None,
+    layer: options.LayerNames = None,
+    steps: options.Steps = None,
+    heads: options.Heads = None,
+    time_groups: options.TimeGroups = 5,
+    penalty: options.Penalty = 3.0,
+    confidence: options.Confidence = 0.95,
+    protocol: options.Protocol = "corrected",
+    label: options.Label = False,
+    workers: options.Workers = None,
+    cluster: options.Cluster = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """IMACS of every sample, and its mean with a bootstrap interval over samples.
 
@@ -66,7 +48,7 @@ def imacs(
     question = {"level": level, "at": at, "samples": sample, "layers": layer, "steps": steps}
     question |= {"heads": heads, "time_groups": time_groups, "protocol": protocol}
     refused: list[dict[str, str]] = []
-    where = computing_options(workers, cluster)
+    where = options.computing(workers, cluster)
     opened = open_any(run, label=label)
     with computing(where):
         rows = list(_rows(opened, direction, question, penalty, refused))
@@ -76,7 +58,7 @@ def imacs(
         print_json(facts | {"scores": rows, "summary": summary, "refusals": refused})
     else:
         _print(rows, summary, confidence)
-    exit_if_refused(refused)
+    options.exit_if_refused(refused)
 
 
 def _rows(

@@ -7,45 +7,30 @@ from typing import Annotated, Any
 
 import typer
 
-from i2am.flows.commands.options import (
-    At,
-    Cluster,
-    Heads,
-    Label,
-    LayerNames,
-    Level,
-    OneOrMoreRuns,
-    Protocol,
-    SampleNames,
-    Size,
-    Steps,
-    TimeGroups,
-    Workers,
-    computing_options,
-)
+from i2am.flows.commands import options
 from i2am.flows.console.output import print_line
 
 
 def maps(
-    run: OneOrMoreRuns,
+    run: options.OneOrMoreRuns,
     out: Annotated[Path, typer.Option(help="Where to write: F.npz, F.zarr or F.png.")],
     direction: Annotated[str, typer.Option(help="r2g or g2r.")] = "r2g",
-    level: Level = "unified",
-    at: At = None,
-    layer: LayerNames = None,
-    sample: SampleNames = None,
-    steps: Steps = None,
-    heads: Heads = None,
-    size: Size = None,
-    time_groups: TimeGroups = 5,
-    protocol: Protocol = "corrected",
+    level: options.Level = "unified",
+    at: options.At = None,
+    layer: options.LayerNames = None,
+    sample: options.SampleNames = None,
+    steps: options.Steps = None,
+    heads: options.Heads = None,
+    size: options.Size = None,
+    time_groups: options.TimeGroups = 5,
+    protocol: options.Protocol = "corrected",
     method: Annotated[
         str, typer.Option(help="i2am; daam, the baseline; joint: shares of a joint softmax.")
     ] = "i2am",
-    label: Label = False,
-    workers: Workers = None,
-    cluster: Cluster = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+    label: options.Label = False,
+    workers: options.Workers = None,
+    cluster: options.Cluster = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Maps as .npz, .zarr or .png."""
     from i2am.analysis.drawing.save_maps import save_maps
@@ -56,7 +41,7 @@ def maps(
     question: dict[str, Any] = {"direction": direction, "level": level, "at": at, "layers": layer}
     question |= {"samples": sample, "steps": steps, "heads": heads, "size": size}
     question |= {"time_groups": time_groups, "protocol": protocol, "method": method}
-    where = computing_options(workers, cluster)
+    where = options.computing(workers, cluster)
     opened = open_any(run, label=label)
     result = attribution_maps(opened, **question)
     with computing(where):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from i2am.flows.config.models import Computing
 
 
-def _parsed_by(parser: str) -> Callable[..., Any]:
-    """A callback that reads an option by a function of `selections`, which is heavy and so loaded late."""
+def _read_by(parser: str, help: str) -> Any:
+    """An option that a function of `selections` reads; that module is heavy, and so loaded late."""
 
-    def parse(param: typer.CallbackParam, value: str | None) -> Any:
+    def read(param: typer.CallbackParam, value: str | None) -> Any:
         from i2am.flows.config import selections
 
         return None if value is None else getattr(selections, parser)(param.opts[0], value)
 
-    return parse
+    return typer.Option(callback=read, metavar="<str>", help=help)
 
 
 OneRun: TypeAlias = Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")]
@@ -41,30 +41,15 @@ SampleNames: TypeAlias = Annotated[list[str] | None, typer.Option(help="Sample t
 LayerNames: TypeAlias = Annotated[
     list[str] | None, typer.Option(help="Layer or pattern such as '*up*'; repeat for more.")
 ]
-Steps: TypeAlias = Annotated[
-    Any,
-    typer.Option(
-        callback=_parsed_by("parse_indices"), metavar="TEXT", help="Steps to keep: 3 or 0,4 or 0:10 or ::2."
-    ),
-]
-Heads: TypeAlias = Annotated[
-    Any,
-    typer.Option(
-        callback=_parsed_by("parse_indices"), metavar="TEXT", help="Heads to keep: 3 or 0,4 or 0:4."
-    ),
-]
+Steps: TypeAlias = Annotated[Any, _read_by("parse_indices", "Steps to keep: 3 or 0,4 or 0:10 or ::2.")]
+Heads: TypeAlias = Annotated[Any, _read_by("parse_indices", "Heads to keep: 3 or 0,4 or 0:4.")]
 At: TypeAlias = Annotated[
     Any,
-    typer.Option(
-        callback=_parsed_by("parse_region"),
-        metavar="TEXT",
-        help="Specific level: patch 12,8; box 2,3,9,12; patches '1,2;1,3'; or a mask's name.",
+    _read_by(
+        "parse_region", "Specific level: patch 12,8; box 2,3,9,12; patches '1,2;1,3'; or a mask's name."
     ),
 ]
-Size: TypeAlias = Annotated[
-    Any,
-    typer.Option(callback=_parsed_by("parse_size"), metavar="TEXT", help="Size of the maps: ROWSxCOLUMNS."),
-]
+Size: TypeAlias = Annotated[Any, _read_by("parse_size", "Size of the maps: ROWSxCOLUMNS.")]
 Level: TypeAlias = Annotated[str, typer.Option(help="unified, time, head, layer or specific.")]
 TimeGroups: TypeAlias = Annotated[int, typer.Option(min=1, help="Groups of the time level.")]
 Penalty: TypeAlias = Annotated[float, typer.Option(help="Weight of attention outside the mask.")]
@@ -77,6 +62,9 @@ Workers: TypeAlias = Annotated[
 Cluster: TypeAlias = Annotated[
     str | None,
     typer.Option(help="threads, processes, slurm, tcp://HOST:PORT, a scheduler file .json, or module.Class."),
+]
+Overwrite: TypeAlias = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is at --out, whatever wrote it.")
 ]
 Prefect: TypeAlias = Annotated[
     bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
@@ -93,7 +81,7 @@ Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Show no p
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
-def computing_options(workers: int | None, cluster: str | None) -> Computing:
+def computing(workers: int | None, cluster: str | None) -> Computing:
     """Where --workers and --cluster say that Dask computes."""
     from i2am.flows.config.models import Computing
     from i2am.flows.config.validate import override

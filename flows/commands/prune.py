@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from i2am.flows.commands.options import AsJson, Heads, LayerNames, OneRun, Quiet, SampleNames, Steps
+from i2am.flows.commands import options
 from i2am.flows.console.output import human_bytes, log, print_json, print_line
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def prune(
-    run: OneRun,
+    run: options.OneRun,
     out: Annotated[str, typer.Option(help="The new run; one that was interrupted is gone on with.")],
-    sample: SampleNames = None,
-    layer: LayerNames = None,
-    steps: Steps = None,
-    heads: Heads = None,
+    sample: options.SampleNames = None,
+    layer: options.LayerNames = None,
+    steps: options.Steps = None,
+    heads: options.Heads = None,
     bits: Annotated[
         int | None, typer.Option(min=1, help="Bits of the fraction to keep: float16 has 10, float32 23.")
     ] = None,
@@ -31,8 +31,8 @@ def prune(
     check: Annotated[
         int, typer.Option(min=0, help="Samples on which the error of rounding is measured.")
     ] = 4,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Copy a part of a run, exactly or with rounded numbers, and measure what rounding does to the maps."""
     from i2am.flows.console.describe_run import describe
