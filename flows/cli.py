@@ -13,27 +13,20 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from i2am.flows.commands.analyze import analyze
-from i2am.flows.commands.capture import capture
-from i2am.flows.commands.compact import compact
-from i2am.flows.commands.compare import compare
-from i2am.flows.commands.demo import demo
-from i2am.flows.commands.deploy import deploy
-from i2am.flows.commands.export import export
-from i2am.flows.commands.imacs import imacs
-from i2am.flows.commands.inspect import inspect
-from i2am.flows.commands.maps import maps
-from i2am.flows.commands.plan import plan
-from i2am.flows.commands.prune import prune
-from i2am.flows.commands.sweep import sweep
-from i2am.flows.commands.verify import verify
 from i2am.flows.console.output import log, log_traceback, print_line
 from i2am.storage.errors import I2AMError, InputError
+
+COMMANDS = (
+    *("demo", "plan", "capture", "sweep", "deploy", "inspect", "verify"),
+    *("prune", "compact", "export", "analyze", "compare", "maps", "imacs"),
+)
+"""In the order of ``i2am --help``; each is the function of its name, in the module of its name."""
 
 DEFECT = 70
 INTERRUPTED = 130
@@ -78,12 +71,8 @@ def options(
         os.environ["AWS_ENDPOINT_URL"] = endpoint_url  # child processes have it too
 
 
-COMMANDS = (
-    *(demo, plan, capture, sweep, deploy, inspect, verify),
-    *(prune, compact, export, analyze, compare, maps, imacs),
-)
-for _command in COMMANDS:
-    app.command()(_command)
+for _name in COMMANDS:
+    app.command()(getattr(import_module(f"i2am.flows.commands.{_name}"), _name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 PROCESSES_TIMEOUT = 60.0
 """Seconds in which a worker process of this machine must be there; it takes about one."""
 
-POLL_SECONDS = 0.1
-
 
 @contextmanager
 def computing(where: Computing, overwrite: bool = False) -> Iterator[None]:
@@ -81,7 +79,16 @@ def _client(where: Computing) -> Iterator[Client]:
                 got=one_line(error),
                 remedy="check the address, and that the scheduler runs; or set cluster.timeout",
             ) from error
-        _await_worker(client, timeout)
+        try:
+            client.wait_for_workers(1, timeout=timeout)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"the Dask cluster at {client.scheduler.address} has no worker",
+                expected=f"at least one within {timeout:g} s",
+                got="none",
+                remedy="start workers, ask for some with workers, or set cluster.timeout; for jobs, "
+                "look at the queue, and at their logs by cluster.arguments.log_directory",
+            ) from error
         yield client
 
 
@@ -110,7 +117,7 @@ def _scheduler_address(cluster: Address) -> str:
                 expected=f"what `dask scheduler --scheduler-file` writes, within {cluster.timeout:g} s",
                 remedy="check the path, and that the scheduler runs",
             )
-        time.sleep(POLL_SECONDS)
+        time.sleep(0.1)
     try:
         return str(json.loads(path.read_bytes())["address"])
     except (ValueError, KeyError, TypeError) as error:
@@ -134,19 +141,6 @@ def _handshake(address: str, timeout: float) -> None:
 
     with ThreadPoolExecutor(1) as other_thread:  # this one may have an event loop that runs
         other_thread.submit(lambda: asyncio.run(shake())).result()
-
-
-def _await_worker(client: Client, timeout: float) -> None:
-    try:
-        client.wait_for_workers(1, timeout=timeout)
-    except TimeoutError as error:
-        raise ClusterError(
-            f"the Dask cluster at {client.scheduler.address} has no worker",
-            expected=f"at least one within {timeout:g} s",
-            got="none",
-            remedy="start workers, ask for some with workers, or set cluster.timeout; of jobs, look at the "
-            "queue, and at their logs by cluster.arguments.log_directory",
-        ) from error
 
 
 def _check_workers(client: Client) -> None:

@@ -18,7 +18,7 @@ def run_analysis(
 ) -> dict[str, Any]:
     """Analyse a run, or several as one, into a local directory: what `i2am analyze --json` writes.
 
-    `overwrite` replaces results in `out` that no analysis wrote; `again` computes them even if nothing changed.
+    `overwrite` replaces results that no analysis wrote; `again` computes them even if nothing has changed.
     """
     from i2am.analysis.study.study import analyze
     from i2am.flows.analyze.dask_cluster import computing

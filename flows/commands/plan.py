@@ -28,25 +28,14 @@ def plan(
 
     settings = load_capture(config)
     predicted = forecast(settings)
-    facts = to_json(predicted, settings.out, predicted.memory(settings.batch_size))
-    if as_json:
-        print_json(facts)
-    else:
-        _print(facts, predicted)
-    if "://" not in settings.out:
-        predicted.check_disk(settings.out)
-
-
-def to_json(predicted: Plan, run: str, memory: int) -> dict[str, Any]:
-    """What ``--json`` writes of the plan of a whole run; `memory` is in bytes."""
-    return {
-        "run": run,
+    facts = {
+        "run": settings.out,
         "samples": predicted.samples,
         "steps": predicted.steps,
         "codec": predicted.codec,
         "bytes": predicted.total_bytes,
         "files": predicted.total_files,
-        "peak_memory": memory,
+        "peak_memory": predicted.memory(settings.batch_size),
         "layers": [
             {
                 "layer": layer.name,
@@ -59,6 +48,12 @@ def to_json(predicted: Plan, run: str, memory: int) -> dict[str, Any]:
             for layer in predicted.layers
         ],
     }
+    if as_json:
+        print_json(facts)
+    else:
+        _print(facts, predicted)
+    if "://" not in settings.out:
+        predicted.check_disk(settings.out)
 
 
 def _print(facts: dict[str, Any], predicted: Plan) -> None:

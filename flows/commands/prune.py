@@ -90,13 +90,6 @@ def _errors(source: Run, made: Run, steps: Indices | None, heads: Indices | None
             difference = np.abs(old.to_numpy() - new.to_numpy())
         except NoAnswer:
             continue
-        found.append(
-            {
-                "direction": direction,
-                "level": level,
-                "worst": float(difference.max()),
-                "mean": float(difference.mean()),
-                "samples": len(part["samples"]),
-            }
-        )
+        size = {"worst": float(difference.max()), "mean": float(difference.mean())}
+        found.append({"direction": direction, "level": level, **size, "samples": len(part["samples"])})
     return found

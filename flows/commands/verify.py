@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import typer
 
 from i2am.flows.commands.options import AsJson, OneRun, Quiet
 from i2am.flows.console.output import human_bytes, print_json, print_line
-
-if TYPE_CHECKING:
-    from i2am.storage.tools.verify import VerifyReport
-
-
-def with_marginals(found: VerifyReport) -> VerifyReport:
-    """A report with what is wrong with the marginals of a run that was exported without its attention."""
-    from i2am.analysis.marginals.verify import check_marginals
-    from i2am.storage.errors import DamagedRun
-    from i2am.storage.reading.open import open_run
-
-    try:
-        problems = check_marginals(open_run(found.path))
-    except DamagedRun:  # the report says so already
-        return found
-    return replace(found, problems=(*found.problems, *problems))
 
 
 def verify(run: OneRun, quiet: Quiet = False, as_json: AsJson = False) -> None:
@@ -32,13 +16,16 @@ def verify(run: OneRun, quiet: Quiet = False, as_json: AsJson = False) -> None:
 
     Reads every byte and compares it with what was committed. Exit status 1: something is damaged.
     """
+    from i2am.analysis.marginals.verify import check_marginals
     from i2am.flows.console.progress import Progress, emit, show_progress
+    from i2am.storage.errors import DamagedRun
+    from i2am.storage.reading.open import open_run
     from i2am.storage.tools.verify import verify as check
 
     with show_progress(quiet):
-        found = with_marginals(
-            check(run, on_progress=lambda event: emit(Progress("verify", event.files_done, event.files)))
-        )
+        found = check(run, on_progress=lambda event: emit(Progress("verify", event.files_done, event.files)))
+        with suppress(DamagedRun):  # which the report says already
+            found = replace(found, problems=(*found.problems, *check_marginals(open_run(found.path))))
     if as_json:
         print_json(found.to_json())
     else:

@@ -176,20 +176,18 @@ class ClusterClass(Strict):
 def _cluster_shorthand(value: Any) -> Any:
     """``processes``, ``slurm``, ``tcp://...``, ``file.json``, ``module.Class``; kinds told by their keys."""
     if isinstance(value, str):
-        if value == "slurm":
-            return {"kind": "class", "class": SLURM}
-        if "://" in value:
-            return {"kind": "address", "address": value}
-        if value.endswith(".json"):
-            return {"kind": "address", "scheduler_file": value}
-        return {"kind": "class", "class": value} if "." in value else {"kind": value}
-    if isinstance(value, dict) and value.get("kind") == "slurm":
-        return {"class": SLURM, **value, "kind": "class"}
-    if isinstance(value, dict) and "kind" not in value:
-        if "address" in value or "scheduler_file" in value:
-            return {"kind": "address", **value}
-        if "class" in value:
-            return {"kind": "class", **value}
+        shorthands = {
+            "address": "://" in value,
+            "scheduler_file": value.endswith(".json"),
+            "class": "." in value,
+        }
+        value = {next((key for key, fits in shorthands.items() if fits), "kind"): value}
+    if isinstance(value, dict):
+        if value.get("kind") == "slurm":
+            return {"class": SLURM, **value, "kind": "class"}
+        for key, kind in (("address", "address"), ("scheduler_file", "address"), ("class", "class")):
+            if key in value:
+                return {"kind": kind, **value}
     return value
 
 

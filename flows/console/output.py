@@ -1,8 +1,8 @@
 """What the commands write, and the only words for it.
 
 Results go to standard output: :func:`print_line`, :func:`print_table`, :func:`print_json`. Progress and
-errors go to standard error: :func:`log`, :func:`log_traceback`. Names and error texts may come from a store or
-a data set of unknown origin: no control, escape or bidirectional character of theirs reaches the terminal.
+errors go to standard error: :func:`log`, :func:`log_traceback`. Names and error texts may come from a store
+or a data set of unknown origin: none of their control, escape or bidirectional characters is written.
 """
 
 from __future__ import annotations

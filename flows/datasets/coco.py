@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 
 from i2am.flows.config.samples import Coco
 from i2am.flows.console.output import one_line
-from i2am.flows.datasets.common import SampleInput, SampleSet, folder_of, inside, once, read_text, resized
+from i2am.flows.datasets.common import (
+    SampleInput,
+    SampleSet,
+    check_ids,
+    existing_folder,
+    file_inside,
+    read_text,
+    resized,
+)
 from i2am.flows.datasets.images import read_image
 from i2am.storage.errors import ConfigError, ShapeMismatch
 
@@ -38,18 +46,20 @@ def open_coco(config: Coco, seed: int, limit: int | None, size: tuple[int, int] 
 
     Ids are COCO's image ids with twelve digits.
     """
-    folder = folder_of(config.images, "image folder")
+    folder = existing_folder(config.images, "image folder")
     images, objects = _read(config.annotations)
     boxes = {
         number: box
         for number, image in images.items()
-        if (box := choose(image, objects.get(number, []), config.smallest, config.largest)) is not None
+        if (box := first_box(image, objects.get(number, []), config.smallest, config.largest)) is not None
     }
     left_out = len(images) - len(boxes)
     chosen = dict(list(boxes.items())[:limit])
     names = {f"{number:012d}": number for number in chosen}
-    once(list(names), f"objects of {config.annotations} that cover {config.smallest} to {config.largest}")
-    files = {id: inside(folder, str(images[number]["file_name"]), id) for id, number in names.items()}
+    check_ids(
+        list(names), f"objects of {config.annotations} that cover {config.smallest} to {config.largest}"
+    )
+    files = {id: file_inside(folder, str(images[number]["file_name"]), id) for id, number in names.items()}
     seeds = {id: seed + position for position, id in enumerate(names)}
 
     def load(id: str) -> SampleInput:
@@ -65,7 +75,7 @@ def open_coco(config: Coco, seed: int, limit: int | None, size: tuple[int, int] 
     return SampleSet(seeds, load, left_out)
 
 
-def choose(
+def first_box(
     image: Mapping[str, Any], objects: list[Mapping[str, Any]], smallest: float, largest: float
 ) -> Box | None:
     """The first box, in the file's order, whose share of its image's area is in the bounds, both included.

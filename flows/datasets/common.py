@@ -11,7 +11,7 @@ from typing import Any
 
 from i2am.flows.config.bounded_file import read_bounded
 from i2am.flows.console.output import one_line
-from i2am.flows.datasets.images import MASKS, size_of
+from i2am.flows.datasets.images import MASKS, read_image, size_of
 from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch
 from i2am.storage.format.file_names import sample_file
 
@@ -19,8 +19,6 @@ MAX_BYTES = 1 << 26
 """Bytes of a list of samples (64 MiB: some 300,000 lines)."""
 
 MAX_SAMPLES = 1_000_000
-"""Samples of a data set."""
-
 _NAME = re.compile(r"[^\0\ud800-\udfff]+")
 
 
@@ -51,7 +49,7 @@ class SampleSet:
         return tuple(self.seeds)
 
 
-def folder_of(path: Path, what: str) -> Path:
+def existing_folder(path: Path, what: str) -> Path:
     """The resolved path of a folder; NotFound if there is none."""
     if not path.is_dir():
         raise NotFound(
@@ -69,7 +67,7 @@ def read_text(path: Path, what: str, most: int = MAX_BYTES) -> str:
         raise ConfigError(f"{what} {path}", expected="text in UTF-8", got=one_line(error)) from None
 
 
-def below(folder: Path, name: str, what: str) -> Path:
+def path_inside(folder: Path, name: str, what: str) -> Path:
     """The path `name` below a resolved folder; ConfigError if symbolic links or ``..`` lead out of it."""
     path = Path(os.path.realpath(folder / name)) if _NAME.fullmatch(name) else folder.parent
     if not path.is_relative_to(folder):
@@ -82,16 +80,16 @@ def below(folder: Path, name: str, what: str) -> Path:
     return path
 
 
-def inside(folder: Path, name: str, sample: str) -> Path:
+def file_inside(folder: Path, name: str, sample: str) -> Path:
     """The existing file `name` of a sample, below a resolved folder."""
-    path = below(folder, name, f"sample {sample!r}: path")
+    path = path_inside(folder, name, f"sample {sample!r}: path")
     if not os.path.isfile(path):
         words = f"sample {sample!r}: image {str(path)[:300]} does not exist"
         raise NotFound(words, remedy="correct the data set")
     return path
 
 
-def once(ids: list[str], what: str) -> None:
+def check_ids(ids: list[str], what: str) -> None:
     """Check that there are ids, not too many, that a run can hold, each once."""
     if not ids:
         raise ConfigError(what, expected="at least one row", got="none")
@@ -126,3 +124,27 @@ def resized(image: Any, name: str, size: tuple[int, int] | None) -> Any:
     if size is None or image.size == size[::-1]:
         return image
     return image.resize(size[::-1], Image.Resampling.NEAREST if name in MASKS else Image.Resampling.BICUBIC)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Files and texts of one sample."""
+
+    files: Mapping[str, Path]
+    texts: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+
+
+def from_files(entries: Mapping[str, Entry], first_seed: int, size: tuple[int, int] | None) -> SampleSet:
+    """Samples by id, in order; those without a seed get `first_seed` plus their position."""
+    seeds = {
+        id: first_seed + number if entry.seed is None else entry.seed
+        for number, (id, entry) in enumerate(entries.items())
+    }
+
+    def load(id: str) -> SampleInput:
+        entry = entries[id]
+        images = {name: resized(read_image(file, name), name, size) for name, file in entry.files.items()}
+        return SampleInput(id, seeds[id], images, dict(entry.texts))
+
+    return SampleSet(seeds, load)

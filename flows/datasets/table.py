@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from i2am.flows.config.bounded_file import read_bounded
-from i2am.flows.console.output import one_line
 from i2am.flows.datasets.common import MAX_BYTES, MAX_SAMPLES
 from i2am.storage.errors import ConfigError
 
@@ -46,11 +45,11 @@ def read_table(path: Path, limit: int | None) -> list[Row]:
     except (csv.Error, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(what, expected="a table with a heading", got=one_line(error)) from None
+        raise ConfigError(what, expected="a table with a heading", got=str(error)[:200]) from None
 
 
 class _Lines(Iterator[str]):
-    """Lines of a text; refuses a row that goes on and on, before it is in memory as cells."""
+    """Lines of a text; a row that is too long is refused before it is in memory as cells."""
 
     def __init__(self, text: str) -> None:
         self.lines = io.StringIO(text, newline="")
@@ -73,7 +72,10 @@ def _csv(raw: bytes) -> Iterator[Row]:
     heading = next(reader, None)
     if not heading:
         raise ValueError("an empty file")
-    _check_columns(heading)
+    if len(heading) > MAX_COLUMNS:
+        raise ValueError(f"{len(heading)} columns; at most {MAX_COLUMNS}")
+    if len(set(heading)) < len(heading):
+        raise ValueError("two columns of one name")
     for cells in reader:
         lines.row = 0
         if len(cells) > len(heading):
@@ -96,10 +98,3 @@ def _parquet(raw: bytes, most: int) -> Iterator[Row]:
     if "error" in answer:
         raise ValueError(answer["error"])
     return map(json.loads, lines[1:])
-
-
-def _check_columns(names: list[str]) -> None:
-    if len(names) > MAX_COLUMNS:
-        raise ValueError(f"{len(names)} columns; at most {MAX_COLUMNS}")
-    if len(set(names)) < len(names):
-        raise ValueError("two columns of one name")

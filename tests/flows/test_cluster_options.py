@@ -168,7 +168,10 @@ class SilentCluster:
         ("distributed.LocalClustr", r"'LocalClustr'; .*; did you mean 'LocalCluster'\?"),
         ("builtins.dict", "a class of Dask clusters, such as distributed.LocalCluster; got <class 'dict'>"),
         ("os.path.join", "a class of Dask clusters, such as distributed.LocalCluster; got <function join"),
-        ("tests.flows.test_cluster_options.SilentCluster", "got ValueError: it wants to be told; correct"),
+        (
+            "tests.flows.test_cluster_options.SilentCluster",
+            "got ValueError: it wants to be told more; correct",
+        ),
         ("none.json", "scheduler file none.json does not exist; expected what `dask scheduler"),
         (
             "gopher://127.0.0.1:1",

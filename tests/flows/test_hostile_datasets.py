@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from i2am.flows.datasets import images, table
-from i2am.flows.datasets.common import MAX_BYTES, once
+from i2am.flows.datasets.common import MAX_BYTES, check_ids
 from i2am.flows.datasets.images import read_image, size_of
 from i2am.flows.datasets.open import open_samples
 from i2am.flows.datasets.table import MAX_COLUMNS, MAX_ROW, read_table
@@ -264,7 +264,7 @@ def test_no_module_of_the_working_directory_is_run(folder: Path, monkeypatch: py
 def test_the_search_for_an_id_that_stands_twice_is_not_quadratic() -> None:
     ids = [f"s{n}" for n in range(200_000)]
     with pytest.raises(ConfigError, match="'s199999' more than once"):
-        once([*ids, ids[-1]], "list")
+        check_ids([*ids, ids[-1]], "list")
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -214,7 +214,8 @@ def test_what_a_job_gets_without_being_told() -> None:
 def test_looking_for_the_class_leaves_ctrl_c_alone() -> None:
     """dask-jobqueue, when it is imported, makes Ctrl-C leave with the status 0."""
     code = (
-        "import signal; from i2am.flows.analyze.local_cluster import _cluster_class; before = signal.getsignal(signal.SIGINT); "
+        "import signal; from i2am.flows.analyze.local_cluster import _cluster_class; "
+        "before = signal.getsignal(signal.SIGINT); "
         "_cluster_class('dask_jobqueue.SLURMCluster'); assert signal.getsignal(signal.SIGINT) is before"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
