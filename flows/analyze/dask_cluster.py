@@ -63,7 +63,10 @@ def _client(where: Computing) -> Iterator[Client]:
     cluster = where.cluster
     timeout = getattr(cluster, "timeout", PROCESSES_TIMEOUT)
     with ExitStack() as stack:
-        stack.enter_context(_without_dask_tracebacks())
+        for part in ("client", "scheduler"):  # their errors are raised: no tracebacks on the terminal
+            logger = logging.getLogger(f"distributed.{part}")
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
         if isinstance(cluster, Address):
             place: Any = cluster.address or _scheduler_address(cluster)
         else:
@@ -92,20 +95,6 @@ def _client(where: Computing) -> Iterator[Client]:
         yield client
 
 
-@contextmanager
-def _without_dask_tracebacks() -> Iterator[None]:
-    """Keep the tracebacks of Dask's client and scheduler off the terminal; their errors are raised."""
-    loggers = [logging.getLogger(f"distributed.{part}") for part in ("client", "scheduler")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-
-
 def _scheduler_address(cluster: Address) -> str:
     """The address in a scheduler file, which the scheduler may still have to write."""
     path = Path(str(cluster.scheduler_file))
@@ -130,7 +119,7 @@ def _scheduler_address(cluster: Address) -> str:
 
 
 def _handshake(address: str, timeout: float) -> None:
-    """Connect once: OSError if nobody answers in time, where `Client` would wait for ever."""
+    """Connect once: OSError if nobody answers in time, where `Client` would wait without end."""
     from distributed.comm import connect
     from distributed.security import Security
 

@@ -56,7 +56,7 @@ def analyze(
     given = {"size": size, "label": label or None, "workers": workers, "cluster": cluster}
     settings = _settings(config, aggregation or [], protocol, given | {"report_dask": report_dask})
     choice = both_refused(prefect, direct)
-    open_any(run, label=settings.label)  # what is wrong with the run is said at once, not from inside a flow
+    open_any(run, label=settings.label)  # an error of the run is raised at once, not inside a flow
     with show_progress(quiet), termination_interrupts():
         if as_flow(choice):
             from i2am.flows.prefect.analyze_flow import analyze_flow

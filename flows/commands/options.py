@@ -82,7 +82,7 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
 def computing(workers: int | None, cluster: str | None) -> Computing:
-    """Where --workers and --cluster say that Dask computes."""
+    """The configuration of Dask from --workers and --cluster."""
     from i2am.flows.config.models import Computing
     from i2am.flows.config.validate import override
 

@@ -67,7 +67,7 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(path: str | Path, model: type[Model]) -> Model:
-    """Read and check one configuration file: NotFound, NoPermission or ConfigError say what is wrong."""
+    """Read and check one configuration file."""
     raw = read_bounded(Path(path), "configuration", MAX_BYTES, "see examples/ for one of each kind")
     try:
         text = raw.decode("utf-8")

@@ -1,4 +1,4 @@
-"""What a capture and an analysis are told: the configuration files' shape, checked before anything runs."""
+"""The models of the configuration files of a capture and of an analysis."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class ClusterClass(Strict):
 
 
 def _cluster_shorthand(value: Any) -> Any:
-    """``processes``, ``slurm``, ``tcp://...``, ``file.json``, ``module.Class``; kinds told by their keys."""
+    """``processes``, ``slurm``, ``tcp://...``, ``file.json``, ``module.Class``, or a mapping without its kind."""
     if isinstance(value, str):
         shorthands = {
             "address": "://" in value,

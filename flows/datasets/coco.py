@@ -108,10 +108,11 @@ def _read(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Mapping
             raise ValueError(f"an image has a width and a height from 1 to {MAX_SIDE}")
         objects: dict[int, list[Mapping[str, Any]]] = {}
         for each in content["annotations"]:
-            kept = {"bbox": [float(n) for n in each["bbox"]], "iscrowd": each.get("iscrowd", 0)}
-            if len(kept["bbox"]) != 4 or not all(map(math.isfinite, kept["bbox"])):
+            box = [float(n) for n in each["bbox"]]
+            if len(box) != 4 or not all(map(math.isfinite, box)):
                 raise ValueError("a bbox has four numbers")
-            objects.setdefault(int(each["image_id"]), []).append(kept)
+            found = {"bbox": box, "iscrowd": each.get("iscrowd", 0)}
+            objects.setdefault(int(each["image_id"]), []).append(found)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"annotation file {path}",

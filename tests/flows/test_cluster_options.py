@@ -74,7 +74,7 @@ def test_what_is_wrong_in_a_file(text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_maps_and_scores_where_they_are_told_to_be_computed(i2am: I2am, run: Path, tmp_path: Path) -> None:
+def test_maps_and_scores_on_chosen_clusters(i2am: I2am, run: Path, tmp_path: Path) -> None:
     plain = ["maps", run, "--level", "head", "--workers", "1", "--out"]
     assert i2am(*plain, tmp_path / "threads.npz").status == 0
     assert i2am(*plain, tmp_path / "processes.npz", "--cluster", "processes").status == 0
@@ -115,9 +115,7 @@ def test_a_report_replaces_a_report_and_only_after_success(tmp_path: Path) -> No
     assert dask.config.get("scheduler", None) is None
 
 
-def test_reports_that_cannot_be(
-    i2am: I2am, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_report_paths(i2am: I2am, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["analyze", run, "--out", tmp_path / "out", "-q", "--report-dask"]
     i2am(*command, tmp_path / "dask.txt").refused(r"expected a name that ends in \.html; got '\.txt'")
     i2am(*command, tmp_path / "none" / "dask.html").refused("none does not exist; make it first")
@@ -136,7 +134,7 @@ def test_reports_that_cannot_be(
 
 
 @pytest.fixture
-def deaf() -> Iterator[str]:
+def silent_listener() -> Iterator[str]:
     """The address of somebody who listens and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
@@ -180,7 +178,7 @@ class SilentCluster:
         ("somewhere", "command line: 'cluster'; expected one of"),
     ],
 )
-def test_clusters_that_cannot_be(
+def test_invalid_clusters(
     i2am: I2am, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -195,14 +193,14 @@ def test_clusters_that_cannot_be(
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"address": "nowhere"}'])
-def test_scheduler_files_that_are_none(i2am: I2am, run: Path, tmp_path: Path, text: str) -> None:
+def test_invalid_scheduler_files(i2am: I2am, run: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "s.json").write_text(text)
     outcome = i2am("analyze", run, "--out", tmp_path / "out", "-q", "--cluster", tmp_path / "s.json")
     outcome.refused("scheduler file .*JSON with an address|no Dask scheduler answers at nowhere")
 
 
-def test_addresses_that_nobody_answers(i2am: I2am, run: Path, tmp_path: Path, deaf: str) -> None:
-    for address in (deaf, "tcp://127.0.0.1:1"):
+def test_addresses_that_nobody_answers(i2am: I2am, run: Path, tmp_path: Path, silent_listener: str) -> None:
+    for address in (silent_listener, "tcp://127.0.0.1:1"):
         (tmp_path / "a.yaml").write_text(f"cluster: {{address: '{address}', timeout: 0.3}}")
         outcome = i2am("analyze", run, "--out", tmp_path / "out", "-q", "--config", tmp_path / "a.yaml")
         outcome.refused(f"no Dask scheduler answers at {address}; expected an answer within 0.3 s")

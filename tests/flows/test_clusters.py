@@ -193,7 +193,7 @@ def test_a_cluster_that_loses_a_worker_at_work_and_then_its_scheduler(
             run_tasks(numbers, lambda _: cluster.scheduler.kill())
 
 
-def test_a_task_that_costs_worker_after_worker_is_one_clear_error() -> None:
+def test_a_task_that_kills_every_worker_is_one_error() -> None:
     where = override(Computing(), cluster="processes", workers=1)
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
@@ -243,7 +243,7 @@ def test_what_was_configured_before_comes_back_even_after_an_error() -> None:
     assert children() == []
 
 
-def test_a_worker_that_is_lost_while_it_is_asked_is_no_reason_to_give_up(tmp_path: Path) -> None:
+def test_the_version_check_survives_the_loss_of_a_worker(tmp_path: Path) -> None:
     """The other answers; if all are lost the command says so."""
     from distributed import Client
 

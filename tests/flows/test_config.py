@@ -91,7 +91,7 @@ def test_the_analysis_example_is_valid() -> None:
         ("a: \x00", r"not valid YAML"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(text: str, message: str) -> None:
+def test_errors_are_one_line_each(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         parse_config(text, CaptureConfig, "c.yaml")
     assert "\n" not in str(caught.value)

@@ -55,7 +55,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_one_line_says_what_is_wrong(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_files_are_refused_in_one_line(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text, words = HOSTILE[name]
     path = tmp_path / "c.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -77,7 +79,7 @@ def test_other_encodings(tmp_path: Path, text: bytes) -> None:
         load_capture(tmp_path / "c.yaml")
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_pipes_devices_and_folders_are_refused(tmp_path: Path) -> None:
     """A pipe that nobody writes to would be waited for; a device never ends."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

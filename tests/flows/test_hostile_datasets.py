@@ -115,7 +115,7 @@ def test_a_prompt_that_is_a_link_out_of_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["manifest", "image", "pairs", "annotations"])
 @pytest.mark.parametrize("what", ["pipe", "device", "folder"])
-def test_what_is_no_file_is_not_waited_for(folder: Path, kind: str, what: str) -> None:
+def test_pipes_and_devices_do_not_block(folder: Path, kind: str, what: str) -> None:
     name = {"manifest": "m.csv", "image": "i.png", "pairs": "test_pairs.txt", "annotations": "c.json"}[kind]
     path = folder / name
     if what == "pipe":

@@ -53,7 +53,7 @@ def harmless(text: str) -> bool:
 
 
 @given(TEXT, TEXT)
-def test_what_is_said_is_harmless(line: str, other: str) -> None:
+def test_printed_lines_are_harmless(line: str, other: str) -> None:
     for write, stream in ((output.print_line, "stdout"), (output.log, "stderr")):
         with pytest.MonkeyPatch.context() as patch:
             written = io.StringIO()

@@ -187,7 +187,7 @@ def test_slurm_by_its_short_name() -> None:
         parse_config("cluster: {kind: slurm, queue: cpu}", AnalysisConfig, "a.yaml")
 
 
-def test_what_a_job_gets_without_being_told() -> None:
+def test_default_arguments_of_a_job() -> None:
     """Written as dask-jobqueue would hand it to sbatch."""
     dask_jobqueue = pytest.importorskip("dask_jobqueue")
 
