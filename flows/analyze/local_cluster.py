@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from i2am.flows.analyze.job_queue_cluster import job_arguments, sigint_restored, worker_count
@@ -29,17 +29,28 @@ def local_cluster(cluster: Threads | Processes | ClusterClass, workers: int | No
     Threads are one worker in this process, for the report that only a scheduler can make. Without `workers`
     there is one for each core, or what the class has.
     """
-    started = _start(cluster, workers)
-    try:
-        if isinstance(cluster, ClusterClass) and workers is not None:
-            with worker_count(started, workers):
-                yield started
-        else:
-            yield started
-    finally:
-        started.close()
+    make, arguments = _constructor(cluster, workers)
+    with ExitStack() as stack:
         if isinstance(cluster, Processes):
-            _purge_scratch()
+            stack.callback(_purge_scratch)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Port .* is already in use")  # of a dashboard
+                started = make(**arguments)
+            stack.callback(started.close)
+            if isinstance(cluster, ClusterClass) and workers is not None:
+                started.scale(workers)
+                stack.enter_context(worker_count(started, workers))
+        except Exception as error:
+            root: BaseException = error
+            while (deeper := root.__cause__ or root.__context__) is not None:
+                root = deeper  # Dask says that a nanny failed; the reason is the first error of the chain
+            raise ClusterError(
+                f"{make.__name__} does not start",
+                got=one_line(root),
+                remedy="correct workers and cluster.arguments",
+            ) from error
+        yield started
 
 
 def _purge_scratch() -> None:
@@ -49,29 +60,6 @@ def _purge_scratch() -> None:
 
     place = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
     WorkSpace(os.path.join(place, "dask-scratch-space")).new_work_dir(prefix="worker-").release()
-
-
-def _start(cluster: Threads | Processes | ClusterClass, workers: int | None) -> Any:
-    make, arguments = _constructor(cluster, workers)
-    started: Any = None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Port .* is already in use")  # of a dashboard
-            started = make(**arguments)
-        if isinstance(cluster, ClusterClass) and workers is not None:
-            started.scale(workers)
-    except Exception as error:
-        if started is not None:
-            started.close()
-        root: BaseException = error
-        while (deeper := root.__cause__ or root.__context__) is not None:
-            root = deeper  # Dask says that a nanny failed; the reason is the first error of the chain
-        raise ClusterError(
-            f"{make.__name__} does not start",
-            got=one_line(root),
-            remedy="correct workers and cluster.arguments",
-        ) from error
-    return started
 
 
 def _constructor(

@@ -174,7 +174,7 @@ class ClusterClass(Strict):
 
 
 def _cluster_shorthand(value: Any) -> Any:
-    """``processes``, ``slurm``, ``tcp://...``, ``file.json``, ``module.Class``, or a mapping without its kind."""
+    """``processes``, ``slurm``, ``tcp://...``, ``file.json``, ``module.Class``; mappings without ``kind``."""
     if isinstance(value, str):
         shorthands = {
             "address": "://" in value,

@@ -1,7 +1,7 @@
 """Texts that select: indices of steps, heads and layers, patches of a map, the size of a map.
 
-Indices are written ``3``, ``0,4`` or as a slice ``0:10``. An axis selects by them in the order given, each once,
-negative ones from the end: see :func:`i2am.storage.index_selection.select_indices`.
+Indices are written ``3``, ``0,4`` or as a slice ``0:10``. They select in the order given, each once, negative
+ones from the end: see :func:`i2am.storage.index_selection.select_indices`.
 """
 
 from __future__ import annotations
