@@ -26,7 +26,7 @@ def export(
 
     What --marginals makes answers all levels in both directions, IMACS, tables and report.
     """
-    from i2am.analysis.marginals.store import default_path
+    from i2am.analysis.marginals.store import marginals_path
     from i2am.analysis.study.export_run import export as copy_part
     from i2am.flows.analyze.dask_cluster import computing
     from i2am.flows.analyze.job import emit_event
@@ -39,7 +39,7 @@ def export(
     with show_progress(quiet), computing(options.computing(workers, cluster)):
         made = copy_part(source, out, samples=sample, marginals=marginals, on_event=emit_event)
     sizes = {"before": describe(source)["bytes"], "after": describe(made)["bytes"]}
-    beside = default_path(out) if marginals else None
+    beside = marginals_path(out) if marginals else None
     if beside is not None:
         sizes["after"] += sum(size for _, size in locate(beside).files())
     if as_json:

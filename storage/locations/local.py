@@ -136,17 +136,6 @@ class LocalLocation:
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
-    def tags(self, path: str) -> dict[str, str]:
-        """Return name to tag below a directory, from size and time of change; see `Location`."""
-        with system_errors(f"{self.url}/{path}"):
-            self._plain.check(path)
-            try:
-                entries = os.scandir(self._root / path)
-                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-            except (FileNotFoundError, NotADirectoryError):
-                return {}
-        return {name: f"{s.st_size}-{s.st_mtime_ns}" for name, s in found if stat.S_ISREG(s.st_mode)}
-
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield every file; see `Location`."""
         for directory, _, names in os.walk(self._root):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from i2am.storage.errors import InputError, MissingDependency
 from i2am.storage.locations.base import STREAM_BYTES, TooLarge
@@ -113,17 +112,6 @@ class RemoteLocation:
         names = {str(name).rstrip("/").rsplit("/", 1)[-1] for name in found}
         return sorted(names - {self._at(path).rsplit("/", 1)[-1]} if path == "" else names)
 
-    def tags(self, path: str) -> dict[str, str]:
-        """Return name to tag below a prefix, from size and entity tag; see `i2am.storage.locations.base.Location`."""
-        with store_errors(f"{self.url}/{path}"):
-            self._fs.invalidate_cache(self._at(path))
-            try:
-                found = persistent(lambda: self._fs.ls(self._at(path), detail=True))
-            except FileNotFoundError:
-                return {}
-        files = [each for each in found if each["type"] == "file"]
-        return {str(each["name"]).rsplit("/", 1)[-1]: _tag(each) for each in files}
-
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield every object; see `i2am.storage.locations.base.Location`."""
         if is_object_store(self._fs):
@@ -199,12 +187,6 @@ class RemoteLocation:
                 persistent(lambda: self._fs.rm_file(self._at(path)))
             except FileNotFoundError:
                 return
-
-
-def _tag(info: Mapping[str, Any]) -> str:
-    """Size and entity tag of an object, whatever the file system calls it; empty if it has none."""
-    tag = info.get("e_tag") or info.get("ETag") or info.get("etag")
-    return quote(f"{info['size']}-{tag}") if tag else ""
 
 
 def open_remote(url: str, storage_options: Mapping[str, Any] | None) -> RemoteLocation:
