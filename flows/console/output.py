@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from i2am.storage.errors import I2AMError
+from i2am.storage.human_bytes import human_bytes as human_bytes
 from i2am.storage.terminal_safe import visible
 
 LONGEST_ERROR = 500
@@ -74,15 +75,6 @@ def number(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """A share as whole per cents; empty where there is none."""
     return "" if value is None else f"{100 * value:.0f}%"
-
-
-def human_bytes(count: float) -> str:
-    """Format a number of bytes with a decimal prefix: 1536 -> ``1.54 kB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _escaped(character: str) -> str:
