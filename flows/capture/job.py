@@ -40,8 +40,8 @@ def run_capture(
     ``keep_going`` records a sample that fails and goes on, otherwise its error ends the capture.
 
     Returns what ``--json`` writes: ``run`` (its path), ``captured`` (now), ``committed``, ``declared``,
-    ``bytes`` and ``files`` of all committed samples, ``seconds``, ``samples`` (id, seed, seconds, bytes of each
-    that is committed), ``failed`` (sample and error of each that failed).
+    ``bytes`` and ``files`` of the committed samples, ``seconds``, ``samples`` (id, seed, seconds and bytes of
+    each that is committed), ``failed`` (sample and error of each that failed).
     """
     started = time.perf_counter()
     samples = open_samples(config)

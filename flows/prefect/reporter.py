@@ -27,6 +27,7 @@ from i2am.storage.terminal_safe import visible
 Call: TypeAlias = Callable[[SyncPrefectClient], object]
 
 REQUEST_SECONDS = 10.0
+RETRY_SECONDS = 1.0
 LOST_SECONDS = 5.0
 """A server that has not answered for so long is lost."""
 
@@ -156,7 +157,7 @@ class Reporter:
                 )
             if over:
                 return False
-            time.sleep(1.0)
+            time.sleep(RETRY_SECONDS)
         return True
 
 

@@ -21,7 +21,7 @@ def run_sweep(
 ) -> dict[str, Any]:
     """Capture everything that is missing; samples that fail are recorded, and do not stop the rest.
 
-    ``on_event`` sees what the pool does. Returns the summary of a capture with ``lost`` (a line for each shard
+    ``on_event`` sees what the pool does. Returns the summary of a capture, ``lost`` (a line for each shard
     that was given up) and ``shards`` (a row for each).
     """
     started = time.perf_counter()

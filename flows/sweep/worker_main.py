@@ -1,7 +1,7 @@
 """The program of a capture process: loads the model once, reads shards, writes what it does.
 
-Lines of JSON. In: the configuration, then {"ids": [...]} for each shard. Out: {"done": sample} for each that is
-committed, {"end": true} after a shard, or {"error": one line, "input": whether the user can correct it}.
+Lines of JSON. In: the configuration, then {"ids": [...]} for each shard. Out: {"done": sample} for each that
+is committed, {"end": true} after a shard, or {"error": one line, "input": whether the user can mend it}.
 """
 
 from __future__ import annotations
