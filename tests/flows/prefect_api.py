@@ -95,15 +95,13 @@ class UserServer:
         self._command += ["--port", str(port)]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *, wait: bool = True) -> None:
         self._process = subprocess.Popen(
             self._command, env={**os.environ, **self.env}, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        self.wait()
-
-    def wait(self) -> None:
-        wait_for(lambda: answers(self.env["PREFECT_API_URL"]), what="the server does not answer")
+        if wait:
+            wait_for(lambda: answers(self.env["PREFECT_API_URL"]), what="the server does not answer")
 
     def kill(self) -> None:
         if self._process is not None:
