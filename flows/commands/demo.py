@@ -18,15 +18,9 @@ from i2am.storage.errors import AlreadyExists
 
 _HEADER = "# Written by i2am demo; i2am capture reads it too."
 _MADE = (
-    "capture.yaml",
-    "run.zarr",
-    "run.zarr.marginals.zarr",
-    "maps.zarr",
-    "tables",
-    "figures",
-    "report",
-    "study.json",
-)
+    "capture.yaml", "run.zarr", "run.marginals.zarr",
+    "maps.zarr", "tables", "figures", "report", "study.json",
+)  # fmt: skip
 
 
 def demo(
@@ -64,12 +58,12 @@ def _prepare(out: Path, samples: int, steps: int, resume: bool, overwrite: bool)
     """Make the folder and write the capture's configuration into it."""
     config = out / "capture.yaml"
     existing = [name for name in _MADE if (out / name).exists()]
-    if existing and overwrite and _is_ours(config):
+    ours = _is_ours(config)
+    if existing and overwrite and ours:
         for name in existing:
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif existing and not (resume and _is_ours(config)):
-        ours = _is_ours(config)
+    elif existing and not (resume and ours):
         raise AlreadyExists(
             f"{out} holds {', '.join(existing)} already",
             remedy="go on with --resume, start again with --overwrite, or choose another --out"
@@ -96,7 +90,7 @@ def _is_ours(config: Path) -> bool:
 
 def _step(command: str, *arguments: str) -> dict[str, Any]:
     """Run one command in a process of its own and read its JSON; its errors are already on standard error."""
-    # Threads that wait by spinning would starve the server, and each other on a busy machine.
+    # Threads that wait by spinning would starve each other on a busy machine.
     env = {"OMP_WAIT_POLICY": "passive", **os.environ}
     status, output = run([sys.executable, "-m", "i2am", command, *arguments, "--json"], env=env)
     if status < 0:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from i2am.flows.commands.options import AsJson
 from i2am.flows.console.output import emit, say
 from i2am.storage.errors import ConfigError
-
-if TYPE_CHECKING:
-    from i2am.flows.prefect.deploy import Pools, Times
 
 
 def deploy(
@@ -59,39 +56,16 @@ def deploy(
     if analysis_config is not None:
         load_config(analysis_config, AnalysisConfig)
     as_flow(True)
-    from i2am.flows.prefect.deploy import Pools, Times
+    from i2am.flows.prefect import deploy as server
 
-    pools, times = Pools(pool_gpu, pool_cpu), Times(schedule, analysis_schedule, timezone, after_sweep)
-    analysis = {"out": analysis_out, "config": analysis_config}
-    made = _deploy(config, name, analysis, pools, times)
+    pools = server.Pools(pool_gpu, pool_cpu)
+    times = server.Times(schedule, analysis_schedule, timezone, after_sweep)
+    analysis = None
+    if analysis_out is not None:
+        own = str(analysis_config.resolve()) if analysis_config is not None else None
+        analysis = {"out": str(Path(analysis_out).absolute()), "config": own}
+    made = server.deploy(os.environ.get("PREFECT_API_URL"), pools, times, config, name, analysis)
     emit(made) if as_json else _say(made)
-
-
-def _deploy(
-    config: Path | None, name: str | None, analysis: dict[str, Any], pools: Pools, times: Times
-) -> dict[str, Any]:
-    """Bring the server up to date; returns what ``--json`` writes."""
-    from i2am.flows.prefect import deploy
-    from i2am.flows.prefect.deployed_flows import ANALYSIS, SWEEP
-
-    api = os.environ.get("PREFECT_API_URL")
-    deployments: dict[str, str] = {}
-    with deploy.on_server(api) as client:
-        created = deploy.ensure_pools(client, pools)
-        if config is not None:
-            name = name or config.stem
-            sweep_id = deploy.deploy_sweep(config, name, pools, times)
-            deployments[f"{SWEEP}/{name}"] = sweep_id
-            if analysis["out"] is not None:
-                own = analysis["config"]
-                parameters = {
-                    "run": str(config.resolve()),
-                    "out": str(Path(analysis["out"]).absolute()),
-                    "config": str(own.resolve()) if own is not None else None,
-                }
-                study_id = deploy.deploy_analysis(parameters, name, pools, times, sweep_id)
-                deployments[f"{ANALYSIS}/{name}"] = study_id
-    return {"server": api, "pools": [pools.gpu, pools.cpu], "created": created, "deployments": deployments}
 
 
 def _say(made: dict[str, Any]) -> None:

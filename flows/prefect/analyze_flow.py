@@ -57,13 +57,6 @@ def analyze_flow(
     run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool = False, again: bool = False
 ) -> dict[str, Any]:
     """Analyse a run into a directory, as :func:`i2am.flows.analyze.job.run_analysis` does."""
-    return run_analyze(run, out, config, overwrite, again)
-
-
-def run_analyze(
-    run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool, again: bool
-) -> dict[str, Any]:
-    """Do what :func:`analyze_flow` does, inside the flow that calls it."""
     summary = analyze_run(run, out, config, overwrite, again)
     publish_analysis(summary)
     return summary

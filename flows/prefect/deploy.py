@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,49 +94,60 @@ def ensure_pools(client: SyncPrefectClient, pools: Pools) -> list[str]:
     return made
 
 
-def deploy_sweep(config: Path, name: str, pools: Pools, times: Times) -> str:
-    """Create or update the deployment of a sweep; returns its id. ``config`` is a file on the worker."""
-    parameters = {"config": str(config.resolve())}
-    return _apply(nightly_sweep, name, pools.gpu, parameters, times.schedules(times.sweep))
+def deploy(
+    api: str | None,
+    pools: Pools,
+    times: Times,
+    config: Path | None = None,
+    name: str | None = None,
+    analysis: dict[str, str | None] | None = None,
+) -> dict[str, Any]:
+    """Bring the server up to date: work pools, the sweep of ``config``, and its analysis.
 
-
-def deploy_analysis(
-    parameters: dict[str, Any], name: str, pools: Pools, times: Times, sweep_id: str | None = None
-) -> str:
-    """Create or update the deployment of an analysis; returns its id.
-
-    ``parameters`` are those of :func:`i2am.flows.prefect.deployed_flows.nightly_analysis`; ``sweep_id`` is
-    the deployment after whose runs it runs, where ``times`` says so.
+    Files are given as the worker sees them; ``analysis`` has ``out`` and ``config``. Returns what
+    ``i2am deploy --json`` writes.
     """
-    triggers = []
-    if times.after_sweep:
-        triggers = [
-            DeploymentEventTrigger(
-                name=f"{ANALYSIS}/{name} after {SWEEP}/{name}",
-                expect={"prefect.flow-run.Completed"},
-                match_related={
-                    "prefect.resource.id": f"prefect.deployment.{sweep_id}",
-                    "prefect.resource.role": "deployment",
-                },
-            )
-        ]
-    return _apply(nightly_analysis, name, pools.cpu, parameters, times.schedules(times.analysis), triggers)
+    deployments: dict[str, str] = {}
+    with on_server(api) as client:
+        created = ensure_pools(client, pools)
+        if config is not None:
+            name, file = name or config.stem, str(config.resolve())
+            sweep = _apply(nightly_sweep, name, pools.gpu, {"config": file}, times.schedules(times.sweep))
+            deployments[f"{SWEEP}/{name}"] = sweep
+            if analysis is not None:
+                parameters = {"run": file, **analysis}
+                schedules = times.schedules(times.analysis)
+                triggers = [_after(sweep, name)] if times.after_sweep else []
+                made = _apply(nightly_analysis, name, pools.cpu, parameters, schedules, triggers)
+                deployments[f"{ANALYSIS}/{name}"] = made
+    return {"server": api, "pools": [pools.gpu, pools.cpu], "created": created, "deployments": deployments}
+
+
+def _after(sweep: str, name: str) -> DeploymentEventTrigger:
+    return DeploymentEventTrigger(
+        name=f"{ANALYSIS}/{name} after {SWEEP}/{name}",
+        expect={"prefect.flow-run.Completed"},
+        match_related={
+            "prefect.resource.id": f"prefect.deployment.{sweep}",
+            "prefect.resource.role": "deployment",
+        },
+    )
 
 
 def _apply(
     flow: Flow[Any, Any],
     name: str,
     pool: str,
-    parameters: dict[str, Any],
+    parameters: Mapping[str, str | None],
     schedules: Sequence[CronSchedule],
     triggers: Sequence[DeploymentEventTrigger] = (),
 ) -> str:
-    """Create or update one deployment; nothing of an earlier one of its name stays."""
+    """Create or replace one deployment; returns its id."""
     deployment = RunnerDeployment.from_flow(
         flow,
         name=name,
         work_pool_name=pool,
-        parameters=parameters,
+        parameters=dict(parameters),
         schedules=list(schedules),
         triggers=list(triggers),
         # A run that is due while the one before is at work waits for it: two would share samples.

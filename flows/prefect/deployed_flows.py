@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 
 from i2am.flows.config.load_yaml import load_capture, load_config
 from i2am.flows.config.models import AnalysisConfig
-from i2am.flows.prefect.analyze_flow import run_analyze
+from i2am.flows.prefect.analyze_flow import analyze_flow
 from i2am.flows.prefect.reporter import Reporter
 from i2am.flows.prefect.sweep_flow import reported_sweep
 from i2am.storage.errors import CaptureError
@@ -70,4 +70,4 @@ def nightly_analysis(
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
     if Path(run).suffix in (".yaml", ".yml"):
         run = load_capture(run).out
-    return run_analyze(run, out, settings, overwrite, again)
+    return analyze_flow.fn(run, out, settings, overwrite, again)

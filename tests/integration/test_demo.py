@@ -1,4 +1,4 @@
-"""`i2am demo` as a newcomer runs it: embedded model, Prefect's server, two processes, a report."""
+"""`i2am demo` as a newcomer runs it: embedded model, two processes, a report."""
 
 from __future__ import annotations
 
