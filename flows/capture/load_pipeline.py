@@ -16,9 +16,7 @@ from i2am.storage.errors import CaptureError, ConfigError, MissingDependency, No
 def load_pipeline(config: CaptureConfig) -> Any:
     """Load the pipeline, on its device, with its own progress bar off."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
-        os.environ.setdefault(
-            f"{library}_VERBOSITY", "error"
-        )  # their advice is for those who write pipelines
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")  # advice for those who write pipelines
     for package in ("torch", "diffusers"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(f"capture needs {package}", remedy="pip install 'i2am[capture]'")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Self, TypeAlias
 from uuid import uuid4
@@ -21,7 +20,7 @@ from prefect.states import Running
 
 from i2am.flows.console.output import note
 from i2am.flows.console.progress import Progress
-from i2am.flows.prefect.markdown import cells, plain
+from i2am.flows.prefect.markdown import plain
 from i2am.storage.terminal_safe import visible
 
 Call: TypeAlias = Callable[[SyncPrefectClient], object]
@@ -112,15 +111,8 @@ class Reporter:
 
         self._calls.put(send)
 
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Publish a table as an artifact."""
-        self._artifact(name, "table", json.dumps(cells(rows)))
-
-    def markdown(self, name: str, text: str) -> None:
-        """Publish a page as an artifact."""
-        self._artifact(name, "markdown", text)
-
-    def _artifact(self, name: str, kind: str, data: str) -> None:
+    def artifact(self, name: str, kind: str, data: object) -> None:
+        """Publish an artifact, of kind ``table`` (JSON) or ``markdown``."""
         self._calls.put(lambda client: self._create_artifact(client, name, kind, data))
 
     def _create_artifact(self, client: SyncPrefectClient, name: str, kind: str, data: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from prefect.client.schemas.objects import State
@@ -10,7 +11,7 @@ from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
 from i2am.flows.config.models import CaptureConfig
 from i2am.flows.console.output import human_bytes, one_line
 from i2am.flows.console.progress import heard_by
-from i2am.flows.prefect.markdown import plain
+from i2am.flows.prefect.markdown import cells, plain
 from i2am.flows.prefect.reporter import Reporter
 from i2am.flows.sweep.pool import Event, Message, ShardChanged
 from i2am.flows.sweep.sweep import run_sweep
@@ -45,9 +46,9 @@ def reported_sweep(config: CaptureConfig, retry_failed: bool, reporter: Reporter
 
     with heard_by(reporter.on_progress):
         summary = run_sweep(config, retry_failed, on_event)
-    reporter.table("shards", summary["shards"])
-    reporter.table("failures", summary["failed"])
-    reporter.markdown("summary", _page(summary))
+    for name, rows in (("shards", summary["shards"]), ("failures", summary["failed"])):
+        reporter.artifact(name, "table", json.dumps(cells(rows)))
+    reporter.artifact("summary", "markdown", _page(summary))
     return summary
 
 

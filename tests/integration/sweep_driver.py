@@ -2,8 +2,8 @@
 
 Usage: python -m tests.integration.sweep_driver CONFIG KILLS SEED. The sweep is started again where it was
 killed, and sweeps into another run where it has finished before all kills were done; the server is started
-again at once. Writes one JSON document: what was killed, the runs, the exit statuses of each one's sweeps, and
-the commit records that ever changed.
+again at once. Writes one JSON document: what was killed, the runs, the exit statuses of their sweeps, and the
+commit records that ever changed.
 """
 
 from __future__ import annotations
