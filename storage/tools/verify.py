@@ -19,7 +19,7 @@ from i2am.storage.locations.base import STAGING, Location, TooLarge
 from i2am.storage.locations.open import locate
 from i2am.storage.reading.commit_index import INDEX, MAX_BYTES, parse_index
 from i2am.storage.writing.failures import FOLDER as FAILURES
-from i2am.storage.writing.lease import FOLDER as CLAIMS
+from i2am.storage.writing.lease import FOLDER as LEASES
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,13 +222,13 @@ def _check_index(check: _Check, records: Mapping[str, CommitRecord]) -> None:
 def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[str]) -> None:
     """Say what the files are that no committed sample and no metadata account for."""
     header = check.header
-    held = {"/".join(p.split("/")[:2]) for p in check.found if p.startswith((f"{STAGING}/", f"{CLAIMS}/"))}
+    held = {"/".join(p.split("/")[:2]) for p in check.found if p.startswith((f"{STAGING}/", f"{LEASES}/"))}
     staged = {path.split("/")[1].removesuffix(".json") for path in held}
     arrays = {layout.path for layouts in header.layouts.values() for layout in layouts.values()}
     for path in sorted(set(check.found) - seen):
         folder, _, name = path.rpartition("/")
         parts = name.split(".")
-        if path.startswith((f"{STAGING}/", f"{CLAIMS}/")):
+        if path.startswith((f"{STAGING}/", f"{LEASES}/")):
             continue
         if folder == FAILURES:
             check.notes.append(f"{path}: a sample that was set aside as failed")

@@ -2,7 +2,7 @@
 
 On a local disk that is ``.staging/<sample>/`` inside the run, held by a lock on the file ``lock`` in it,
 which the system releases when the process ends, however it ends. Elsewhere it is a temporary directory of
-this machine, and the sample is held by a claim (`i2am.storage.writing.lease`).
+this machine, and the sample is held by a lease (`i2am.storage.writing.lease`).
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def _sweep_file(path: Path) -> None:
 
 
 class RemoteStaging:
-    """Staging in a temporary directory, uploaded object by object while a claim is held.
+    """Staging in a temporary directory, uploaded object by object while a lease is held.
 
     Parameters
     ----------
@@ -226,7 +226,7 @@ class RemoteStaging:
         self._folder_lock = locked_folder(Path(tempfile.gettempdir()), _PREFIX)
         self.folder = self._folder_lock.path.parent
         try:
-            self._claim = Lease(location, sample)
+            self._lease = Lease(location, sample)
         except BaseException:
             self._drop_folder()
             raise
@@ -237,7 +237,7 @@ class RemoteStaging:
 
     def prepare(self, leftovers: Iterable[str]) -> None:
         """Remove what a writer that is gone had put; see `Staging`."""
-        if self._claim.inherited:
+        if self._lease.taken_over:
             for path in leftovers:
                 self._location.remove(path)
 
@@ -246,17 +246,17 @@ class RemoteStaging:
         placed: list[str] = []
         try:
             for path, source in files.items():
-                self._claim.hold()
+                self._lease.check()
                 placed.append(path)
                 self._location.upload(path, source)
-            self._claim.hold()
+            self._lease.check()
             placed.append(record)
             if not self._location.write_new(record, content):
                 raise AlreadyExists(f"sample {self._sample!r} of {self._location.url} is committed")
         except (SampleBusy, AlreadyExists):
             raise  # what lies there now is another's
         except StoreUnavailable:
-            self._answers = False  # the claim stays, and tells whoever comes next to clear up
+            self._answers = False  # the lease stays, and tells whoever comes next to clear up
             raise
         except BaseException:
             try:
@@ -270,7 +270,7 @@ class RemoteStaging:
         """Remove the temporary directory and release the sample; see `Staging`."""
         if self.folder.exists():
             self._drop_folder()
-        self._claim.release(remove=self._answers)
+        self._lease.release(remove=self._answers)
 
 
 def stage(location: Location, sample: str) -> Staging:

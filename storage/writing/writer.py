@@ -205,7 +205,7 @@ class RunWriter:
     def _sweep(self) -> None:
         if isinstance(self._location, LocalLocation):
             sweep(Path(self._location.url), lambda sample: self._leftovers(sample) or ())
-        if isinstance(self._location, RemoteLocation):
+        elif isinstance(self._location, RemoteLocation):
             sweep_leases(self._location, self._leftovers)
 
     def _leftovers(self, sample: str) -> list[str] | None:
