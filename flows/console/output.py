@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from i2am.storage.errors import I2AMError
+from i2am.storage.human_bytes import human_bytes as human_bytes
 from i2am.storage.terminal_safe import visible
 
 
@@ -46,15 +47,6 @@ def emit(document: Mapping[str, Any]) -> None:
     """
     text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
     sys.stdout.write("\n".join(_each(line, _json_escape) for line in text.split("\n")) + "\n")
-
-
-def human_bytes(count: float) -> str:
-    """Format a number of bytes with a decimal prefix: 1536 -> ``1.5 kB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()) -> None:

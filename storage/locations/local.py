@@ -144,7 +144,7 @@ class LocalLocation:
 
     @contextmanager
     def _temporary(self, path: str, data: bytes) -> Iterator[tuple[Path, Path]]:
-        """Make a synced file with the data, locked so that a sweep leaves it alone; yield it and its target."""
+        """Make a synced file, locked so that a sweep leaves it alone; yield it and its target."""
         with system_errors(f"{self.url}/{path}"):
             self._check(STAGING)
             self._check(path.rpartition("/")[0])

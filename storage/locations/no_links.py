@@ -15,7 +15,7 @@ from i2am.storage.errors import DamagedRun
 
 
 def check_folder(root: str | Path, folder: str) -> None:
-    """Raise `DamagedRun` if a folder, which need not exist, is a link, or lies below one or outside the root."""
+    """Raise `DamagedRun` if a folder is a link, or lies below one or outside the root; it need not exist."""
     whole = f"{os.path.realpath(root)}/{folder}".rstrip("/")
     if os.path.realpath(whole) != whole:
         raise _not_plain(f"{root}/{folder}", "a symbolic link, or a path that leads out of it")
