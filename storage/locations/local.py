@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from i2am.storage.locations.base import STAGING, STREAM_BYTES, TooLarge, system_errors, write_all
+from i2am.storage.locations.base import STAGING, STREAM_BYTES, Location, TooLarge, system_errors, write_all
 from i2am.storage.locations.file_lock import FileLock, try_lock
 from i2am.storage.locations.no_links import check_folder, open_file
 
@@ -25,11 +25,11 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-class LocalLocation:
-    """A directory of this machine; the methods are those of `Location`, and `read_into`."""
+class LocalLocation(Location):
+    """A directory of this machine."""
 
     def __init__(self, root: Path) -> None:
-        self.root: Path | None = root
+        self.root = root
         self._root = root
         self._checked = {""}
         self.url = str(root)
@@ -105,7 +105,7 @@ class LocalLocation:
         return sorted(entry.name for entry in self._entries(path))
 
     def tags(self, path: str) -> dict[str, str]:
-        """Return name to tag of the files in a folder, from size and time of change; see `Location`."""
+        """Return name to tag of the files in a folder, made of size and time of change."""
         found = {}
         for entry in self._entries(path):
             with suppress(FileNotFoundError):  # removed since

@@ -97,7 +97,7 @@ class ObjectStoreLocation(RemoteLocation):
         return _stores[name]
 
     def read(self, path: str, most: int | None = None) -> bytes:
-        """Return a whole object, in one request; see `Location`."""
+        """Return a whole object, in one request."""
 
         def get(store: Any) -> bytes:
             found = store.get(self._key(path))
@@ -142,7 +142,7 @@ class ObjectStoreLocation(RemoteLocation):
         self._ask(path, lambda store: store.put(self._key(path), data))
 
     def write_new(self, path: str, data: bytes) -> bool:
-        """Put an object unless there is one, as one step of the server; see `RemoteLocation`."""
+        """Put an object unless there is one, as one step of the server."""
         from obstore.exceptions import AlreadyExistsError
 
         def create(store: Any) -> bool:
@@ -180,7 +180,7 @@ class ObjectStoreLocation(RemoteLocation):
             return False
 
     def upload(self, path: str, source: Path) -> None:
-        """Put a local file as one object, a large one in parts; see `RemoteLocation`."""
+        """Put a local file as one object, a large one in parts."""
         # Where the last answer was lost, the parts have been joined already and are not found.
         self._ask(path, lambda store: store.put(self._key(path), source), again=FileNotFoundError)
 

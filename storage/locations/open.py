@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from i2am.storage.locations.base import Location
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.object_store import PROTOCOLS, ObjectStoreLocation
-from i2am.storage.locations.remote import RemoteLocation
 
 
-def locate(
-    path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
-) -> LocalLocation | RemoteLocation:
+def locate(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Location:
     """Return the location of a run: a local path, ``file://`` or any URL that obstore or fsspec knows.
 
     Raises `InputError` for an unknown protocol, and `MissingDependency` where its package is absent.

@@ -6,7 +6,7 @@ conditional request; on other file systems two writers may come between each oth
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,50 +14,28 @@ from typing import Any
 from urllib.parse import quote
 
 from i2am.storage.errors import NoPermission, StoreUnavailable
-from i2am.storage.locations.base import STREAM_BYTES, system_errors
+from i2am.storage.locations.base import STREAM_BYTES, Location, system_errors
 
 _MERGE = 16 << 20
 """Neighbouring ranges are fetched together up to this many bytes."""
 
 
-class RemoteLocation(ABC):
-    """A `Location` that is no local directory."""
+class RemoteLocation(Location):
+    """A location that is no local directory.
+
+    `write_new` and `replace` take an object that has the new content already for their own, put by a request
+    whose answer was lost; so contents of different writers must differ.
+    """
 
     def __init__(self, url: str) -> None:
-        self.root: Path | None = None
+        self.root = None
         self.url = url
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
     @abstractmethod
-    def read(self, path: str, most: int | None = None) -> bytes: ...
-
-    @abstractmethod
     def read_range(self, path: str, start: int, stop: int) -> bytes: ...
-
-    @abstractmethod
-    def size(self, path: str) -> int | None: ...
-
-    @abstractmethod
-    def names(self, path: str) -> list[str]: ...
-
-    @abstractmethod
-    def tags(self, path: str) -> dict[str, str]: ...
-
-    @abstractmethod
-    def files(self) -> Iterator[tuple[str, int]]: ...
-
-    @abstractmethod
-    def write(self, path: str, data: bytes) -> None: ...
-
-    @abstractmethod
-    def write_new(self, path: str, data: bytes) -> bool:
-        """Put an object unless there is one.
-
-        Contents of different writers must differ: an object of the same content counts as one's own, put by a
-        request whose answer was lost.
-        """
 
     @abstractmethod
     def replace(self, path: str, old: bytes, new: bytes) -> bool:
@@ -67,11 +45,8 @@ class RemoteLocation(ABC):
     def upload(self, path: str, source: Path) -> None:
         """Put a local file as one object."""
 
-    @abstractmethod
-    def remove(self, path: str) -> None: ...
-
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
-        """Return byte ranges, neighbours fetched together; see `Location`."""
+        """Return byte ranges; neighbours are fetched together."""
         merged: list[list[int]] = []
         places: list[tuple[int, int, int]] = []
         for start, stop in ranges:
@@ -88,7 +63,6 @@ class RemoteLocation(ABC):
         return [parts[i][start - merged[i][0] : stop - merged[i][0]] for i, start, stop in places]
 
     def stream(self, path: str) -> Iterator[bytes]:
-        """Yield a whole object in blocks; see `Location`."""
         size = self.size(path)
         if size is None:
             raise FileNotFoundError(f"{self.url}/{path}")

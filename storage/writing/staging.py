@@ -174,7 +174,7 @@ class RemoteStaging:
 
     def __init__(self, location: RemoteLocation, sample: str) -> None:
         self._location, self._sample = location, sample
-        self._answers = True
+        self._available = True
         for abandoned in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
             with suppress(OSError):  # another user's
                 remove_abandoned(abandoned)
@@ -209,20 +209,20 @@ class RemoteStaging:
         except (SampleBusy, AlreadyExists):
             raise  # what lies there now belongs to another writer
         except StoreUnavailable:
-            self._answers = False  # the lease stays, so that the next writer clears up
+            self._available = False  # the lease stays, so that the next writer clears up
             raise
         except BaseException:
             try:
                 for path in reversed(placed):
                     self._location.remove(path)
             except StoreUnavailable:
-                self._answers = False
+                self._available = False
             raise
 
     def discard(self) -> None:
         if self.folder.exists():
             self._remove_folder()
-        self._lease.release(remove=self._answers)
+        self._lease.release(remove=self._available)
 
 
 def stage(location: Location, sample: str) -> Staging:
