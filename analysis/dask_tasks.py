@@ -1,18 +1,18 @@
-"""Running many Dask tasks on whatever scheduler is active, a bounded number of them at a time.
+"""Run many Dask tasks on the active scheduler, a bounded number of them at a time.
 
-The next task is handed over as soon as one has finished, so that no worker waits for the slowest of a batch,
-and neither the graph nor the work of a long study is ever in memory as a whole.
+The next task is submitted as soon as one has finished, so that no worker waits for the slowest of a batch.
+Neither the graph nor the work of a long study is ever in memory as a whole.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
 import dask
 from dask.base import get_scheduler
@@ -21,112 +21,82 @@ from dask.system import CPU_COUNT
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.storage.errors import ClusterError
 
-AHEAD = 2
-"""Tasks in flight for each thread that works: one that runs, and one that is ready when it ends."""
-
-BATCH = 64
-"""Tasks in flight on a scheduler that takes nothing more before all of them are done."""
-
-LOOK_SECONDS = 1.0
-"""Seconds after which a cluster's workers are counted again: they come and go."""
-
-PATIENCE_SECONDS = 600.0
-"""Seconds that work waits on a cluster that has lost all its workers."""
-
+# Tasks in flight for each working thread: one that runs, and one that is ready when it ends.
+TASKS_PER_THREAD = 2
+BATCH = 64  # tasks in flight on a scheduler that accepts nothing more before all of them are done
+RECOUNT_SECONDS = 1.0  # seconds after which the workers of a cluster are counted again
+NO_WORKER_SECONDS = 600.0  # seconds that work waits on a cluster that has lost all its workers
 Numbered = Iterator[tuple[int, Any]]
-Crew = Callable[[Numbered], Iterator[dict[int, Any]]]
-"""Numbered tasks to their results, some at a time, in any order."""
+# Results by the number of their task, some at a time, in any order.
+Finishing = Generator[dict[int, Any], None, None]
 
 
 def kernel_version() -> int:
-    """Version of the arithmetic that this process would use: what a worker is asked before it gets work."""
+    """Version of the arithmetic of this process, asked of a worker before it gets work."""
     return KERNEL_VERSION
 
 
 def run_tasks(tasks: Iterable[Any], on_done: Callable[[int], None] | None = None) -> list[Any]:
-    """Compute delayed objects, in parallel.
+    """Compute `dask.delayed` objects in parallel, and return their (small) results in order.
 
-    Parameters
-    ----------
-    tasks
-        Of `dask.delayed`; they may depend on others, which are then spread over the workers too. Read as they
-        are needed. Their results come here: let them be small.
-    on_done
-        Called in this thread with the number of tasks that have finished, each time that it grows.
-
-    Returns
-    -------
-    list
-        Results, in the order of the tasks.
-
-    Raises
-    ------
-    Exception
-        The first that a task raises. What has not begun by then is dropped.
-    ClusterError
-        If no worker of the cluster is left.
+    Tasks are read as they are needed. `on_done` is called in this thread with the number of finished tasks.
+    The first error of a task is raised; tasks that have not begun by then are dropped. `ClusterError` means
+    that the cluster has no worker left.
     """
+    get = get_scheduler()
+    client = getattr(get, "__self__", None)  # of a distributed client, `get` is a method
+    if client is not None and hasattr(client, "nthreads"):
+        finishing = _in_flight(enumerate(tasks), _Cluster(client))
+    elif get is None or get is dask.threaded.get:
+        finishing = _in_flight(enumerate(tasks), _Threads())
+    else:
+        finishing = _in_batches(enumerate(tasks), 1 if get is dask.local.get_sync else BATCH)
     results: dict[int, Any] = {}
-    with _crew() as crew, closing(crew(enumerate(tasks))) as finished:
-        for done in finished:
+    with closing(finishing):
+        for done in finishing:
             results |= done
             if on_done is not None:
                 on_done(len(results))
     return [results[number] for number in range(len(results))]
 
 
-@contextmanager
-def _crew() -> Iterator[Callable[[Numbered], Any]]:
-    """Whoever does the work: the active Dask client, threads of this process, or any other scheduler."""
-    get = get_scheduler()
-    client = getattr(get, "__self__", None)  # of a distributed client it is the method `get`
-    if client is not None and hasattr(client, "nthreads"):
-        yield lambda tasks: _in_flight(tasks, _Cluster(client))
-    elif get is None or get is dask.threaded.get:
-        with _threads() as threads:
-            yield lambda tasks: _in_flight(tasks, threads)
-    else:
-        yield lambda tasks: _in_batches(tasks, 1 if get is dask.local.get_sync else BATCH)
-
-
-def _in_batches(tasks: Numbered, many: int) -> Iterator[dict[int, Any]]:
-    while batch := dict(islice(tasks, many)):
+def _in_batches(tasks: Numbered, size: int) -> Finishing:
+    while batch := dict(islice(tasks, size)):
         yield dict(zip(batch, dask.compute(*batch.values()), strict=True))
 
 
-class _Workers(Protocol):
-    """What `_in_flight` needs: how many tasks may be in flight now (0: nobody is there), and futures."""
-
-    def width(self) -> int: ...
-    def submit(self, task: Any) -> Any: ...
-    def results(self, futures: list[Any]) -> Sequence[Any]: ...
-    def cancel(self, futures: list[Any]) -> None: ...
-
-
-def _in_flight(tasks: Numbered, workers: _Workers) -> Iterator[dict[int, Any]]:
+def _in_flight(tasks: Numbered, workers: _Threads | _Cluster) -> Finishing:
     finished: SimpleQueue[int] = SimpleQueue()
-    flying: dict[int, Any] = {}
-    seen = time.monotonic()
+    in_flight: dict[int, Any] = {}
+    last_seen = time.monotonic()
     try:
         while True:
-            width = workers.width()
-            for number, task in islice(tasks, max(0, (width or 1) - len(flying))):
-                flying[number] = workers.submit(task)
-                flying[number].add_done_callback(lambda _, number=number: finished.put(number))
-            if not flying:
+            capacity = workers.capacity()
+            for number, task in islice(tasks, max(0, (capacity or 1) - len(in_flight))):
+                in_flight[number] = workers.submit(task)
+                in_flight[number].add_done_callback(lambda _, number=number: finished.put(number))
+            if not in_flight:
                 return
-            seen = time.monotonic() if width else _still_patient(seen)
-            if numbers := _next(finished):
-                done = workers.results([flying.pop(number) for number in numbers])
+            if capacity:
+                last_seen = time.monotonic()
+            elif time.monotonic() - last_seen > NO_WORKER_SECONDS:
+                raise ClusterError(
+                    "the Dask cluster has no worker left",
+                    expected=f"at least one within {NO_WORKER_SECONDS:.0f} s",
+                    got="none",
+                    remedy="start workers and run again: finished marginals are kept",
+                )
+            if numbers := _wait(finished):
+                done = workers.results([in_flight.pop(number) for number in numbers])
                 yield dict(zip(numbers, done, strict=True))
     finally:
-        workers.cancel(list(flying.values()))
+        workers.close(list(in_flight.values()))
 
 
-def _next(finished: SimpleQueue[int]) -> list[int]:
-    """Numbers that have come: at least one, unless none does for a while."""
+def _wait(finished: SimpleQueue[int]) -> list[int]:
+    """Numbers of finished tasks: at least one, unless none finishes for a while."""
     try:
-        numbers = [finished.get(timeout=LOOK_SECONDS)]
+        numbers = [finished.get(timeout=RECOUNT_SECONDS)]
     except Empty:
         return []
     while not finished.empty():
@@ -134,25 +104,20 @@ def _next(finished: SimpleQueue[int]) -> list[int]:
     return numbers
 
 
-def _still_patient(seen: float) -> float:
-    if time.monotonic() - seen > PATIENCE_SECONDS:
-        raise ClusterError(
-            "the Dask cluster has no worker left",
-            expected=f"at least one within {PATIENCE_SECONDS:.0f} s",
-            got="none",
-            remedy="start workers and run again: finished marginals are kept",
-        )
-    return seen
-
-
 class _Threads:
-    """Threads of this process: `pool` does the work; a thread of `callers` waits for each task in flight."""
+    """As many threads of this process as Dask's configuration says, or the pool that it names."""
 
-    def __init__(self, pool: Any, callers: ThreadPoolExecutor, width: int) -> None:
-        self._pool, self._callers, self._width = pool, callers, width
+    def __init__(self) -> None:
+        self._users_pool = dask.config.get("pool", None)
+        configured = getattr(self._users_pool, "_max_workers", None) or dask.config.get("num_workers", None)
+        threads = configured or CPU_COUNT
+        self._capacity: int = TASKS_PER_THREAD * threads
+        self._pool = self._users_pool or ThreadPoolExecutor(threads, thread_name_prefix="i2am-work")
+        # One thread waits for each task in flight; the pool does the work.
+        self._callers = ThreadPoolExecutor(self._capacity, thread_name_prefix="i2am-wait")
 
-    def width(self) -> int:
-        return self._width
+    def capacity(self) -> int:
+        return self._capacity
 
     def submit(self, task: Any) -> Any:
         return self._callers.submit(lambda: dask.compute(task, scheduler="threads", pool=self._pool)[0])
@@ -160,39 +125,27 @@ class _Threads:
     def results(self, futures: list[Any]) -> Sequence[Any]:
         return [future.result() for future in futures]
 
-    def cancel(self, futures: list[Any]) -> None:
+    def close(self, futures: list[Any]) -> None:
         for future in futures:
             future.cancel()
-
-
-@contextmanager
-def _threads() -> Iterator[_Threads]:
-    """As many threads as Dask's configuration says; they are gone afterwards, unless the pool is a user's."""
-    lent = dask.config.get("pool", None)
-    many = getattr(lent, "_max_workers", None) or dask.config.get("num_workers", None) or CPU_COUNT
-    pool = lent or ThreadPoolExecutor(many, thread_name_prefix="i2am-work")
-    callers = ThreadPoolExecutor(AHEAD * many, thread_name_prefix="i2am-wait")
-    try:
-        yield _Threads(pool, callers, AHEAD * many)
-    finally:
-        if lent is None:
-            pool.shutdown(wait=False, cancel_futures=True)
-        callers.shutdown(wait=True, cancel_futures=True)
+        if self._users_pool is None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._callers.shutdown(wait=True, cancel_futures=True)
 
 
 class _Cluster:
-    """The workers of a distributed client."""
+    """The workers of a distributed client; 0 capacity while there are none."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._threads = 0
-        self._looked = float("-inf")
+        self._capacity = 0
+        self._counted = float("-inf")
 
-    def width(self) -> int:
-        if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._threads = sum(self._client.nthreads().values())
-            self._looked = time.monotonic()
-        return AHEAD * self._threads
+    def capacity(self) -> int:
+        if time.monotonic() - self._counted >= RECOUNT_SECONDS:
+            self._capacity = TASKS_PER_THREAD * sum(self._client.nthreads().values())
+            self._counted = time.monotonic()
+        return self._capacity
 
     def submit(self, task: Any) -> Any:
         return self._client.compute(task)
@@ -201,6 +154,6 @@ class _Cluster:
         found: Sequence[Any] = self._client.gather(futures)
         return found
 
-    def cancel(self, futures: list[Any]) -> None:
+    def close(self, futures: list[Any]) -> None:
         if futures and self._client.status == "running":
-            self._client.cancel(futures)  # one that runs on a worker runs to its end there
+            self._client.cancel(futures)  # a task that already runs on a worker runs to its end

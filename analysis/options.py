@@ -15,59 +15,29 @@ from i2am.storage.index_selection import Indices
 
 @dataclass(frozen=True, slots=True)
 class StudyOptions:
-    """What to study and how.
+    """What to study and how."""
 
-    Attributes
-    ----------
-    layers, steps, heads, samples
-        Selections, as for `attribution_maps`; None for all.
-    time_groups
-        Groups of the time level, at most; fewer if there are fewer steps.
-    penalty
-        IMACS's weight of what lies outside the mask.
-    protocol
-        "corrected" or "official", of the maps and of IMACS.
-    confidence
-        Of the intervals over samples.
-    size
-        (rows, columns) of the maps; None for the largest grid.
-    aggregations
-        Names or "module:name" of aggregations.
-    details
-        Samples shown in full in the report; all are in its table.
-    figures
-        Samples that get a figure of their own.
-    store
-        Place of the derived store of marginals; None for beside the run, False to keep nothing. Of several
-        runs: a folder for theirs.
-    storage_options
-        For fsspec, where the run or the derived store is a URL.
-    """
-
+    # layers, steps, heads, samples: selections, as for `attribution_maps`; None for all
     layers: tuple[str, ...] | None = None
     steps: Indices | None = None
     heads: Indices | None = None
     samples: tuple[str, ...] | None = None
-    time_groups: int = 5
-    penalty: float = 3.0
-    protocol: Protocol = "corrected"
-    confidence: float = CONFIDENCE
-    size: tuple[int, int] | None = None
-    aggregations: tuple[str, ...] = ()
-    details: int = 24
-    figures: int = 12
+    time_groups: int = 5  # groups of the time level, at most; fewer if there are fewer steps
+    penalty: float = 3.0  # IMACS's weight of what lies outside the mask
+    protocol: Protocol = "corrected"  # "corrected" or "official", of the maps and of IMACS
+    confidence: float = CONFIDENCE  # of the intervals over samples
+    size: tuple[int, int] | None = None  # (rows, columns) of the maps; None for the largest grid
+    aggregations: tuple[str, ...] = ()  # names or "module:name" of aggregations
+    details: int = 24  # samples shown in full in the report; all are in its table
+    figures: int = 12  # samples that get a figure of their own
+    # place of the derived store of marginals; None for beside the run, False to keep nothing. Of
+    # several runs: a folder for theirs
     store: StorePlace = None
-    storage_options: dict[str, Any] | None = None
+    storage_options: dict[str, Any] | None = None  # for fsspec, where the run or the derived store is a URL
 
 
 def check_options(options: StudyOptions) -> None:
-    """Refuse what would fail only after the marginals pass.
-
-    Raises
-    ------
-    InputError, UnknownName
-        For a confidence, penalty or protocol that cannot be.
-    """
+    """Refuse what would fail only after the marginals pass."""
     check_confidence(options.confidence)
     check_penalty(options.penalty)
     if options.protocol not in PROTOCOLS:

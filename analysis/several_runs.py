@@ -1,168 +1,144 @@
-"""Maps and aggregations of several runs: each run's own, side by side along the samples, in the order asked.
+"""Maps and aggregations of several runs: those of each run, side by side along the samples, in the order asked.
 
-Nothing is computed otherwise than for one run, and what is kept is kept beside each run. Densities do not
-depend on the resolution, so runs of different grids (resolution buckets) have their maps made at one size;
-the coordinates `own_rows` and `own_columns` then hold the grid that each sample has by itself, whose aspect
-ratio is that of its images. The coordinate `run_id` says where a sample comes from.
+Densities do not depend on the resolution, so maps of runs with different grids are made at one size. The
+coordinates `own_rows` and `own_columns` then hold the grid of each sample's own run, which has the aspect
+ratio of its images; `run_id` says which run a sample comes from.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from i2am.analysis.grids import tiled_layers
-from i2am.analysis.grids.direction import side_of
+from i2am.analysis.grids import regions, tiled_layers
+from i2am.analysis.grids.direction import other_side, side_of
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import chosen_samples
-from i2am.analysis.marginals.store import StorePlace, within
+from i2am.analysis.grids.selection import select_samples
+from i2am.analysis.marginals.store import StorePlace, store_in_folder
 from i2am.storage.errors import InputError, NoAnswer
-
-if TYPE_CHECKING:
-    from i2am.storage.reading.run import Run
-    from i2am.storage.reading.run_collection import Runs
+from i2am.storage.reading.run import Run
+from i2am.storage.reading.run_collection import Runs
 
 
-def over_runs(
+def combine_runs(
     runs: Runs,
     samples: Sequence[str] | str | None,
     size: Grid | None,
     store: StorePlace,
     make: Callable[..., xr.DataArray],
 ) -> xr.DataArray:
-    """Make something of every run that holds a sample asked for, and put it together.
+    """Concatenate what `make` (run, samples=, size=, store=) returns for every run with a sample asked for.
 
-    Parameters
-    ----------
-    runs
-        Several runs as one.
-    samples
-        Ids in order; None for all.
-    size
-        (rows, columns) of what is a map; None for the largest grid, if all have one aspect ratio.
-    store
-        Folder of the derived stores; None for beside each run, False to keep nothing.
-    make
-        (run, samples=, size=, store=) to a lazy result (sample, ...) of one run.
-
-    Raises
-    ------
-    UnknownName, EmptyRun, InputError, NoAnswer
-        From the selection of samples and from `make`; or if maps of different grids need a size.
+    `store` is a folder for the derived stores of all runs. Maps of different grids are made at `size`, or at
+    `common_size`.
     """
-    names = chosen_samples(runs, samples)
-    held: dict[int, list[str]] = {}
-    place = {id(member): number for number, member in enumerate(runs.members)}
+    names = select_samples(runs, samples)
+    numbers = {id(member): number for number, member in enumerate(runs.members)}
+    by_run: dict[int, list[str]] = {}
     for name in names:
-        held.setdefault(place[id(runs.home(name))], []).append(name)
-    parts = [(runs.members[number], tuple(own)) for number, own in sorted(held.items())]
+        by_run.setdefault(numbers[id(runs.home(name))], []).append(name)
+    parts = [(runs.members[number], tuple(own)) for number, own in sorted(by_run.items())]
 
-    def all_at(grid: Grid | None) -> list[xr.DataArray]:
-        return [make(run, samples=own, size=grid, store=within(store, run)) for run, own in parts]
+    def make_all(grid: Grid | None) -> list[xr.DataArray]:
+        return [make(run, samples=own, size=grid, store=store_in_folder(store, run)) for run, own in parts]
 
-    made = all_at(size)
-    grids = [own_grid(member, maps.attrs) for (member, _), maps in zip(parts, made, strict=True)]
-    shapes = list(dict.fromkeys((maps.sizes.get("y", 0), maps.sizes.get("x", 0)) for maps in made))
+    results = make_all(size)
+    grids = [own_grid(member, maps.attrs) for (member, _), maps in zip(parts, results, strict=True)]
+    shapes = list(dict.fromkeys((maps.sizes.get("y", 0), maps.sizes.get("x", 0)) for maps in results))
     if len(shapes) > 1:
-        made = all_at(common_size(shapes, made[0].attrs))
-    return _side_by_side(runs, names, parts, made, grids)
+        results = make_all(common_size(shapes, results[0].attrs))
+    return _concatenate(runs, names, parts, results, grids)
 
 
 def common_size(shapes: Sequence[Grid], attrs: dict[str, Any]) -> Grid:
-    """The size at which maps of different grids are made where none is given.
+    """The largest of different grids, at which all maps are made if no size is given.
 
-    Raises
-    ------
-    NoAnswer
-        For official maps, which keep their layers' own grid.
-    InputError
-        If the grids differ in their aspect ratio.
+    Official maps (`NoAnswer`), and grids of different aspect ratios (`InputError`), have none.
     """
-    words = ", ".join(f"{rows}x{columns}" for rows, columns in shapes[:4])
+    text = ", ".join(f"{rows}x{columns}" for rows, columns in shapes[:4])
     if attrs.get("protocol") == "official":
         raise NoAnswer(
             "official maps of runs with different grids",
             expected="one grid: the official code does not resize these maps",
-            got=words,
+            got=text,
             remedy="use the corrected protocol, or ask each run by itself",
         )
-    largest = max(shapes, key=lambda grid: grid[0] * grid[1])
+    largest = max(shapes, key=math.prod)
     if any(rows * largest[1] != columns * largest[0] for rows, columns in shapes):
         raise InputError(
             "the runs' grids differ in their aspect ratio",
             expected="a size (rows, columns) for the maps of all",
-            got=words,
+            got=text,
             remedy="give one: size=(64, 64), --size 64x64, or size in the configuration",
         )
     return largest
 
 
 def own_grid(run: Run, attrs: dict[str, Any], *, other: bool = False) -> Grid | None:
-    """The largest grid of the layers of a result, on the side where it lies; None where it is no map.
-
-    Parameters
-    ----------
-    run, attrs
-        The run, and the result's attributes.
-    other
-        The other side: where the region of a specific map is chosen.
-    """
+    """The largest grid of a result's layers, on the image where it lies, or the other; None if it is no map."""
     side = side_of(attrs["direction"]) if "direction" in attrs else attrs.get("side")
     if not side:
         return None
-    if other:
-        side = "ref" if side == "gen" else "gen"
-    grids = [tiled_layers.whole_grid(run.layers[name], side) for name in attrs["layers"]]
-    return max(grids, key=lambda grid: grid[0] * grid[1])
+    layers = [run.layers[name] for name in attrs["layers"]]
+    return tiled_layers.largest_grid(layers, other_side(side) if other else side)
 
 
-def _side_by_side(
+def check_patches_agree(runs: Runs, maps: xr.DataArray, at: regions.Region | str | None) -> xr.DataArray:
+    """Refuse a region in patches if the runs' grids differ: it would be another place in each run."""
+    grids = {own_grid(member, maps.attrs, other=True) for member in runs.members}
+    if at is not None and len(grids) > 1 and not (isinstance(at, str) or regions.is_mask(at)):
+        raise InputError(
+            "at",
+            expected="the name of a mask image, or a mask: the runs' grids differ, and so do their patches",
+            got=f"patches, on {len(grids)} grids",
+            remedy="name a mask, or ask each run by itself",
+        )
+    return maps
+
+
+def _concatenate(
     runs: Runs,
     names: tuple[str, ...],
     parts: Sequence[tuple[Run, tuple[str, ...]]],
-    made: Sequence[xr.DataArray],
+    results: Sequence[xr.DataArray],
     grids: Sequence[Grid | None],
 ) -> xr.DataArray:
-    first = made[0]
-    values = da.concatenate([maps.data for maps in made])
+    first = results[0]
+    values = da.concatenate([maps.data for maps in results])
     found = [name for _, own in parts for name in own]
     if found != list(names):
         position = {name: number for number, name in enumerate(found)}
         values = values[np.asarray([position[name] for name in names])]
     coords = {str(name): coord for name, coord in first.coords.items() if "sample" not in coord.dims}
     if "timestep" in coords:
-        coords["timestep"] = coords["timestep"].copy(data=_agreed([maps["timestep"].values for maps in made]))
-    joined = xr.DataArray(values, dims=first.dims, coords=coords, name=first.name)
-    joined.attrs = first.attrs | {"run_id": runs.run_id}
-    joined.encoding = dict(first.encoding)
-    known = {name: (member, grid) for (member, own), grid in zip(parts, grids, strict=True) for name in own}
+        timesteps = _common_values([maps["timestep"].values for maps in results])
+        coords["timestep"] = coords["timestep"].copy(data=timesteps)
+    combined = xr.DataArray(values, dims=first.dims, coords=coords, name=first.name)
+    combined.attrs = first.attrs | {"run_id": runs.run_id}
+    combined.encoding = dict(first.encoding)
+    origin = {name: (member, grid) for (member, own), grid in zip(parts, grids, strict=True) for name in own}
     along: dict[str, Any] = {"sample": np.asarray(names, dtype=object)}
-    along["run_id"] = ("sample", np.asarray([known[name][0].run_id for name in names], dtype=object))
+    along["run_id"] = ("sample", np.asarray([origin[name][0].run_id for name in names], dtype=object))
     if len(set(grids)) > 1:
         for axis, label in enumerate(("own_rows", "own_columns")):
-            sizes = [grid[axis] for name in names if (grid := known[name][1]) is not None]
+            sizes = [grid[axis] for name in names if (grid := origin[name][1]) is not None]
             along[label] = ("sample", np.asarray(sizes, dtype=np.int64))
-    return joined.assign_coords(along)
+    return combined.assign_coords(along)
 
 
-def _agreed(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _common_values(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Numbers where all agree, NaN elsewhere."""
     return np.where(np.all([value == values[0] for value in values], axis=0), values[0], np.nan)
 
 
 def own_shape(maps: xr.DataArray) -> Grid:
-    """(rows, columns) whose aspect ratio is that of the image on which one sample's maps lie.
-
-    Parameters
-    ----------
-    maps
-        (..., y, x) of one sample; of runs of different grids, with the coordinates that say so.
-    """
+    """(rows, columns) with the aspect ratio of the image on which one sample's maps (..., y, x) lie."""
     if "own_rows" in maps.coords:
         return int(maps["own_rows"]), int(maps["own_columns"])
     return maps.sizes["y"], maps.sizes["x"]

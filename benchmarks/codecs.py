@@ -196,9 +196,7 @@ def main() -> None:
     try:
         for source in sources:
             for name, values in source():
-                codecs = sorted(
-                    {shuffled(c) for c in CODECS} if "bfloat16" in name else CODECS, key=list(CODECS).index
-                )
+                codecs = dict.fromkeys(map(shuffled, CODECS) if "bfloat16" in name else CODECS)
                 layouts = {c: layout_of(values, c) for c in codecs}
                 contests = [
                     (f"{codec} / {engine}", Contest(folder / f"{codec}-{engine}", engine, layout, values))

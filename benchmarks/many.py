@@ -5,8 +5,7 @@ Usage: python -m benchmarks.many [--samples 10000] [--folder DIR] [--run RUN] [-
 The run has three small layers, three steps and four images; ``--run`` takes one that was written before. Each
 question is asked once, in a process of its own, of a run that nobody in it has opened; commands are timed
 whole, beside the same command on a run (or a configuration) of ten samples: what remains is what the samples
-cost. Before and after `i2am compact`, which writes the index of commit records. Files of a sample of 16
-layers and 50 steps are counted too, as planned and as written.
+cost. Files of a sample of 16 layers and 50 steps are counted too, as planned and as written.
 """
 
 from __future__ import annotations
@@ -54,7 +53,8 @@ QUESTIONS = {
 ASK = """
 import sys, time
 from i2am.analysis.grids.selection import select
-from storage import open_run, resume_run
+from i2am.storage.reading.open import open_run
+from i2am.storage.writing.create import resume_run
 path = sys.argv[1]
 start, worked = time.perf_counter(), time.process_time()
 {}
@@ -102,10 +102,10 @@ def command(*words: str) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "cpu_seconds": worked}
 
 
-def beside_ten(what: str, state: str, many: Sequence[str], ten: Sequence[str]) -> dict[str, Any]:
+def beside_ten(what: str, many: Sequence[str], ten: Sequence[str]) -> dict[str, Any]:
     """A row: a command on many samples, and on ten."""
     base = {f"{key}_of_ten": value for key, value in command(*ten).items()}
-    return {"what": what, "state": state, **command(*many), **base}
+    return {"what": what, **command(*many), **base}
 
 
 def deep_files(folder: Path) -> dict[str, int]:
@@ -121,17 +121,13 @@ def measure(path: Path, folder: Path) -> list[dict[str, Any]]:
     few = folder / "few.zarr"
     write(few, FEW, LAYERS, 3)
     rows: list[dict[str, Any]] = []
-    for state in ("records", "index"):
-        if state == "index":
-            rows.append({"what": "i2am compact", "state": "records", **command("compact", str(path))})
-        for question in QUESTIONS:
-            rows.append({"what": question, "state": state, **ask(question, path)})
-        rows.append(beside_ten("i2am inspect", state, ("inspect", str(path)), ("inspect", str(few))))
+    rows.extend({"what": question, **ask(question, path)} for question in QUESTIONS)
+    rows.append(beside_ten("i2am inspect", ("inspect", str(path)), ("inspect", str(few))))
     declared = json.loads((path / "zarr.json").read_bytes())["attributes"]["i2am"]["samples"]
     files = [folder / f"scenes-{count}.yaml" for count in (len(declared), FEW)]
     for file, count in zip(files, (len(declared), FEW), strict=True):
         file.write_text(SCENES.format(folder=folder, count=count))
-    rows.append(beside_ten("i2am plan", "-", *(("plan", str(file)) for file in files)))
+    rows.append(beside_ten("i2am plan", *(("plan", str(file)) for file in files)))
     return [{key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()} for row in rows]
 
 
@@ -147,13 +143,11 @@ def main() -> None:
         path = args.run or folder / "many.zarr"
         if args.run is None:
             write(path, args.samples, LAYERS, 3)
-        for index in path.glob("commits/.index*"):
-            index.unlink()
         rows, deep = measure(path, folder), deep_files(folder)
     table = Table(title=f"{args.samples} samples; load of the machine {os.getloadavg()[0]:.1f}")
-    for column in ("what", "commit records from", "seconds", "CPU s", "of ten samples", "CPU s"):
+    for column in ("what", "seconds", "CPU s", "of ten samples", "CPU s"):
         table.add_column(column, justify="right")
-    keys = ("what", "state", "seconds", "cpu_seconds", "seconds_of_ten", "cpu_seconds_of_ten")
+    keys = ("what", "seconds", "cpu_seconds", "seconds_of_ten", "cpu_seconds_of_ten")
     for row in rows:
         table.add_row(*(str(row.get(key, "")) for key in keys))
     console = Console(width=110)

@@ -21,8 +21,8 @@ from rich.console import Console
 
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.maps.question import LEVELS
-from i2am.analysis.marginals.quantities import FOCUS
-from i2am.analysis.marginals.store import open_cache
+from i2am.analysis.marginals.quantities import REGION_IMAGE
+from i2am.analysis.marginals.store import open_marginals
 from i2am.flows.capture.job import run_capture
 from i2am.flows.config.models import CaptureConfig
 from i2am.pipeline.embedded.scenes import make_scene
@@ -35,7 +35,7 @@ def ask(run: Run) -> None:
     """All levels, both directions, all samples."""
     for direction in ("r2g", "g2r"):
         for level in LEVELS:
-            at = FOCUS[direction] if level == "specific" else None
+            at = REGION_IMAGE[direction] if level == "specific" else None
             attribution_maps(run, direction, level, at=at).compute()
 
 
@@ -59,10 +59,10 @@ def main() -> None:
         out = str(Path(folder) / "run.zarr")
         run_capture(CaptureConfig.model_validate(settings | {"out": out}))
         run = open_run(out)
-        cache = open_cache(run)
+        cache = open_marginals(run)
         for layer in run.layers.values():
             for sample in run.samples:
-                cache.ensure(layer, sample)
+                cache.load_or_compute(layer, sample)
         for _ in range(args.rounds):
             start = time.perf_counter()
             ask(run)

@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.workers [--rounds 3] [--samples 8] [--steps 5] [--folder DIR] [--out FILE]
 
 Eight layers of 1024 to 4096 generated and 256 to 1024 reference tokens, random factors, taken through
-`fill_marginals` by a `LocalCluster` of one process, then of two, one thread each, taking turns (A B A B ...).
+`compute_missing_marginals` by a `LocalCluster` of one process, then of two, one thread each, taking turns (A B A B ...).
 Each pass has a new cluster and an empty derived store; the clock runs over the pass alone, once the workers
 have loaded what they need. Every pass must leave the same bytes. The ratio says something about the project
 only where two cores are free: the load of the machine before each pass is written beside it. The CPU seconds
@@ -27,8 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.systems import write_run
-from i2am.analysis.marginals.compute_missing import fill_marginals
-from i2am.analysis.options import StudyOptions
+from i2am.analysis.marginals.compute_missing import compute_missing_marginals
 from i2am.flows.analyze.dask_cluster import computing
 from i2am.flows.config.models import Computing, Processes
 from i2am.storage.format.layer_spec import LayerSpec
@@ -75,7 +74,7 @@ def fill(run: Run, workers: int, store: Path) -> tuple[float, float, str]:
         client.run(load_kernel)
         worked = sum(client.run(time.process_time).values())
         start = time.perf_counter()
-        damaged = fill_marginals(run, run.samples, StudyOptions(store=str(store)), lambda event: None)
+        damaged = compute_missing_marginals(run, run.samples, store=str(store))
         seconds = time.perf_counter() - start
         worked = sum(client.run(time.process_time).values()) - worked
     if damaged:

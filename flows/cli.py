@@ -21,7 +21,6 @@ from typer.exceptions import TyperException
 from i2am.flows.commands import (
     analyze,
     capture,
-    compact,
     compare,
     demo,
     deploy,
@@ -89,7 +88,6 @@ for _command in (
     inspect.inspect,
     verify.verify,
     prune.prune,
-    compact.compact,
     export.export,
     analyze.analyze,
     compare.compare,

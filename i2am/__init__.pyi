@@ -29,7 +29,6 @@ from .storage.errors import StoreUnavailable as StoreUnavailable
 from .storage.errors import UnknownName as UnknownName
 from .storage.format.layer_spec import LayerSpec as LayerSpec
 from .storage.format.tile import Tile as Tile
-from .storage.reading.commit_index import compact as compact
 from .storage.reading.open import open_run as open_run
 from .storage.reading.open import open_runs as open_runs
 from .storage.reading.run import Run as Run

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.events import Event, Listener, ignore
-from i2am.pipeline.recording.guidance import Calls, as_layout, scheduler_progress
-from i2am.pipeline.recording.hooks import Watch
+from i2am.pipeline.recording.guidance import StepTracker, as_layout, scheduler_progress
+from i2am.pipeline.recording.hooks import PipelineHooks
 from i2am.pipeline.recording.images import ImageLike, to_uint8
-from i2am.pipeline.recording.recording import Plan, Recording, SampleHandle
-from i2am.pipeline.recording.run_target import CaptureRun, Target
-from i2am.pipeline.recording.selection import Layers, select_layers
-from i2am.pipeline.recording.split import Split
+from i2am.pipeline.recording.layer_selection import Layers, select_layers
+from i2am.pipeline.recording.recording import CaptureSettings, CaptureTarget, Recording, SampleHandle
+from i2am.pipeline.recording.run_target import RunTarget
+from i2am.pipeline.recording.split import BatchSplitter
 from i2am.pipeline.taps.host_copies import HostCopies
-from i2am.pipeline.timesteps import Moment
+from i2am.pipeline.timesteps import Timestep
 from i2am.storage.errors import CaptureError, InputError
 from i2am.storage.format.layer_spec import Representation
 from i2am.storage.index_selection import Indices, select_indices
@@ -64,14 +63,14 @@ def capture(
     guidance
         Calls of a step, each a list of its row blocks, where unusual: ``[["uncond"], ["cond"]]``.
     attrs, on_event
-        JSON values to keep with the run; told of steps and samples.
+        JSON values to keep with the run; called with an event for each step and sample.
     **store
         Passed to :func:`i2am.create_run`: ``codec``, ``shard_bytes``, ``storage_options``.
 
     Returns
     -------
     Capture
-        A context manager; hooks are there inside it and gone after it, also after an error.
+        A context manager; leaving it removes every hook from the pipeline, also after an error.
 
     Raises
     ------
@@ -79,93 +78,87 @@ def capture(
         Before anything is generated: unknown names, a run of another shape, a model without the layers.
     """
     found = find_adapter(pipe, adapter)
-    plan = make_plan(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
-    selection = {"layers": [site.name for site in plan.sites], "steps": _json(steps), "heads": _json(heads)}
-    notes = {"adapter": found.name, "selection": selection, "roles": list(roles), **(attrs or {})}
-    run = CaptureRun(path, samples, pipe, notes, store, on_event)
-    return Capture(pipe, found, plan, run, on_event)
+    settings = make_settings(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
+    names = [site.name for site in settings.sites]
+    selection = {"layers": names, "steps": _jsonable(steps), "heads": _jsonable(heads)}
+    facts = {"adapter": found.name, "selection": selection, "roles": list(roles), **(attrs or {})}
+    run = RunTarget(path, samples, pipe, facts, store, on_event)
+    return Capture(pipe, found, settings, run, on_event)
 
 
-def make_plan(
+def make_settings(
     pipe: Any,
     adapter: Adapter,
-    layers: Layers,
-    steps: Indices,
-    heads: Indices,
-    representation: Representation,
-    roles: Sequence[str],
-    timesteps: Sequence[float] | None,
-    guidance: Sequence[Sequence[str]] | None,
-) -> Plan:
+    layers: Layers = None,
+    steps: Indices = None,
+    heads: Indices = None,
+    representation: Representation = "auto",
+    roles: Sequence[str] = ("cond",),
+    timesteps: Sequence[float] | None = None,
+    guidance: Sequence[Sequence[str]] | None = None,
+) -> CaptureSettings:
     """Resolve what to keep against the model; parameters and errors as in :func:`capture`."""
     layout = as_layout(guidance)
     order = adapter.calls(pipe)
 
-    def schedule(first: Moment) -> list[float]:
+    def schedule(first: Timestep) -> list[float]:
         if timesteps is not None:
             return [float(t) for t in timesteps]
         return adapter.schedule(pipe, first.value, first.tolerance)
 
-    return Plan(
+    return CaptureSettings(
         select_layers(layers, adapter.sites(pipe)),
-        Split(pipe, adapter, roles, heads, representation),
+        BatchSplitter(pipe, adapter, roles, heads, representation),
         schedule=schedule,
         steps=lambda count: sorted(select_indices("step", steps, count)),
-        calls=lambda: Calls(layout, order, scheduler_progress(pipe)),
+        new_tracker=lambda: StepTracker(layout, order, scheduler_progress(pipe)),
     )
 
 
 class Capture:
-    """The context that :func:`capture` returns.
+    """The context that :func:`capture` returns; it holds hooks on the pipeline, and the run it fills."""
 
-    Parameters
-    ----------
-    pipe, adapter
-        The pipeline, and what is known of its family.
-    plan
-        What to keep.
-    run
-        The run to fill.
-    on_event
-        Listener.
-    """
-
-    def __init__(self, pipe: Any, adapter: Adapter, plan: Plan, run: Target, on_event: Listener) -> None:
-        self._plan, self._run, self._on_event = plan, run, on_event
-        self._watch = Watch(pipe, adapter, plan.sites, lambda: self._recording)
+    def __init__(
+        self,
+        pipe: Any,
+        adapter: Adapter,
+        settings: CaptureSettings,
+        target: CaptureTarget,
+        on_event: Listener,
+    ) -> None:
+        self._settings, self._target, self._on_event = settings, target, on_event
+        self._hooks = PipelineHooks(pipe, adapter, settings.sites, lambda: self._recording)
         self._copies = HostCopies()
         self._recording: Recording | None = None
-        self._hooks = ExitStack()
+        self._exits = ExitStack()
 
     def __enter__(self) -> Capture:
-        with ExitStack() as hooks:
-            hooks.enter_context(self._run)
-            hooks.callback(self._copies.close)
-            hooks.enter_context(self._watch)
-            self._hooks = hooks.pop_all()
+        with ExitStack() as exits:
+            exits.enter_context(self._target)
+            exits.callback(self._copies.close)
+            exits.enter_context(self._hooks.attached())
+            self._exits = exits.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._exits.__exit__(*error)
 
     @property
     def declared(self) -> tuple[str, ...]:
         """Ids of all samples of the run."""
-        return self._run.declared
+        return self._target.declared
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Ids of the samples that are not committed yet, in declared order."""
-        return self._run.missing
+        return self._target.missing
 
     def is_committed(self, id: str) -> bool:
-        """Whether a sample exists, looked up anew; cheaper than `missing` for one."""
-        return self._run.is_committed(id)
+        """Whether the sample ``id`` exists, looked up anew; cheaper than `missing` for one."""
+        return self._target.is_committed(id)
 
-    def tell(self, event: Event) -> None:
-        """Pass an event of a job on to the listener."""
+    def emit(self, event: Event) -> None:
+        """Pass an event on to the listener."""
         self._on_event(event)
 
     @contextmanager
@@ -221,9 +214,9 @@ class Capture:
             raise CaptureError(
                 "sample context", expected="one at a time", got="a second one inside the first"
             )
-        kept = set(ids if keep is None else keep)
-        self._run.expect(ids, kept)
-        handles = [SampleHandle(id, kept=id in kept) for id in ids]
+        stored = set(ids if keep is None else keep)
+        self._target.check_samples(ids, stored)
+        handles = [SampleHandle(id, stored=id in stored) for id in ids]
         for name, batch in images.items():
             if len(batch) != len(handles):
                 raise InputError(
@@ -231,10 +224,10 @@ class Capture:
                 )
             for handle, image in zip(handles, batch, strict=True):
                 handle.images[name] = to_uint8(name, image)
-        recording = Recording(self._plan, handles, self._run, self._copies, self._on_event)
+        recording = Recording(self._settings, handles, self._target, self._copies, self._on_event)
         self._recording = recording
         try:
-            with self._watch.generation():
+            with self._hooks.generation():
                 yield handles
             recording.finish()
         except BaseException as error:
@@ -244,7 +237,7 @@ class Capture:
             self._recording = None
 
 
-def _json(numbers: Indices) -> Any:
+def _jsonable(numbers: Indices) -> Any:
     """A selection as the store's attributes can hold it."""
     if numbers is None or isinstance(numbers, int):
         return numbers

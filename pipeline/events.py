@@ -1,4 +1,4 @@
-"""What capture tells whoever listens: typed events, so that workers never print."""
+"""What a capture emits while it runs: typed events, so that workers never print."""
 
 from __future__ import annotations
 
@@ -45,4 +45,4 @@ Listener: TypeAlias = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Listen to nothing."""
+    """A listener that does nothing."""

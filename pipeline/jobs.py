@@ -25,46 +25,38 @@ from i2am.storage.errors import (
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Seconds between looks at samples that other processes are writing."""
 
-ENOUGH = 3
+MAX_FAILURES = 3
 """Batches in a row that are loaded but not generated, after which a job gives up."""
 
-HOPELESS = (StorageFull, NoPermission, StoreUnavailable, MemoryError)
-"""Errors after which the next sample would fare no better."""
+FATAL = (StorageFull, NoPermission, StoreUnavailable, MemoryError)
+"""Errors that the next sample would meet as well: they end the job."""
 
 OnFailure: TypeAlias = Callable[[Sequence[str], Exception], None]
-"""Told of samples that are set aside."""
+"""Called with the samples of a batch that failed, and why."""
 
 
 class Task(Protocol):
-    """One sample to generate."""
+    """One sample to generate: its id, the seed of its noise, its images and texts by name."""
 
     @property
-    def id(self) -> str:
-        """Sample id."""
+    def id(self) -> str: ...
 
     @property
-    def seed(self) -> int:
-        """Seed of its noise."""
+    def seed(self) -> int: ...
 
     @property
-    def images(self) -> Mapping[str, ImageLike]:
-        """``source``, ``reference``, ``mask``, ... by name."""
+    def images(self) -> Mapping[str, ImageLike]: ...
 
     @property
-    def texts(self) -> Mapping[str, str]:
-        """``prompt``, ``negative_prompt``, ... by name."""
+    def texts(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """How to call a pipeline.
 
-    Attributes
-    ----------
-    inputs
-        Argument of the call -> name of the task's image or text that it takes.
-    arguments
-        The other arguments: steps, guidance scale, size.
+    ``inputs`` maps an argument of the call to the name of the task's image or text that it takes;
+    ``arguments`` are the other ones: steps, guidance scale, size.
     """
 
     inputs: Mapping[str, str]
@@ -97,12 +89,10 @@ def run_job(
 
     Parameters
     ----------
-    cap
-        An entered capture of ``pipe``.
-    pipe
-        The pipeline.
+    cap, pipe
+        An entered capture, and its pipeline.
     load
-        Sample id to task; called when its turn comes, so that images are in memory one batch at a time.
+        Sample id to task; called for one batch at a time, so that few images are in memory.
     call
         How to call the pipeline.
     batch_size
@@ -113,131 +103,117 @@ def run_job(
         Samples to take, of those that are missing; None for all.
     on_failure
         Called with the samples of a batch that could not be loaded or generated, and why; the job then goes
-        on. None: the first error ends the job.
+        on, unless the error is FATAL or MAX_FAILURES batches in a row were not generated. None: the first
+        error ends the job.
 
     Returns
     -------
     int
         Samples captured now.
-
-    Raises
-    ------
-    StorageFull, NoPermission, StoreUnavailable, MemoryError
-        Whatever `on_failure` is: the next sample would fare no better.
-    CaptureError
-        If ENOUGH batches in a row were loaded but not generated: the model or the machine is at fault.
     """
     chosen = set(cap.declared if only is None else only)
-    waiting = [id for id in cap.missing if id in chosen][:limit]
+    wanted = set([id for id in cap.missing if id in chosen][:limit])
     declared = cap.declared
     batches = [declared[start : start + batch_size] for start in range(0, len(declared), batch_size)]
-    job = _Job(cap, pipe, load, call, set(waiting), _Failures(on_failure))
-    job.take_all([ids for ids in batches if not job.waiting.isdisjoint(ids)])
+    job = _Job(cap, pipe, load, call, wanted, _Failures(on_failure))
+    job.run([ids for ids in batches if not wanted.isdisjoint(ids)])
     return job.count
 
 
 @dataclass(slots=True)
 class _Job:
-    """What `run_job` does with one batch after another."""
-
     cap: Capture
     pipe: Any
     load: Callable[[str], Task]
     call: Call
-    waiting: set[str]
-    failed: _Failures
+    wanted: set[str]
+    failures: _Failures
     count: int = 0
 
-    def take_all(self, todo: Sequence[Sequence[str]]) -> None:
-        """Generate batches; what is in other hands is looked at again, with growing pauses."""
+    def run(self, batches: Sequence[Sequence[str]]) -> None:
+        """Generate batches; what other processes are writing is looked at again, with growing pauses."""
         pause = FIRST_PAUSE
-        while todo:
-            busy = [ids for ids in todo if not self.take(ids)]
+        while batches:
+            busy = [ids for ids in batches if not self.generate(ids)]
             if busy:
-                self.cap.tell(Waiting(tuple(ids[0] for ids in busy)))
+                self.cap.emit(Waiting(tuple(ids[0] for ids in busy)))
                 time.sleep(pause)
-            pause = FIRST_PAUSE if len(busy) < len(todo) else min(2 * pause, LONGEST_PAUSE)
-            todo = busy
-        self.failed.tell_held()
+            pause = FIRST_PAUSE if len(busy) < len(batches) else min(2 * pause, LONGEST_PAUSE)
+            batches = busy
+        self.failures.emit_deferred()
 
-    def take(self, ids: Sequence[str]) -> bool:
+    def generate(self, ids: Sequence[str]) -> bool:
         """Generate a batch; False if another process is writing a part of it."""
-        kept = [id for id in ids if id in self.waiting and not self.cap.is_committed(id)]
-        if not kept:
+        missing = [id for id in ids if id in self.wanted and not self.cap.is_committed(id)]
+        if not missing:
             return True  # another process was quicker
         try:
             # The whole batch, also where a part of it is committed: other rows could change the last bits.
             tasks = [self.load(id) for id in ids]
         except Exception as error:
-            if not self.failed.heard:
+            if not self.failures.tolerated:
                 raise
-            self.failed.tell(kept, error)
+            self.failures.emit(missing, error)
             return True
         try:
-            _generate(self.cap, self.pipe, self.call, tasks, kept)
+            _generate(self.cap, self.pipe, self.call, tasks, missing)
         except (SampleBusy, AlreadyExists) as error:
-            if isinstance(error, AlreadyExists) and not any(map(self.cap.is_committed, kept)):
+            if isinstance(error, AlreadyExists) and not any(map(self.cap.is_committed, missing)):
                 raise  # not one of these samples
             return False
         except Exception as error:
-            if not self.failed.heard or isinstance(error, HOPELESS):
+            if not self.failures.tolerated or isinstance(error, FATAL):
                 raise
-            self.failed.hold(kept, error)
+            self.failures.defer(missing, error)
         else:
-            self.count += len(kept)
-            self.failed.tell_held()
+            self.count += len(missing)
+            self.failures.emit_deferred()
         return True
 
 
-def _generate(cap: Capture, pipe: Any, call: Call, tasks: Sequence[Task], kept: Sequence[str]) -> None:
+def _generate(cap: Capture, pipe: Any, call: Call, tasks: Sequence[Task], missing: Sequence[str]) -> None:
     names = sorted(set.intersection(*(set(task.images) for task in tasks)))
     images = {name: [task.images[name] for task in tasks] for name in names}
-    with cap.samples([task.id for task in tasks], keep=kept, **images) as handles:
+    with cap.samples([task.id for task in tasks], keep=missing, **images) as handles:
         for handle, task, image in zip(handles, tasks, call(pipe, tasks), strict=True):
             handle.generated = image
             handle.annotate(seed=task.seed, **task.texts)
 
 
 class _Failures:
-    """Tells samples' faults from the machine's: what was not generated is told once another batch works."""
+    """Tells a sample's fault from the machine's: a failed generation is emitted once another batch works."""
 
     def __init__(self, on_failure: OnFailure | None) -> None:
         self._on_failure = on_failure
-        self._held: list[tuple[list[str], Exception]] = []
+        self._deferred: list[tuple[list[str], Exception]] = []
 
     @property
-    def heard(self) -> bool:
-        """Whether somebody is told; otherwise the first error ends the job."""
+    def tolerated(self) -> bool:
+        """Whether the job goes on after a failure."""
         return self._on_failure is not None
 
-    def tell(self, ids: list[str], error: Exception) -> None:
-        """Set a batch aside."""
+    def emit(self, ids: list[str], error: Exception) -> None:
         if self._on_failure is not None:
             self._on_failure(ids, error)
 
-    def hold(self, ids: list[str], error: Exception) -> None:
-        """Keep a batch that was not generated; ENOUGH in a row end the job."""
-        self._held.append((ids, error))
-        if len(self._held) == ENOUGH:
-            raise _all_failed(ids[0], error) from error
+    def defer(self, ids: list[str], error: Exception) -> None:
+        """Hold a batch that was not generated; MAX_FAILURES in a row end the job."""
+        self._deferred.append((ids, error))
+        if len(self._deferred) == MAX_FAILURES:
+            raise CaptureError(
+                f"{MAX_FAILURES} batches in a row failed, the last with sample {ids[0]!r}",
+                got=f"{type(error).__name__}: {error}",
+                remedy="mend the model or the machine, and run again: what is committed is kept",
+            ) from error
 
-    def tell_held(self) -> None:
-        """Set aside what is held."""
-        for ids, error in self._held:
-            self.tell(ids, error)
-        self._held.clear()
-
-
-def _all_failed(sample: str, error: Exception) -> CaptureError:
-    return CaptureError(
-        f"{ENOUGH} batches in a row failed, the last with sample {sample!r}",
-        got=f"{type(error).__name__}: {error}",
-        remedy="mend the model or the machine, and run again: what is committed is kept",
-    )
+    def emit_deferred(self) -> None:
+        for ids, error in self._deferred:
+            self.emit(ids, error)
+        self._deferred.clear()
 
 
 def _input(task: Task, name: str) -> Any:
-    """What pipelines take: a text, or a PIL image, which arrays are turned into."""
+    """A text, or an image as PIL image, for the pipeline."""
     from PIL import Image
 
     if name in task.texts:

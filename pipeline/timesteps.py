@@ -12,15 +12,10 @@ from i2am.storage.errors import CaptureError
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """A timestep as a denoiser call carries it.
+class Timestep:
+    """A timestep as a denoiser call carries it, in the unit of the schedule.
 
-    Attributes
-    ----------
-    value
-        In the unit of the schedule.
-    tolerance
-        Half-precision models are called with a rounded timestep: how far ``value`` may be off.
+    Half-precision models are called with a rounded timestep: ``value`` may be off by ``tolerance``.
     """
 
     value: float
@@ -31,24 +26,8 @@ class Moment:
         return abs(self.value - announced) <= self.tolerance
 
 
-def moment(value: Any) -> Moment:
-    """Read a timestep that a denoiser is called with.
-
-    Parameters
-    ----------
-    value
-        A number, or a tensor with one value or one for each row, which must agree.
-
-    Returns
-    -------
-    Moment
-        The value, and how exact it is.
-
-    Raises
-    ------
-    CaptureError
-        If there is none, or the rows of one call are at different timesteps.
-    """
+def read_timestep(value: Any) -> Timestep:
+    """Read a denoiser's argument: a number, or a tensor with one value or one for each row, all equal."""
     tensor = torch.as_tensor(value if value is not None else [])
     values = tensor.flatten()
     if values.numel() == 0 or bool((values != values[0]).any()):
@@ -61,44 +40,18 @@ def moment(value: Any) -> Moment:
     found = float(values[0])
     exact = not tensor.is_floating_point()
     # Rounded on its way into the model, and again where it is scaled there and back.
-    return Moment(found, 0.0 if exact else 2 * abs(found) * torch.finfo(tensor.dtype).eps)
+    return Timestep(found, 0.0 if exact else 2 * abs(found) * torch.finfo(tensor.dtype).eps)
 
 
-def announced(scheduler: Any, first: float, tolerance: float = 0.0) -> list[float]:
-    """The timesteps of the steps to come, the first one included.
-
-    Parameters
-    ----------
-    scheduler
-        The pipeline's scheduler, its timesteps set; partial schedules (image-to-image strength) start later.
-    first
-        Timestep of the first call.
-    tolerance
-        How far ``first`` may be off.
-
-    Returns
-    -------
-    list of float
-        One value for each step.
-
-    Raises
-    ------
-    CaptureError
-        If the scheduler does not announce the first call's timestep.
-    """
+def remaining_timesteps(scheduler: Any, first: float, tolerance: float = 0.0) -> list[float]:
+    """The scheduler's timesteps from ``first`` on; partial schedules (image-to-image strength) start late."""
     timesteps = getattr(scheduler, "timesteps", None)
     schedule = [] if timesteps is None else [float(t) for t in torch.as_tensor(timesteps).flatten()]
     return starting_at(schedule, first, tolerance, f"{len(schedule)} timesteps of {type(scheduler).__name__}")
 
 
 def starting_at(schedule: Sequence[float], first: float, tolerance: float, got: str) -> list[float]:
-    """``schedule`` from the value nearest to ``first`` on; ``got`` describes it where there is none.
-
-    Raises
-    ------
-    CaptureError
-        If no value is within ``tolerance``.
-    """
+    """``schedule`` from the value nearest to ``first`` on; ``got`` describes it where there is none."""
     distances = [abs(t - first) for t in schedule]
     if not distances or min(distances) > tolerance:
         raise CaptureError(

@@ -1,15 +1,16 @@
 """Aggregations of a whole run, lazily: one Dask task for each slab of steps, sample and layer.
 
-The result has the axes (sample, layer, ...) and then those of the aggregation; a token axis becomes (y, x) on
-one grid, by the bicubic resize that maps have. Layers with fewer heads than others are filled up with NaN.
+The result has the axes sample and layer, and then those of the aggregation; a token axis becomes (y, x) on
+one grid, by the bicubic resize that maps have. Layers with fewer heads than others are padded with NaN.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask
 import dask.array as da
@@ -19,20 +20,18 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from i2am.analysis.grids.resize import Grid, bicubic
-from i2am.analysis.grids.selection import Selection, is_similarity, placed, select
-from i2am.analysis.marginals.store import MarginalCache, StorePlace, open_cache
+from i2am.analysis.grids.selection import Selection, kind_of, select, spatial_tokens
+from i2am.analysis.marginals.store import MarginalStore, StorePlace, open_marginals
 from i2am.analysis.reduction.aggregation import TOKENS, Aggregation, State
-from i2am.analysis.reduction.reduce import finish, reduce_slab, slabs
+from i2am.analysis.reduction.reduce import Reduction, finalize_states, slabs
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
-from i2am.analysis.several_runs import over_runs
+from i2am.analysis.several_runs import combine_runs
 from i2am.storage.errors import AggregationError
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.index_selection import Indices
-from i2am.storage.reading.run_collection import Runs
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run import Run
+from i2am.storage.reading.run_collection import AnyRun, Runs
 
 
 def aggregate(
@@ -51,23 +50,19 @@ def aggregate(
 
     Parameters
     ----------
-    run
-        An open run, or several as one.
-    aggregation
-        A declaration; or the name of one that comes with the project or with an installed package, or
-        "module:name".
+    run, aggregation
+        An open run, or several as one; a declaration, or the name of an installed one, or "module:name".
     layers, steps, heads, samples
         What to aggregate; None for all that can answer.
     size
         (rows, columns) of a result that is a map; None for the largest grid of the layers.
     store, storage_options
-        Place of the derived store of marginals (a folder for those of several runs); options, if it is a URL.
+        Place of the derived store of marginals (a folder for several runs); options, if it is a URL.
 
     Returns
     -------
     xarray.DataArray
-        (sample, layer, axes of the aggregation), on dask; float64, maps float32. Attributes: aggregation,
-        units, title, over, kind, layers, left_out, steps, run_id.
+        (sample, layer, axes of the aggregation), on dask; float64, maps float32.
 
     Raises
     ------
@@ -83,150 +78,152 @@ def aggregate(
     if aggregation.over != "marginals":
         need_attention(run.attrs, str(run.path), f"aggregation {aggregation.name!r}")
     if isinstance(run, Runs):
-        again = partial(
+        of_one_run = partial(
             aggregate, aggregation=aggregation, layers=layers, steps=steps, heads=heads,
             storage_options=storage_options,
         )  # fmt: skip
-        return over_runs(run, samples, size, store, again)
-    place = aggregation.place or "ref" in aggregation.axes
-    chosen = select(run, "r2g", layers, steps, heads, samples, place=place)
-    frame = _Frame.of(aggregation, chosen, size)
-    cache = open_cache(run, store, storage_options)
-    lazy = [
-        da.stack([_lazy_layer(cache, aggregation, chosen, frame, spec, sample) for spec in chosen.layers])
-        for sample in chosen.samples
+        return combine_runs(run, samples, size, store, of_one_run)
+    on_reference = aggregation.place or "ref" in aggregation.axes
+    selection = select(run, "r2g", layers, steps, heads, samples, on_reference=on_reference)
+    return _lazy_result(open_marginals(run, store, storage_options), aggregation, selection, size)
+
+
+def _lazy_result(
+    store: MarginalStore, aggregation: Aggregation, selection: Selection, size: Grid | None
+) -> xr.DataArray:
+    shape = _ResultShape.of(aggregation, selection, size)
+    values = [
+        da.stack(
+            [_lazy_layer(store, aggregation, selection, shape, layer, name) for layer in selection.layers]
+        )
+        for name in selection.samples
     ]
-    return _wrap(da.stack(lazy), run, aggregation, chosen, frame)
+    return _label_axes(da.stack(values), store.run, aggregation, selection, shape)
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """The common form of all layers' results: the length of every axis, and the size of the maps."""
+class _ResultShape:
+    """The shape to which the results of all layers are brought."""
 
-    axes: tuple[str, ...]
-    lengths: tuple[int, ...]
-    size: Grid | None
+    lengths: tuple[tuple[str, int], ...]  # axis and length; of a token axis, "y" and "x"
+    token_axis: str | None  # "gen" or "ref", if the result is a map
+    size: Grid | None  # (rows, columns) of maps
 
     @classmethod
-    def of(cls, aggregation: Aggregation, chosen: Selection, size: Grid | None) -> _Frame:
-        count = max(len(chosen.heads or range(spec.heads)) for spec in chosen.layers)
-        known = {"step": len(chosen.steps), "head": count, "other_head": count}
+    def of(cls, aggregation: Aggregation, selection: Selection, size: Grid | None) -> _ResultShape:
+        """The longest axes of the selected layers, and their largest grid if no size is given."""
+        heads = max(len(selection.heads or range(layer.heads)) for layer in selection.layers)
+        known = {"step": len(selection.steps), "head": heads, "other_head": heads}
         known |= {axis: len(labels) for axis, labels in aggregation.labels.items()}
-        token = next((axis for axis in aggregation.axes if axis in TOKENS), None)
-        if token is not None and size is None:
-            grids = [spec.gen_grid if token == "gen" else spec.ref_grid for spec in chosen.layers]
-            size = max(grids, key=lambda grid: grid[0] * grid[1])
-        lengths = tuple(known.get(axis, -1) for axis in aggregation.axes)
-        return cls(aggregation.axes, lengths, size if token is not None else None)
+        token_axis = next((axis for axis in aggregation.axes if axis in TOKENS), None)
+        if token_axis is None:
+            size = None
+        elif size is None:
+            size = max((_grid(layer, token_axis) for layer in selection.layers), key=math.prod)
+        lengths: list[tuple[str, int]] = []
+        for axis in aggregation.axes:
+            if axis == token_axis and size is not None:
+                lengths += [("y", size[0]), ("x", size[1])]
+            else:
+                lengths.append((axis, known[axis]))
+        return cls(tuple(lengths), token_axis, size)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Lengths, with (y, x) in the place of a token axis."""
-        if self.size is None:
-            return self.lengths
-        return tuple(
-            n
-            for axis, length in zip(self.axes, self.lengths, strict=True)
-            for n in (self.size if axis in TOKENS else (length,))
-        )
+        return tuple(length for _, length in self.lengths)
 
     @property
-    def dims(self) -> tuple[str, ...]:
-        """Names of the axes of `shape`."""
-        return tuple(name for axis in self.axes for name in (("y", "x") if axis in TOKENS else (axis,)))
+    def dtype(self) -> type[np.floating]:
+        return np.float64 if self.size is None else np.float32
 
     def fit(self, values: NDArray[Any], aggregation: Aggregation, layer: LayerSpec) -> NDArray[Any]:
-        """Bring one layer's result to the common form."""
-        own = {"gen": layer.gen, "ref": placed(layer)}
-        for axis, length, got in zip(self.axes, self.lengths, values.shape, strict=True):
-            fits = got <= length if axis in ("head", "other_head") else got == own.get(axis, length)
+        """Resize a map, pad missing heads with NaN, and refuse any other length."""
+        expected = {"gen": layer.gen, "ref": spatial_tokens(layer), **dict(self.lengths)}
+        for axis, got in zip(aggregation.axes, values.shape, strict=True):
+            fits = got <= expected[axis] if axis in ("head", "other_head") else got == expected[axis]
             if not fits:
                 raise AggregationError(
                     f"aggregation {aggregation.name!r}, layer {layer.name!r}: axis {axis!r} of its result",
-                    expected=f"length {own.get(axis, length)}",
+                    expected=f"length {expected[axis]}",
                     got=f"length {got}",
                     remedy="return all of it, or give labels for an axis of your own",
                 )
         values = np.asarray(values, dtype=np.float64)
-        if self.size is not None:
-            at = next(number for number, axis in enumerate(self.axes) if axis in TOKENS)
-            grid = layer.gen_grid if self.axes[at] == "gen" else layer.ref_grid
+        if self.size is not None and self.token_axis is not None:
+            at = aggregation.axes.index(self.token_axis)
             last = np.moveaxis(values, at, -1)
-            maps = bicubic(last.reshape(-1, *grid), self.size).reshape(*last.shape[:-1], *self.size)
-            values = np.moveaxis(maps, (-2, -1), (at, at + 1))
-        padded = np.full(self.shape, np.nan, dtype=np.float32 if self.size is not None else np.float64)
+            maps = bicubic(last.reshape(-1, *_grid(layer, self.token_axis)), self.size)
+            values = np.moveaxis(maps.reshape(*last.shape[:-1], *self.size), (-2, -1), (at, at + 1))
+        padded = np.full(self.shape, np.nan, dtype=self.dtype)
         padded[tuple(slice(0, length) for length in values.shape)] = values
         return padded
 
 
-def _slab(
-    cache: MarginalCache,
-    layer: LayerSpec,
-    sample: str,
-    aggregation: Aggregation,
-    steps: Sequence[int],
-    heads: Sequence[int] | None,
+def _grid(layer: LayerSpec, token_axis: str) -> Grid:
+    return layer.gen_grid if token_axis == "gen" else layer.ref_grid
+
+
+def _reduce(
+    store: MarginalStore, reduction: Reduction, steps: Sequence[int], heads: Sequence[int] | None
 ) -> State:
-    marginals = cache.ensure(layer, sample) if aggregation.over == "marginals" else None
-    return reduce_slab(cache.run, layer, sample, aggregation, steps, heads, marginals)
+    over_marginals = reduction.aggregation.over == "marginals"
+    marginals = store.load_or_compute(reduction.layer, reduction.sample) if over_marginals else None
+    return reduction.slab(steps, heads, marginals)
 
 
-def _finish(aggregation: Aggregation, states: list[State], layer: LayerSpec, frame: _Frame) -> NDArray[Any]:
-    return frame.fit(finish(aggregation, states, layer), aggregation, layer)
+def _finalize(
+    aggregation: Aggregation, states: list[State], layer: LayerSpec, shape: _ResultShape
+) -> NDArray[Any]:
+    return shape.fit(finalize_states(aggregation, states, layer), aggregation, layer)
 
 
 def _lazy_layer(
-    cache: MarginalCache,
+    store: MarginalStore,
     aggregation: Aggregation,
-    chosen: Selection,
-    frame: _Frame,
+    selection: Selection,
+    shape: _ResultShape,
     layer: LayerSpec,
     sample: str,
-) -> Any:
-    over_marginals = aggregation.over == "marginals"
-    parts = [chosen.steps] if over_marginals else slabs(layer, chosen.steps)
-    key = tokenize(
-        cache.run.run_id, sample, layer.name, chosen.steps, chosen.heads, frame, KERNEL_VERSION, aggregation
-    )
+) -> da.Array:
+    steps, heads = selection.steps, selection.heads
+    parts = [steps] if aggregation.over == "marginals" else slabs(layer, steps)
+    key = tokenize(store.run.run_id, sample, layer.name, steps, heads, shape, KERNEL_VERSION, aggregation)
+    reduction = Reduction(store.run, layer, sample, aggregation)
     states = [
-        dask.delayed(_slab, pure=True)(
-            cache, layer, sample, aggregation, part, chosen.heads, dask_key_name=f"slab-{key}-{number}"
-        )
+        dask.delayed(_reduce, pure=True)(store, reduction, part, heads, dask_key_name=f"slab-{key}-{number}")
         for number, part in enumerate(parts)
     ]
-    done = dask.delayed(_finish, pure=True)(aggregation, states, layer, frame, dask_key_name=f"whole-{key}")
-    dtype = np.float32 if frame.size is not None else np.float64
-    return da.from_delayed(done, shape=frame.shape, dtype=dtype, name=f"aggregate-{key}")
+    done = dask.delayed(_finalize, pure=True)(aggregation, states, layer, shape, dask_key_name=f"whole-{key}")
+    return da.from_delayed(done, shape=shape.shape, dtype=shape.dtype, name=f"aggregate-{key}")
 
 
-def _wrap(
-    values: Any, run: AnyRun, aggregation: Aggregation, chosen: Selection, frame: _Frame
+def _label_axes(
+    values: da.Array, run: Run, aggregation: Aggregation, selection: Selection, shape: _ResultShape
 ) -> xr.DataArray:
+    layers = selection.layers
     coords: dict[Hashable, Any] = {
-        "sample": np.asarray(chosen.samples, dtype=object),
-        "layer": np.asarray([spec.name for spec in chosen.layers], dtype=object),
+        "sample": np.asarray(selection.samples, dtype=object),
+        "layer": np.asarray([layer.name for layer in layers], dtype=object),
     }
-    heads = chosen.heads or range(max(spec.heads for spec in chosen.layers))
-    for axis in frame.axes:
+    for axis in aggregation.axes:
         if axis == "step":
-            coords["step"] = list(chosen.steps)
-            coords["timestep"] = ("step", [float(run.timesteps[step]) for step in chosen.steps])
+            coords["step"] = list(selection.steps)
+            coords["timestep"] = ("step", [float(run.timesteps[step]) for step in selection.steps])
         elif axis in ("head", "other_head"):
-            coords[axis] = list(heads)
+            coords[axis] = list(selection.heads or range(max(layer.heads for layer in layers)))
         elif axis in aggregation.labels:
             coords[axis] = np.asarray(list(aggregation.labels[axis]), dtype=object)
-    alike = [is_similarity(spec) for spec in chosen.layers]
     attrs = {
         "aggregation": aggregation.name,
         "title": aggregation.words,
         "units": aggregation.units,
         "over": aggregation.over,
-        "side": next((axis for axis in frame.axes if axis in TOKENS), ""),
-        "kind": "similarity" if all(alike) else "mixed" if any(alike) else "attention",
-        "layers": [spec.name for spec in chosen.layers],
-        "left_out": list(chosen.left_out),
-        "steps": list(chosen.steps),
+        "side": shape.token_axis or "",
+        "kind": kind_of(layers),
+        "layers": [layer.name for layer in layers],
+        "left_out": list(selection.left_out),
+        "steps": list(selection.steps),
         "run_id": run.run_id,
     }
-    dims = ("sample", "layer", *frame.dims)
+    dims = ("sample", "layer", *(axis for axis, _ in shape.lengths))
     return xr.DataArray(values, dims=dims, coords=coords, attrs=attrs, name=aggregation.name)

@@ -1,20 +1,19 @@
 """DAAM's maps, the baseline of the paper's comparison: one map for each reference token, or their average.
 
-Source: Tang et al. 2023, "What the DAAM"; I²AM compares with it. DAAM asks which *token* a patch looks at:
-the softmax runs over the reference tokens, ``P(r | g)``, and the map of a token is that probability over the
-generated patches, averaged over steps and heads, resized bicubic and clamped at 0, averaged over layers.
-Here times the number of tokens: 1 for uniform attention.
+Source: Tang et al. 2023, "What the DAAM". DAAM asks which *token* a patch looks at: the softmax runs over
+the reference tokens, ``P(r | g)``, and the map of a token is that probability over the generated patches,
+averaged over steps and heads, resized bicubic, clamped at 0, and averaged over layers. Here it is multiplied
+by the number of tokens, so 1 is uniform attention.
 
-Each row of a softmax sums to 1, so the average over *all* tokens is 1 everywhere, and so is the map of a
-single pooled token: there DAAM says nothing, whatever the image. The map of a set of tokens, such as those
-of the reference object, is `attribution_maps(..., method="daam", level="specific", at=...)`.
+Each row of a softmax sums to 1. The average over *all* tokens is therefore 1 everywhere, as is the map of a
+single pooled token. The map of a set of tokens, such as those of the reference object, is
+`attribution_maps(..., method="daam", level="specific", at=...)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -22,28 +21,19 @@ from numpy.typing import NDArray
 
 from i2am.analysis.aggregations.aggregate import aggregate
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.reduction.aggregation import Aggregation, State
+from i2am.analysis.reduction.aggregation import Aggregation, State, ratio
 from i2am.analysis.reduction.attention import Attention
 from i2am.storage.errors import InputError, NoAnswer
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.index_selection import Indices
-from i2am.storage.reading.run_collection import members_of
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run_collection import AnyRun, members_of
 
 
 @dataclass(frozen=True)
 class TokenMaps:
-    """The chunk: probabilities of chosen tokens, summed over steps and heads.
+    """The chunk: densities of chosen tokens, summed over steps and heads."""
 
-    Attributes
-    ----------
-    tokens
-        Indices over all reference tokens of a layer, those without a place included.
-    """
-
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...]  # indices over all reference tokens of a layer
 
     def __call__(self, attention: Attention) -> State:
         """(sum of densities (gen, token), number of planes (gen, 1))."""
@@ -53,8 +43,7 @@ class TokenMaps:
 
 
 def _finalize(state: State, layer: LayerSpec) -> NDArray[np.float64]:
-    total, planes = state
-    return np.asarray((total / planes).T)
+    return ratio(state, layer).T
 
 
 def daam_maps(
@@ -73,7 +62,7 @@ def daam_maps(
     Parameters
     ----------
     run
-        An open run.
+        An open run, or several as one.
     tokens
         Indices over all reference tokens, 0-based; those without a place (class, pooled, text) come first.
     layers, steps, heads, samples
@@ -86,15 +75,13 @@ def daam_maps(
     Returns
     -------
     xarray.DataArray
-        (sample, [token], y, x) densities, at least 0, 1 for uniform attention; constant where a layer has one
-        token (attribute `constant`).
+        (sample, [token], y, x) densities, at least 0, 1 for uniform attention; the attribute `constant` says
+        that all layers have a single token, so that the map is constant.
 
     Raises
     ------
-    InputError, UnknownName, EmptyRun
-        For tokens, names and indices that do not exist.
-    NoAnswer
-        If a layer has no such token.
+    InputError, UnknownName, EmptyRun, NoAnswer
+        For tokens, names and indices that do not exist, in any layer.
     """
     wanted = _checked(tokens)
     declared = Aggregation(

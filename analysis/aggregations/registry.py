@@ -1,8 +1,8 @@
-"""Finding aggregations by name, by entry point, or by import path ``module:name``.
+"""Find aggregations by the name of an entry point, or by import path ``module:name``.
 
-Those that come with the project and those of installed packages are entry points of one group,
-``i2am.aggregations``. A module named by its path is looked for in the working directory too. It travels to
-Dask workers by value, with the files of its folder that it imports, since they may not have them.
+Those of the project and of installed packages are entry points of the group ``i2am.aggregations``. A module
+is looked for in the working directory too. A user's module is pickled by value for Dask workers, with the
+modules of its folder that it imports, because workers may not have these files.
 """
 
 from __future__ import annotations
@@ -19,18 +19,11 @@ from i2am.analysis.reduction.aggregation import Aggregation
 from i2am.storage.errors import AlreadyExists, InputError, UnknownName
 
 GROUP = "i2am.aggregations"
-OURS = ("i2am",)
-"""Packages that every worker has: `i2am.flows.analyze.dask_cluster` checks that."""
+OURS = ("i2am",)  # packages that every worker has: `i2am.flows.analyze.dask_cluster` checks that
 
 
 def known() -> dict[str, EntryPoint]:
-    """Name to entry point, of every aggregation that is installed.
-
-    Raises
-    ------
-    AlreadyExists
-        If two packages give the same name to different ones.
-    """
+    """Entry points of the installed aggregations by name, which must be unique."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         if point.name in found and found[point.name].value != point.value:
@@ -44,20 +37,7 @@ def known() -> dict[str, EntryPoint]:
 
 
 def find(name: str) -> Aggregation:
-    """Return an aggregation.
-
-    Parameters
-    ----------
-    name
-        Name of an entry point, or "module:name".
-
-    Raises
-    ------
-    UnknownName
-        If there is none of that name, or no such module, or the module has no such name.
-    InputError
-        If it is not an `Aggregation`, or its module fails when it is imported.
-    """
+    """Return the aggregation of an entry point, or of "module:name"."""
     module, colon, attribute = name.partition(":")
     if colon:
         members = vars(_imported(module, name))
@@ -94,33 +74,28 @@ def _imported(module: str, name: str) -> ModuleType:
             f"aggregation {name!r}: importing {module}",
             expected="a module that imports",
             got=f"{type(error).__name__}: {error}",
-            remedy="mend it",
+            remedy="correct the module",
         ) from error
     finally:
         sys.path.remove(here)
-    _travel_by_value(found, [sys.modules[each] for each in set(sys.modules) - before])
+    _pickle_by_value(found, [sys.modules[each] for each in set(sys.modules) - before])
     return found
 
 
-def _travel_by_value(module: ModuleType, loaded: Sequence[ModuleType]) -> None:
-    """Have functions of a user's own file, and of its neighbours among `loaded`, sent to workers whole."""
+def _pickle_by_value(module: ModuleType, loaded: Sequence[ModuleType]) -> None:
+    """Pickle functions of a user's module, and of its neighbours among `loaded`, with their code."""
     import cloudpickle
 
     if not _is_users(module):
         return
-    folder = (
-        Path(str(module.__file__))
-        .resolve()
-        .parents[
-            module.__name__.count(".") + hasattr(module, "__path__")  # a package's own file lies one deeper
-        ]
-    )
+    depth = module.__name__.count(".") + hasattr(module, "__path__")  # a package's file lies one deeper
+    folder = Path(str(module.__file__)).resolve().parents[depth]
     for each in (module, *filter(_is_users, loaded)):
         if Path(str(each.__file__)).resolve().is_relative_to(folder):
             cloudpickle.register_pickle_by_value(each)
 
 
 def _is_users(module: ModuleType) -> bool:
-    """Whether a module is a file that is neither installed nor this project's."""
+    """Whether a module is a file that is neither installed nor part of this project."""
     file = getattr(module, "__file__", None)
     return file is not None and "site-packages" not in file and module.__name__.split(".")[0] not in OURS

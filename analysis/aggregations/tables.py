@@ -1,8 +1,8 @@
 """Aggregations of a study: a Zarr store of every result, and a long table of each.
 
-The tables have one row for each number: sample, layer, and the result's own axes; of a map one row for each
-sample and layer, with its mean and its means inside and outside the mask that it lies under. They are
-written a few samples at a time, so that memory does not grow with the study.
+A table has one row for each number, or for each map: its mean, and its means inside and outside the mask of
+the image on which it lies. Tables are written some samples at a time, so that memory does not grow with the
+study.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,20 +20,15 @@ import xarray as xr
 from i2am.analysis.aggregations.aggregate import aggregate
 from i2am.analysis.aggregations.registry import find
 from i2am.analysis.events import Listener, StageAdvanced, StageStarted
-from i2am.analysis.grids.regions import image_mask, sample_image
-from i2am.analysis.grids.resize import bicubic
-from i2am.analysis.scores.imacs import matching_masks, split_means
+from i2am.analysis.grids.resize import Grid
+from i2am.analysis.scores.tables import inside_and_outside, sample_mask
 from i2am.analysis.several_runs import own_shape, run_id_of
 from i2am.storage.errors import InputError, NoAnswer
-
-if TYPE_CHECKING:
-    from i2am.analysis.options import StudyOptions
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run_collection import AnyRun
 
 STORE = "aggregations.zarr"
-BATCH = 16
-"""Samples that are brought into a table at once."""
-
+BATCH = 16  # samples that are held in memory at once
+# Columns of every table; null where a result has no such axis, or a number does not exist.
 SCHEMA: dict[str, Any] = {
     "sample": pl.String,
     "aggregation": pl.String,
@@ -48,166 +44,104 @@ SCHEMA: dict[str, Any] = {
     "kind": pl.String,
     "run_id": pl.String,
 }
-"""Columns of every table; null where a result has no such axis, or a number does not exist."""
 
 
 @dataclass(frozen=True)
 class Aggregated:
-    """What the aggregations of a study gave.
+    """What the aggregations of a study gave."""
 
-    Attributes
-    ----------
-    results
-        Name to (sample, layer, ...), read lazily from the store.
-    absent
-        What has no answer, and why, one line each.
-    """
-
-    results: dict[str, xr.DataArray]
-    absent: tuple[str, ...]
+    results: dict[str, xr.DataArray]  # name to (sample, layer, ...), read lazily from the store
+    absent: tuple[str, ...]  # what has no answer, and why, one line each
 
 
 def collect_aggregations(
-    run: AnyRun, names: Sequence[str], options: StudyOptions, staging: Path, emit: Listener
+    run: AnyRun,
+    samples: Sequence[str],
+    aggregations: Sequence[str],
+    folder: Path,
+    emit: Listener,
+    **asked: Any,
 ) -> Aggregated:
-    """Compute the aggregations of a study into a store, and write their tables.
+    """Compute aggregations into a store in `folder`, and write their tables into its ``tables``.
 
-    Parameters
-    ----------
-    run, names
-        Samples to aggregate; none of them damaged.
-    options
-        The aggregations, and the selections.
-    staging
-        Directory in which the store and ``tables/`` are made.
-    tell
-        Told after each aggregation.
-
-    Raises
-    ------
-    UnknownName, InputError, AggregationError
-        If an aggregation does not exist, or does not do what it declares.
+    `aggregations` are names or "module:name"; `asked` are further arguments of `aggregate`. An event follows
+    each aggregation.
     """
     results: dict[str, xr.DataArray] = {}
     absent: list[str] = []
-    wanted = [find(name) for name in dict.fromkeys(options.aggregations)]
-    _check_names([entry.name for entry in wanted])
-    if wanted:
-        emit(StageStarted("aggregations", len(wanted)))
-    for number, entry in enumerate(wanted, start=1):
+    declared = [find(name) for name in dict.fromkeys(aggregations)]
+    names = [aggregation.name for aggregation in declared]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            "aggregations",
+            expected="a name of its own for each",
+            got=f"{twice[0]!r} twice",
+            remedy="rename one of the declarations",
+        )
+    if declared:
+        emit(StageStarted("aggregations", len(declared)))
+    for number, aggregation in enumerate(declared, start=1):
+        name = aggregation.name
         try:
-            found = aggregate(
-                run,
-                entry,
-                layers=options.layers,
-                steps=options.steps,
-                heads=options.heads,
-                samples=names,
-                size=options.size if "gen" in entry.axes or "ref" in entry.axes else None,
-                store=options.store,
-                storage_options=options.storage_options,
-            )
+            result = aggregate(run, aggregation, samples=samples, **asked)
         except NoAnswer as error:
-            absent.append(f"{entry.words}: {error}")
+            absent.append(f"{aggregation.words}: {error}")
             continue
-        named = found.rename(None).to_dataset(name="value")
-        named.to_zarr(staging / STORE, group=entry.name, mode="w", zarr_format=3, consolidated=False)
-        stored = xr.open_zarr(staging / STORE, group=entry.name, consolidated=False)["value"]
-        results[entry.name] = stored
-        write_table(run, stored, staging / "tables" / f"aggregation-{entry.name}.parquet")
-        emit(StageAdvanced("aggregations", number, len(wanted)))
+        dataset = result.rename(None).to_dataset(name="value")
+        dataset.to_zarr(folder / STORE, group=name, mode="w", zarr_format=3, consolidated=False)
+        results[name] = xr.open_zarr(folder / STORE, group=name, consolidated=False)["value"]
+        write_table(run, results[name], folder / "tables" / f"aggregation-{name}.parquet")
+        emit(StageAdvanced("aggregations", number, len(declared)))
     return Aggregated(results, tuple(absent))
 
 
-def _check_names(names: Sequence[str]) -> None:
-    for name in names:
-        if list(names).count(name) > 1:
-            raise InputError(
-                "aggregations",
-                expected="a name of its own for each",
-                got=f"{name!r} twice",
-                remedy="rename one of the declarations",
-            )
-
-
 def write_table(run: AnyRun, result: xr.DataArray, path: Path) -> None:
-    """Write a result as a long table, a few samples at a time.
-
-    Parameters
-    ----------
-    run
-        For the masks.
-    result
-        (sample, layer, ...), as `aggregate` returns it.
-    path
-        A Parquet file to make.
-    """
+    """Write a result (sample, layer, ...) of `aggregate` as a long table, some samples at a time."""
     path.parent.mkdir(exist_ok=True)
-    parts = path.with_suffix(".parts")
-    parts.mkdir()
     samples = [str(name) for name in result["sample"].values]
-    for start in range(0, len(samples), BATCH):
-        some = result.isel(sample=slice(start, start + BATCH)).load()
-        rows = [_rows(run, some.sel(sample=name), name) for name in samples[start : start + BATCH]]
-        pl.concat(rows).write_parquet(parts / f"{start:09d}.parquet")
-    pl.scan_parquet(parts / "*.parquet").sink_parquet(path)
-    for part in parts.iterdir():
-        part.unlink()
-    parts.rmdir()
+    with TemporaryDirectory(dir=path.parent) as parts:
+        for start in range(0, len(samples), BATCH):
+            some = result.isel(sample=slice(start, start + BATCH)).load()
+            rows = [_rows(run, some.sel(sample=name), name) for name in samples[start : start + BATCH]]
+            pl.concat(rows).write_parquet(Path(parts) / f"{start:09d}.parquet")
+        pl.scan_parquet(Path(parts) / "*.parquet").sink_parquet(path)
 
 
 def _rows(run: AnyRun, result: xr.DataArray, sample: str) -> pl.DataFrame:
     """Rows of one sample: (layer, ...) to one row for each number, or for each map."""
     axes = [str(name) for name in result.dims if name not in ("y", "x")]
     shape = tuple(result.sizes[axis] for axis in axes)
-    index = np.unravel_index(np.arange(int(np.prod(shape))), shape)
-    places = dict(zip(axes, index, strict=True))
+    places = dict(zip(axes, np.indices(shape).reshape(len(axes), -1), strict=True))
     columns: dict[str, Any] = {axis: np.asarray(result[axis].values)[at] for axis, at in places.items()}
+    count = len(columns["layer"])
     if "step" in places:
         columns["timestep"] = np.asarray(result["timestep"].values, dtype=np.float64)[places["step"]]
-    own = [axis for axis in axes if axis not in ("layer", "step", "head")]
-    label = [", ".join(f"{axis} {columns[axis][n]}" for axis in own) for n in range(len(index[0]))]
-    values = result.values.reshape(-1, *(result.shape[len(axes) :]))
-    inside = outside = None
+    if own := [axis for axis in axes if axis not in ("layer", "step", "head")]:
+        columns["label"] = [", ".join(f"{axis} {columns[axis][n]}" for axis in own) for n in range(count)]
+    values = result.values.reshape(-1, *result.shape[len(axes) :])
     if "y" in result.dims:
-        halves = [_halves(run, result, sample, one) for one in values]
-        inside, outside = [half[0] for half in halves], [half[1] for half in halves]
+        mask = sample_mask(run, {"gen": "r2g", "ref": "g2r"}[result.attrs["side"]], sample)
+        means = [_means(density, mask, own_shape(result)) for density in values]
+        columns["inside"], columns["outside"] = zip(*means, strict=True)
         values = values.reshape(len(values), -1).mean(axis=1)
-    count = len(index[0])
-    data = {
-        "sample": [sample] * count,
-        "aggregation": [result.attrs["aggregation"]] * count,
-        "layer": [str(name) for name in columns["layer"]],
-        "step": columns.get("step"),
-        "timestep": columns.get("timestep"),
-        "head": columns.get("head"),
-        "label": label if own else None,
-        "value": np.asarray(values, dtype=np.float64),
-        "inside": inside,
-        "outside": outside,
-        "units": [result.attrs["units"]] * count,
-        "kind": [result.attrs["kind"]] * count,
-        "run_id": [run_id_of(result)] * count,
-    }
-    full = {name: [None] * count if column is None else column for name, column in data.items()}
-    table = pl.DataFrame(full, schema=SCHEMA)
-    numbers = ["value", "inside", "outside"]
-    kept = table.with_columns(pl.col(numbers).fill_nan(None))
+    columns["layer"] = [str(name) for name in columns["layer"]]
+    columns["value"] = np.asarray(values, dtype=np.float64)
+    fixed = {name: result.attrs[name] for name in ("aggregation", "units", "kind")}
+    fixed |= {"sample": sample, "run_id": run_id_of(result)}
+    columns |= {name: [value] * count for name, value in fixed.items()}
+    table = pl.DataFrame({name: columns.get(name, [None] * count) for name in SCHEMA}, schema=SCHEMA)
+    table = table.with_columns(pl.col("value", "inside", "outside").fill_nan(None))
     # Heads that a layer does not have are padding of the array, not results.
-    return kept.filter(pl.col("value").is_not_null()) if "head" in result.dims else kept
+    return table.filter(pl.col("value").is_not_null()) if "head" in result.dims else table
 
 
-def _halves(
-    run: AnyRun, result: xr.DataArray, sample: str, density: np.ndarray[Any, Any]
+def _means(
+    density: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None, grid: Grid
 ) -> tuple[float | None, float | None]:
-    """Means of a map inside and outside the mask of the image that it lies on."""
-    image = {"gen": "mask", "ref": "reference_mask"}[result.attrs["side"]]
-    pixels = sample_image(run, image, sample)
-    if pixels is None or not np.isfinite(density).all():
+    """Means of a map inside and outside a mask, or None where there is no usable mask."""
+    if mask is None or not np.isfinite(density).all():
         return None, None
-    mask = image_mask(pixels)
     try:
-        fitting = matching_masks(density.shape, mask, grid=own_shape(result))
-        return split_means(bicubic(density, (mask.shape[0], mask.shape[1])), fitting)
-    except InputError:  # an empty, full or misshapen mask: the sample's tables by level say so
+        return inside_and_outside(density, mask, grid)[:2]
+    except InputError:  # an empty, full or misshapen mask, which the tables of the levels report
         return None, None

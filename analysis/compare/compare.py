@@ -34,7 +34,7 @@ from i2am.analysis.events import Listener, StageAdvanced, StageStarted, StudyFin
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
 from i2am.analysis.maps.question import Protocol
-from i2am.analysis.marginals.store import StorePlace, store_of
+from i2am.analysis.marginals.store import StorePlace, store_for
 from i2am.analysis.options import StudyOptions, check_options
 from i2am.analysis.output_directory import Kind, Timings, without_damaged, workplace
 from i2am.analysis.study.collect import collect_tables
@@ -152,7 +152,7 @@ class _Job:
         """Compare what is sound; `made` is a folder for what is in the works."""
         timings = Timings()
         asked = replace(self.options, layers=pairing.every_layer)
-        both = [(run, replace(asked, store=store_of(run, asked.store))) for run in (self.a, self.b)]
+        both = [(run, replace(asked, store=store_for(run, asked.store))) for run in (self.a, self.b)]
         good, refusals = sound_samples(both, pairing.samples, known, self.emit, timings)
         pairing = replace(pairing, samples=good)
         maps = collect_pairs(self.a, self.b, pairing, self.options, made, self.emit)

@@ -30,7 +30,7 @@ from i2am.analysis.grids.direction import Direction
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.maps.question import Level
 from i2am.analysis.maps.stored import Collected, variable
-from i2am.analysis.marginals.store import store_of
+from i2am.analysis.marginals.store import store_for
 from i2am.analysis.scores.bootstrap import RESAMPLES, mean_intervals
 from i2am.analysis.several_runs import common_size, own_grid
 from i2am.storage.errors import NoAnswer
@@ -124,7 +124,7 @@ def _both(
             size=size,
             time_groups=pairing.groups,
             protocol=options.protocol,
-            store=store_of(run, options.store),
+            store=store_for(run, options.store),
             storage_options=options.storage_options,
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from i2am.analysis.grids.direction import DIRECTIONS, Direction
-from i2am.analysis.grids.selection import Selection, chosen_samples, select
+from i2am.analysis.grids.selection import Selection, select, select_samples
 from i2am.analysis.maps.official_layers import official_selection
 from i2am.analysis.maps.question import Level
 from i2am.storage.errors import NoAnswer
@@ -103,7 +103,7 @@ def pair(a: AnyRun, b: AnyRun, options: StudyOptions) -> Pairing:
 
 
 def _samples(a: AnyRun, b: AnyRun, options: StudyOptions) -> tuple[tuple[str, ...], tuple[int, int]]:
-    first, second = (chosen_samples(run, options.samples) for run in (a, b))
+    first, second = (select_samples(run, options.samples) for run in (a, b))
     common = set(first) & set(second)
     if not common:
         raise NoAnswer(

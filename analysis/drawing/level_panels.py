@@ -19,7 +19,8 @@ from i2am.analysis.drawing.panels import Block, Panel, SampleImages, block
 from i2am.analysis.drawing.short_labels import axis_labels
 from i2am.analysis.drawing.units import DIRECTION_WORDS, kind_words
 from i2am.analysis.grids import tiled_layers
-from i2am.analysis.grids.regions import draw, image_mask
+from i2am.analysis.grids.direction import other_side, side_of
+from i2am.analysis.grids.regions import image_mask, region_mask
 
 if TYPE_CHECKING:
     from i2am.storage.reading.run_collection import AnyRun
@@ -155,7 +156,5 @@ def asked_region(run: AnyRun, attrs: Mapping[str, Any], sample: SampleImages) ->
         pixels = sample.images.get(at)
         return None if pixels is None else image_mask(pixels).astype(np.float64)
     layers = [run.layers[name] for name in attrs["layers"]]
-    grids = [
-        tiled_layers.whole_grid(layer, "gen" if attrs["direction"] == "g2r" else "ref") for layer in layers
-    ]
-    return draw(np.asarray(at), max(grids, key=lambda grid: grid[0] * grid[1]))
+    side = other_side(side_of(attrs["direction"]))
+    return region_mask(np.asarray(at), tiled_layers.largest_grid(layers, side))

@@ -7,11 +7,7 @@ from typing import Literal
 from i2am.storage.errors import UnknownName
 
 Direction = Literal["r2g", "g2r"]
-
-
 DIRECTIONS: tuple[Direction, ...] = ("r2g", "g2r")
-
-
 Side = Literal["gen", "ref"]
 
 
@@ -20,15 +16,13 @@ def side_of(direction: Direction) -> Side:
     return "gen" if direction == "r2g" else "ref"
 
 
-def check_direction(direction: str) -> Direction:
-    """Return the direction.
+def other_side(side: Side) -> Side:
+    """The other of the two images."""
+    return "ref" if side == "gen" else "gen"
 
-    Raises
-    ------
-    UnknownName
-        If it is neither "r2g" nor "g2r".
-    """
-    for known in DIRECTIONS:
-        if direction == known:
-            return known
-    raise UnknownName("direction", direction, DIRECTIONS)
+
+def check_direction(direction: str) -> Direction:
+    """Return the direction; `UnknownName` if it is neither "r2g" nor "g2r"."""
+    if direction not in DIRECTIONS:
+        raise UnknownName("direction", direction, DIRECTIONS)
+    return direction

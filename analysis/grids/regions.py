@@ -1,41 +1,27 @@
 """Regions of an image as weights over the tokens of a layer.
 
-A region may be one patch, a list of patches, a box, or a mask. It is drawn once, on one grid, and carried to
-the grid of each layer by averaging over its cells, so that a coarse patch counts by the share of it that the
-region covers.
+A region is one patch, a list of patches, a box, or a mask. It becomes a mask on one grid; each layer then
+weights its patches by the share of them that the mask covers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from i2am.analysis.grids.resize import Grid, area
 from i2am.storage.errors import InputError, NoAnswer, ShapeMismatch
+from i2am.storage.reading.run_collection import AnyRun
 
-if TYPE_CHECKING:
-    from i2am.storage.reading.run_collection import AnyRun
-
+# (row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x].
 Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]] | NDArray[Any]
-"""(row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x]."""
 
 
-def binary(mask: ArrayLike) -> NDArray[np.bool_]:
-    """Mask as booleans: above one half is inside.
-
-    Parameters
-    ----------
-    mask
-        Booleans, numbers from 0 to 1, or integers from 0 to 255 (recognised by a value above 1).
-
-    Raises
-    ------
-    ShapeMismatch
-        If the values are not numbers, or not finite.
-    """
+def boolean_mask(mask: ArrayLike) -> NDArray[np.bool_]:
+    """Mask as booleans, above one half is inside; integers with a value above 1 count from 0 to 255."""
     values = np.asarray(mask)
     if values.dtype == np.bool_:
         return values
@@ -58,21 +44,15 @@ def sample_image(run: AnyRun, name: str, sample: str) -> NDArray[np.uint8] | Non
     return run.image(name, sample) if name in run.record(sample)["images"] else None
 
 
-def check_two_sides(mask: NDArray[np.bool_]) -> None:
-    """Check that a mask has an inside and an outside.
-
-    Raises
-    ------
-    NoAnswer
-        If it is empty or full.
-    """
+def check_inside_and_outside(mask: NDArray[np.bool_]) -> None:
+    """Refuse a mask that is empty or full (`NoAnswer`)."""
     count = int(mask.sum())
     if count in (0, mask.size):
         raise NoAnswer(
             f"a mask that is {'empty' if count == 0 else 'full'}",
             expected="some pixels inside and some outside",
             got=f"{count} of {mask.size} inside",
-            remedy="leave this sample out, or mend its mask",
+            remedy="leave this sample out, or correct its mask",
         )
 
 
@@ -85,34 +65,22 @@ def is_mask(at: Any) -> TypeGuard[NDArray[Any]]:
     )
 
 
-def draw(at: Region, grid: Grid) -> NDArray[np.float64]:
-    """Draw a region on a grid.
+def region_mask(at: Region, grid: Grid) -> NDArray[np.float64]:
+    """Mask [y, x] of a region given in cells of `grid`, 1 inside; a mask keeps a size of its own.
 
-    Parameters
-    ----------
-    at
-        The region, in cells of `grid` (a mask may have any size).
-    grid
-        (rows, columns).
-
-    Returns
-    -------
-    ndarray
-        A mask [y, x], 1 inside: of the size of `grid`, or of its own if a mask was given.
-
-    Raises
-    ------
-    InputError
-        If a patch lies outside the grid, or `at` is none of the known forms.
-    ShapeMismatch
-        If a mask has another aspect ratio than the grid.
-    NoAnswer
-        If the region is empty.
+    Raises `InputError` for patches outside the grid and unknown forms, `ShapeMismatch` for a mask of another
+    aspect ratio, and `NoAnswer` for an empty region.
     """
     values = np.asarray(at)
     if is_mask(at):
-        mask = binary(at).astype(np.float64)
-        _check_aspect(mask, grid)
+        mask = boolean_mask(at).astype(np.float64)
+        if not same_aspect(grid, mask.shape):
+            raise ShapeMismatch(
+                "the mask of the region",
+                expected=f"the aspect ratio of {grid[0]} x {grid[1]} patches",
+                got=f"{mask.shape[0]} x {mask.shape[1]}",
+                remedy="give a mask of the image that the patches lie on",
+            )
     elif values.dtype.kind in "iu" and values.ndim == 1 and values.size == 4:
         mask = _box(values, grid)
     elif values.dtype.kind in "iu" and values.size and values.size % 2 == 0 and values.shape[-1] == 2:
@@ -146,17 +114,6 @@ def same_aspect(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
     return abs(skew - 1) <= 1 / min(grid)
 
 
-def _check_aspect(mask: NDArray[Any], grid: Grid) -> None:
-    """Refuse a mask that cannot lie on the image of `grid`: its aspect differs by more than one cell."""
-    if not same_aspect(grid, mask.shape):
-        raise ShapeMismatch(
-            "the mask of the region",
-            expected=f"the aspect ratio of {grid[0]} x {grid[1]} patches",
-            got=f"{mask.shape[0]} x {mask.shape[1]}",
-            remedy="give a mask of the image that the patches lie on",
-        )
-
-
 def _box(corners: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
     top, left, bottom, right = (int(corner) for corner in corners)
     if not (0 <= top < bottom <= grid[0] and 0 <= left < right <= grid[1]):
@@ -170,6 +127,6 @@ def _box(corners: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
     return mask
 
 
-def weights(mask: ArrayLike, grid: Grid) -> NDArray[np.float32]:
+def token_weights(mask: ArrayLike, grid: Grid) -> NDArray[np.float32]:
     """Weights (row * column) of tokens: the share of each cell of `grid` that the mask [y, x] covers."""
     return area(mask, grid).reshape(-1).astype(np.float32)

@@ -14,21 +14,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-CUBIC = -0.75
-"""The parameter a of the cubic convolution kernel (Keys 1981); -0.75 as in torch."""
-
+CUBIC = -0.75  # the parameter a of the cubic convolution kernel (Keys 1981); -0.75 as in torch
 Grid = tuple[int, int]
 
 
 @lru_cache(maxsize=256)
 def bicubic_matrix(source: int, target: int) -> NDArray[np.float64]:
-    """Matrix (target, source) of the bicubic resize of one axis; every row sums to 1.
-
-    Parameters
-    ----------
-    source, target
-        Number of positions before and after.
-    """
+    """Matrix (target, source) of the bicubic resize of one axis; every row sums to 1."""
     position = (np.arange(target) + 0.5) * (source / target) - 0.5
     first = np.floor(position).astype(int)
     t = position - first
@@ -48,13 +40,7 @@ def bicubic_matrix(source: int, target: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=256)
 def area_matrix(source: int, target: int) -> NDArray[np.float64]:
-    """Matrix (target, source) that averages one axis over equal cells; every row sums to 1.
-
-    Parameters
-    ----------
-    source, target
-        Number of positions before and after; any ratio, cells may be cut.
-    """
+    """Matrix (target, source) that averages one axis over equal cells; every row sums to 1."""
     edges = np.arange(target + 1) * (source / target)
     cells = np.arange(source)
     overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
@@ -64,57 +50,17 @@ def area_matrix(source: int, target: int) -> NDArray[np.float64]:
 
 
 def bicubic(maps: ArrayLike, size: Grid) -> NDArray[np.float64]:
-    """Resize maps (..., y, x) to `size` (rows, columns), as the paper does.
-
-    Parameters
-    ----------
-    maps
-        Any numbers; computed in float64.
-    size
-        (rows, columns) of the result.
-
-    Returns
-    -------
-    ndarray
-        (..., rows, columns). Cubic convolution overshoots: values may leave the range of the input by about
-        a tenth.
-    """
+    """Resize maps (..., y, x) to `size` (rows, columns), as the paper does."""
     return _separable(maps, size, bicubic_matrix)
 
 
 def area(maps: ArrayLike, size: Grid) -> NDArray[np.float64]:
-    """Average maps (..., y, x) over the cells of a grid of `size` (rows, columns).
-
-    Parameters
-    ----------
-    maps
-        Any numbers; a mask gives the share of each cell that it covers.
-    size
-        (rows, columns) of the result.
-
-    Returns
-    -------
-    ndarray
-        (..., rows, columns), float64, within the range of the input.
-    """
+    """Average maps (..., y, x) over the cells of a grid of `size` (rows, columns)."""
     return _separable(maps, size, area_matrix)
 
 
 def nearest(maps: ArrayLike, size: Grid) -> NDArray[np.float64]:
-    """Take the nearest pixel of maps (..., y, x), as torch's ``interpolate(mode="nearest")`` does.
-
-    Parameters
-    ----------
-    maps
-        Any numbers.
-    size
-        (rows, columns) of the result.
-
-    Returns
-    -------
-    ndarray
-        (..., rows, columns), float64: pixel ``floor(index * before / after)`` of each axis.
-    """
+    """Take the nearest pixel of maps (..., y, x), as torch's ``interpolate(mode="nearest")`` does."""
     values = np.asarray(maps, dtype=np.float64)
     rows, columns = values.shape[-2:]
     return values[..., np.arange(size[0])[:, None] * rows // size[0], np.arange(size[1]) * columns // size[1]]

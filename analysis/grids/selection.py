@@ -1,67 +1,55 @@
-"""What a question is about: layers, steps, heads and samples of a run, checked before reading."""
+"""The layers, steps, heads and samples that a question is about, checked before anything is read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from i2am.analysis.grids.direction import Direction
-from i2am.analysis.grids.tiled_layers import whole_name
+from i2am.analysis.grids.tiled_layers import untiled_name
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.index_selection import Indices, select_indices
 from i2am.storage.name_patterns import matching_names
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run_collection import AnyRun
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The part of a run that a question is about.
+    """The part of a run that a question is about."""
 
-    Attributes
-    ----------
-    layers
-        Layers, in the run's order.
-    left_out
-        Names of layers that could not answer and were not asked for by name.
-    steps
-        Indices of denoiser calls, ascending as given.
-    heads
-        Indices of heads, or None for all heads of every layer.
-    samples
-        Ids of committed samples.
-    """
-
-    layers: tuple[LayerSpec, ...]
-    left_out: tuple[str, ...]
+    layers: tuple[LayerSpec, ...]  # in the run's order
+    left_out: tuple[str, ...]  # names of layers that cannot answer and were not asked for by name
     steps: tuple[int, ...]
-    heads: tuple[int, ...] | None
+    heads: tuple[int, ...] | None  # None: all heads of every layer
     samples: tuple[str, ...]
 
 
-def placed(layer: LayerSpec) -> int:
-    """Reference tokens of a layer that have a place in the reference image."""
+def spatial_tokens(layer: LayerSpec) -> int:
+    """Number of reference tokens that stand for a place in the reference image."""
     return layer.ref_grid[0] * layer.ref_grid[1]
 
 
 def is_similarity(layer: LayerSpec) -> bool:
-    """Whether a layer attends to a single reference token.
+    """Whether a layer attends to a single reference token, and to nothing else.
 
-    Its attention weight is then 1 whatever the logits are: R2G shows how alike query and key are, not what
-    the model did with them. A joint softmax has other keys to choose from, so there it is attention all the
-    same.
+    The attention weight is then 1 whatever the logits are, so R2G shows how alike query and key are, not what
+    the model did with them. A joint softmax has other keys, so there one token still gets attention.
     """
     return layer.ref == 1 and not layer.lse
 
 
-def has_place(layer: LayerSpec) -> bool:
-    """Whether a layer has a map on the reference: tokens to choose from, some with a place."""
-    return placed(layer) > 0 and not is_similarity(layer)
+def has_reference_map(layer: LayerSpec) -> bool:
+    """Whether a layer has a map on the reference: it has several tokens, and some have a place."""
+    return spatial_tokens(layer) > 0 and not is_similarity(layer)
+
+
+def kind_of(layers: Sequence[LayerSpec]) -> str:
+    """What the numbers of these layers are: "attention", "similarity" or "mixed"."""
+    similar = [is_similarity(layer) for layer in layers]
+    return "similarity" if all(similar) else "mixed" if any(similar) else "attention"
 
 
 def select(
@@ -72,97 +60,73 @@ def select(
     heads: Indices | None = None,
     samples: Sequence[str] | str | None = None,
     *,
-    place: bool | None = None,
+    on_reference: bool | None = None,
 ) -> Selection:
     """Resolve and check a selection; None selects all.
 
-    Parameters
-    ----------
-    run
-        The run asked about.
-    direction
-        Decides which layers can answer.
-    layers, samples
-        Names, one or several; of layers also shell patterns such as ``*up_blocks*``, whose layers are left
-        out where they have no answer.
-    steps, heads
-        Indices or a slice.
-    place
-        Whether the question is about places in the reference; None: it is, if the direction is "g2r".
-
-    Raises
-    ------
-    UnknownName
-        For a layer, sample, step or head that does not exist.
-    EmptyRun
-        If no sample is committed.
-    NoAnswer
-        If a layer named explicitly, or every layer, has no answer in this direction.
+    `layers` are names or shell patterns such as ``*up_blocks*``; a layer that a pattern matches is left out
+    if it cannot answer, and a layer that is named must answer (`NoAnswer`). `on_reference` asks for layers
+    that have a map on the reference; by default only "g2r" does.
     """
-    chosen, left_out = _layers(run, direction, layers, direction == "g2r" if place is None else place)
-    total = min(layer.heads for layer in chosen)
+    needs_map = direction == "g2r" if on_reference is None else on_reference
+    if layers is None:
+        found, left_out = _default_layers(run, direction, needs_map)
+    else:
+        found, left_out = _asked_layers(run, direction, layers, needs_map)
+    fewest_heads = min(layer.heads for layer in found)
     return Selection(
-        layers=chosen,
+        layers=found,
         left_out=left_out,
         steps=select_indices("step", steps, len(run.timesteps)),
-        heads=None if heads is None else select_indices("head", heads, total),
-        samples=chosen_samples(run, samples),
+        heads=None if heads is None else select_indices("head", heads, fewest_heads),
+        samples=select_samples(run, samples),
     )
 
 
-def joint_only(chosen: Selection, *, named: bool) -> Selection:
-    """Keep the layers of a joint softmax whose log-sum-exp was stored.
-
-    Parameters
-    ----------
-    chosen
-        A selection.
-    named
-        Whether its layers were asked for by name; then each of them must answer.
-
-    Raises
-    ------
-    NoAnswer
-        If a layer named explicitly, or every layer, was captured without it.
-    """
-    kept = tuple(layer for layer in chosen.layers if layer.lse)
-    if not kept or (named and len(kept) < len(chosen.layers)):
-        silent = next(layer.name for layer in chosen.layers if not layer.lse)
+def keep_joint_layers(selection: Selection, *, named: bool) -> Selection:
+    """Keep the layers of a joint softmax whose log-sum-exp was stored; all must be, if they were `named`."""
+    joint = tuple(layer for layer in selection.layers if layer.lse)
+    others = tuple(layer.name for layer in selection.layers if not layer.lse)
+    if others and (named or not joint):
         raise NoAnswer(
-            f"the share of the reference in layer {silent!r}",
+            f"the share of the reference in layer {others[0]!r}",
             expected="a layer of a joint softmax, captured with lse=True",
             got="a softmax over the reference alone",
-            remedy="leave the method out" if not kept else "leave this layer out",
+            remedy="leave this layer out" if joint else "leave the method out",
         )
-    lost = tuple(layer.name for layer in chosen.layers if not layer.lse)
-    return replace(chosen, layers=kept, left_out=(*chosen.left_out, *lost))
+    return replace(selection, layers=joint, left_out=(*selection.left_out, *others))
 
 
-def _layers(
-    run: AnyRun, direction: Direction, names: Sequence[str] | str | None, place: bool
-) -> tuple[tuple[LayerSpec, ...], tuple[str, ...]]:
-    if names is not None:
-        wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-        if not wanted:
-            raise InputError(
-                "layers is empty", expected="at least one layer", remedy="pass None for all layers"
-            )
-        asked = _named(run, wanted)
-        silent = [layer for layer in asked if place and not has_place(layer)]
-        named = [layer for layer in silent if layer.name in wanted]
-        if named or len(silent) == len(asked):
-            layer = (named or silent)[0]
-            raise NoAnswer(
-                f"this {direction} question to layer {layer.name!r}",
-                expected="reference tokens with a place in the reference image",
-                got=f"{layer.ref} token(s) without one",
-                remedy="ask for unified r2g, or leave this layer out",
-            )
-        return tuple(layer for layer in asked if layer not in silent), tuple(layer.name for layer in silent)
-    # Other guidance roles are there to be compared with, never to be averaged in unasked.
+# Layers that answer, and the names of those that are left out.
+Layers = tuple[tuple["LayerSpec", ...], tuple[str, ...]]
+
+
+def _asked_layers(run: AnyRun, direction: Direction, names: Sequence[str] | str, needs_map: bool) -> Layers:
+    wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    if not wanted:
+        raise InputError("layers is empty", expected="at least one layer", remedy="pass None for all layers")
+    # The name of a layer that was captured in tiles stands for all of its tiles.
+    untiled = {untiled_name(layer): layer for layer in run.layers.values()}
+    matched = set(matching_names("layer", wanted, list(dict(run.layers) | untiled)))
+    asked = [layer for name, layer in run.layers.items() if matched & {name, untiled_name(layer)}]
+    unable = [layer for layer in asked if needs_map and not has_reference_map(layer)]
+    named = [layer for layer in unable if layer.name in wanted]
+    if named or len(unable) == len(asked):
+        layer = (named or unable)[0]
+        raise NoAnswer(
+            f"this {direction} question to layer {layer.name!r}",
+            expected="reference tokens with a place in the reference image",
+            got=f"{layer.ref} token(s) without one",
+            remedy="ask for unified r2g, or leave this layer out",
+        )
+    return tuple(layer for layer in asked if layer not in unable), tuple(layer.name for layer in unable)
+
+
+def _default_layers(run: AnyRun, direction: Direction, needs_map: bool) -> Layers:
     every = list(run.layers.values())
-    meant = [layer for layer in every if layer.role == "cond"] or every
-    able = [layer for layer in meant if has_place(layer) or not place]
+    # Layers of other guidance roles are there for comparison, and are averaged in only where they are named.
+    conditional = [layer for layer in every if layer.role == "cond"] or every
+    able = [layer for layer in conditional if has_reference_map(layer) or not needs_map]
     if not able:
         raise NoAnswer(
             f"this {direction} question to this run",
@@ -170,27 +134,12 @@ def _layers(
             got="only pooled tokens",
             remedy="ask for unified r2g, which is then a similarity",
         )
-    kept = tuple([layer for layer in able if not is_similarity(layer)] or able)
-    return kept, tuple(name for name, layer in run.layers.items() if layer not in kept)
+    found = tuple([layer for layer in able if not is_similarity(layer)] or able)
+    return found, tuple(name for name, layer in run.layers.items() if layer not in found)
 
 
-def _named(run: AnyRun, wanted: list[str]) -> list[LayerSpec]:
-    """Layers by name or pattern; the name of a layer that was captured in tiles means all of them."""
-    wholes = {whole_name(layer): layer for layer in run.layers.values()}
-    found = set(matching_names("layer", wanted, list(dict(run.layers) | wholes)))
-    return [layer for name, layer in run.layers.items() if name in found or whole_name(layer) in found]
-
-
-def chosen_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Resolve and check a selection of samples; None selects all.
-
-    Raises
-    ------
-    EmptyRun
-        If no sample is committed.
-    UnknownName, InputError
-        For a sample that does not exist, or none at all.
-    """
+def select_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Committed samples in the order given, each once; None selects all."""
     if not run.samples:
         raise EmptyRun(
             f"run {run.path} holds no committed sample",
@@ -204,8 +153,8 @@ def chosen_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str,
     known = set(run.samples)
     for name in wanted:
         if name not in known:
-            waiting = name in set(run.declared)
-            remedy = "it is declared but not captured yet; resume the capture" if waiting else None
+            declared = name in set(run.declared)
+            remedy = "it is declared but not captured yet; resume the capture" if declared else None
             raise UnknownName("sample", name, list(run.samples), remedy=remedy)
     if not wanted:
         raise InputError(
@@ -215,20 +164,7 @@ def chosen_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str,
 
 
 def split_steps(steps: Sequence[int], groups: int) -> list[tuple[int, ...]]:
-    """Split steps into `groups` runs of neighbours, as equal as they can be, the longer ones first.
-
-    Parameters
-    ----------
-    steps
-        Step indices.
-    groups
-        Number of groups, 1 to ``len(steps)``.
-
-    Raises
-    ------
-    InputError
-        If there are fewer steps than groups.
-    """
+    """Split steps into groups of neighbours, as equal as they can be, the longer ones first."""
     if not 1 <= groups <= len(steps):
         raise InputError(
             f"time_groups={groups}",

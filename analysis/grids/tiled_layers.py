@@ -1,48 +1,58 @@
-"""Layers that were captured in tiles, put together into maps of the whole picture.
+"""Maps of layers that were captured in tiles.
 
-Large latents are denoised in overlapping tiles, each stored as a layer ``NAME@tile-TOP-LEFT``. A map of NAME
-is the mean of its tiles' maps wherever they overlap, on a canvas in units of the denoiser's latents; then it
-is resized like any other. Each tile's attention is its own: 1 means uniform within the tile.
+Large latents are denoised in overlapping tiles, and each tile is stored as a layer of its own, named
+``NAME@tile-TOP-LEFT``. The map of NAME is the mean of its tiles' maps wherever they overlap, on a canvas in
+units of the denoiser's latents; it is then resized like any other map. The attention of a tile is normalised
+within the tile: 1 means uniform there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from i2am.analysis.grids.direction import Side, side_of
+from i2am.analysis.grids.direction import Direction, Side, side_of
 from i2am.analysis.grids.resize import Grid, bicubic
 from i2am.storage.errors import NoAnswer
-
-if TYPE_CHECKING:
-    from i2am.analysis.grids.direction import Direction
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.format.tile import Tile
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.tile import Tile
 
 
 def tile_of(layer: LayerSpec, side: Side) -> Tile | None:
-    """Where a layer's patches lie on the whole picture; None: they are the whole."""
+    """The tile of the whole picture that a layer's patches cover; None if they cover all of it."""
     return layer.tile if side == "gen" else layer.ref_tile
 
 
-def whole_name(layer: LayerSpec) -> str:
+def untiled_name(layer: LayerSpec) -> str:
     """Name of the layer that a tile belongs to; any other layer's own name."""
-    mark = f"@tile-{layer.tile.top}-{layer.tile.left}" if layer.tile is not None else ""
-    return layer.name.replace(mark, "", 1) if mark else layer.name
+    if layer.tile is None:
+        return layer.name
+    return layer.name.replace(f"@tile-{layer.tile.top}-{layer.tile.left}", "", 1)
 
 
-def whole_grid(layer: LayerSpec, side: Side) -> Grid:
+def layer_grid(layer: LayerSpec, side: Side) -> Grid:
+    """(rows, columns) of a layer's own patches."""
+    return layer.gen_grid if side == "gen" else layer.ref_grid
+
+
+def full_grid(layer: LayerSpec, side: Side) -> Grid:
     """(rows, columns) of the whole picture: the canvas of a tile, or the layer's own grid."""
     tile = tile_of(layer, side)
     if tile is not None:
         return tile.canvas_rows, tile.canvas_columns
-    return layer.gen_grid if side == "gen" else layer.ref_grid
+    return layer_grid(layer, side)
 
 
-def part_of(mask: NDArray[Any], tile: Tile | None) -> NDArray[Any]:
+def largest_grid(layers: Iterable[LayerSpec], side: Side) -> Grid:
+    """The whole picture's grid of the layer that has the most patches."""
+    return max((full_grid(layer, side) for layer in layers), key=math.prod)
+
+
+def crop_to_tile(mask: NDArray[Any], tile: Tile | None) -> NDArray[Any]:
     """The part of a mask [y, x] of the whole picture, of any size, that lies on a tile."""
     if tile is None:
         return mask
@@ -52,32 +62,26 @@ def part_of(mask: NDArray[Any], tile: Tile | None) -> NDArray[Any]:
     return mask[top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
-def in_wholes(layers: Sequence[LayerSpec]) -> dict[str, list[int]]:
-    """Positions of the layers of each whole, in order of their first."""
-    found: dict[str, list[int]] = {}
-    for position, layer in enumerate(layers):
-        found.setdefault(whole_name(layer), []).append(position)
-    return found
+def group_tiles(layers: Sequence[LayerSpec]) -> dict[str, list[int]]:
+    """Untiled name to the indices of its tiles in `layers`; a layer without tiles is a group of one."""
+    groups: dict[str, list[int]] = {}
+    for index, layer in enumerate(layers):
+        groups.setdefault(untiled_name(layer), []).append(index)
+    return groups
 
 
-def target(layer: LayerSpec, direction: Direction, size: Grid) -> Grid:
-    """Size at which a layer's own map is made: a tile's in latents, or the size that is asked for."""
+def map_size(layer: LayerSpec, direction: Direction, size: Grid) -> Grid:
+    """Size at which a layer's own map is made: a tile's in latents, else the size that is asked for."""
     tile = tile_of(layer, side_of(direction))
     return size if tile is None else (tile.rows, tile.columns)
 
 
 def check_covered(layers: Sequence[LayerSpec], direction: Direction) -> None:
-    """Check that the tiles of each whole leave no place out.
-
-    Raises
-    ------
-    NoAnswer
-        Naming the layer.
-    """
+    """Refuse layers (`NoAnswer`) whose selected tiles do not cover the whole picture."""
     side = side_of(direction)
-    for name, positions in in_wholes(layers).items():
-        tiles = [tile for p in positions if (tile := tile_of(layers[p], side)) is not None]
-        if tiles and not _cover(tiles).all():
+    for name, indices in group_tiles(layers).items():
+        tiles = [tile for i in indices if (tile := tile_of(layers[i], side)) is not None]
+        if tiles and not _tile_count(tiles).all():
             raise NoAnswer(
                 f"a map of layer {name!r}",
                 expected="tiles that cover the whole picture",
@@ -86,58 +90,45 @@ def check_covered(layers: Sequence[LayerSpec], direction: Direction) -> None:
             )
 
 
-def together(
-    parts: Sequence[NDArray[np.float64]], layers: Sequence[LayerSpec], direction: Direction, size: Grid
+def merge_tiles(
+    maps: Sequence[NDArray[np.float64]], layers: Sequence[LayerSpec], direction: Direction, size: Grid
 ) -> list[NDArray[np.float64]]:
-    """Maps of whole layers.
+    """Maps (k, rows, columns) of whole layers from those of `layers`, one for each of `group_tiles`.
 
-    Parameters
-    ----------
-    parts
-        Map (k, y, x) of each layer, at its `target`; NaN throughout where a region does not touch it.
-    layers
-        The layers.
-    direction, size
-        What kind of map, and its (rows, columns).
-
-    Returns
-    -------
-    list of ndarray
-        (k, y, x) at ``size``, one for each of `in_wholes`. Tiles that a region does not touch take no part;
-        where only such tiles lie, the map is 0: no attention can reach there.
+    A tile that a region does not touch has NaN throughout and takes no part; where only such tiles lie, the
+    map is 0, because no attention can reach there.
     """
     side = side_of(direction)
-    found = []
-    for positions in in_wholes(layers).values():
-        maps = [parts[p] for p in positions]
-        tiles = [tile_of(layers[p], side) for p in positions]
-        touched = [(m, t) for m, t in zip(maps, tiles, strict=True) if np.isfinite(m).all()]
-        if len(maps) == 1 and tiles[0] is None:
-            found.append(maps[0])
+    merged = []
+    for indices in group_tiles(layers).values():
+        first, tiled = maps[indices[0]], tile_of(layers[indices[0]], side) is not None
+        touched = [(maps[i], tile_of(layers[i], side)) for i in indices if np.isfinite(maps[i]).all()]
+        if len(indices) == 1 and not tiled:
+            merged.append(first)
         elif not touched:
-            found.append(np.full((*maps[0].shape[:-2], *size), np.nan))
-        elif tiles[0] is None:  # all tiles see one reference
-            found.append(np.mean([m for m, _ in touched], axis=0))
+            merged.append(np.full((*first.shape[:-2], *size), np.nan))
+        elif not tiled:  # every tile sees the whole reference
+            merged.append(np.mean([values for values, _ in touched], axis=0))
         else:
-            found.append(bicubic(_on_canvas([(m, t) for m, t in touched if t is not None]), size))
-    return found
+            merged.append(bicubic(_stitch([(m, tile) for m, tile in touched if tile is not None]), size))
+    return merged
 
 
-def _cover(tiles: Sequence[Tile]) -> NDArray[np.float64]:
-    """How many tiles lie on each place of their canvas."""
+def _tile_count(tiles: Sequence[Tile]) -> NDArray[np.float64]:
+    """Number of tiles on each cell of their canvas."""
     count = np.zeros((tiles[0].canvas_rows, tiles[0].canvas_columns))
     for tile in tiles:
-        count[_place(tile)] += 1
+        count[_slices(tile)] += 1
     return count
 
 
-def _on_canvas(parts: Sequence[tuple[NDArray[np.float64], Tile]]) -> NDArray[np.float64]:
+def _stitch(parts: Sequence[tuple[NDArray[np.float64], Tile]]) -> NDArray[np.float64]:
     tiles = [tile for _, tile in parts]
     total = np.zeros((*parts[0][0].shape[:-2], tiles[0].canvas_rows, tiles[0].canvas_columns))
     for values, tile in parts:
-        total[(..., *_place(tile))] += values
-    return np.asarray(total / np.maximum(_cover(tiles), 1))
+        total[(..., *_slices(tile))] += values
+    return np.asarray(total / np.maximum(_tile_count(tiles), 1))
 
 
-def _place(tile: Tile) -> tuple[slice, slice]:
+def _slices(tile: Tile) -> tuple[slice, slice]:
     return slice(tile.top, tile.top + tile.rows), slice(tile.left, tile.left + tile.columns)

@@ -1,27 +1,20 @@
 """Attribution maps from a stored run: the five levels of I²AM, both directions.
 
-Source: I²AM (ULAM, TLAM, HLAM, LLAM, SRAM). Corrected protocol: densities (1 = uniform attention), heads
-averaged within their layer, every layer's map brought to one grid by the paper's bicubic resize, then plain
-means over layers. The resize is linear, so the mean of the time maps over equal groups is the unified map,
-likewise heads and layers.
+Source: I²AM (ULAM, TLAM, HLAM, LLAM, SRAM). Levels: unified, one map a sample; time, one for each group of
+neighbouring steps; head and layer, one for each; specific, G2R of chosen generated patches or R2G of chosen
+reference tokens. A layer of a single pooled token has no G2R, and its R2G is a similarity; it is left out
+where other layers can answer.
 
-- unified: one map a sample. time: one a group of neighbouring steps, which may be uneven. head, layer: one
-  each.
-- specific: G2R of chosen generated patches, or R2G of chosen reference tokens.
-- Layers of a single pooled token have no G2R. Their R2G is a similarity; they are left out where others have
-  more to say.
+Corrected protocol: densities (1 = uniform attention); heads are averaged within their layer, the map of every
+layer is brought to one grid by the paper's bicubic resize, and the layers are averaged. The resize is linear,
+so the mean of the time maps over equal groups is the unified map, and likewise of heads and layers.
+Official protocol: the arithmetic of the paper's code, `i2am.analysis.maps.official`, over the layers of
+`i2am.analysis.maps.official_layers`.
 
-Official protocol: the paper's own arithmetic, `i2am.analysis.maps.official`, over the layers of
-`i2am.analysis.maps.official_layers`. It has no R2G at the specific level, and takes a mask to a layer's grid by the
-nearest pixel.
-
-Methods other than I²AM's own, on the same axes (corrected protocol only):
-
-- joint, for layers of a joint softmax captured with ``lse``: probabilities over all keys. R2G is the share
-  of each generated patch's attention that goes to the reference (specific level: to the chosen tokens); G2R
-  is not brought to 1 over the reference, and its mean is that share.
-- daam: each generated patch's probability of the chosen reference tokens (specific level), the baseline of
-  the paper's comparison; over all tokens it is 1 everywhere. `i2am.analysis.aggregations.daam` has one map for each token.
+Method "i2am" is as above. Others, of the corrected protocol only: "joint", for layers of a joint softmax
+captured with ``lse``, uses probabilities over all keys. R2G is then the share of each patch's attention that
+goes to the reference, or to the chosen tokens, and the mean of G2R is that share. "daam" is each patch's
+probability of the chosen reference tokens, the baseline of the paper's comparison; over all tokens it is 1.
 
 Attributes of the result: direction, level, protocol, method, units, kind ("attention", "similarity" or
 "mixed"), layers, left_out, steps, run_id, all_tokens_placed, and at.
@@ -32,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -44,29 +37,23 @@ from numpy.typing import NDArray
 from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import is_similarity, placed
+from i2am.analysis.grids.selection import kind_of, spatial_tokens
 from i2am.analysis.maps import official
-from i2am.analysis.maps.layer_maps import Plan, density_maps
-from i2am.analysis.maps.question import Level, Protocol, Question, ask
-from i2am.analysis.maps.token_sources import Constant, Method, Stored, tokens_for
-from i2am.analysis.marginals.store import StorePlace, open_cache
+from i2am.analysis.maps.layer_maps import MapSpec, density_maps
+from i2am.analysis.maps.question import Level, Protocol, Question, resolve_question
+from i2am.analysis.maps.token_sources import Method, TokenSource, token_source
+from i2am.analysis.marginals.store import StorePlace, open_marginals
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
-from i2am.analysis.several_runs import over_runs, own_grid
-from i2am.storage.errors import InputError
+from i2am.analysis.several_runs import check_patches_agree, combine_runs
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.index_selection import Indices
-from i2am.storage.reading.run_collection import Runs
+from i2am.storage.reading.run import Run
+from i2am.storage.reading.run_collection import AnyRun, Runs
 
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
-    from i2am.storage.reading.run_collection import AnyRun
-
+# A picklable callable from layer and sample to maps (k, y, x).
 LayerMaps = Callable[["LayerSpec", str], NDArray[np.float64]]
-"""(layer, sample) to its maps (k, y, x); picklable, so that any Dask scheduler can carry it."""
-
-CHUNK_BYTES = 2**20
-"""Maps that one task makes, where making them costs next to nothing."""
+CHUNK_BYTES = 2**20  # bytes of maps that one task makes, where all marginals are stored
 
 
 def attribution_maps(
@@ -86,33 +73,30 @@ def attribution_maps(
     store: StorePlace = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
-    """Attribution maps of a run, lazily; see the module for what the words mean.
+    """Attribution maps of a run, lazily; the module explains levels, protocols and methods.
 
     Parameters
     ----------
     run, direction, level
-        A run, or several as one; "r2g": maps on the generated image, "g2r": on the reference; one of LEVELS.
+        A run, or several as one; "r2g": maps on the generated image, "g2r": on the reference; the level.
     layers, steps, heads, samples
         What to average over or to keep; None for all that can answer.
     size
-        (rows, columns); None for the largest grid of the layers, or what the official code has.
+        (rows, columns); None for the largest grid of the layers, or the official size.
     time_groups
         Number of groups at the time level, at most the number of selected steps.
     at
-        The region of the specific level: the name of a mask image of the run, or a `Region` in patches of the
-        largest grid of the selected layers (of the generated image for "g2r", of the reference for "r2g").
-    protocol
-        "corrected" or "official".
-    method
-        "i2am", "joint" or "daam".
+        Region of the specific level: a mask image of the run by name, or a `Region` in patches of the largest
+        grid of the layers (of the generated image for "g2r", of the reference for "r2g").
+    protocol, method
+        "corrected" or "official"; "i2am", "joint" or "daam".
     store, storage_options
-        Place of the derived store of marginals (a folder for those of several runs); options, if it is a URL.
+        Place of the derived store of marginals (a folder for several runs); options, if it is a URL.
 
     Returns
     -------
     xarray.DataArray
-        (sample, [time | head | layer], y, x), float32, on dask: densities, 1 for uniform attention; or
-        official values, from 0 to the number of steps; or shares, 0 to 1 (`attrs["units"]`).
+        (sample, [time | head | layer], y, x), float32, on dask; `attrs["units"]` says what the numbers are.
 
     Raises
     ------
@@ -120,97 +104,87 @@ def attribution_maps(
         For what does not exist, does not fit the level, or has no answer, such as G2R of a pooled token.
     """
     if isinstance(run, Runs):
-        again = partial(
+        of_one_run = partial(
             attribution_maps, direction=direction, level=level, layers=layers, steps=steps, heads=heads,
             time_groups=time_groups, at=at, protocol=protocol, method=method, storage_options=storage_options,
         )  # fmt: skip
-        return _one_grid(run, over_runs(run, samples, size, store, again), at)
-    question = ask(
-        run, direction, level, (layers, steps, heads, samples), size, time_groups, at, protocol, method
-    )
-    make = _maker(run, question, (store, storage_options))
-    return _wrap(_lazy(make, run, question), run, question)
+        return check_patches_agree(run, combine_runs(run, samples, size, store, of_one_run), at)
+    asked = (layers, steps, heads, samples)
+    question = resolve_question(run, direction, level, asked, size, time_groups, at, protocol, method)
+    make = _layer_maker(run, question, store, storage_options)
+    return _label_axes(_lazy_maps(make, run, question), run, question)
 
 
-def _one_grid(runs: Runs, maps: xr.DataArray, at: regions.Region | str | None) -> xr.DataArray:
-    """Refuse patches counted on grids that differ: they would be other places in other runs."""
-    grids = {own_grid(member, maps.attrs, other=True) for member in runs.members}
-    if at is not None and len(grids) > 1 and not (isinstance(at, str) or regions.is_mask(at)):
-        raise InputError(
-            "at",
-            expected="the name of a mask image, or a mask: the runs' grids differ, and so do their patches",
-            got=f"patches, on {len(grids)} grids",
-            remedy="name a mask, or ask each run by itself",
-        )
-    return maps
-
-
-def _maker(run: Run, question: Question, place: tuple[StorePlace, Mapping[str, Any] | None]) -> LayerMaps:
-    """Choose what makes a layer's maps; official R2G clamps each token, so marginals do not serve."""
-    old, plan = question.protocol == "official", question.plan
-    if old and plan.direction == "r2g":
+def _layer_maker(
+    run: Run, question: Question, store: StorePlace, storage_options: Mapping[str, Any] | None
+) -> LayerMaps:
+    """Choose what makes a layer's maps."""
+    is_official, map_spec = question.protocol == "official", question.map_spec
+    if is_official and map_spec.direction == "r2g":
         need_attention(run.attrs, str(run.path), "official R2G maps")
-        return partial(official.clamped_r2g, run, plan)
-    cache = open_cache(run, *place)
-    tokens = tokens_for(
-        cache, question.chosen, plan.direction, question.at, method=question.method, nearest=old
-    )
-    return partial(official.summed_g2r if old else density_maps, tokens, plan)
+        return partial(official.clamped_r2g, run, map_spec)
+    source = token_source(
+        open_marginals(run, store, storage_options), question.selection, map_spec.direction, question.at,
+        method=question.method, nearest=is_official,
+    )  # fmt: skip
+    return partial(official.summed_g2r if is_official else density_maps, source, map_spec)
 
 
-def _lazy(make: LayerMaps, run: Run, question: Question) -> Any:
+def _lazy_maps(make: LayerMaps, run: Run, question: Question) -> da.Array:
     """Maps of all samples as a dask array.
 
-    A task for each layer of a sample, and one to bring them together; or one task for some samples where all
-    marginals are there: more tasks would then cost more than their work. The graph is written out by hand:
-    dask's `delayed` took longer than the maps.
+    There is a task for each layer of a sample, and one that merges them. Where all marginals are stored, one
+    task makes the maps of several samples, because more tasks would cost more than their work. The graph is
+    written out by hand, because `dask.delayed` took longer than the maps.
     """
-    layers, level, samples = question.chosen.layers, question.level, question.chosen.samples
+    layers, level, samples = question.selection.layers, question.level, question.selection.samples
+    map_spec = question.map_spec
     name = f"maps-{tokenize(_identity(run, question))}"
-    shape = question.plan.size if question.labels is None else (len(question.labels), *question.plan.size)
-    stored = [all(_is_stored(make, spec, sample) for spec in layers) for sample in samples]
-    many = max(1, CHUNK_BYTES // (4 * math.prod(shape))) if all(stored) else 1
-    groups = [samples[start : start + many] for start in range(0, len(samples), many)]
+    shape = map_spec.size if question.labels is None else (len(question.labels), *map_spec.size)
+    quick = [all(_is_quick(make, layer, sample) for layer in layers) for sample in samples]
+    samples_in_task = max(1, CHUNK_BYTES // (4 * math.prod(shape))) if all(quick) else 1
+    groups = [samples[start : start + samples_in_task] for start in range(0, len(samples), samples_in_task)]
     tasks: dict[Any, Any] = {}
     for number, group in enumerate(groups):
         key = (name, number, *([0] * len(shape)))
-        if stored[number]:
-            tasks[key] = (partial(_samples, make, layers, group, question.plan), level)
+        if quick[number]:
+            tasks[key] = (partial(_maps_of_samples, make, layers, group, map_spec), level)
             continue
-        parts = [(f"layer-{name}", number, place) for place in range(len(layers))]
-        for part, spec in zip(parts, layers, strict=True):
-            tasks[part] = (make, spec, group[0])
-        tasks[key] = (partial(_together, layers, question.plan), parts, level)
+        parts = [(f"layer-{name}", number, index) for index in range(len(layers))]
+        for part, layer in zip(parts, layers, strict=True):
+            tasks[part] = (make, layer, group[0])
+        tasks[key] = (partial(_merge_layers, layers, map_spec), parts, level)
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=[])
     chunks = (tuple(len(group) for group in groups), *((length,) for length in shape))
     return da.Array(graph, name, chunks, dtype=np.float32)
 
 
 def _identity(run: Run, question: Question) -> tuple[str, ...]:
-    """Everything that the maps depend on, in words: quick to hash."""
+    """Everything that the maps depend on, as text, which is quick to hash."""
     at = question.at
     region = at if isinstance(at, str) or at is None else f"{np.shape(at)}{np.asarray(at).tobytes().hex()}"
-    kind = (question.direction, question.level, question.protocol, question.method)
-    return (run.run_id, str(KERNEL_VERSION), *kind, str(region), repr(question.chosen), repr(question.plan))
+    kind = (question.direction, question.level, question.protocol, question.method, str(region))
+    return (run.run_id, str(KERNEL_VERSION), *kind, repr(question.selection), repr(question.map_spec))
 
 
-def _is_stored(make: LayerMaps, spec: LayerSpec, sample: str) -> bool:
-    tokens = make.args[0] if isinstance(make, partial) else None
-    return isinstance(tokens, Constant) or (isinstance(tokens, Stored) and tokens.likely(spec, sample))
+def _is_quick(make: LayerMaps, layer: LayerSpec, sample: str) -> bool:
+    source = make.args[0] if isinstance(make, partial) else None
+    return isinstance(source, TokenSource) and source.is_quick(layer, sample)
 
 
-def _samples(
-    make: LayerMaps, layers: tuple[LayerSpec, ...], samples: tuple[str, ...], plan: Plan, level: Level
+def _maps_of_samples(
+    make: LayerMaps, layers: tuple[LayerSpec, ...], samples: tuple[str, ...], map_spec: MapSpec, level: Level
 ) -> NDArray[np.float32]:
-    each = [_together(layers, plan, [make(spec, sample) for spec in layers], level) for sample in samples]
-    return np.concatenate(each)
+    return np.concatenate(
+        [_merge_layers(layers, map_spec, [make(layer, name) for layer in layers], level) for name in samples]
+    )
 
 
-def _together(
-    layers: tuple[LayerSpec, ...], plan: Plan, parts: list[NDArray[np.float64]], level: Level
+def _merge_layers(
+    layers: tuple[LayerSpec, ...], map_spec: MapSpec, parts: list[NDArray[np.float64]], level: Level
 ) -> NDArray[np.float32]:
-    """Mean over layers, or the layers side by side; float32, with an axis of one sample in front."""
-    parts = tiled_layers.together(parts, layers, plan.direction, plan.size)
+    """Maps (1, [level axis], y, x) of one sample: the mean over layers, or one of each layer."""
+    parts = tiled_layers.merge_tiles(parts, layers, map_spec.direction, map_spec.size)
     if level == "layer":
         return np.concatenate(parts).astype(np.float32)[None]
     mean = sum(parts[1:], start=parts[0]) / len(parts)
@@ -218,50 +192,46 @@ def _together(
 
 
 def _attributes(run: Run, question: Question) -> dict[str, Any]:
-    """What the numbers are, and what they were made from."""
-    layers = question.chosen.layers
-    alike = [is_similarity(spec) for spec in layers]
-    found = {
+    layers, at = question.selection.layers, question.at
+    attrs = {
         "direction": question.direction,
         "level": question.level,
         "protocol": question.protocol,
         "method": question.method,
         "units": question.units,
-        "kind": "similarity" if all(alike) else "mixed" if any(alike) else "attention",
-        "layers": [spec.name for spec in layers],
-        "left_out": list(question.chosen.left_out),
-        "steps": list(question.chosen.steps),
+        "kind": kind_of(layers),
+        "layers": [layer.name for layer in layers],
+        "left_out": list(question.selection.left_out),
+        "steps": list(question.selection.steps),
         "run_id": run.run_id,
-        "all_tokens_placed": all(placed(spec) == spec.ref for spec in layers),
+        "all_tokens_placed": all(spatial_tokens(layer) == layer.ref for layer in layers),
     }
-    at = question.at
     if at is not None:
         small = np.size(at) <= 64
-        found["at"] = at if isinstance(at, str) else np.asarray(at).tolist() if small else "a mask"
-    return found
+        attrs["at"] = at if isinstance(at, str) else np.asarray(at).tolist() if small else "a mask"
+    return attrs
 
 
-def _wrap(values: Any, run: Run, question: Question) -> xr.DataArray:
-    """Name the axes."""
+def _label_axes(values: da.Array, run: Run, question: Question) -> xr.DataArray:
     level, at, labels = question.level, question.at, question.labels
     times: tuple[float, ...] = ()
     if level == "time":
-        groups = question.plan.groups
+        groups = question.map_spec.groups
         times = tuple(float(np.mean([run.timesteps[step] for step in group])) for group in groups)
-    coords = _coordinates(question.chosen.samples, level, tuple(labels or ()), times)
+    coords = _coordinates(question.selection.samples, level, tuple(labels or ()), times)
     dims = ("sample", *(() if labels is None else (level,)), "y", "x")
-    way = question.direction if question.method == "i2am" else f"{question.method}_{question.direction}"
-    name = f"{way}_{level}" + (f"_{at}" if isinstance(at, str) else "")
-    found = xr.DataArray(values, dims=dims, coords=coords, attrs=_attributes(run, question), name=name)
-    found.encoding["chunks"] = (1, *values.shape[1:])  # in a Zarr store, a sample a chunk
-    return found
+    kind = question.direction if question.method == "i2am" else f"{question.method}_{question.direction}"
+    name = f"{kind}_{level}" + (f"_{at}" if isinstance(at, str) else "")
+    maps = xr.DataArray(values, dims=dims, coords=coords, attrs=_attributes(run, question), name=name)
+    maps.encoding["chunks"] = (1, *values.shape[1:])  # in a Zarr store, a sample a chunk
+    return maps
 
 
 @lru_cache(maxsize=64)
 def _coordinates(
     samples: tuple[str, ...], level: Level, labels: tuple[Any, ...], times: tuple[float, ...]
 ) -> xr.Coordinates:
-    """Coordinates of the axes; kept, since making their indexes takes longer than the maps do."""
+    """Coordinates of the axes; cached, because making their indexes takes longer than the maps."""
     coords: dict[Hashable, Any] = {"sample": np.asarray(samples, dtype=object)}
     if labels:
         coords[level] = np.asarray(labels, dtype=None if level == "head" else object)

@@ -1,77 +1,50 @@
-"""Maps of one layer under the corrected protocol, and the plan that every protocol's layer maps follow."""
+"""Maps of one layer under the corrected protocol, and the description of maps that both protocols follow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.grids import tiled_layers
-from i2am.analysis.grids.direction import Direction
+from i2am.analysis.grids.direction import Direction, side_of
 from i2am.analysis.grids.resize import Grid, bicubic
-
-if TYPE_CHECKING:
-    from i2am.analysis.maps.token_sources import Tokens
-    from i2am.storage.format.layer_spec import LayerSpec
+from i2am.analysis.maps.token_sources import TokenSource
+from i2am.storage.format.layer_spec import LayerSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to make of each layer.
-
-    Attributes
-    ----------
-    direction
-        "r2g" or "g2r".
-    groups
-        Step indices of each time group; one group holds them all unless the level is time.
-    size
-        (rows, columns) of the maps.
-    heads
-        Indices of heads; None for all heads of the layer.
-    by_head
-        Keep the heads apart; there is one group then.
-    """
+class MapSpec:
+    """What to average within each layer, and the size of its maps."""
 
     direction: Direction
-    groups: tuple[tuple[int, ...], ...]
-    size: Grid
-    heads: tuple[int, ...] | None
-    by_head: bool
+    groups: tuple[tuple[int, ...], ...]  # step indices of each time group; one group unless the level is time
+    size: Grid  # (rows, columns)
+    heads: tuple[int, ...] | None  # None: all heads of the layer
+    by_head: bool  # one map for each head; there is one group then
 
 
-def density_maps(tokens: Tokens, plan: Plan, spec: LayerSpec, sample: str) -> NDArray[np.float64]:
-    """Mean densities of one sample and layer.
+def density_maps(
+    source: TokenSource, map_spec: MapSpec, layer: LayerSpec, sample: str
+) -> NDArray[np.float64]:
+    """Mean densities (k, y, x) of one sample and layer, for k time groups, or heads, or 1.
 
-    Source: I²AM, with the means of the corrected protocol: over steps and heads, then the bicubic resize.
-
-    Parameters
-    ----------
-    tokens
-        Where the layer's marginal (step, head, token) comes from.
-    plan, spec, sample
-        What to make.
-
-    Returns
-    -------
-    ndarray
-        (k, y, x) at the plan's size (of a tile: at its own, see `i2am.analysis.grids.tiled_layers`), 1 for uniform attention:
-        k time groups, or heads, or 1.
+    Source: I²AM, with the means of the corrected protocol: over steps and heads, then the bicubic resize. A
+    tile has a size of its own, see `i2am.analysis.grids.tiled_layers`.
     """
-    if plan.by_head:
-        values = tokens(spec, sample)
-        some = values if plan.heads is None else values[:, list(plan.heads)]
-        kept = some[_index(plan.groups[0])].mean(axis=0, dtype=np.float64)
+    if map_spec.by_head:
+        values = source(layer, sample)
+        heads = values if map_spec.heads is None else values[:, list(map_spec.heads)]
+        means = heads[_step_index(map_spec.groups[0])].mean(axis=0, dtype=np.float64)
     else:
-        over_heads = tokens.over_heads(spec, sample, plan.heads)
-        kept = np.stack([over_heads[_index(group)].mean(axis=0) for group in plan.groups])
-    grid = spec.gen_grid if plan.direction == "r2g" else spec.ref_grid
-    return bicubic(kept.reshape(-1, *grid), tiled_layers.target(spec, plan.direction, plan.size))
+        over_heads = source.mean_over_heads(layer, sample, map_spec.heads)
+        means = np.stack([over_heads[_step_index(group)].mean(axis=0) for group in map_spec.groups])
+    grid = tiled_layers.layer_grid(layer, side_of(map_spec.direction))
+    return bicubic(means.reshape(-1, *grid), tiled_layers.map_size(layer, map_spec.direction, map_spec.size))
 
 
-def _index(steps: tuple[int, ...]) -> slice | list[int]:
+def _step_index(steps: tuple[int, ...]) -> slice | list[int]:
     """Index of some steps: a slice, which copies nothing, where they are neighbours."""
     if steps == tuple(range(steps[0], steps[-1] + 1)):
         return slice(steps[0], steps[-1] + 1)

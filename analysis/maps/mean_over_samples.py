@@ -1,46 +1,29 @@
-"""Mean maps over samples: what the maps of a study share wherever the objects are.
+"""Mean maps over samples: the positional bias of the model and of the data.
 
-Masks and objects lie elsewhere in every sample, so a mean over samples shows no object: it is a prior, the
-positional bias of the model, and of the data.
+Masks and objects lie elsewhere in every sample, so a mean over samples shows no object.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from i2am.analysis.grids.direction import Direction
+from i2am.analysis.maps.stored import Collected
 
-if TYPE_CHECKING:
-    from i2am.analysis.maps.stored import Collected
-
+# (direction, level) to maps ([level axis], y, x), in memory, with the attributes of the maps.
 MeanMaps = Mapping[tuple[Direction, str], xr.DataArray]
-"""(direction, level) to maps ([level axis], y, x), in memory, with the attributes of the maps."""
-
-BLOCK_BYTES = 32 * 2**20
-"""Maps that are read at once, at most, unless one sample has more."""
-
-BLOCK_SAMPLES = 64
-"""Samples likewise."""
+BLOCK_BYTES = 32 * 2**20  # bytes of maps that are read at once, at most, unless one sample has more
+BLOCK_SAMPLES = 64  # samples that are read at once, at most
 
 
 def mean_maps(collected: Collected) -> MeanMaps:
-    """Mean of every kind of map over the samples of a study, in float64.
+    """Mean of every kind of map over the samples of a study; empty for fewer than two samples.
 
-    Parameters
-    ----------
-    collected
-        Its maps, (sample, [level axis], y, x); read some samples at a time.
-
-    Returns
-    -------
-    mapping
-        Empty where there are fewer than two samples. What is not finite in a sample is left out of the mean;
-        NaN where no sample is finite.
+    In float64. Values that are not finite are left out; NaN where no sample has a finite value.
     """
     if len(collected.samples) < 2:
         return {}
@@ -48,7 +31,6 @@ def mean_maps(collected: Collected) -> MeanMaps:
 
 
 def _mean(maps: xr.DataArray) -> xr.DataArray:
-    """Mean over samples, a block of samples at a time."""
     shape = maps.shape[1:]
     total, count = np.zeros(shape, np.float64), np.zeros(shape, np.float64)
     many = max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // (math.prod(shape) * maps.dtype.itemsize)))

@@ -1,7 +1,7 @@
-"""Which layers the official protocol asks, and the size of its maps.
+"""The layers of the official protocol, and the size of its maps.
 
 Source: I²AM's repositories. R2G takes the transformer blocks of the UNet outside its middle block; G2R takes
-block 4 of StableVITON's warping blocks alone. Layers named by the user are taken as they are.
+block 4 of StableVITON's warping blocks alone. Layers that the user names are used instead.
 """
 
 from __future__ import annotations
@@ -9,17 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import Selection, has_place, select
+from i2am.analysis.grids.selection import Selection, has_reference_map, select
 from i2am.analysis.maps.official import SIZE
 from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.index_selection import Indices
-
-if TYPE_CHECKING:
-    from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run_collection import AnyRun
 
 MIDDLE = re.compile(r"mid_block|middle_block")
 WARP = re.compile(r"warp_flow_blks")
@@ -34,32 +31,16 @@ def official_selection(
     heads: Indices | None,
     samples: Sequence[str] | str | None,
 ) -> Selection:
-    """Resolve a selection, with the official layers where none are named.
+    """As `select`, with the official layers where none are named; for "g2r" all have one reference grid.
 
-    Parameters
-    ----------
-    run, direction, layers, steps, heads, samples
-        As for `i2am.analysis.grids.selection.select`.
-
-    Returns
-    -------
-    Selection
-        For "g2r", layers of one reference grid. Layers of a single pooled token are kept for "r2g", as in the
-        paper.
-
-    Raises
-    ------
-    UnknownName, InputError, EmptyRun
-        As `i2am.analysis.grids.selection.select`.
-    NoAnswer
-        If no layer can answer, or the layers of a G2R question differ in their reference grid.
+    Layers of a single pooled token are kept for "r2g", as in the paper.
     """
     names = default_layers(run, direction) if layers is None else layers
-    chosen = select(run, direction, names, steps, heads, samples)
+    selection = select(run, direction, names, steps, heads, samples)
     if layers is None:
-        kept = {spec.name for spec in chosen.layers}
-        chosen = replace(chosen, left_out=tuple(name for name in run.layers if name not in kept))
-    grids = {spec.ref_grid for spec in chosen.layers}
+        found = {layer.name for layer in selection.layers}
+        selection = replace(selection, left_out=tuple(name for name in run.layers if name not in found))
+    grids = {layer.ref_grid for layer in selection.layers}
     if direction == "g2r" and len(grids) > 1:
         raise NoAnswer(
             "official g2r over layers of different reference grids",
@@ -67,24 +48,18 @@ def official_selection(
             got=", ".join(f"{rows}x{columns}" for rows, columns in sorted(grids)),
             remedy="select layers of one grid, or use the corrected protocol",
         )
-    return chosen
+    return selection
 
 
 def default_layers(run: AnyRun, direction: Direction) -> list[str]:
-    """Names of the layers that the official code would hook in this run.
-
-    Raises
-    ------
-    NoAnswer
-        If all layers that could answer belong to the middle block, which it leaves out.
-    """
-    able = [name for name, spec in run.layers.items() if direction == "r2g" or has_place(spec)]
+    """Names of the layers that the official code would hook in this run."""
+    able = [name for name, layer in run.layers.items() if direction == "r2g" or has_reference_map(layer)]
     outer = [name for name in able if not MIDDLE.search(name)]
     if direction == "g2r":
-        kept = [name for name in outer if WARP_G2R.search(name)] or outer
+        found = [name for name in outer if WARP_G2R.search(name)] or outer
     else:
-        kept = [name for name in outer if not WARP.search(name)] or outer
-    if not kept:
+        found = [name for name in outer if not WARP.search(name)] or outer
+    if not found:
         raise NoAnswer(
             f"official {direction} of this run",
             expected="a layer outside the middle block"
@@ -92,20 +67,14 @@ def default_layers(run: AnyRun, direction: Direction) -> list[str]:
             got=f"{len(able)} layer(s) of the middle block, and no other that can answer",
             remedy="name the layers" if able else "ask for r2g, which is then a similarity",
         )
-    return kept
+    return found
 
 
-def official_size(chosen: Selection, direction: Direction, size: Grid | None) -> Grid:
-    """Size of the maps: 64 x 64 for R2G where none is given; the layers' own reference grid for G2R.
-
-    Raises
-    ------
-    InputError
-        If another size than its own is given for G2R.
-    """
+def official_size(selection: Selection, direction: Direction, size: Grid | None) -> Grid:
+    """Size of the maps: 64 x 64 for R2G where none is given; the layers' own reference grid for G2R."""
     if direction == "r2g":
         return SIZE if size is None else size
-    own = chosen.layers[0].ref_grid
+    own = selection.layers[0].ref_grid
     if size is not None and size != own:
         raise InputError(
             "size",

@@ -1,33 +1,29 @@
-"""What a caller of `attribution_maps` asks, checked and resolved before anything is read."""
+"""The arguments of `attribution_maps`, checked and resolved before anything is read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import Direction, check_direction, side_of
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import Selection, joint_only, select, split_steps
+from i2am.analysis.grids.selection import Selection, keep_joint_layers, select, split_steps
 from i2am.analysis.maps import official
-from i2am.analysis.maps.layer_maps import Plan
+from i2am.analysis.maps.layer_maps import MapSpec
 from i2am.analysis.maps.official_layers import official_selection, official_size
 from i2am.analysis.maps.token_sources import KINDS, METHODS, Method
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
-
-if TYPE_CHECKING:
-    from i2am.storage.reading.run import Run
+from i2am.storage.reading.run import Run
 
 Level = Literal["unified", "time", "head", "layer", "specific"]
 LEVELS: tuple[Level, ...] = ("unified", "time", "head", "layer", "specific")
 Protocol = Literal["corrected", "official"]
 PROTOCOLS: tuple[Protocol, ...] = ("corrected", "official")
-MAX_SIZE = 16384
-"""Rows or columns of a map, at most."""
-
+MAX_SIZE = 16384  # rows or columns of a map, at most
 _DENSITY = "density (1 = uniform attention)"
 _UNITS: Mapping[str, str] = {
     "r2g": _DENSITY,
@@ -40,27 +36,15 @@ _UNITS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a run that has an answer.
-
-    Attributes
-    ----------
-    direction, level, protocol, method
-        What kind of map.
-    at
-        The region of the specific level, else None.
-    chosen
-        Layers, steps, heads and samples.
-    plan
-        What to make of each layer.
-    """
+    """A question about a run that has an answer."""
 
     direction: Direction
     level: Level
     protocol: Protocol
     method: Method
-    at: regions.Region | str | None
-    chosen: Selection
-    plan: Plan
+    at: regions.Region | str | None  # the region of the specific level, else None
+    selection: Selection
+    map_spec: MapSpec
 
     @property
     def units(self) -> str:
@@ -71,13 +55,13 @@ class Question:
     def labels(self) -> list[Any] | None:
         """Labels along the level's own axis, or None where it has none."""
         if self.level == "time":
-            return [f"{group[0]}-{group[-1]}" for group in self.plan.groups]
+            return [f"{group[0]}-{group[-1]}" for group in self.map_spec.groups]
         if self.level == "head":
-            return list(self.chosen.heads or range(self.chosen.layers[0].heads))
-        return list(tiled_layers.in_wholes(self.chosen.layers)) if self.level == "layer" else None
+            return list(self.selection.heads or range(self.selection.layers[0].heads))
+        return list(tiled_layers.group_tiles(self.selection.layers)) if self.level == "layer" else None
 
 
-def ask(
+def resolve_question(
     run: Run,
     direction: str,
     level: str,
@@ -88,51 +72,38 @@ def ask(
     protocol: str,
     method: str,
 ) -> Question:
-    """Check and resolve a question.
-
-    Parameters
-    ----------
-    run, direction, level, size, time_groups, at, protocol, method
-        As for `attribution_maps`.
-    asked
-        (layers, steps, heads, samples), likewise.
-
-    Raises
-    ------
-    UnknownName, InputError, EmptyRun, NoAnswer
-        As `attribution_maps`.
-    """
-    way, kind = check_direction(direction), _known("level", level, LEVELS)
-    rules, what = _known("protocol", protocol, PROTOCOLS), _known("method", method, METHODS)
-    _check_answerable(way, kind, at, rules, what)
-    grid = _checked_size(size)
-    if rules == "official":
-        chosen = official_selection(run, way, *asked)
-        grid = official_size(chosen, way, grid)
+    """Check and resolve the arguments of `attribution_maps`; `asked` is (layers, steps, heads, samples)."""
+    direction = check_direction(direction)
+    known: Mapping[str, tuple[str, Sequence[str]]] = {
+        "level": (level, LEVELS), "protocol": (protocol, PROTOCOLS), "method": (method, METHODS)
+    }  # fmt: skip
+    for what, (got, names) in known.items():
+        if got not in names:
+            raise UnknownName(what, got, names)
+    _check_answerable(direction, level, at, protocol, method)
+    size = _checked_size(size)
+    if protocol == "official":
+        selection = official_selection(run, direction, *asked)
+        size = official_size(selection, direction, size)
     else:
-        chosen = select(run, way, *asked, place=way == "g2r" or kind == "specific")
-        if what == "joint":
-            chosen = joint_only(chosen, named=asked[0] is not None)
-    _check_tiles(chosen, way, rules)
-    groups = split_steps(chosen.steps, time_groups) if kind == "time" else [chosen.steps]
-    if kind == "head":
-        _check_heads(chosen)
-    plan = Plan(way, tuple(groups), grid or _largest_grid(chosen, way), chosen.heads, kind == "head")
-    return Question(way, kind, rules, what, at, chosen, plan)
-
-
-def _known(what: str, got: str, known: tuple[Any, ...]) -> Any:
-    if got not in known:
-        raise UnknownName(what, got, known)
-    return got
+        on_reference = direction == "g2r" or level == "specific"
+        selection = select(run, direction, *asked, on_reference=on_reference)
+        if method == "joint":
+            selection = keep_joint_layers(selection, named=asked[0] is not None)
+    _check_tiles(selection, direction, protocol)
+    by_head, steps = level == "head", selection.steps
+    groups = split_steps(steps, time_groups) if level == "time" else [steps]
+    if by_head:
+        _check_heads(selection)
+    size = size or tiled_layers.largest_grid(selection.layers, side_of(direction))
+    map_spec = MapSpec(direction, tuple(groups), size, selection.heads, by_head)
+    return Question(
+        direction, cast(Level, level), cast(Protocol, protocol), cast(Method, method), at, selection, map_spec
+    )
 
 
 def _check_answerable(
-    direction: Direction,
-    level: Level,
-    at: regions.Region | str | None,
-    protocol: Protocol,
-    method: Method,
+    direction: Direction, level: str, at: regions.Region | str | None, protocol: str, method: str
 ) -> None:
     if (at is not None) != (level == "specific"):
         raise InputError(
@@ -140,27 +111,24 @@ def _check_answerable(
             expected="a region at the specific level, and nothing at the others",
             got=f"{'a region' if at is not None else 'nothing'} at level {level!r}",
         )
-    if method == "daam" and direction == "g2r":
-        raise NoAnswer(
-            "DAAM on the reference",
-            expected="direction r2g: DAAM's maps lie on the generated image",
-            got="g2r",
-            remedy="ask for r2g",
-        )
-    if method != "i2am" and protocol == "official":
-        raise NoAnswer(
-            f"method {method!r} under the official protocol",
-            expected="the corrected protocol: the paper's code has no such map",
-            got="official",
-            remedy="leave the protocol out",
-        )
-    if protocol == "official" and (direction, level) == ("r2g", "specific"):
-        raise NoAnswer(
-            "official r2g at the specific level",
-            expected="g2r: the official code has no specific map on the generated image",
-            got="r2g",
-            remedy="use the corrected protocol",
-        )
+    is_official = protocol == "official"
+    for impossible, what, expected, got, remedy in (
+        (
+            method == "daam" and direction == "g2r", "DAAM on the reference",
+            "direction r2g: DAAM's maps lie on the generated image", "g2r", "ask for r2g",
+        ),
+        (
+            method != "i2am" and is_official, f"method {method!r} under the official protocol",
+            "the corrected protocol: the paper's code has no such map", "official", "leave the protocol out",
+        ),
+        (
+            is_official and (direction, level) == ("r2g", "specific"), "official r2g at the specific level",
+            "g2r: the official code has no specific map on the generated image", "r2g",
+            "use the corrected protocol",
+        ),
+    ):  # fmt: skip
+        if impossible:
+            raise NoAnswer(what, expected=expected, got=got, remedy=remedy)
 
 
 def _checked_size(size: Grid | None) -> Grid | None:
@@ -172,9 +140,9 @@ def _checked_size(size: Grid | None) -> Grid | None:
     return int(values[0]), int(values[1])
 
 
-def _check_tiles(chosen: Selection, direction: Direction, protocol: Protocol) -> None:
-    tiled_layers.check_covered(chosen.layers, direction)
-    tiled = [spec.name for spec in chosen.layers if spec.tile is not None]
+def _check_tiles(selection: Selection, direction: Direction, protocol: str) -> None:
+    tiled_layers.check_covered(selection.layers, direction)
+    tiled = [layer.name for layer in selection.layers if layer.tile is not None]
     if tiled and protocol == "official":
         raise NoAnswer(
             f"the official protocol for layer {tiled[0]!r}",
@@ -184,14 +152,9 @@ def _check_tiles(chosen: Selection, direction: Direction, protocol: Protocol) ->
         )
 
 
-def _largest_grid(chosen: Selection, direction: Direction) -> Grid:
-    grids = [tiled_layers.whole_grid(spec, side_of(direction)) for spec in chosen.layers]
-    return max(grids, key=lambda grid: grid[0] * grid[1])
-
-
-def _check_heads(chosen: Selection) -> None:
-    counts = {spec.name: spec.heads for spec in chosen.layers}
-    if chosen.heads is None and len(set(counts.values())) > 1:
+def _check_heads(selection: Selection) -> None:
+    counts = {layer.name: layer.heads for layer in selection.layers}
+    if selection.heads is None and len(set(counts.values())) > 1:
         raise NoAnswer(
             "the head level over layers of different head counts",
             expected="the same number of heads in every layer",

@@ -1,4 +1,4 @@
-"""The maps of a study in their Zarr store, and how a picture reads them."""
+"""The maps of a study in their Zarr store."""
 
 from __future__ import annotations
 
@@ -12,39 +12,23 @@ from i2am.analysis.grids.direction import Direction
 
 @dataclass(frozen=True)
 class Collected:
-    """The maps of a study.
+    """The maps of a study."""
 
-    Attributes
-    ----------
-    path
-        The maps store.
-    maps
-        (direction, level) to maps (sample, [level axis], y, x), read lazily from the store.
-    samples
-        Ids, in order.
-    absent
-        What could not be computed, and why, one line each.
-    """
-
-    path: Path
-    maps: dict[tuple[Direction, str], xr.DataArray]
+    path: Path  # the maps store
+    maps: dict[
+        tuple[Direction, str], xr.DataArray
+    ]  # by direction and level: (sample, [level axis], y, x), lazy
     samples: tuple[str, ...]
-    absent: tuple[str, ...]
+    absent: tuple[str, ...]  # what could not be computed, and why, one line each
 
 
 def variable(level: str) -> str:
-    """Name of a level's maps in the maps store: a variable may not be called as its own axis."""
+    """Name of a level's maps in the maps store: a variable may not have the name of its own axis."""
     return f"by_{level}" if level in ("time", "head", "layer") else level
 
 
-def direct(collected: Collected) -> Collected:
-    """Give the same maps, read when they are used, without Dask.
-
-    Parameters
-    ----------
-    collected
-        Maps that lie in their store.
-    """
+def read_eagerly(collected: Collected) -> Collected:
+    """The same maps, read when they are used, without Dask."""
     directions = dict.fromkeys(direction for direction, _ in collected.maps)
     opened = {
         (direction, str(maps.attrs["level"])): maps

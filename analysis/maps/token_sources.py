@@ -1,6 +1,6 @@
-"""Where a map's tokens come from: a stored marginal, or a measurement for a region of its own.
+"""Where the token values of a map come from: a stored marginal, or a region measured in the run's attention.
 
-Small picklable callables, so that any Dask scheduler can carry them to its workers.
+Small picklable callables, so that any Dask scheduler can send them to its workers.
 """
 
 from __future__ import annotations
@@ -8,27 +8,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.grids import regions, resize, tiled_layers
-from i2am.analysis.grids.direction import Direction
+from i2am.analysis.grids.direction import Direction, other_side, side_of
 from i2am.analysis.grids.selection import Selection
-from i2am.analysis.marginals.memory_cache import recent
-from i2am.analysis.marginals.quantities import FOCUS, Regions, compute_marginals, quantity
-from i2am.analysis.marginals.store import MarginalCache
+from i2am.analysis.marginals.memory_cache import shared_cache
+from i2am.analysis.marginals.quantities import REGION_IMAGE, Regions, compute_marginals, quantity_name
+from i2am.analysis.marginals.store import MarginalStore
 from i2am.storage.errors import UnknownName
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
+from i2am.storage.reading.run import Run
 
 Method = Literal["i2am", "joint", "daam"]
 METHODS: tuple[Method, ...] = ("i2am", "joint", "daam")
 
+# Kind of marginal that answers a question.
 KINDS: Mapping[tuple[Method, Direction], str] = {
     ("i2am", "r2g"): "r2g",
     ("i2am", "g2r"): "g2r",
@@ -36,132 +35,114 @@ KINDS: Mapping[tuple[Method, Direction], str] = {
     ("joint", "g2r"): "g2r_joint",
     ("daam", "r2g"): "daam",
 }
-"""Which marginal answers a question."""
 
 
-class Tokens(ABC):
-    """(layer, sample) to a marginal (step, head, token)."""
+class TokenSource(ABC):
+    """A callable from layer and sample to a marginal (step, head, token)."""
 
     @abstractmethod
-    def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
-        """Marginal (step, head, token)."""
+    def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]: ...
 
-    def over_heads(self, layer: LayerSpec, sample: str, heads: tuple[int, ...] | None) -> NDArray[np.float64]:
+    def mean_over_heads(
+        self, layer: LayerSpec, sample: str, heads: tuple[int, ...] | None
+    ) -> NDArray[np.float64]:
         """Mean over some heads, or all, (step, token)."""
         values = self(layer, sample)
         some = values if heads is None else values[:, list(heads)]
         return np.asarray(some.mean(axis=1, dtype=np.float64))
 
+    def is_quick(self, layer: LayerSpec, sample: str) -> bool:
+        """Whether a call probably reads no attention."""
+        return False
+
 
 @dataclass(frozen=True)
-class Stored(Tokens):
+class StoredMarginal(TokenSource):
     """A quantity of the derived store, computed where it is missing."""
 
-    cache: MarginalCache
+    store: MarginalStore
     name: str
 
     def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
-        """Marginal (step, head, token)."""
-        return self.cache.get(layer, sample, self.name)
+        return self.store.get(layer, sample, self.name)
 
-    def over_heads(self, layer: LayerSpec, sample: str, heads: tuple[int, ...] | None) -> NDArray[np.float64]:
-        """Mean over some heads, or all, (step, token); three levels in turn ask for the same."""
-        key = (*self.cache.key(layer, sample, self.name), "over heads", heads)
-        return recent.get(key, lambda: super(Stored, self).over_heads(layer, sample, heads))
+    def mean_over_heads(
+        self, layer: LayerSpec, sample: str, heads: tuple[int, ...] | None
+    ) -> NDArray[np.float64]:
+        """Mean over heads, cached: three levels need the same one."""
+        key = (*self.store.key(layer, sample, self.name), "over heads", heads)
+        return shared_cache.get(
+            key, lambda: super(StoredMarginal, self).mean_over_heads(layer, sample, heads)
+        )
 
-    def likely(self, layer: LayerSpec, sample: str) -> bool:
-        """Whether it is there already, as far as that can be told without reading."""
-        return self.cache.likely(layer, sample, self.name)
+    def is_quick(self, layer: LayerSpec, sample: str) -> bool:
+        return self.store.probably_stored(layer, sample, self.name)
 
 
 @dataclass(frozen=True)
-class Constant(Tokens):
+class UniformDensity(TokenSource):
     """Density 1 everywhere: DAAM's map over all tokens, because every row of a softmax sums to 1."""
 
     steps: int
 
     def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
-        """Marginal (step, head, gen)."""
         return np.ones((self.steps, layer.heads, layer.gen), dtype=np.float32)
+
+    def is_quick(self, layer: LayerSpec, sample: str) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
-class Measured(Tokens):
-    """A quantity of a region: of chosen generated patches for "g2r", of chosen reference tokens for "r2g".
+class RegionMarginal(TokenSource):
+    """A quantity of a region, from attention: of generated patches for "g2r", of reference tokens for "r2g".
 
-    Attributes
-    ----------
-    run, direction, kind
-        What to read, which way round, and which kind of marginal.
-    region
-        The name of a mask image of the run, or a mask [y, x].
-    nearest
-        The mask goes to a layer's grid by the nearest pixel, as in the official protocol, not by area.
+    It is NaN where the region is empty in a sample.
     """
 
     run: Run
     direction: Direction
-    kind: str
-    region: str | NDArray[np.float64]
-    nearest: bool = False
+    kind: str  # of the marginal
+    region: str | NDArray[np.float64]  # the name of a mask image of the run, or a mask [y, x]
+    nearest: bool = False  # bring the mask to a layer's grid by the nearest pixel (official), not by area
 
     def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
-        """Marginal (step, head, token); NaN where the region is empty in this sample."""
         if isinstance(self.region, str):
             mask = regions.image_mask(self.run.image(self.region, sample)).astype(np.float64)
         else:
             mask = self.region
-        grid = layer.gen_grid if self.direction == "g2r" else layer.ref_grid
-        mask = tiled_layers.part_of(
-            mask, tiled_layers.tile_of(layer, "gen" if self.direction == "g2r" else "ref")
-        )
-        weights = regions.weights(resize.nearest(mask, grid) if self.nearest else mask, grid)
-        asked = Regions(gen={"at": weights}) if self.direction == "g2r" else Regions(ref={"at": weights})
-        return compute_marginals(self.run, layer, sample, asked)[quantity(self.kind, "at")]
+        side = other_side(side_of(self.direction))
+        grid = tiled_layers.layer_grid(layer, side)
+        mask = tiled_layers.crop_to_tile(mask, tiled_layers.tile_of(layer, side))
+        weights = regions.token_weights(resize.nearest(mask, grid) if self.nearest else mask, grid)
+        asked = Regions(**{side: {"at": weights}})
+        return compute_marginals(self.run, layer, sample, asked)[quantity_name(self.kind, "at")]
 
 
-def tokens_for(
-    cache: MarginalCache,
-    chosen: Selection,
+def token_source(
+    store: MarginalStore,
+    selection: Selection,
     direction: Direction,
     at: regions.Region | str | None,
     *,
     method: Method = "i2am",
     nearest: bool = False,
-) -> Tokens:
-    """Choose the source for a question.
+) -> TokenSource:
+    """Choose the source for a question; `at` is a region on the largest grid, a mask image, or None for all.
 
-    Parameters
-    ----------
-    cache, chosen, direction
-        What is asked about.
-    at
-        None for all tokens; the name of a mask image; or a region in patches of the largest grid of the
-        layers.
-    method
-        "i2am"; "joint" for probabilities of a joint softmax; "daam" for DAAM's map.
-    nearest
-        Take masks to each grid by the nearest pixel; the stored marginals of masks go by area, so they do not
-        serve then.
-
-    Raises
-    ------
-    UnknownName
-        For an image that the run lacks, or a patch outside the grid.
-    NoAnswer
-        If the region is empty; or if the run has no attention to measure a region in.
+    Stored marginals of masks weight tokens by area, so they do not serve where `nearest` is asked for.
+    Raises `UnknownName` for an image that the run lacks, and `NoAnswer` if the region is empty, or if the run
+    holds no attention to measure it in.
     """
-    run, kind = cache.run, KINDS[method, direction]
+    run, kind = store.run, KINDS[method, direction]
     if at is None:
-        return Constant(len(run.timesteps)) if method == "daam" else Stored(cache, kind)
+        return UniformDensity(len(run.timesteps)) if method == "daam" else StoredMarginal(store, kind)
     if isinstance(at, str):
         if at not in run.images:
             raise UnknownName("image", at, run.images)
-        if at == FOCUS[direction] and not nearest:
-            return Stored(cache, quantity(kind, at))
+        if at == REGION_IMAGE[direction] and not nearest:
+            return StoredMarginal(store, quantity_name(kind, at))
         need_attention(run.attrs, str(run.path), f"maps of the region {at!r}")
-        return Measured(run, direction, kind, at, nearest)
-    grids = [tiled_layers.whole_grid(spec, "gen" if direction == "g2r" else "ref") for spec in chosen.layers]
+        return RegionMarginal(run, direction, kind, at, nearest)
     need_attention(run.attrs, str(run.path), "maps of a region")
-    drawn = regions.draw(at, max(grids, key=lambda grid: grid[0] * grid[1]))
-    return Measured(run, direction, kind, drawn, nearest)
+    grid = tiled_layers.largest_grid(selection.layers, other_side(side_of(direction)))
+    return RegionMarginal(run, direction, kind, regions.region_mask(at, grid), nearest)

@@ -1,4 +1,4 @@
-"""Arrays that were read and checked lately, kept in memory up to a bound, shared by all threads."""
+"""Marginals that this process read and checked lately, kept in memory up to a bound."""
 
 from __future__ import annotations
 
@@ -10,48 +10,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RECALL_BYTES = 128 * 2**20
-"""Bytes kept by one process, at most."""
-
+MEMORY_CACHE_BYTES = 128 * 2**20  # bytes that one process keeps, at most
+# What an entry takes besides its array, mostly its key: a run of many small samples has many entries.
 ENTRY_BYTES = 2048
-"""What an entry takes beside its array, its key above all: a run of many small samples has many."""
-
 Array = NDArray[Any]
 
 
 class MemoryCache:
-    """Least recently used arrays by key; a key must stand for everything that the array depends on.
+    """The arrays used last, by key, shared by all threads; an array above a quarter of the bound is not kept.
 
-    Parameters
-    ----------
-    most
-        Bytes kept, at most; an array larger than a quarter of it is not kept.
+    A key must contain everything that the array depends on.
     """
 
-    def __init__(self, most: int = RECALL_BYTES) -> None:
-        self.most = most
+    def __init__(self, max_bytes: int = MEMORY_CACHE_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
         self._arrays: OrderedDict[Hashable, Array] = OrderedDict()
-        self._bytes = 0
         self._lock = Lock()
-
-    @property
-    def bytes(self) -> int:
-        """Bytes kept now."""
-        return self._bytes
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._arrays
 
     def get(self, key: Hashable, make: Callable[[], Array]) -> Array:
-        """Return the array of a key, made if it is not kept; read only, since others share it.
-
-        Parameters
-        ----------
-        key
-            What the array depends on.
-        make
-            Makes it; may run twice if two threads ask at once.
-        """
+        """Return the array of a key, read only; `make` may run twice if two threads ask at once."""
         with self._lock:
             found = self._arrays.get(key)
             if found is not None:
@@ -59,21 +40,20 @@ class MemoryCache:
                 return found
         made = np.asarray(make())
         made.flags.writeable = False
-        if made.nbytes <= self.most // 4:
+        if made.nbytes <= self.max_bytes // 4:
             with self._lock:
                 if key not in self._arrays:
                     self._arrays[key] = made
-                    self._bytes += made.nbytes + ENTRY_BYTES
-                while self._bytes > self.most:
-                    self._bytes -= self._arrays.popitem(last=False)[1].nbytes + ENTRY_BYTES
+                    self.bytes += made.nbytes + ENTRY_BYTES
+                while self.bytes > self.max_bytes:
+                    self.bytes -= self._arrays.popitem(last=False)[1].nbytes + ENTRY_BYTES
         return made
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         with self._lock:
             self._arrays.clear()
-            self._bytes = 0
+            self.bytes = 0
 
 
-recent = MemoryCache()
-"""The marginals of this process."""
+shared_cache = MemoryCache()  # the marginals of this process

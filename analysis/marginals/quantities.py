@@ -4,188 +4,158 @@ Source: I²AM, R2G and G2R; the corrected protocol. Quantities, each float32 (st
 
 ============= ===== ==================================================================================
 ``r2g``       gen   R2G density, mean over the reference tokens that have a place (all, if none has)
-``g2r``       ref   G2R density of the placed tokens, mean over the generated patches; the softmax runs
-                    over all reference tokens, class token included, as in the model
-``daam``      gen   each patch's probability of a set of reference tokens, times ref: DAAM's map; over
-                    all tokens it is 1 everywhere, so it is kept for sets only
-``share``     gen   joint softmax with ``lse``: each patch's probability of the reference at all, 0 to 1
-``g2r_joint`` ref   joint softmax: G2R over all keys, not brought to 1 over the reference alone; its
-                    mean over ref is the mean share
+``g2r``       ref   G2R density of the tokens that have a place, mean over the generated patches; the
+                    softmax runs over all reference tokens, class token included, as in the model
+``daam``      gen   DAAM's map of a set of tokens: each patch's probability of the set, times ref; only
+                    for sets, since it is 1 everywhere over all tokens
+``share``     gen   joint softmax with ``lse``: each patch's probability of all reference tokens, 0 to 1
+``g2r_joint`` ref   joint softmax: G2R density over all keys; its mean over ref is the mean share
 ============= ===== ==================================================================================
 
 Densities are 1 for uniform attention. ``@reference_mask`` restricts a quantity to the tokens of the reference
-object, ``@mask`` to the patches that were painted; present where the run holds those images, NaN where that
-mask is empty. The unified, time, head and layer levels are means of these.
+object, ``@mask`` to the painted patches. These exist where the run holds those images, and are NaN where the
+mask of a sample is empty. The unified, time, head and layer levels are means of these quantities.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import Direction, Side
-from i2am.analysis.grids.selection import has_place, placed
-from i2am.analysis.reduction.aggregation import Aggregation, State, join
+from i2am.analysis.grids.selection import has_reference_map, spatial_tokens
+from i2am.analysis.reduction.aggregation import Aggregation, State
 from i2am.analysis.reduction.attention import Attention
-from i2am.analysis.reduction.reduce import reduce_slab, slabs
-from i2am.analysis.reduction.softmax import project
+from i2am.analysis.reduction.reduce import Reduction, join_states, slabs
+from i2am.analysis.reduction.softmax import weighted_means
 from i2am.analysis.reduction.weights import Weights
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
 
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
+Float32 = NDArray[np.float32]
+Marginals = dict[str, Float32]
 
-FOCUS: Mapping[Direction, str] = {"r2g": "reference_mask", "g2r": "mask"}
-"""The image of the run, per direction, whose region has a marginal of its own."""
-
+# The mask image of the run, per direction, whose region has a marginal of its own.
+REGION_IMAGE: Mapping[Direction, str] = {"r2g": "reference_mask", "g2r": "mask"}
+# Kinds of quantity that lie on the reference; the others lie on the generated image.
 ON_REFERENCE = ("g2r", "g2r_joint")
-"""Kinds of quantity that lie on the reference; the others lie on the generated image."""
-
-Marginals = dict[str, NDArray[np.float32]]
 
 
-def quantity(kind: str, image: str | None = None) -> str:
+def quantity_name(kind: str, image: str = "") -> str:
     """Name of a marginal: its kind, and the image whose region it is restricted to."""
-    return kind if not image else f"{kind}@{image}"
+    return f"{kind}@{image}" if image else kind
 
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions to average over, by name; the name "" stands for everything.
+    """Weights of the regions to average over, by name; the name "" stands for everything."""
 
-    Attributes
-    ----------
-    gen
-        Name to weights (gen) of the generated patches, for quantities on the reference.
-    ref
-        Name to weights (placed ref) of the reference tokens, of all tokens where none has a place; for
-        quantities on the generated image.
-    """
-
-    gen: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    ref: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    gen: Mapping[str, Float32] = field(default_factory=dict)  # of all generated patches
+    ref: Mapping[str, Float32] = field(
+        default_factory=dict
+    )  # of the tokens with a place, or of all if none has
 
 
 @dataclass(frozen=True)
-class Projection:
-    """The chunk of the marginals: `i2am.analysis.reduction.softmax.project` with the weights of some regions."""
+class MarginalChunk:
+    """The chunk function of the marginals as an aggregation over logits."""
 
     regions: Regions
 
     def names(self, layer: LayerSpec) -> tuple[str, ...]:
         """Quantities, in the order of the state's arrays."""
-        sets = [name for name in self.regions.ref if name]
-        found = [quantity("g2r", name) for name in self.regions.gen]
-        found += [quantity("r2g", name) for name in self.regions.ref]
-        found += [quantity("daam", name) for name in sets]
+        gen, ref = list(self.regions.gen), list(self.regions.ref)
+        token_sets = [name for name in ref if name]
+        asked = [("g2r", gen), ("r2g", ref), ("daam", token_sets)]
         if layer.lse:
-            found += [quantity("g2r_joint", name) for name in self.regions.gen]
-            found += [quantity("share", name) for name in ("", *sets)] if self.regions.ref else []
-        return tuple(found)
+            asked += [("g2r_joint", gen), ("share", ["", *token_sets] if ref else [])]
+        return tuple(quantity_name(kind, name) for kind, names in asked for name in names)
 
     def __call__(self, attention: Attention) -> State:
         """Arrays (step, head, token), one for each of `names`."""
         layer = attention.layer
-        prefix = layer.ref_prefix if placed(layer) else 0
+        prefix = layer.ref_prefix if spatial_tokens(layer) else 0
         if attention.logits is None:
-            raise TypeError("a projection needs logits")
-        found = project(attention.logits, self._weights(layer, prefix))
-        arrays = [found.g2r[:, :, row, prefix:] for row in range(len(self.regions.gen))]
-        arrays += [found.r2g[:, :, row] for row in range(len(self.regions.ref))]
-        arrays += [found.daam[:, :, row] for row in range(found.daam.shape[2])]
+            raise TypeError("marginals need logits")
+        means = weighted_means(attention.logits, self._weights(layer, prefix))
+        stacks = [means.g2r[..., prefix:], means.r2g, means.daam]
         if layer.lse:
-            arrays += [found.g2r_joint[:, :, row, prefix:] for row in range(len(self.regions.gen))]
-            shares = found.share.shape[2] if self.regions.ref else 0
-            arrays += [found.share[:, :, row] for row in range(shares)]
-        return tuple(arrays)
+            stacks += [means.g2r_joint[..., prefix:], means.share[:, :, : None if self.regions.ref else 0]]
+        return tuple(stack[:, :, row] for stack in stacks for row in range(stack.shape[2]))
 
     def _weights(self, layer: LayerSpec, prefix: int) -> Weights:
         """The regions as weights over all tokens."""
         tokens = {name: np.zeros(layer.ref, dtype=np.float32) for name in self.regions.ref}
         for name, weights in self.regions.ref.items():
             tokens[name][prefix:] = weights
-        empty = {"gen": layer.gen, "ref": layer.ref}
         return Weights(
-            **empty,
-            g2r=_stacked([*self.regions.gen.values()], layer.gen),
-            r2g=_stacked([*tokens.values()], layer.ref),
-            tokens=_stacked([weights for name, weights in tokens.items() if name], layer.ref),
+            gen=layer.gen,
+            ref=layer.ref,
+            g2r=_stack([*self.regions.gen.values()], layer.gen),
+            r2g=_stack([*tokens.values()], layer.ref),
+            tokens=_stack([weights for name, weights in tokens.items() if name], layer.ref),
             joint=layer.lse,
         )
 
 
-def _stacked(rows: list[NDArray[np.float32]], tokens: int) -> NDArray[np.float32]:
+def _stack(rows: list[Float32], tokens: int) -> Float32:
     return np.stack(rows) if rows else np.empty((0, tokens), dtype=np.float32)
 
 
 def quantities(run: Run, layer: LayerSpec) -> dict[str, int]:
     """Names of the marginals that a layer of a run has, with their number of tokens."""
-    tokens = {True: placed(layer), False: layer.gen}
-    names = _projection(run, layer, None).names(layer)
-    return {name: tokens[name.partition("@")[0] in ON_REFERENCE] for name in names}
+    names = _stored_chunk(run, layer, None).names(layer)
+    on_reference = {name: name.partition("@")[0] in ON_REFERENCE for name in names}
+    return {name: spatial_tokens(layer) if there else layer.gen for name, there in on_reference.items()}
 
 
-def declaration(run: Run, layer: LayerSpec, sample: str, regions: Regions | None = None) -> Aggregation:
-    """The marginals of one sample and layer, or those of some regions, as an aggregation over the logits."""
-    chunk = _projection(run, layer, sample) if regions is None else Projection(regions)
+def marginal_aggregation(
+    run: Run, layer: LayerSpec, sample: str, asked: Regions | None = None
+) -> Aggregation:
+    """The marginals of one sample and layer, or those of the regions that are asked for."""
+    chunk = _stored_chunk(run, layer, sample) if asked is None else MarginalChunk(asked)
     return Aggregation("marginals", chunk, over="logits")
 
 
-def _projection(run: Run, layer: LayerSpec, sample: str | None) -> Projection:
-    """All regions that a layer is asked about; their weights only if a sample is given."""
-    whole = np.ones(placed(layer) or layer.ref, dtype=np.float32)
-    gen: dict[str, NDArray[np.float32]] = {}
-    ref = {"": whole}
-    if has_place(layer):
+def _stored_chunk(run: Run, layer: LayerSpec, sample: str | None) -> MarginalChunk:
+    """The regions that the derived store keeps of a layer; with usable weights only if a sample is given."""
+    gen: dict[str, Float32] = {}
+    ref = {"": np.ones(spatial_tokens(layer) or layer.ref, dtype=np.float32)}
+    if has_reference_map(layer):
         gen[""] = np.ones(layer.gen, dtype=np.float32)
-        if FOCUS["g2r"] in run.images:
-            gen[FOCUS["g2r"]] = _covered(run, FOCUS["g2r"], sample, layer, "gen")
-        if FOCUS["r2g"] in run.images:
-            ref[FOCUS["r2g"]] = _covered(run, FOCUS["r2g"], sample, layer, "ref")
-    return Projection(Regions(gen, ref))
+        painted, object_image = REGION_IMAGE["g2r"], REGION_IMAGE["r2g"]
+        if painted in run.images:
+            gen[painted] = _image_weights(run, painted, sample, layer, "gen")
+        if object_image in run.images:
+            ref[object_image] = _image_weights(run, object_image, sample, layer, "ref")
+    return MarginalChunk(Regions(gen, ref))
 
 
-def _covered(run: Run, image: str, sample: str | None, layer: LayerSpec, side: Side) -> NDArray[np.float32]:
-    grid = layer.gen_grid if side == "gen" else layer.ref_grid
+def _image_weights(run: Run, image: str, sample: str | None, layer: LayerSpec, side: Side) -> Float32:
+    grid = tiled_layers.layer_grid(layer, side)
     pixels = None if sample is None else regions.sample_image(run, image, sample)
-    # A sample without the image has an empty region: its marginal is NaN, the others' are not touched.
+    # A sample without the image has an empty region: that marginal alone is NaN.
     mask = np.zeros(grid, dtype=bool) if pixels is None else regions.image_mask(pixels)
-    return regions.weights(tiled_layers.part_of(mask, tiled_layers.tile_of(layer, side)), grid)
+    return regions.token_weights(tiled_layers.crop_to_tile(mask, tiled_layers.tile_of(layer, side)), grid)
 
 
-def named(run: Run, layer: LayerSpec, states: Sequence[State], regions: Regions | None = None) -> Marginals:
+def join_slabs(
+    run: Run, layer: LayerSpec, states: Sequence[State], asked: Regions | None = None
+) -> Marginals:
     """Join the states of a layer's slabs, in order, into arrays (step, head, token) by name."""
-    projection = _projection(run, layer, None) if regions is None else Projection(regions)
-    whole = join(Aggregation("marginals", projection, over="logits"), states, "step")
-    return dict(zip(projection.names(layer), whole, strict=True))
+    chunk = _stored_chunk(run, layer, None) if asked is None else MarginalChunk(asked)
+    whole = join_states(Aggregation("marginals", chunk, over="logits"), states, "step")
+    return dict(zip(chunk.names(layer), whole, strict=True))
 
 
-def compute_marginals(run: Run, layer: LayerSpec, sample: str, regions: Regions | None = None) -> Marginals:
-    """Marginals of one sample and layer, computed from the store here and now.
-
-    Parameters
-    ----------
-    run, layer, sample
-        What to read.
-    regions
-        What to average over; None for everything that the derived store keeps.
-
-    Returns
-    -------
-    dict
-        Quantity to float32 array (step, head, token).
-
-    Raises
-    ------
-    DamagedSample
-        If the stored data is not what was written.
-    """
-    asked = declaration(run, layer, sample, regions)
+def compute_marginals(run: Run, layer: LayerSpec, sample: str, asked: Regions | None = None) -> Marginals:
+    """Compute all marginals of one sample and layer, or those of some regions, in this thread."""
+    aggregation = marginal_aggregation(run, layer, sample, asked)
     steps = range(len(run.timesteps))
-    states = [reduce_slab(run, layer, sample, asked, slab) for slab in slabs(layer, steps)]
-    return named(run, layer, states, regions)
+    reduction = Reduction(run, layer, sample, aggregation)
+    states = [reduction.slab(slab) for slab in slabs(layer, steps)]
+    return join_slabs(run, layer, states, asked)

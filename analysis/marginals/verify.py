@@ -2,55 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from i2am.analysis.marginals.store import MarginalCache, default_path, open_cache
-from i2am.analysis.marginals.zarr_metadata import documents
+from i2am.analysis.marginals.store import marginals_path, open_marginals
 from i2am.storage.errors import DamageError
 from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.reading.run import Run
 from i2am.storage.tools.verify import Problem
-
-if TYPE_CHECKING:
-    from i2am.storage.reading.run import Run
 
 
 def check_marginals(run: Run, storage_options: Mapping[str, Any] | None = None) -> list[Problem]:
-    """Read every marginal of a run without attention, and compare it with its seal.
+    """Compare every marginal of a run without attention with its seal, and its Zarr documents.
 
-    Parameters
-    ----------
-    run
-        An open run.
-    storage_options
-        For fsspec, where it lies at a URL.
-
-    Returns
-    -------
-    list of Problem
-        What is absent or not what was written; none for a run that has its attention, because whatever its
-        derived store lacks is computed again.
+    A run with attention has no problems here: whatever its derived store lacks is computed again.
     """
     if has_attention(run.attrs):
         return []
-    cache, place = open_cache(run, storage_options=storage_options), default_path(str(run.path))
-    found = {str(problem.path): problem for problem in _documents(cache, place)}
+    store, place = open_marginals(run, storage_options=storage_options), marginals_path(str(run.path))
+    problems: dict[str, Problem] = {}
+    for name, layer in run.layers.items():
+        for path in store.wrong_documents(layer):
+            owner = None if path == "zarr.json" else name
+            what = "is absent or not what was written"
+            problems[path] = Problem(None, owner, f"{place}/{path}", what)
     for sample in run.samples:
         for name, layer in run.layers.items():
             try:
-                sound = cache.holds(layer, sample)
-            except DamageError:  # a damaged record: said already
+                valid = store.load(layer, sample) is not None
+            except DamageError:  # a damaged commit record, which `verify` of the run reports
                 break
-            if not sound:
+            if not valid:
                 what = "marginals are absent, not what was written, or of another version"
-                path = f"{place}/{name}"
-                found[f"{path}, {sample}"] = Problem(sample, name, path, what)
-    return list(found.values())
-
-
-def _documents(cache: MarginalCache, place: str) -> Iterator[Problem]:
-    for name, layer in cache.run.layers.items():
-        for path, data in documents(cache.run, layer).items():
-            if cache.read(path) != data:
-                owner = None if path == "zarr.json" else name
-                yield Problem(None, owner, f"{place}/{path}", "is absent or not what was written")
+                problems[f"{name}, {sample}"] = Problem(sample, name, f"{place}/{name}", what)
+    return list(problems.values())

@@ -1,67 +1,69 @@
-"""The ``zarr.json`` documents of the derived store of marginals, so that any Zarr v3 reader opens it."""
+"""The ``zarr.json`` documents of the derived store of marginals, made by zarr-python.
+
+zarr-python writes them into memory; `MarginalStore` then puts each file in its place whole, so that any
+number of workers may do so at a time, on every kind of location.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import Any
 
 from i2am.analysis.marginals.quantities import ON_REFERENCE, quantities
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
 
 FORMAT = 1
 SEAL_BYTES = 32
 MARK = "i2am_marginals"
 
 
-def documents(run: Run, layer: LayerSpec) -> dict[str, bytes]:
-    """Metadata of the store and of a layer's arrays.
-
-    Parameters
-    ----------
-    run, layer
-        Whose marginals.
-
-    Returns
-    -------
-    dict
-        Path below the store to content; the store's root first.
-    """
-    samples, sizes = len(run.declared), quantities(run, layer)
-    found = {
-        "zarr.json": _group({MARK: {"format": FORMAT, "run_id": run.run_id}}),
-        f"{layer.name}/zarr.json": _group({"layer": layer.to_json(), "quantities": list(sizes)}),
-        f"{layer.name}/seal/zarr.json": _array(
-            (samples, len(sizes), SEAL_BYTES), "uint8", 0, ("sample", "quantity", "byte")
-        ),
-    }
-    for name, tokens in sizes.items():
-        axes = ("sample", "step", "head", "ref" if name.partition("@")[0] in ON_REFERENCE else "gen")
-        shape = (samples, len(run.timesteps), layer.heads, tokens)
-        found[f"{layer.name}/{name}/zarr.json"] = _array(shape, "float32", "NaN", axes)
-    return {path: json.dumps(each, indent=2, sort_keys=True).encode() for path, each in found.items()}
+def zarr_documents(run: Run, layer: LayerSpec) -> dict[str, bytes]:
+    """Path to content of the documents of the store, its root first, and of a layer's arrays."""
+    sizes = tuple(quantities(run, layer).items())
+    return _documents(run.run_id, len(run.declared), len(run.timesteps), layer, sizes)
 
 
-def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+@lru_cache(maxsize=256)
+def _documents(
+    run_id: str, samples: int, steps: int, layer: LayerSpec, sizes: tuple[tuple[str, int], ...]
+) -> dict[str, bytes]:
+    import zarr  # takes a while, and readers of stored marginals do not need it
+
+    files: dict[str, Any] = {}
+    store = zarr.storage.MemoryStore(files)
+    root = zarr.create_group(store, attributes={MARK: {"format": FORMAT, "run_id": run_id}})
+    names = [name for name, _ in sizes]
+    group = root.create_group(layer.name, attributes={"layer": layer.to_json(), "quantities": names})
+
+    def create(name: str, dtype: str, fill: float, shape: tuple[int, ...], axes: tuple[str, ...]) -> None:
+        group.create_array(
+            name, shape=shape, chunks=(1, *shape[1:]), dtype=dtype, fill_value=fill,
+            filters=None, compressors=None, dimension_names=axes,
+        )  # fmt: skip
+
+    create("seal", "uint8", 0, (samples, len(names), SEAL_BYTES), ("sample", "quantity", "byte"))
+    for name, tokens in sizes:
+        token_axis = "ref" if name.partition("@")[0] in ON_REFERENCE else "gen"
+        shape = (samples, steps, layer.heads, tokens)
+        create(name, "float32", float("nan"), shape, ("sample", "step", "head", token_axis))
+    return {path: data.to_bytes() for path, data in files.items()}
 
 
-def _array(shape: tuple[int, ...], dtype: str, fill: object, axes: tuple[str, ...]) -> dict[str, Any]:
-    codec = (
-        {"name": "bytes", "configuration": {"endian": "little"}} if dtype != "uint8" else {"name": "bytes"}
-    )
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "attributes": {},
-        "shape": list(shape),
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shape[1:]]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill,
-        "codecs": [codec],
-        "dimension_names": list(axes),
-    }
+def same_node(found: bytes | None, expected: bytes) -> bool:
+    """Whether two documents describe the same group or array, whichever version of zarr wrote them."""
+    if found is None or found == expected:
+        return found is not None
+    try:
+        return bool(_meaning(found) == _meaning(expected))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _meaning(document: bytes) -> Any:
+    """The members of a document that say something: versions of zarr differ in the empty ones they write."""
+    members = json.loads(document)
+    if not isinstance(members, dict):
+        return members
+    return {name: value for name, value in members.items() if value not in (None, [], {})}

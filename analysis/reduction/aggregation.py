@@ -1,10 +1,11 @@
 """A reduction over attention, declared once: chunk, combine, finalize.
 
-The declaration says what to do with a piece of the attention of one layer and sample (chunk), how two pieces
-become one (combine), and what the whole means (finalize). `i2am.analysis.reduction.reduce` runs it, eagerly or as Dask
-tasks, in pieces of bounded size; how the attention was cut must not matter. After flox's aggregations.
+A declaration says what to do with a piece of the attention of one layer and sample (chunk), how two pieces
+become one (combine), and how the result is made from the whole (finalize). `i2am.analysis.reduction.reduce`
+runs it in pieces of bounded size, and the result must not depend on where the attention was cut. The design
+follows flox's aggregations.
 
-A declaration of one's own is a few lines in a file of one's own::
+A user's own declaration is a few lines in any file::
 
     import numpy as np
     from i2am import Aggregation
@@ -15,7 +16,7 @@ A declaration of one's own is a few lines in a file of one's own::
 
     my_entropy = Aggregation("my_entropy", chunk, units="nats")
 
-and runs by ``i2am analyze RUN --aggregation mymodule:my_entropy``.
+run with ``i2am analyze RUN --aggregation mymodule:my_entropy``.
 """
 
 from __future__ import annotations
@@ -24,27 +25,21 @@ import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.reduction.attention import Attention
 from i2am.storage.errors import AggregationError, InputError
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
 
 Array = NDArray[Any]
+# What a chunk becomes: an array or several, each with the kept axes in front.
 State = Array | tuple[Array, ...]
-"""What a chunk becomes: an array or several, each with the kept axes in front."""
-
 Over = Literal["scores", "marginals", "logits"]
-AXES = ("step", "head", "gen")
-"""Axes along which attention may be cut."""
-
-TOKENS = ("gen", "ref")
-"""Axes that are places in an image; a result that has one is a map."""
+AXES = ("step", "head", "gen")  # axes along which attention may be cut
+TOKENS = ("gen", "ref")  # axes that are places in an image; a result that has one is a map
 
 
 def add(left: State, right: State) -> State:
@@ -95,13 +90,14 @@ class Aggregation:
         the two) make it a map on the generated image or on the reference, and must be all generated patches,
         or all reference tokens with a place; any other needs `labels`, or is "other_head".
     labels
-        Labels of the axes of one's own.
+        Labels of axes other than those above.
     rows
         The chunk treats generated patches one by one, so that a plane may come in pieces along gen.
     place
-        It asks about places in the reference: layers whose tokens have none are left out. Implied by "ref".
+        The aggregation needs positions in the reference: layers whose tokens have none are left out. Implied
+        by "ref".
     units, title
-        Words for figures and reports; a title of one's own, or the name.
+        Text for figures and reports; the title is the name if it is empty.
     """
 
     name: str
@@ -157,10 +153,10 @@ class Aggregation:
 
 
 def _restore(name: str, data: bytes) -> Aggregation:
-    """Load on a worker. What cannot be loaded says so when it is run: an error here would end the worker."""
+    """Load on a worker; a failure is raised by the task, because an error here would end the worker."""
     try:
         return Aggregation(**pickle.loads(data))
-    except Exception as error:  # noqa: BLE001 - told by the task, below
+    except Exception as error:  # noqa: BLE001 - raised by the task, below
         reason = f"{type(error).__name__}: {error}"
 
     def refuse(attention: Attention) -> State:
@@ -171,31 +167,3 @@ def _restore(name: str, data: bytes) -> Aggregation:
         )
 
     return Aggregation(name, refuse)
-
-
-def join(aggregation: Aggregation, states: Sequence[State], axis: str) -> State:
-    """Put neighbouring pieces together along an axis: side by side if it is kept, else combined.
-
-    Parameters
-    ----------
-    aggregation
-        Whose states they are.
-    states
-        At least one, in order.
-    axis
-        "step", "head" or "gen".
-    """
-    if len(states) == 1:
-        return states[0]
-    if axis in aggregation.keep:
-        at = aggregation.keep.index(axis)
-        first = states[0]
-        if isinstance(first, tuple):
-            return tuple(
-                np.concatenate([state[member] for state in states], axis=at) for member in range(len(first))
-            )
-        return np.concatenate([np.asarray(state) for state in states], axis=at)
-    whole = states[0]
-    for state in states[1:]:
-        whole = aggregation.combine(whole, state)
-    return whole

@@ -5,48 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.grids import regions
 from i2am.analysis.grids.direction import Direction
-from i2am.analysis.grids.selection import placed
+from i2am.analysis.grids.selection import spatial_tokens
 from i2am.analysis.reduction.logits import Float32, Logits
 from i2am.storage.errors import InputError
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
-    from i2am.storage.reading.run import Run
+from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.reading.run import Run
 
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of some steps and heads, and maybe of some generated patches, of one layer and sample.
-
-    Attributes
-    ----------
-    run, layer, sample
-        Where it comes from; `layer` has gen_grid, ref_grid, ref_prefix, heads, head_dim.
-    steps, heads
-        Their indices in the run, for the axes of the arrays.
-    gen
-        The generated patches; all of them unless the aggregation says that rows are independent.
-    logits
-        Query and key, or stored scores, of this piece; None over marginals.
-    marginals
-        Over marginals: "r2g" (step, head, gen) and "g2r" (step, head, placed ref) densities, 1 for uniform,
-        and the others of `i2am.analysis.marginals.quantities.quantities`; else empty.
-    """
+    """The attention of some steps and heads, and maybe of some generated patches, of one layer and sample."""
 
     run: Run
     layer: LayerSpec
     sample: str
-    steps: tuple[int, ...]
+    steps: tuple[int, ...]  # indices in the run
     heads: tuple[int, ...]
-    gen: slice
-    logits: Logits | None = None
+    gen: slice  # the generated patches; all of them unless the aggregation is declared with rows=True
+    logits: Logits | None = None  # query and key, or stored scores; None over marginals
+    # Over marginals: "r2g" (step, head, gen) and "g2r" (step, head, ref), densities, 1 for uniform attention,
+    # and the other quantities of `i2am.analysis.marginals.quantities`; else empty.
     marginals: Mapping[str, Float32] = field(default_factory=dict)
 
     @cached_property
@@ -101,11 +85,11 @@ class Attention:
         if pixels is None:
             return None
         grid = self.layer.gen_grid if side == "gen" else self.layer.ref_grid
-        covered = regions.weights(regions.image_mask(pixels), grid)
+        covered = regions.token_weights(regions.image_mask(pixels), grid)
         return covered[self.gen] if side == "gen" else covered
 
     @property
     def placed(self) -> slice:
         """The reference tokens that have a place, `ref_grid` of them in order."""
-        count = placed(self.layer)
+        count = spatial_tokens(self.layer)
         return slice(self.layer.ref_prefix, self.layer.ref_prefix + count) if count else slice(0, 0)

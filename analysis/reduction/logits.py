@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from i2am.storage.format.block import scaled_logits
+from i2am.storage.format.block import Block, scaled_logits
 from i2am.storage.format.half_float import widened
-
-if TYPE_CHECKING:
-    from i2am.storage.format.block import Block
 
 Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Logits of one layer: query and key, or the scores themselves.
+    """Logits of one layer: query and key, or the scores themselves."""
 
-    Attributes
-    ----------
-    query
-        (step, head, gen, dim), any floating dtype, or None.
-    key
-        (step or 1, head, ref, dim), or None.
-    scores
-        (step, head, gen, ref), already scaled, or None.
-    scale
-        Factor of the product of query and key.
-    lse
-        (step, head, gen): log-sum-exp of each row over all keys of a joint softmax, or None.
-    offset
-        (step, head, gen) part of the logits that `rows` leaves out, or None: see `part`.
-    """
-
-    query: NDArray[np.floating] | None = None
-    key: NDArray[np.floating] | None = None
-    scores: NDArray[np.floating] | None = None
-    scale: float = 1.0
-    lse: Float32 | None = None
-    offset: Float32 | None = None
+    query: NDArray[np.floating] | None = None  # (step, head, gen, dim), any floating dtype, or None
+    key: NDArray[np.floating] | None = None  # (step or 1, head, ref, dim), or None
+    scores: NDArray[np.floating] | None = None  # (step, head, gen, ref), already scaled, or None
+    scale: float = 1.0  # factor of the product of query and key
+    lse: Float32 | None = None  # (step, head, gen): log-sum-exp of each row over all keys of a joint softmax
+    offset: Float32 | None = None  # (step, head, gen): what `rows` subtracts from the logits, see `part`
 
     @classmethod
     def of(cls, block: Block, lse: Float32 | None = None) -> Logits:
@@ -66,10 +46,10 @@ class Logits:
         return self.query, self.key
 
     def part(self, steps: slice, heads: slice) -> Logits:
-        """Float32 copy of some steps and heads, scaled, with the mean key taken off all keys.
+        """Float32 copy of some steps and heads, scaled, with the mean key subtracted from all keys.
 
-        A row's logits then lie around 0, and exactly on 0 where all keys are alike; what was taken off them
-        is `offset`.
+        The logits of a row then lie around 0, and are exactly 0 where all keys are equal. `offset` holds what
+        was subtracted from them.
         """
         lse = None if self.lse is None else self.lse[steps, heads]
         if self.scores is not None:
@@ -97,7 +77,7 @@ class Logits:
         return Logits(query[steps, heads, gen], own, scale=self.scale, lse=lse)
 
     def offsets(self) -> Float32:
-        """What `rows` leaves out, (step, head, gen), as a new array."""
+        """What `rows` subtracts, (step, head, gen), as a new array."""
         return np.zeros(self.shape[:3], np.float32) if self.offset is None else self.offset.copy()
 
     def rows(self, rows: slice, out: Float32) -> None:

@@ -7,20 +7,19 @@ Source: I²AM, sections on R2G and G2R. With logits ``S[g, r]`` of one denoiser 
 
 A density of 1 means "as if the attention were uniform", whatever the resolution.
 
-Method. With an offset for each row, ``E[g, r] = exp(S[g, r] - top[g])`` is the exact row softmax but for a
-factor per row. The column softmax follows from the same ``E``, since ``exp(S[g, r] - m) = E[g, r] * w[g]``
-with ``w[g] = exp(top[g] - m)`` and ``m`` the largest offset: sums over columns are products of ``w`` with
-``E``. So are the rows' shares of a joint softmax, whose log-sum-exp ``lse[g]`` was stored: ``exp(S - lse) =
-E * exp(top - lse)``.
+Method. With an offset for each row, ``E[g, r] = exp(S[g, r] - offset[g])`` is the row softmax up to a factor
+per row. The column softmax follows from the same ``E``: ``exp(S[g, r] - m) = E[g, r] * w[g]`` with
+``w[g] = exp(offset[g] - m)`` and ``m`` the largest offset, so sums over columns are products of ``w`` and
+``E``. The shares of a joint softmax, whose log-sum-exp ``lse[g]`` was stored, follow likewise:
+``exp(S - lse) = E * exp(offset - lse)``.
 
-Offsets. The mean key is taken off all keys, and its logit is the row's offset: that costs nothing. Where the
-rest stays within ``NARROW`` of 0, and it does for most attention, the exponentials are safe as they are;
-where not, the row's maximum is its offset. Only a column whose own maximum lies far below ``m`` loses digits;
-those columns are found by their sums and are computed again, alone, with an offset of their own.
+Offsets. The mean key is subtracted from all keys, and its logit is the offset of the row. If what remains
+stays within ``NARROW`` of 0, as it does for most attention, the exponentials are safe. If not, the maximum of
+the row is added to its offset. Only a column whose own maximum lies far below ``m`` loses digits: such
+columns are found by their sums and computed again with an offset of their own.
 
-Memory: ``E`` is kept for as many steps and heads as fit in ``CACHE_BYTES``; for a single head up to
-``WORK_BYTES``; beyond that it is made a second time, tile by tile, so that memory stays bounded whatever the
-number of tokens.
+Memory. ``E`` is cached for as many steps and heads as fit into ``CACHE_BYTES``, or for a single head of up to
+``WORK_BYTES``. A larger head is computed twice, tile by tile, so memory does not grow with the tokens.
 """
 
 from __future__ import annotations
@@ -34,41 +33,25 @@ from i2am.analysis.reduction.blas_threads import one_blas_thread
 from i2am.analysis.reduction.logits import Float32, Logits
 from i2am.analysis.reduction.weights import Means, Weights
 
+# Increase it whenever a returned number may change: marginals of another version are not reused.
 KERNEL_VERSION = 2
-"""Raised whenever a returned number may change: marginals of another version are not reused."""
-
-WORK_BYTES = 64 * 2**20
-"""Largest block of exponentials that is held at once (bytes)."""
-
-CACHE_BYTES = 2**20
-"""Size of a tile of work (bytes): small enough for a core's own cache."""
-
+WORK_BYTES = 64 * 2**20  # largest block of exponentials that is held at once (bytes)
+CACHE_BYTES = 2**20  # size of a tile of work (bytes), which fits into the cache of a core
+# Logits within this of their offset need no maximum: exponentials and their sums stay normal numbers.
 NARROW = np.float32(30)
-"""Logits within this of their offset need no maximum: exponentials and their sums stay normal numbers."""
-
 LOWEST_COLUMN_SUM = 1e-18
-"""Columns whose sum per row is below this share of the block's maximum get an offset of their own.
+"""Columns whose sum per row is below this part of the block's maximum get an offset of their own.
 
-What float32 loses of a column is below ``exp(NARROW - 87)`` for each row; its share is then below 2e-7.
+Float32 loses less than ``exp(NARROW - 87)`` of a column for each row, which is then below a part of 2e-7.
 """
 
 Float64 = NDArray[np.float64]
 
 
-def project(logits: Logits, weights: Weights) -> Means:
-    """Weighted means of both densities, and of the rows' shares.
+def weighted_means(logits: Logits, weights: Weights) -> Means:
+    """Weighted means of both densities, and of the shares; NaN where a step and head has a logit that is.
 
-    Parameters
-    ----------
-    logits
-        Logits of shape (step, head, gen, ref).
-    weights
-        What to average over, and what to compute at all.
-
-    Returns
-    -------
-    Means
-        Float32. Steps and heads with a logit that is NaN or plus infinity hold NaN.
+    A logit of plus infinity counts as NaN.
     """
     steps, heads, gen, ref = logits.shape
     found = weights.empty(steps, heads)
@@ -77,11 +60,11 @@ def project(logits: Logits, weights: Weights) -> Means:
         for part_steps, part_heads in _batches(steps, heads, gen * ref * 4):
             part = logits.part(part_steps, part_heads)
             planes = part.shape[0] * part.shape[1]
-            kept = planes * gen * ref * 4 <= max(WORK_BYTES, CACHE_BYTES)
-            size = planes * (gen if kept else min(gen, _tile(ref))) * ref
+            cached = planes * gen * ref * 4 <= max(WORK_BYTES, CACHE_BYTES)
+            size = planes * (gen if cached else min(gen, _tile(ref))) * ref
             if work.size < size:
                 work = np.empty(size, dtype=np.float32)
-            block = _Block(part, work, kept)
+            block = _Block(part, work, cached)
             block.along_rows(weights, found.part(part_steps, part_heads))
             if len(weights.r2g):
                 found.r2g[part_steps, part_heads] = block.along_columns(weights.r2g)
@@ -89,7 +72,7 @@ def project(logits: Logits, weights: Weights) -> Means:
 
 
 def _tile(ref: int) -> int:
-    """Rows of a tile."""
+    """Rows of a tile of exponentials."""
     return max(16, CACHE_BYTES // (4 * max(ref, 1)))
 
 
@@ -103,25 +86,25 @@ def _batches(steps: int, heads: int, plane: int) -> Iterator[tuple[slice, slice]
 
 
 class _Block:
-    """Exponentials of a few steps and heads, kept or made again, and the sums over them."""
+    """Exponentials of some steps and heads, cached or computed twice, and the sums over them."""
 
-    def __init__(self, logits: Logits, work: Float32, kept: bool) -> None:
+    def __init__(self, logits: Logits, work: Float32, cached: bool) -> None:
         self.logits = logits
         steps, heads, self.gen, self.ref = logits.shape
         self.planes = (steps, heads)
         self.work = work
-        self.kept = kept
-        self.top = logits.offsets()  # offset of each row (step, head, gen)
-        self.peak = np.full((steps, heads), -np.inf, dtype=np.float32)  # the largest offset
-        self.column_sums = np.zeros((steps, heads, self.ref))  # of exp(S - peak)
-        self.broken = np.zeros((steps, heads), dtype=bool)  # has a NaN or an infinite logit
+        self.cached = cached
+        self.row_offset = logits.offsets()  # (step, head, gen)
+        self.largest_offset = np.full((steps, heads), -np.inf, dtype=np.float32)
+        self.column_sums = np.zeros((steps, heads, self.ref))  # of exp(S - largest_offset)
+        self.not_finite = np.zeros((steps, heads), dtype=bool)  # has a logit that is NaN or infinite
 
     def _tiles(self) -> Iterator[tuple[slice, Float32]]:
         rows = _tile(self.ref)
         steps, heads = self.planes
         for start in range(0, self.gen, rows):
             piece = slice(start, min(start + rows, self.gen))
-            if self.kept:
+            if self.cached:
                 whole = self.work[: steps * heads * self.gen * self.ref]
                 yield piece, whole.reshape(steps, heads, self.gen, self.ref)[:, :, piece]
             else:
@@ -129,38 +112,44 @@ class _Block:
                 yield piece, self.work[: int(np.prod(shape))].reshape(shape)
 
     def _exponentials(self, rows: slice, tile: Float32, *, again: bool = False) -> None:
-        """Fill a tile with exp(S - top), and set `top` of its rows."""
+        """Fill a tile with exp(S - row_offset), and set the offset of its rows."""
         self.logits.rows(rows, tile)
         low, high = tile.min(), tile.max()
         if not (-NARROW <= low < high <= NARROW or low == high == 0):
-            top = tile.max(axis=-1)
-            safe = np.where(top == -np.inf, np.float32(0), top)  # a row that is masked out sums to 0, not NaN
+            offset = tile.max(axis=-1)
+            safe = np.where(
+                offset == -np.inf, np.float32(0), offset
+            )  # a row that is masked out sums to 0, not NaN
             tile -= safe[..., None]
             if not again:
-                self.top[:, :, rows] += top
+                self.row_offset[:, :, rows] += offset
         np.exp(tile, out=tile)
 
     def along_rows(self, weights: Weights, out: Means) -> None:
-        """Fill in the G2R means and the rows' shares; finds the column sums on the way."""
-        total = np.zeros((*self.planes, weights.lefts, self.ref))
+        """Fill in the G2R means and the shares; sums the columns on the way."""
+        total = np.zeros((*self.planes, weights.row_weightings, self.ref))
         for rows, tile in self._tiles():
             self._exponentials(rows, tile)
-            top = self.top[:, :, rows]
-            peak = np.maximum(self.peak, top.max(axis=-1))
-            shrink = np.where(self.peak == peak, np.float32(1), np.exp(self.peak - peak))
-            self.peak = peak
-            sums = np.matmul(tile, weights.right)
-            joint = None if self.logits.lse is None else np.exp(top - self.logits.lse[:, :, rows])
+            offset = self.row_offset[:, :, rows]
+            largest = np.maximum(self.largest_offset, offset.max(axis=-1))
+            shrink = np.where(
+                self.largest_offset == largest, np.float32(1), np.exp(self.largest_offset - largest)
+            )
+            self.largest_offset = largest
+            sums = np.matmul(tile, weights.token_sets)
+            joint = None if self.logits.lse is None else np.exp(offset - self.logits.lse[:, :, rows])
             weights.set_rows(rows, sums, joint, out)
-            left = np.empty((*self.planes, 1 + weights.lefts, tile.shape[2]), dtype=np.float32)
-            np.exp(top - peak[..., None], out=left[:, :, 0])
-            weights.set_left(rows, sums[..., 0], joint, left[:, :, 1:])
-            products = np.matmul(left, tile)
+            row_weights = np.empty(
+                (*self.planes, 1 + weights.row_weightings, tile.shape[2]), dtype=np.float32
+            )
+            np.exp(offset - largest[..., None], out=row_weights[:, :, 0])
+            weights.set_row_weights(rows, sums[..., 0], joint, row_weights[:, :, 1:])
+            products = np.matmul(row_weights, tile)
             self.column_sums = self.column_sums * shrink[..., None] + products[:, :, 0]
             total += products[:, :, 1:]
-        self.broken = ~np.isfinite(self.peak)
+        self.not_finite = ~np.isfinite(self.largest_offset)
         weights.set_g2r(total, out)
-        out.spoil(self.broken)
+        out.set_nan(self.not_finite)
 
     def along_columns(self, weights: Float32) -> Float64:
         """R2G means (step, head, m, gen); after `along_rows`."""
@@ -169,21 +158,21 @@ class _Block:
         right = (weights * column_density[:, :, None]).astype(np.float32).swapaxes(-1, -2)
         total = np.empty((*self.planes, self.gen, len(weights)))
         for rows, tile in self._tiles():
-            if not self.kept:
+            if not self.cached:
                 self._exponentials(rows, tile, again=True)
-            row_weight = np.exp(self.top[:, :, rows] - self.peak[..., None])
+            row_weight = np.exp(self.row_offset[:, :, rows] - self.largest_offset[..., None])
             np.multiply(np.matmul(tile, right), row_weight[..., None], out=total[:, :, rows])
         used = weights.any(axis=0)
-        for step, head in np.argwhere((low & used).any(axis=-1) & ~self.broken):
+        for step, head in np.argwhere((low & used).any(axis=-1) & ~self.not_finite):
             total[step, head] += self._low_columns(
                 step, head, np.flatnonzero(low[step, head] & used), weights
             )
         total /= weights.sum(axis=1, dtype=np.float64)
-        total[self.broken] = np.nan
+        total[self.not_finite] = np.nan
         return total.swapaxes(-1, -2)
 
     def _low_columns(self, step: int, head: int, columns: NDArray[np.intp], weights: Float32) -> Float64:
-        """Share (gen, m) of the columns that the common offset cannot serve."""
+        """Part (gen, m) of the sums that comes from columns far below the common offset."""
         total = np.zeros((self.gen, len(weights)))
         many = max(1, WORK_BYTES // (8 * self.gen))
         for start in range(0, len(columns), many):

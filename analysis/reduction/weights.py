@@ -1,9 +1,10 @@
-"""What one pass over a block of attention shall average, and the arrays that it fills."""
+"""What one pass over a block of attention averages, and the arrays that it fills."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,78 +17,46 @@ def _none(tokens: int = 0) -> Float32:
     return np.empty((0, tokens), dtype=np.float32)
 
 
-@dataclass(frozen=True)
-class Means:
-    """Weighted means of attention; of each kind as many as the weights asked for.
+class Means(NamedTuple):
+    """Weighted means of attention: densities, 1 for uniform attention, except `share`.
 
-    Attributes
-    ----------
-    g2r
-        (step, head, n, ref) densities, 1 for uniform attention.
-    r2g
-        (step, head, m, gen) densities, likewise.
-    daam
-        (step, head, k, gen): each row's mean probability of a token of a set, times ref: DAAM's map.
-    g2r_joint
-        (step, head, n, ref): as `g2r`, over all keys of a joint softmax; the mean over ref is the share.
-    share
-        (step, head, 1 + k, gen): each row's probability, in a joint softmax, of all reference tokens, and of
-        the tokens of each set; 0 to 1.
+    n, m and k are the numbers of weightings that `Weights` has of each kind.
     """
 
-    g2r: Float32
-    r2g: Float32
-    daam: Float32
-    g2r_joint: Float32
-    share: Float32
+    g2r: Float32  # (step, head, n, ref)
+    r2g: Float32  # (step, head, m, gen)
+    daam: Float32  # (step, head, k, gen): mean probability of a token of the set, times ref: DAAM's map
+    g2r_joint: Float32  # (step, head, n, ref): as g2r, over all keys of a joint softmax
+    share: Float32  # (step, head, 1 + k, gen), 0 to 1: joint probability of all reference tokens, and of each set
 
     def part(self, steps: slice, heads: slice) -> Means:
         """Views of some steps and heads."""
-        return Means(*(array[steps, heads] for array in self._arrays()))
+        return Means(*(array[steps, heads] for array in self))
 
-    def spoil(self, planes: NDArray[np.bool_]) -> None:
+    def set_nan(self, planes: NDArray[np.bool_]) -> None:
         """Set the steps and heads (step, head) that are marked to NaN."""
-        for array in self._arrays():
+        for array in self:
             array[planes] = np.nan
-
-    def _arrays(self) -> tuple[Float32, ...]:
-        return self.g2r, self.r2g, self.daam, self.g2r_joint, self.share
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What to average over; every weight is 0 or more.
+    """What to average over; every weight is 0 or more."""
 
-    Attributes
-    ----------
-    gen
-        Number of generated patches.
-    ref
-        Number of reference tokens.
-    g2r
-        (n, gen): each row weights the generated patches in one G2R mean.
-    r2g
-        (m, ref): each row weights the reference tokens in one R2G mean; 0 leaves a token out.
-    tokens
-        (k, ref): each row is a set of reference tokens, for DAAM's map and for the share of a joint softmax.
-    joint
-        The logits carry the log-sum-exp of their rows over all keys, and its means are wanted.
-    """
-
-    gen: int
-    ref: int
-    g2r: Float32 = field(default_factory=_none)
-    r2g: Float32 = field(default_factory=_none)
-    tokens: Float32 = field(default_factory=_none)
-    joint: bool = False
+    gen: int  # number of generated patches
+    ref: int  # number of reference tokens
+    g2r: Float32 = field(default_factory=_none)  # (n, gen): weights of the generated patches in a G2R mean
+    r2g: Float32 = field(default_factory=_none)  # (m, ref): weights of the reference tokens in an R2G mean
+    tokens: Float32 = field(default_factory=_none)  # (k, ref): sets of reference tokens, for daam and share
+    joint: bool = False  # make the means of a joint softmax; the logits then carry the lse of their rows
 
     @property
-    def lefts(self) -> int:
-        """Number of sums over rows."""
+    def row_weightings(self) -> int:
+        """Number of weighted sums over rows."""
         return len(self.g2r) * (2 if self.joint else 1)
 
     @cached_property
-    def right(self) -> Float32:
+    def token_sets(self) -> Float32:
         """(ref, 1 + k): ones, and each set of tokens, to be summed along a row."""
         sets = self.tokens if len(self.tokens) else _none(self.ref)
         return np.concatenate([np.ones((1, self.ref), dtype=np.float32), sets]).T
@@ -116,8 +85,8 @@ class Weights:
             out.share[..., rows] = sums.swapaxes(-1, -2) * joint[:, :, None]
             out.share[:, :, 1:][:, :, ~self.tokens.any(axis=1), rows] = np.nan
 
-    def set_left(self, rows: slice, sums: Float32, joint: Float32 | None, out: Float32) -> None:
-        """Fill in what each row counts for in the sums over rows, (step, head, lefts, row)."""
+    def set_row_weights(self, rows: slice, sums: Float32, joint: Float32 | None, out: Float32) -> None:
+        """Fill in the weight of each row in the sums over rows, (step, head, row_weightings, row)."""
         count = len(self.g2r)
         if not count:
             return
@@ -127,7 +96,7 @@ class Weights:
             np.multiply(self.g2r[:, rows], weighted[:, :, None], out=out[:, :, count:])
 
     def set_g2r(self, total: Float64, out: Means) -> None:
-        """Turn the sums over rows (step, head, lefts, ref) into means."""
+        """Turn the sums over rows (step, head, row_weightings, ref) into means."""
         count = len(self.g2r)
         if count:
             whole = self.g2r.sum(axis=1, dtype=np.float64)[:, None]

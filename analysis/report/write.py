@@ -16,7 +16,7 @@ import polars as pl
 from i2am.analysis.drawing.units import units_of
 from i2am.analysis.events import Listener, StageAdvanced, StageStarted, ignore
 from i2am.analysis.maps.mean_over_samples import MeanMaps, mean_maps
-from i2am.analysis.maps.stored import direct
+from i2am.analysis.maps.stored import read_eagerly
 from i2am.analysis.report.front_page import front_content, front_samples
 from i2am.analysis.report.level_pages import page_content, shown_samples
 from i2am.analysis.report.page_list import FRONT, LEVEL_PAGES, site
@@ -66,7 +66,7 @@ def write_report(
     """
     emit = on_event or ignore
     out.mkdir(parents=True, exist_ok=True)
-    collected = direct(collected)
+    collected = read_eagerly(collected)
     averages = mean_maps(collected) if means is None else means
     links = site(collected, pages or {})
     levels = [page for page in LEVEL_PAGES.values() if page.file in links]

@@ -1,8 +1,7 @@
 """Bootstrap confidence intervals of means over samples.
 
-Source: Efron's percentile bootstrap. The samples are drawn with replacement; the interval holds the middle of
-the means of all draws. One set of draws serves every column, so that hundreds of levels cost one pass, and
-columns can be compared draw by draw.
+Source: Efron's percentile bootstrap. Samples are drawn with replacement, and the interval holds the middle of
+the means of all draws. One set of draws serves every column, so that hundreds of levels cost one pass.
 """
 
 from __future__ import annotations
@@ -16,25 +15,15 @@ from i2am.storage.errors import InputError, ShapeMismatch
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-BLOCK_BYTES = 64 * 2**20
-"""Draws held at once."""
-
+BLOCK_BYTES = 64 * 2**20  # bytes of draws held at once
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """Means of columns with their intervals.
+    """Means of columns with their intervals; NaN in place of an interval of fewer than two values."""
 
-    Attributes
-    ----------
-    count
-        Values used in each column; NaN is left out.
-    mean, low, high
-        float64; NaN where a column has no value, and low and high also where it has fewer than two.
-    """
-
-    count: NDArray[np.int64]
+    count: NDArray[np.int64]  # values of each column that are finite
     mean: Float64
     low: Float64
     high: Float64
@@ -43,25 +32,9 @@ class Intervals:
 def mean_intervals(
     values: ArrayLike, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
 ) -> Intervals:
-    """Intervals of the mean over samples, of each column.
+    """Intervals of the mean over samples of each column of `values` (sample, column); NaN is no value.
 
-    Parameters
-    ----------
-    values
-        (sample, column); NaN where a sample has no value.
-    confidence
-        Part of the draws that the interval holds, above 0 and below 1.
-    resamples
-        Draws, at least 1.
-    seed
-        The same seed gives the same interval, whatever the memory bound.
-
-    Raises
-    ------
-    InputError
-        If `confidence` or `resamples` is out of range.
-    ShapeMismatch
-        If the values are not (sample, column).
+    The same seed gives the same interval, whatever the memory bound.
     """
     check_confidence(confidence)
     if resamples < 1:
@@ -76,7 +49,7 @@ def mean_intervals(
     low, high = np.full(count.shape, np.nan), np.full(count.shape, np.nan)
     usable = count > 1
     if usable.any():
-        # About its mean, so that a column of equal numbers has an interval of no width, to the bit.
+        # Relative to the mean, so that a column of equal numbers has an interval of exactly no width.
         about, known = table[:, usable], there[:, usable]
         about -= mean[usable]
         about[~known] = 0
@@ -88,13 +61,7 @@ def mean_intervals(
 
 
 def check_confidence(confidence: float) -> None:
-    """Check a confidence.
-
-    Raises
-    ------
-    InputError
-        If it is not above 0 and below 1.
-    """
+    """Refuse a confidence that is not between 0 and 1."""
     if not 0 < confidence < 1:
         raise InputError("confidence", expected="a number above 0 and below 1", got=repr(confidence))
 

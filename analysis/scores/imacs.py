@@ -4,32 +4,29 @@ Source: I²AM, section on IMACS. For a map M in [0, 1] and a mask m:
 
     IMACS = sum(M * m) / sum(m) - penalty * sum(M * (1 - m)) / sum(1 - m)
 
-so it runs from -penalty (all attention outside) to 1 (all inside, none outside). Corrected protocol: the map
-goes to the mask's size by the paper's bicubic resize and is brought to [0, 1] by its own minimum and
-maximum; it is neither inverted, nor multiplied by the mask beforehand, nor cut at a threshold. The mask is
-never resized; above one half is inside.
-
-Official protocol: the paper's own chain, `i2am.analysis.scores.official_imacs`.
+It runs from -penalty (all attention outside) to 1 (all inside, none outside). Corrected protocol: the map is
+resized bicubic to the mask's size, as in the paper, and brought to [0, 1] by its own minimum and maximum. It
+is not inverted, multiplied by the mask, or cut at a threshold. The mask is never resized; above one half is
+inside. Official protocol: `i2am.analysis.scores.official_imacs`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from i2am.analysis.grids.direction import Direction, check_direction
-from i2am.analysis.grids.regions import binary, check_two_sides, same_aspect
+from i2am.analysis.grids.regions import boolean_mask, check_inside_and_outside, same_aspect
 from i2am.analysis.grids.resize import Grid, bicubic
 from i2am.analysis.scores.official_imacs import official_score
 from i2am.analysis.several_runs import own_shape
 from i2am.storage.errors import InputError, ShapeMismatch, UnknownName
 
-FLAT = 1e-5
-"""A map whose range is below this share of its largest magnitude counts as constant."""
-
+FLAT = 1e-5  # a map whose range is below this share of its largest magnitude counts as constant
 Float64 = NDArray[np.float64]
 
 
@@ -76,124 +73,112 @@ def imacs(
     UnknownName
         For a direction or protocol that does not exist, or a sample that the masks lack.
     """
-    way = _direction(maps, direction)
     if protocol not in ("corrected", "official"):
         raise UnknownName("protocol", protocol, ("corrected", "official"))
     check_penalty(penalty)
-    if isinstance(maps, xr.DataArray) and "sample" in maps.dims and _apart(maps, masks):
-        return _each_sample(maps, masks, way, penalty, protocol)
-    ordered = _ordered(maps)
-    values = np.asarray(ordered, dtype=np.float64)
-    grid = own_shape(maps) if isinstance(maps, xr.DataArray) else None
-    inside = matching_masks(values.shape, _matched(masks, maps), any_aspect=protocol == "official", grid=grid)
-    scores = np.empty(values.shape[:-2])
-    for index in np.ndindex(scores.shape):
-        scores[index] = score_map(values[index], inside[index], way, penalty, protocol)
-    if isinstance(maps, xr.DataArray) and isinstance(ordered, xr.DataArray):
+    score = partial(score_map, direction=_direction(maps, direction), penalty=penalty, protocol=protocol)
+    if not isinstance(maps, xr.DataArray):
+        scores = _score_all(np.asarray(maps, dtype=np.float64), _of_samples(masks, maps), None, score)
+        return scores if scores.ndim else float(scores)
+    if "sample" in maps.dims and _sizes_differ(maps, masks):
+        found = _score_each_sample(maps, masks, direction, penalty, protocol)
+    else:
+        ordered = _in_order(maps)
+        values = np.asarray(ordered, dtype=np.float64)
+        scores = _score_all(values, _of_samples(masks, maps), own_shape(maps), score)
         found = _labelled(scores, ordered, penalty, protocol)
-        return found.transpose(*(dim for dim in maps.dims if dim in found.dims))
-    return scores if scores.ndim else float(scores)
+    return found.transpose(*(dim for dim in maps.dims if dim in found.dims))
+
+
+def check_penalty(penalty: float) -> None:
+    """Refuse a weight of what lies outside that is negative, or not a finite number."""
+    if not (np.isfinite(penalty) and penalty >= 0):
+        raise InputError("penalty", expected="a number of 0 or more; the paper's is 3", got=repr(penalty))
 
 
 def score_map(
     values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float, protocol: str
 ) -> float:
-    """Score a map [y, x] against a mask that is known to fit it; the arguments are those of `imacs`."""
-    score = official_score if protocol == "official" else _corrected_score
-    return score(values, mask, direction, penalty)
+    """Score a map [y, x] against a mask that fits it."""
+    if protocol == "official":
+        return official_score(values, mask, direction, penalty)
+    within, without = split_means(normalise(bicubic(values, (mask.shape[0], mask.shape[1]))), mask)
+    return within - penalty * without
 
 
-def _apart(maps: xr.DataArray, masks: Any) -> bool:
-    """Whether each sample must be scored by itself: its grid, or its mask, has a size of its own."""
+def _score_all(values: Float64, masks: Any, grid: Grid | None, score: partial[float]) -> Float64:
+    any_aspect = score.keywords["protocol"] == "official"
+    inside = matching_masks(values.shape, masks, any_aspect=any_aspect, grid=grid)
+    scores = np.empty(values.shape[:-2])
+    for index in np.ndindex(scores.shape):
+        scores[index] = score(values[index], inside[index])
+    return scores
+
+
+def _sizes_differ(maps: xr.DataArray, masks: Any) -> bool:
+    """Whether the grids or the masks of the samples differ in size."""
     several = isinstance(masks, (list, tuple)) and all(np.ndim(mask) == 2 for mask in masks)
     return "own_rows" in maps.coords or (several and len({np.shape(mask) for mask in masks}) > 1)
 
 
-def _each_sample(
-    maps: xr.DataArray, masks: Any, direction: Direction, penalty: float, protocol: str
+def _score_each_sample(
+    maps: xr.DataArray, masks: Any, direction: str | None, penalty: float, protocol: str
 ) -> xr.DataArray:
     count = maps.sizes["sample"]
-    named = isinstance(masks, xr.DataArray) and "sample" in masks.indexes
-    if not named and np.ndim(masks[0]) == 1:
+    labelled = isinstance(masks, xr.DataArray) and "sample" in masks.indexes
+    if not labelled and np.ndim(masks[0]) == 1:  # one mask for all
         masks = [masks] * count
-    if not named and len(masks) != count:
+    if not labelled and len(masks) != count:
         raise ShapeMismatch(
             "masks", expected=f"one, or one for each of {count} samples", got=f"{len(masks)} masks"
         )
     parts = [
-        imacs(maps.isel(sample=n), masks if named else masks[n], direction, penalty, protocol)
+        imacs(maps.isel(sample=n), masks if labelled else masks[n], direction, penalty, protocol)
         for n in range(count)
     ]
-    found = xr.concat(parts, "sample", coords="different", compat="equals", combine_attrs="override")
-    ordered: xr.DataArray = found.transpose(*(dim for dim in maps.dims if dim in found.dims))
-    return ordered
+    return cast(
+        xr.DataArray,
+        xr.concat(parts, "sample", coords="different", compat="equals", combine_attrs="override"),
+    )
 
 
-def check_penalty(penalty: float) -> None:
-    """Check the weight of what lies outside.
-
-    Raises
-    ------
-    InputError
-        If it is negative, or not a finite number.
-    """
-    if not (np.isfinite(penalty) and penalty >= 0):
-        raise InputError("penalty", expected="a number of 0 or more; the paper's is 3", got=repr(penalty))
+def _in_order(array: xr.DataArray) -> xr.DataArray:
+    """Axes in the order (sample, ..., y, x); others keep their places."""
+    return array.transpose("sample", ..., "y", "x", missing_dims="ignore")
 
 
-def _ordered(maps: xr.DataArray | ArrayLike) -> xr.DataArray | ArrayLike:
-    """Named axes in the order (sample, ..., y, x); other names keep their places."""
-    if isinstance(maps, xr.DataArray):
-        return maps.transpose("sample", ..., "y", "x", missing_dims="ignore")
-    return maps
-
-
-def _matched(masks: ArrayLike, maps: xr.DataArray | ArrayLike) -> ArrayLike:
+def _of_samples(masks: ArrayLike, maps: xr.DataArray | ArrayLike) -> ArrayLike:
     """Masks in the order of the maps' samples, where both name their samples."""
     if not isinstance(masks, xr.DataArray):
         return masks
-    found = masks
     if isinstance(maps, xr.DataArray) and "sample" in masks.indexes and "sample" in maps.coords:
         known = list(masks.indexes["sample"])
         for sample in np.atleast_1d(maps["sample"].values).tolist():
             if sample not in known:
                 raise UnknownName("sample of the masks", sample, known)
-        found = masks.sel(sample=maps["sample"])
-    return np.asarray(_ordered(found))
+        masks = masks.sel(sample=maps["sample"])
+    return np.asarray(_in_order(masks))
 
 
 def _labelled(scores: Float64, maps: xr.DataArray, penalty: float, protocol: str) -> xr.DataArray:
-    """Scores with the maps' axes and attributes; the maps' own protocol is kept as `maps_protocol`."""
+    """Scores with the maps' axes and attributes; the attribute `maps_protocol` is the maps' own."""
     made = maps.attrs.get("protocol", "unknown")
     attrs = {**maps.attrs, "units": "IMACS", "penalty": penalty, "protocol": protocol, "maps_protocol": made}
-    coords = {name: coord for name, coord in maps.coords.items() if not set(maps.dims[-2:]) & set(coord.dims)}
+    coords = {name: coord for name, coord in maps.coords.items() if not {"y", "x"} & set(coord.dims)}
     return xr.DataArray(scores, dims=maps.dims[:-2], coords=coords, attrs=attrs, name="imacs")
 
 
 def _direction(maps: xr.DataArray | ArrayLike, direction: str | None) -> Direction:
     own = maps.attrs.get("direction") if isinstance(maps, xr.DataArray) else None
     if own is not None and direction not in (None, own):
+        expected = f"{own!r}, which the maps' attributes say"
+        raise InputError("direction", expected=expected, got=repr(direction), remedy="leave it out")
+    if own is None and direction is None:
+        got = "maps without a direction in their attributes"
         raise InputError(
-            "direction",
-            expected=f"{own!r}, which the maps' attributes say",
-            got=repr(direction),
-            remedy="leave it out",
+            "direction is not known", expected="'r2g' or 'g2r'", got=got, remedy="pass direction=..."
         )
-    direction = own if direction is None else direction
-    if direction is None:
-        raise InputError(
-            "direction is not known",
-            expected="'r2g' or 'g2r'",
-            got="maps without a direction in their attributes",
-            remedy="pass direction=...",
-        )
-    return check_direction(direction)
-
-
-def _corrected_score(values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float) -> float:
-    """Score a map [y, x]; both directions are treated alike."""
-    within, without = split_means(normalise(bicubic(values, (mask.shape[0], mask.shape[1]))), mask)
-    return within - penalty * without
+    return check_direction(str(own or direction))
 
 
 def normalise(values: Float64) -> Float64:
@@ -205,39 +190,20 @@ def normalise(values: Float64) -> Float64:
 
 
 def split_means(values: Float64, mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """Mean of a map [y, x] inside and outside a mask of the same size.
-
-    Raises
-    ------
-    NoAnswer
-        If the mask is empty or full.
-    """
-    check_two_sides(mask)
+    """Mean of a map [y, x] inside and outside a mask of its size, which must have both (`NoAnswer`)."""
+    check_inside_and_outside(mask)
     return float(values[mask].mean()), float(values[~mask].mean())
 
 
 def matching_masks(
     shape: tuple[int, ...], masks: ArrayLike, *, any_aspect: bool = False, grid: Grid | None = None
 ) -> NDArray[np.bool_]:
-    """One boolean mask [..., y, x] for each map of `shape` [..., y, x].
+    """One boolean mask [..., y, x] for each map of `shape` [..., y, x]; `ShapeMismatch` if none fits.
 
-    Parameters
-    ----------
-    shape
-        The maps' shape.
-    masks
-        One for all, one for each entry of the first axis, or one for each map.
-    any_aspect
-        Maps may have another aspect ratio than their image, as official maps of 64 x 64 have.
-    grid
-        (rows, columns) that have the image's aspect ratio, where the maps' own size does not.
-
-    Raises
-    ------
-    ShapeMismatch
-        If neither fits, or the aspect ratio differs by more than one cell of the map.
+    `masks` is one for all, one for each entry of the first axis, or one for each map. `grid` has the image's
+    aspect ratio where the maps' own size does not; `any_aspect` allows any, as official maps need.
     """
-    inside = binary(masks)
+    inside = boolean_mask(masks)
     lead = shape[:-2]
     if len(shape) < 2 or inside.ndim < 2:
         raise ShapeMismatch(
@@ -250,8 +216,8 @@ def matching_masks(
         inside.ndim == len(shape) and all(n in (1, m) for n, m in zip(inside.shape[:-2], lead, strict=True))
     )
     rows, columns = shape[-2:] if grid is None else grid
-    alike = min(*size, rows, columns) > 0 if any_aspect else same_aspect((rows, columns), size)
-    if not fits or not alike:
+    aspect_fits = min(*size, rows, columns) > 0 if any_aspect else same_aspect((rows, columns), size)
+    if not fits or not aspect_fits:
         raise ShapeMismatch(
             "masks",
             expected=f"[y, x] or one for each of {lead or 1}, with the aspect ratio of {rows} x {columns}",

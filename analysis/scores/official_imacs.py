@@ -8,7 +8,7 @@ Source: I²AM's repositories. With ``mm(x) = (x - min) / (max - min + 1e-8)``:
   0. Nothing is added to the areas.
 
 So G2R is multiplied by the mask that it is then scored against, and R2G rewards what the reference did *not*
-reach. Both are kept as they are, for comparison with published numbers.
+reach. Both are reproduced for comparison with published numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.grids.direction import Direction
-from i2am.analysis.grids.regions import check_two_sides
+from i2am.analysis.grids.regions import check_inside_and_outside
 from i2am.analysis.grids.resize import Grid, bicubic
 
 EPSILON = 1e-8
@@ -30,30 +30,8 @@ Float64 = NDArray[np.float64]
 def official_score(
     values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float = 3.0
 ) -> float:
-    """Official IMACS of one map.
-
-    Parameters
-    ----------
-    values
-        Raw map [y, x], any unit.
-    mask
-        [y, x] of the size at which to score (512 x 384 in the paper), true inside.
-    direction
-        "r2g" (mask: the region to inpaint) or "g2r" (mask: the object in the reference).
-    penalty
-        Weight of what lies outside.
-
-    Returns
-    -------
-    float
-        From -penalty to 1; NaN where the map holds NaN.
-
-    Raises
-    ------
-    NoAnswer
-        If the mask is empty or full.
-    """
-    check_two_sides(mask)
+    """Official IMACS of a raw map [y, x] against a mask of the size at which to score (512 x 384 in the paper)."""
+    check_inside_and_outside(mask)
     inside = mask.astype(np.float64)
     if not np.isfinite(values).all():
         return float("nan")
@@ -65,15 +43,7 @@ def official_score(
 
 
 def shown_map(values: Float64, inside: Float64, direction: Direction) -> Float64:
-    """Map [y, x] of the mask's size, from 0 to 1, as the official code displays and scores it.
-
-    Parameters
-    ----------
-    values, inside
-        Raw map [y, x], and mask [y, x] with 1 inside.
-    direction
-        "r2g" or "g2r".
-    """
+    """Map [y, x] of the mask's size, from 0 to 1, as the official code displays and scores it."""
     size: Grid = (inside.shape[0], inside.shape[1])
     if direction == "g2r":
         values = values * bicubic(inside, (values.shape[0], values.shape[1]))

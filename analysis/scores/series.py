@@ -1,4 +1,4 @@
-"""Values along a level's axis, with their spread, brought from tables into one order for charts."""
+"""Values along a level's axis, with their spread, from tables into the order of a chart."""
 
 from __future__ import annotations
 
@@ -10,43 +10,24 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+# Columns of `i2am.analysis.scores.tables.profile`: quartiles and median of the density inside the mask.
 QUARTILES = ("inside_low", "inside_mid", "inside_high")
-"""Columns of `i2am.analysis.scores.tables.profile`: quartiles and median of the density inside the mask."""
-
-IMACS_QUARTILES = ("imacs_low", "imacs_mid", "imacs_high")
-"""Likewise of IMACS."""
-
+IMACS_QUARTILES = ("imacs_low", "imacs_mid", "imacs_high")  # likewise of IMACS
+# Columns of the summary table: mean IMACS and the interval of its mean.
 IMACS_MEAN = ("imacs_mean_low", "imacs_mean", "imacs_mean_high")
-"""Columns of the summary table: mean IMACS and the interval of its mean."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a chart.
-
-    Attributes
-    ----------
-    name, colour
-        In words; as CSS or matplotlib have it.
-    values
-        (label, 3): low, middle and high; NaN where there is none.
-    """
+    """One line of a chart."""
 
     name: str
-    colour: str
-    values: NDArray[np.float64]
+    colour: str  # as CSS and matplotlib write it
+    values: NDArray[np.float64]  # (label, 3): low, middle and high; NaN where there is none
 
 
 def labels_of(table: pl.DataFrame, order: Sequence[str] = ()) -> list[str]:
-    """Labels of a level in the order in which the table has them, or in that of `order`.
-
-    Parameters
-    ----------
-    table
-        With a column label.
-    order
-        The model's layers: one direction may have layers that the other lacks.
-    """
+    """Labels of a table, sorted by `order` (the model's layers) where it has them."""
     found = list(dict.fromkeys(str(label) for label in table["label"] if label is not None))
     place = {name: number for number, name in enumerate(order)}
     return sorted(found, key=lambda label: place.get(label, len(place)))
@@ -55,19 +36,7 @@ def labels_of(table: pl.DataFrame, order: Sequence[str] = ()) -> list[str]:
 def series_of(
     table: pl.DataFrame, labels: Sequence[str], columns: tuple[str, str, str], colours: Mapping[str, str]
 ) -> list[Series]:
-    """One series for each direction that has a value at all.
-
-    Parameters
-    ----------
-    table
-        Rows of one level, with the columns direction, label and `columns`.
-    labels
-        What stands along the axis.
-    columns
-        Names of the columns of low, middle and high.
-    colours
-        Direction to colour, in the order of drawing.
-    """
+    """One series for each direction that has a value, from columns of (low, middle, high)."""
     found = []
     for direction, colour in colours.items():
         rows = {str(row["label"]): row for row in table.filter(direction=direction).iter_rows(named=True)}

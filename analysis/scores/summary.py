@@ -1,21 +1,10 @@
 """The summary of a study: means over samples with bootstrap intervals, one row for each kind of map.
 
-================== =====================================================================================
-direction, region, as in `i2am.analysis.scores.tables`; a row for each
-level, label,
-method, protocol
-samples            samples that the row has, with or without a score
-scored, missing    samples with a number, and without
-imacs_mean         mean over samples of IMACS; imacs_mean_low, imacs_mean_high: its interval, null for
-                   fewer than two samples
-imacs_q25, imacs_median, imacs_q75
-                   quartiles over samples
-inside_...         the same of the density inside the mask
-share_...          the same of the share inside the mask
-confidence         of the intervals, 0 to 1
-================== =====================================================================================
-
-The samples are taken in the order of their ids, so that their order in the tables changes nothing.
+Columns: those that name a kind of map (KEYS); samples (with or without a score), scored and missing; for each of
+imacs, inside and share the mean over samples (``imacs_mean``), its interval (``imacs_mean_low`` and
+``imacs_mean_high``, null for fewer than two samples) and quartiles (``imacs_q25``, ``imacs_median``,
+``imacs_q75``); and the confidence of the intervals. Samples are taken in the order of their ids, so the order
+in the tables changes nothing.
 """
 
 from __future__ import annotations
@@ -34,25 +23,7 @@ QUARTILES = (("q25", 0.25), ("median", 0.5), ("q75", 0.75))
 
 
 def summarise(tables: Mapping[str, pl.DataFrame], confidence: float = CONFIDENCE) -> pl.DataFrame:
-    """Summarise tables of scores over samples.
-
-    Parameters
-    ----------
-    tables
-        Tables with the columns of `i2am.analysis.scores.tables.SCHEMA`.
-    confidence
-        Of the intervals.
-
-    Returns
-    -------
-    polars.DataFrame
-        In the tables' order.
-
-    Raises
-    ------
-    InputError
-        If the confidence is out of range.
-    """
+    """Summarise tables with the columns of `i2am.analysis.scores.tables.SCHEMA` over samples."""
     parts = [_summary(table, confidence) for table in tables.values() if table.height]
     return pl.concat(parts) if parts else pl.DataFrame()
 
@@ -60,13 +31,13 @@ def summarise(tables: Mapping[str, pl.DataFrame], confidence: float = CONFIDENCE
 def _summary(table: pl.DataFrame, confidence: float) -> pl.DataFrame:
     groups = table.select(KEYS).unique(maintain_order=True).with_row_index("column")
     names = table.select("sample").unique().sort("sample").with_row_index("row")
-    placed = table.join(groups, on=list(KEYS), nulls_equal=True).join(names, on="sample")
-    rows, columns = placed["row"].to_numpy(), placed["column"].to_numpy()
+    cells = table.join(groups, on=list(KEYS), nulls_equal=True).join(names, on="sample")
+    rows, columns = cells["row"].to_numpy(), cells["column"].to_numpy()
     counts = np.bincount(columns, minlength=groups.height)
     found = groups.drop("column").with_columns(pl.Series("samples", counts))
     for metric in METRICS:
         values = np.full((names.height, groups.height), np.nan)
-        values[rows, columns] = placed[metric].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        values[rows, columns] = cells[metric].cast(pl.Float64).fill_null(np.nan).to_numpy()
         ends = mean_intervals(values, confidence)
         if metric == METRICS[0]:
             missing = pl.Series("missing", counts - ends.count)

@@ -1,32 +1,9 @@
-"""Tables: IMACS and densities inside and outside the mask, one row for each map, as polars frames.
-
-Every table has the same columns, so that levels can be stacked:
-
-=========== ==========================================================================================
-sample      sample id
-direction   r2g or g2r
-region      what the map is restricted to: "all", or the mask image whose tokens it is made of
-level       unified, time, head, layer or specific
-label       time group (steps), head or layer; null at the unified and specific levels
-imacs       IMACS, from -penalty to 1; null where there is no usable mask
-inside      mean density inside the mask, times uniform (official: mean value, in the maps' units)
-outside     mean density outside the mask, likewise
-ratio       inside over outside
-share       part of all density that lies inside the mask, 0 to 1
-area        part of the image that the mask covers, 0 to 1
-kind        attention, similarity or mixed
-note        why a number is missing
-run_id      the run
-method      i2am; or joint, daam: `i2am.analysis.maps.attribution`
-protocol    corrected or official: of the maps and of IMACS
-penalty     IMACS's weight of what lies outside
-=========== ==========================================================================================
-"""
+"""Tables of IMACS and of densities inside and outside the mask, one row for each map, as polars frames."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -38,54 +15,40 @@ from i2am.analysis.grids.resize import Grid, bicubic
 from i2am.analysis.scores.imacs import matching_masks, score_map, split_means
 from i2am.analysis.several_runs import own_shape, run_id_of
 from i2am.storage.errors import InputError
+from i2am.storage.reading.run_collection import AnyRun
 
-if TYPE_CHECKING:
-    from i2am.storage.reading.run_collection import AnyRun
+Float64 = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
+# Columns of every table, with their types.
 SCHEMA: Mapping[str, Any] = {
     "sample": pl.String,
     "direction": pl.String,
-    "region": pl.String,
+    "region": pl.String,  # what the map is restricted to: "all", or the mask image whose tokens it is made of
     "level": pl.String,
-    "label": pl.String,
-    "imacs": pl.Float64,
-    "inside": pl.Float64,
+    "label": pl.String,  # time group, head or layer; null at the unified and specific levels
+    "imacs": pl.Float64,  # from -penalty to 1; null where there is no usable mask
+    "inside": pl.Float64,  # mean density inside the mask (official: mean value, in the maps' units)
     "outside": pl.Float64,
-    "ratio": pl.Float64,
-    "share": pl.Float64,
-    "area": pl.Float64,
-    "kind": pl.String,
-    "note": pl.String,
+    "ratio": pl.Float64,  # inside over outside
+    "share": pl.Float64,  # part of all density that lies inside the mask, 0 to 1
+    "area": pl.Float64,  # part of the image that the mask covers, 0 to 1
+    "kind": pl.String,  # attention, similarity or mixed
+    "note": pl.String,  # why a number is missing
     "run_id": pl.String,
-    "method": pl.String,
-    "protocol": pl.String,
-    "penalty": pl.Float64,
+    "method": pl.String,  # i2am, joint or daam
+    "protocol": pl.String,  # of the maps and of IMACS
+    "penalty": pl.Float64,  # IMACS's weight of what lies outside
 }
-"""Columns and types of every table."""
-
+# The image of the run against which each direction's maps are scored.
 AGAINST: Mapping[str, str] = {"r2g": "mask", "g2r": "reference_mask"}
-"""The image of the run against which each direction's maps are scored."""
 
 
-def score_rows(
-    maps: xr.DataArray, mask: NDArray[np.bool_] | None, penalty: float = 3.0
-) -> list[dict[str, Any]]:
-    """Rows of one sample's maps of one level.
+def score_rows(maps: xr.DataArray, mask: Mask | None, penalty: float = 3.0) -> list[dict[str, Any]]:
+    """A row for each of one sample's maps ([level axis], y, x) of one level.
 
-    Parameters
-    ----------
-    maps
-        ([level axis], y, x) values with the attributes that `attribution_maps` gives them and a scalar
-        coordinate `sample`.
-    mask
-        [y, x] for all of them, or None where the run has none.
-    penalty
-        IMACS's weight of what lies outside.
-
-    Returns
-    -------
-    list of dict
-        One row, with the keys of SCHEMA, for each map. Where the mask cannot be used, the note says why.
+    `mask` [y, x] is for all of them; None where the run has none. Where no score is possible, the column
+    "note" says why.
     """
     level = maps.attrs["level"]
     labels = [str(label) for label in maps[level].values] if level in maps.dims else [None]
@@ -109,22 +72,17 @@ def score_rows(
 
 
 def _scores(
-    density: NDArray[np.float64],
-    mask: NDArray[np.bool_] | None,
-    attrs: dict[str, Any],
-    grid: Grid,
-    penalty: float,
+    density: Float64, mask: Mask | None, attrs: dict[str, Any], grid: Grid, penalty: float
 ) -> dict[str, Any]:
     if mask is None:
         return {"note": f"no image {AGAINST[attrs['direction']]!r} of this sample"}
     if not np.isfinite(density).all():
         return {"note": "the map is not finite: an empty region, or logits that overflowed"}
+    any_aspect = attrs["protocol"] == "official"
     try:
-        fitting = matching_masks(density.shape, mask, any_aspect=attrs["protocol"] == "official", grid=grid)
-        grown = bicubic(density, (mask.shape[0], mask.shape[1]))
-        inside, outside = split_means(grown, fitting)
+        inside, outside, fitting, resized = inside_and_outside(density, mask, grid, any_aspect=any_aspect)
         score = score_map(density, fitting, attrs["direction"], penalty, attrs["protocol"])
-    except InputError as error:  # an empty, full or misshapen mask: a fact about this sample, kept with it
+    except InputError as error:  # an empty, full or misshapen mask
         return {"note": str(error)}
     return {
         "imacs": score,
@@ -132,8 +90,17 @@ def _scores(
         "outside": outside,
         "area": float(fitting.mean()),
         "ratio": inside / outside if outside > 0 else None,
-        "share": float(grown[fitting].sum() / grown.sum()) if grown.sum() > 0 else None,
+        "share": float(resized[fitting].sum() / resized.sum()) if resized.sum() > 0 else None,
     }
+
+
+def inside_and_outside(
+    density: Float64, mask: Mask, grid: Grid, *, any_aspect: bool = False
+) -> tuple[float, float, Mask, Float64]:
+    """Means of a map [y, x] inside and outside a mask, the mask, and the map in the mask's size."""
+    fitting = matching_masks(density.shape, mask, any_aspect=any_aspect, grid=grid)
+    resized = bicubic(density, (mask.shape[0], mask.shape[1]))
+    return *split_means(resized, fitting), fitting, resized
 
 
 def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
@@ -142,19 +109,7 @@ def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def profile(table: pl.DataFrame) -> pl.DataFrame:
-    """Median and quartiles over samples of the density inside the mask and of IMACS.
-
-    Parameters
-    ----------
-    table
-        Rows of any levels.
-
-    Returns
-    -------
-    polars.DataFrame
-        One row for each direction, region, level and label, in the table's order: samples, and low, mid,
-        high (quartiles) of inside and imacs.
-    """
+    """Quartiles over samples, low, mid and high, of the density inside the mask and of IMACS."""
     numbers = [
         pl.col(column).quantile(q, "linear").alias(f"{column}_{name}")
         for column in ("inside", "imacs")
@@ -165,7 +120,7 @@ def profile(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def sample_mask(run: AnyRun, direction: str, sample: str) -> NDArray[np.bool_] | None:
+def sample_mask(run: AnyRun, direction: str, sample: str) -> Mask | None:
     """Mask [y, x] that a direction's maps of a sample are scored against, or None where it has none."""
     pixels = sample_image(run, AGAINST[direction], sample)
     return None if pixels is None else image_mask(pixels)

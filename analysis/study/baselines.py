@@ -21,7 +21,7 @@ from i2am.analysis.grids.direction import Direction
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.maps.question import Level
 from i2am.analysis.maps.token_sources import Method
-from i2am.analysis.marginals.quantities import FOCUS
+from i2am.analysis.marginals.quantities import REGION_IMAGE
 from i2am.analysis.scores.tables import frame, sample_mask, score_rows
 from i2am.analysis.study.collect import BLOCK, settled, write_maps
 from i2am.storage.errors import NoAnswer
@@ -76,7 +76,7 @@ def collect_baselines(
             steps=options.steps,
             heads=options.heads,
             size=options.size,
-            at=FOCUS[direction] if level == "specific" else None,
+            at=REGION_IMAGE[direction] if level == "specific" else None,
             method=method,
             store=options.store,
             storage_options=options.storage_options,
@@ -108,5 +108,5 @@ def _questions(run: AnyRun, options: StudyOptions) -> list[tuple[Method, Directi
     return [
         (method, direction, level)
         for method, direction, level in QUESTIONS
-        if (method == "daam" or joint) and (level == "unified" or FOCUS[direction] in run.images)
+        if (method == "daam" or joint) and (level == "unified" or REGION_IMAGE[direction] in run.images)
     ]

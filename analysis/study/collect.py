@@ -19,11 +19,11 @@ import xarray as xr
 from i2am.analysis.dask_tasks import run_tasks
 from i2am.analysis.events import Listener, StageAdvanced, StageStarted
 from i2am.analysis.grids.direction import DIRECTIONS, Direction
-from i2am.analysis.grids.selection import has_place, select
+from i2am.analysis.grids.selection import has_reference_map, select
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.maps.question import LEVELS, Level
 from i2am.analysis.maps.stored import Collected, variable
-from i2am.analysis.marginals.quantities import FOCUS
+from i2am.analysis.marginals.quantities import REGION_IMAGE
 from i2am.analysis.scores.tables import AGAINST, frame, sample_mask, score_rows
 from i2am.storage.errors import NoAnswer
 from i2am.storage.reading.run_collection import home_of
@@ -48,11 +48,11 @@ def _questions(run: AnyRun, options: StudyOptions) -> Iterator[tuple[Direction, 
             if level == "time":
                 extra["time_groups"] = min(options.time_groups, len(chosen.steps))
             if level == "specific":
-                if FOCUS[direction] not in run.images or not any(
-                    has_place(layer) for layer in run.layers.values()
+                if REGION_IMAGE[direction] not in run.images or not any(
+                    has_reference_map(layer) for layer in run.layers.values()
                 ):
                     continue
-                extra["at"] = FOCUS[direction]
+                extra["at"] = REGION_IMAGE[direction]
             yield direction, level, extra
 
 

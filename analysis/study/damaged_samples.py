@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from i2am.analysis.events import Listener, Refusal, SampleRefused, StageStarted
-from i2am.analysis.marginals.compute_missing import fill_marginals
+from i2am.analysis.marginals.compute_missing import compute_missing_marginals
 from i2am.analysis.output_directory import Timings
 from i2am.storage.errors import DamagedSample, DamageError
 
@@ -55,7 +55,9 @@ def sound_samples(
         damaged |= damaged_samples(run, left())
     timings.end("check")
     for run, options in runs:
-        damaged |= fill_marginals(run, left(), options, emit)
+        damaged |= compute_missing_marginals(
+            run, left(), options.layers, options.store, options.storage_options, emit
+        )
     timings.end("marginals")
     for sample, reason in damaged.items():
         emit(SampleRefused(sample, reason))

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2am.analysis.events import Listener, StageAdvanced, StageStarted, ignore
-from i2am.analysis.marginals.compute_missing import fill_marginals
-from i2am.analysis.marginals.store import MarginalCache, default_path, open_cache
-from i2am.analysis.options import StudyOptions
+from i2am.analysis.marginals.compute_missing import compute_missing_marginals
+from i2am.analysis.marginals.store import MarginalStore, marginals_path, open_marginals
 from i2am.analysis.output_directory import refuse_inside_run
 from i2am.storage.errors import DamageError, EmptyRun, InputError, UnknownName
 from i2am.storage.format.header import ROOT
@@ -89,7 +88,7 @@ def export(
     advance = _counting(emit, len(names))
     if not marginals:
         return prune(source, out, samples=names, storage_options=storage_options, on_sample=advance)
-    beside = default_path(os.fspath(out))
+    beside = marginals_path(os.fspath(out))
     with _appearing(out, storage_options) as made, _appearing(beside, storage_options, derived=True) as kept:
         _fill(source, names, kept, storage_options, emit)
         copy_without_attention(source, made, names, storage_options, advance)
@@ -147,11 +146,11 @@ def _fill(
     run: Run, names: Sequence[str], place: Location, options: Mapping[str, Any] | None, emit: Listener
 ) -> None:
     """Copy the marginals that there are, and compute the others."""
-    known, target = open_cache(run, storage_options=options), MarginalCache(run, place)
+    known, target = open_marginals(run, storage_options=options), MarginalStore(run, place)
     for name in names:
         for layer in run.layers.values():
-            if (values := known.stored(layer, name)) is not None:
+            if (values := known.load(layer, name)) is not None:
                 target.save(layer, name, values)
-    study = StudyOptions(store=place.url, storage_options=dict(options) if options else None)
-    for reason in fill_marginals(run, names, study, emit).values():
+    damaged = compute_missing_marginals(run, names, store=place.url, storage_options=options, emit=emit)
+    for reason in damaged.values():
         raise DamageError(reason)

@@ -20,7 +20,7 @@ from i2am.analysis.drawing.units import drawable, kind_words, units_of
 from i2am.analysis.events import Listener, StageAdvanced, StageStarted
 from i2am.analysis.grids.direction import DIRECTIONS
 from i2am.analysis.maps.mean_over_samples import MeanMaps, mean_maps
-from i2am.analysis.maps.stored import direct
+from i2am.analysis.maps.stored import read_eagerly
 from i2am.analysis.report.page_list import LEVEL_PAGES
 from i2am.analysis.scores.tables import profile
 
@@ -74,7 +74,7 @@ def write_figures(
         Mean maps over samples; computed if not given.
     """
     out.mkdir()
-    collected = direct(collected)
+    collected = read_eagerly(collected)
     averages = mean_maps(collected) if means is None else means
     chosen = collected.samples[:count]
     levels = [level for level in LEVEL_PAGES if any(own == level for _, own in collected.maps)]

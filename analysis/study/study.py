@@ -219,7 +219,11 @@ def _study(
     timings.end("maps")
     tables, absent = _tables(run, collected, options, staging, emit)
     timings.end("tables")
-    aggregated = collect_aggregations(run, good, options, staging, emit)
+    aggregated = collect_aggregations(
+        run, good, options.aggregations, staging, emit,
+        layers=options.layers, steps=options.steps, heads=options.heads, size=options.size,
+        store=options.store, storage_options=options.storage_options,
+    )  # fmt: skip
     timings.end("aggregations")
     _draw(run, collected, aggregated, tables, refusals, options, staging, emit, timings)
     return StudyResult(
@@ -262,13 +266,13 @@ def _draw(
 ) -> None:
     """Draw the figures, and write the pages of the report."""
     from i2am.analysis.maps.mean_over_samples import mean_maps
-    from i2am.analysis.maps.stored import direct
+    from i2am.analysis.maps.stored import read_eagerly
     from i2am.analysis.report.aggregation_page import PAGE, write_aggregation_page
     from i2am.analysis.report.page_list import site
     from i2am.analysis.report.write import write_report
     from i2am.analysis.study.figures import write_figures
 
-    means = mean_maps(direct(collected))
+    means = mean_maps(read_eagerly(collected))
     write_figures(run, collected, tables, staging / "figures", options.figures, emit, means)
     timings.end("figures")
     pages = {PAGE: "Aggregations"} if options.aggregations else {}

@@ -16,7 +16,6 @@ from i2am.flows.console.progress import Progress, report
 from i2am.flows.datasets.open import SampleSet, open_samples
 from i2am.storage.errors import ConfigError, NotFound, UnknownName
 from i2am.storage.format.marginals_only import need_attention
-from i2am.storage.reading.commit_index import ENOUGH, compact
 from i2am.storage.reading.open import open_run
 from i2am.storage.writing.failures import clear_failures, failures, record_failure
 
@@ -122,7 +121,7 @@ def waiting(config: CaptureConfig, samples: SampleSet, todo: Todo) -> tuple[int,
 
 
 def summarise(config: CaptureConfig, before: int, seconds: float) -> dict[str, Any]:
-    """Collect what :func:`run_capture` returns; a large run gets its commit records indexed for that.
+    """Collect what :func:`run_capture` returns.
 
     Parameters
     ----------
@@ -139,7 +138,6 @@ def summarise(config: CaptureConfig, before: int, seconds: float) -> dict[str, A
         JSON-ready.
     """
     options = config.storage_options or None
-    compact(config.out, options, least=ENOUGH)
     run = open_run(config.out, options)
     facts = describe(run)
     aside = failures(config.out, options)

@@ -44,9 +44,9 @@ def export(
     sizes = {"before": describe(source)["bytes"], "after": describe(made)["bytes"]}
     beside = None
     if marginals:
-        from i2am.analysis.marginals.store import default_path
+        from i2am.analysis.marginals.store import marginals_path
 
-        beside = default_path(out)
+        beside = marginals_path(out)
         sizes["after"] += sum(size for _, size in locate(beside).files())
     if as_json:
         emit({"run": out, "marginals": beside, "samples": list(made.samples), "bytes": sizes})

@@ -29,7 +29,9 @@ def prune(
     bits: Annotated[
         int | None, typer.Option(min=1, help="Bits of the fraction to keep: float16 has 10, float32 23.")
     ] = None,
-    codec: Annotated[str | None, typer.Option(help="Compression of the new run; see FORMAT.md.")] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="Compression: none, blosc-lz4-shuffle or blosc-zstd-bitshuffle.")
+    ] = None,
     check: Annotated[
         int, typer.Option(min=0, help="Samples on which the error of rounding is measured.")
     ] = 4,

@@ -1,12 +1,15 @@
-"""The contract of an adapter: all that capture has to know about one family of models."""
+"""What capture has to know about one family of models: its attention layers, token layout and calls."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
+
+from i2am.pipeline.timesteps import remaining_timesteps
+from i2am.storage.errors import CaptureError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Site:
         Class of the attention module, for the record.
     static_key
         True where keys come from the reference alone and do not change over time.
-    source
+    reference_index
         Which of several references the keys belong to (an IP-Adapter's index).
     """
 
@@ -42,27 +45,19 @@ class Site:
     scale: float
     module_class: str
     static_key: bool = True
-    source: int = 0
+    reference_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class JointSite:
-    """One joint attention layer: query and key are read where they reach the attention call.
-
-    Attributes
-    ----------
-    name
-        Module path of the layer below the pipeline: its name in the store.
-    module
-        The attention module; its processor makes the call.
-    """
+    """One joint attention layer, whose query and key are read where they reach the attention call."""
 
     name: str
     module: nn.Module
+    """The attention module; its processor makes the call."""
 
     @property
     def module_class(self) -> str:
-        """Class of the attention module, for the record."""
         return type(self.module).__name__
 
 
@@ -71,31 +66,22 @@ AnySite: TypeAlias = Site | JointSite
 
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
-    """How reference tokens stand: ``prefix`` without a place, then ``grid`` (rows, columns), row by row."""
+    """Order of reference tokens: ``prefix`` without a place, then ``grid`` (rows, columns), row by row."""
 
     grid: tuple[int, int]
     prefix: int = 0
 
     @property
     def tokens(self) -> int:
-        """Number of tokens in all."""
         return self.prefix + self.grid[0] * self.grid[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Where the tokens of a joint sequence stand.
+    """Positions in a joint sequence of ``length`` tokens: text, generated, references.
 
-    Attributes
-    ----------
-    length
-        Tokens in all: text, generated, references.
-    start
-        First generated token.
-    grid
-        Generated tokens as (rows, columns).
-    references
-        First token and layout of each reference, in order.
+    The generated tokens begin at ``start`` and fill ``grid`` (rows, columns); ``references`` holds the first
+    token and the layout of each reference, in order.
     """
 
     length: int
@@ -104,80 +90,103 @@ class Spans:
     references: tuple[tuple[int, TokenLayout], ...]
 
 
-class Adapter(Protocol):
-    """Knowledge of one family of pipelines. Adapters hold no state; one instance serves every capture.
+def patches_per_side(config: Any) -> int | None:
+    """Patches on a side of the images that a vision transformer takes, from its configuration."""
+    config = getattr(config, "vision_config", config)
+    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    return size // patch if size and patch else None
 
-    Most families need few of these methods: :class:`i2am.pipeline.adapters.defaults.Defaults` has the others.
+
+class Adapter:
+    """Knowledge of one family of pipelines: subclass it and override what differs.
+
+    The defaults describe a family with one UNet, one call a step, and guidance as [uncond, cond] in one
+    batch. Adapters hold no state; one instance serves every capture. A method that meets a model it does not
+    know raises CaptureError.
     """
 
-    name: str
+    name = ""
     """What users write in ``adapter=`` and configurations."""
 
-    tiled: bool
+    tiled = False
     """True where the pipeline may cut its latents into tiles and call the denoiser once for each."""
+
+    part = "unet"
+    """Attribute of the pipeline that holds the denoiser."""
 
     def matches(self, pipe: Any) -> bool:
         """Whether this adapter is meant for ``pipe``."""
+        raise NotImplementedError
 
     def denoiser(self, pipe: Any) -> nn.Module:
         """The module whose call ends a step's work: a UNet, a transformer."""
+        module = getattr(pipe, self.part, None)
+        if not isinstance(module, nn.Module):
+            raise CaptureError(
+                f"adapter {self.name!r}: the pipeline's {self.part}",
+                expected="a torch module",
+                got=type(module).__name__,
+                remedy="name another adapter, or give a pipeline of this family",
+            )
+        return module
 
     def companions(self, pipe: Any) -> Sequence[nn.Module]:
         """Modules called right before the denoiser with the same timestep, such as a ControlNet."""
+        return ()
 
     def sites(self, pipe: Any) -> Sequence[AnySite]:
-        """Every layer that attends to the reference, in the order of the model's own modules.
-
-        Raises
-        ------
-        CaptureError
-            If there is none, or if one computes its scores from something else than the projections' outputs.
-        """
+        """Every layer that attends to the reference, in the order of the model's own modules."""
+        raise NotImplementedError
 
     def layout(self, pipe: Any, site: Site, tokens: int, grid: tuple[int, int]) -> TokenLayout:
-        """Where the ``tokens`` reference tokens of a key stand; ``grid`` is that of the query's tokens.
-
-        Raises
-        ------
-        CaptureError
-            If the model's layout has another number of tokens.
-        """
+        """Order of the ``tokens`` reference tokens of a key; ``grid`` is that of the query's tokens."""
+        return TokenLayout(grid=(0, 0), prefix=tokens)
 
     def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
-        """Where the tokens of a joint sequence stand, from the ``arguments`` of a denoiser call, by name.
-
-        Raises
-        ------
-        CaptureError
-            If the call has no reference.
-        """
+        """Positions in a joint sequence, from the ``arguments`` of a denoiser call, by name."""
+        raise NotImplementedError(f"adapter {self.name!r} has no joint attention")
 
     def shared_reference(self, pipe: Any) -> bool:
         """Where latents are tiled: True if all tiles see the whole reference, False if each sees its part."""
+        return True
 
     def roles(self, pipe: Any, rows_per_sample: int) -> tuple[str, ...]:
-        """Guidance role of each block of rows in a denoiser call, in order: ``("uncond", "cond")``, say.
-
-        Raises
-        ------
-        CaptureError
-            If the family never has so many rows for one sample.
-        """
+        """Guidance role of each block of rows in a denoiser call, in order: ``("uncond", "cond")``, say."""
+        return self._known_roles(rows_per_sample, {1: ("cond",), 2: ("uncond", "cond")})
 
     def calls(self, pipe: Any) -> tuple[str, ...]:
         """Roles of a step's successive calls where guidance, if on, makes separate calls; else empty."""
+        return ()
 
     def schedule(self, pipe: Any, first: float, tolerance: float) -> list[float]:
-        """Timesteps of all steps of the generation, given that of its first call.
-
-        Raises
-        ------
-        CaptureError
-            If nothing announces them.
-        """
+        """Timesteps of all steps of the generation, given that of its first call."""
+        return remaining_timesteps(getattr(pipe, "scheduler", None), first, tolerance)
 
     def timestep(self, arguments: Mapping[str, Any]) -> Any:
         """The timestep in the ``arguments`` of a denoiser call, in the unit of the schedule."""
+        return arguments.get("timestep")
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:
         """The pipeline's argument for each image that it takes: ``{"image": "source", ...}``."""
+        return {}
+
+    def _known_roles(self, rows: int, known: Mapping[int, tuple[str, ...]]) -> tuple[str, ...]:
+        if rows not in known:
+            raise CaptureError(
+                f"adapter {self.name!r}: rows for one sample in a denoiser call",
+                expected=" or ".join(f"{count} ({', '.join(roles)})" for count, roles in known.items()),
+                got=str(rows),
+                remedy="declare every image of the call: cap.samples([...]) takes one id for each; or name "
+                "the rows: guidance=[[...]]",
+            )
+        return known[rows]
+
+    def _no_layer(self, root: nn.Module, wanted: str) -> CaptureError:
+        """The error of a model without the layers of this family."""
+        classes = sorted({type(m).__name__ for m in root.modules() if "ttention" in type(m).__name__})
+        return CaptureError(
+            f"adapter {self.name!r}: no layer to capture",
+            expected=wanted,
+            got=f"a {type(root).__name__} with {', '.join(classes) or 'no attention'}",
+            remedy="name the adapter of this model's family",
+        )

@@ -10,28 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from i2am.pipeline.adapters.contract import Spans
-from i2am.pipeline.adapters.joint import Joint, grid_of, layout_of
+from i2am.pipeline.adapters.contract import Spans, TokenLayout
+from i2am.pipeline.adapters.joint import JointAdapter, grid_of
 
 
-class FluxKontext(Joint):
-    """Adapter of ``FluxKontextPipeline`` and its inpainting variant."""
+class FluxKontext(JointAdapter):
+    """``FluxKontextPipeline`` and its inpainting variant."""
 
     name = "flux-kontext"
     blocks = ("transformer_blocks", "single_transformer_blocks")
-
-    def matches(self, pipe: Any) -> bool:
-        """True for the pipelines' classes and their subclasses."""
-        return any(parent.__name__.startswith("FluxKontext") for parent in type(pipe).__mro__)
+    pipelines = "FluxKontext"
 
     def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
         """Generated tokens have stream 0 in ``img_ids``, those of the reference stream 1."""
         text = int(arguments["encoder_hidden_states"].shape[1])
         ids = arguments["img_ids"]
         ids = ids[0] if ids.ndim == 3 else ids
-        streams = [int(n) for n in ids[:, 0].unique(sorted=True).tolist()]
         start, found = text, []
-        for stream in streams:
+        for stream in [int(n) for n in ids[:, 0].unique(sorted=True).tolist()]:
             own = ids[ids[:, 0] == stream]
             grid = grid_of(own)
             if grid is None:
@@ -48,13 +44,5 @@ class FluxKontext(Joint):
                 "generated ones alone",
                 "give the pipeline image=",
             )
-        references = tuple((first, layout_of(grid)) for first, grid in found[1:])
+        references = tuple((first, TokenLayout(grid)) for first, grid in found[1:])
         return Spans(start, text, found[0][1], references)
-
-    def timestep(self, arguments: Mapping[str, Any]) -> Any:
-        """FLUX is called with a thousandth of the scheduler's timestep."""
-        return arguments["timestep"] * 1000
-
-    def inputs(self, pipe: Any) -> Mapping[str, str]:
-        """The image to edit, and the instruction."""
-        return {"image": "source", "prompt": "prompt"}

@@ -11,25 +11,23 @@ from typing import Any
 
 from torch import nn
 
-from i2am.pipeline.adapters.contract import Spans
+from i2am.pipeline.adapters.contract import Spans, TokenLayout, patches_per_side
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
-from i2am.pipeline.adapters.joint import grid_of, layout_of
+from i2am.pipeline.adapters.joint import grid_of
 
 _SIGLIP_SIDE = 27
 """Patches on a side of siglip-so400m-patch14-384, which Redux was trained with."""
 
 
 class FluxRedux(FluxKontext):
-    """Adapter of FLUX with Redux embeddings."""
+    """FLUX with Redux embeddings."""
 
     name = "flux-redux"
 
     def matches(self, pipe: Any) -> bool:
-        """True for a pipeline with a Redux prior."""
         return type(getattr(pipe, "prior", None)).__name__ == "FluxPriorReduxPipeline"
 
     def denoiser(self, pipe: Any) -> nn.Module:
-        """The base pipeline's transformer."""
         return super().denoiser(getattr(pipe, "base", pipe))
 
     def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
@@ -37,23 +35,16 @@ class FluxRedux(FluxKontext):
         encoded = int(arguments["encoder_hidden_states"].shape[1])
         ids = arguments["img_ids"]
         grid = grid_of(ids[0] if ids.ndim == 3 else ids)
-        side = _side(pipe)
+        encoder = getattr(getattr(pipe, "prior", None), "image_encoder", None)
+        side = patches_per_side(getattr(encoder, "config", None)) or _SIGLIP_SIDE
         if grid is None or encoded <= side * side:
             raise self._no_reference(
                 f"text and {side}x{side} reference tokens, then a grid of generated ones",
                 f"{encoded} encoder tokens" if grid else "position ids that fill no rectangle",
                 "give the base pipeline the prior's prompt_embeds",
             )
-        reference = (encoded - side * side, layout_of((side, side)))
+        reference = (encoded - side * side, TokenLayout((side, side)))
         return Spans(encoded + grid[0] * grid[1], encoded, grid, (reference,))
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:
-        """The reference."""
         return {"image": "reference"}
-
-
-def _side(pipe: Any) -> int:
-    encoder = getattr(getattr(pipe, "prior", None), "image_encoder", None)
-    config = getattr(getattr(encoder, "config", None), "vision_config", getattr(encoder, "config", None))
-    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    return size // patch if size and patch else _SIGLIP_SIDE

@@ -6,49 +6,25 @@ from typing import Any
 
 
 class ReduxPair:
-    """A prior and a base pipeline that are called as one.
-
-    Parameters
-    ----------
-    prior
-        ``FluxPriorReduxPipeline``.
-    base
-        ``FluxPipeline``, without text encoders.
-    """
+    """A ``FluxPriorReduxPipeline`` and a ``FluxPipeline`` without text encoders, called as one."""
 
     def __init__(self, prior: Any, base: Any) -> None:
         self.prior, self.base = prior, base
 
     @property
     def scheduler(self) -> Any:
-        """The base pipeline's."""
         return self.base.scheduler
 
     @property
     def name_or_path(self) -> str:
-        """Where the base pipeline came from."""
         return str(getattr(self.base, "name_or_path", ""))
 
     def set_progress_bar_config(self, **options: Any) -> None:
-        """Pass on to both."""
         for pipe in (self.prior, self.base):
             pipe.set_progress_bar_config(**options)
 
     def __call__(self, image: Any, **arguments: Any) -> Any:
-        """Paint from references.
-
-        Parameters
-        ----------
-        image
-            One reference, or one for each image to paint.
-        **arguments
-            Of the base pipeline's call.
-
-        Returns
-        -------
-        FluxPipelineOutput
-            As the base pipeline returns it.
-        """
+        """Paint from one reference, or from one for each image; ``arguments`` are the base pipeline's."""
         import torch
 
         # The prior mixes the images of one call into one embedding: one call for each.
@@ -61,19 +37,9 @@ class ReduxPair:
 
 
 def load(device: str, dtype: str, prior: str, base: str) -> ReduxPair:
-    """Load both pipelines; for ``function: i2am.pipeline.adapters.flux_redux_pipeline:load`` in a configuration.
+    """Load both from folders or hub ids (``black-forest-labs/FLUX.1-Redux-dev``, ``.../FLUX.1-dev``).
 
-    Parameters
-    ----------
-    device, dtype
-        Where and in what precision.
-    prior, base
-        Folders or hub ids: ``black-forest-labs/FLUX.1-Redux-dev``, ``black-forest-labs/FLUX.1-dev``.
-
-    Returns
-    -------
-    ReduxPair
-        Ready to be called.
+    For ``function: i2am.pipeline.adapters.flux_redux_pipeline:load`` in a configuration.
     """
     import torch
     from diffusers import FluxPipeline, FluxPriorReduxPipeline

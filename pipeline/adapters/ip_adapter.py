@@ -13,66 +13,56 @@ from typing import Any
 
 from torch import nn
 
-from i2am.pipeline.adapters.contract import Site, TokenLayout
-from i2am.pipeline.adapters.defaults import Defaults
-from i2am.pipeline.adapters.diffusers_unet import ATTN2
-from i2am.pipeline.adapters.unet import attentions, has_path, projection_site
+from i2am.pipeline.adapters.contract import Adapter, Site, TokenLayout, patches_per_side
+from i2am.pipeline.adapters.unet import ATTN2, attentions, edit_inputs, has_path, projection_site
 from i2am.storage.errors import CaptureError
 
 _TO_K_IP = r".+\.attn2\.processor\.to_k_ip(\.\d+)?"
 
 
-class IPAdapter(Defaults):
-    """Adapter of pipelines with ``load_ip_adapter`` done, SD 1.5 or SDXL, one IP-Adapter or several."""
+class IPAdapter(Adapter):
+    """Pipelines with ``load_ip_adapter`` done, SD 1.5 or SDXL, one IP-Adapter or several."""
 
     name = "ip-adapter"
 
     def matches(self, pipe: Any) -> bool:
-        """True for a UNet with IP-Adapter projections."""
         return has_path(getattr(pipe, "unet", None), _TO_K_IP)
 
     def sites(self, pipe: Any) -> Sequence[Site]:
         """Each cross-attention once for each IP-Adapter whose scale is not 0."""
         unet = self.denoiser(pipe)
-        found, silent = [], 0
+        found, off = [], 0
         for path, attention, grid in attentions(unet, ATTN2):
-            processor = attention.processor
-            for source, (key, scale) in enumerate(_adapters(processor)):
+            for index, (key, scale) in enumerate(_adapters(attention.processor)):
                 if _is_off(scale):
-                    silent += 1
+                    off += 1
                     continue
-                name = f"unet.{path}.processor.to_k_ip.{source}"
-                found.append(projection_site(name, attention, grid, key=key, source=source))
-        if not found and silent:
+                name = f"unet.{path}.processor.to_k_ip.{index}"
+                found.append(projection_site(name, attention, grid, key=key, reference_index=index))
+        if not found and off:
             raise CaptureError(
                 f"adapter {self.name!r}: no layer to capture",
                 expected="an IP-Adapter whose scale is not 0",
-                got=f"{silent} layers, all with scale 0, which the model does not call",
+                got=f"{off} layers, all with scale 0, which the model does not call",
                 remedy="pipe.set_ip_adapter_scale(1.0)",
             )
         if not found:
-            raise self._none_found(unet, "processors of 'attn2' with to_k_ip: pipe.load_ip_adapter(...)")
+            raise self._no_layer(unet, "processors of 'attn2' with to_k_ip: pipe.load_ip_adapter(...)")
         return found
 
     def layout(self, pipe: Any, site: Site, tokens: int, grid: tuple[int, int]) -> TokenLayout:
         """Tokens without a place, or CLIP's class token and patch grid where the projection keeps them."""
         projections = getattr(self.denoiser(pipe), "encoder_hid_proj", None)
         layers = list(getattr(projections, "image_projection_layers", ()))
-        kind = type(layers[site.source]).__name__ if site.source < len(layers) else ""
+        kind = type(layers[site.reference_index]).__name__ if site.reference_index < len(layers) else ""
         if kind != "IPAdapterFullImageProjection":
             return TokenLayout(grid=(0, 0), prefix=tokens)
-        side = _clip_grid(pipe) or isqrt(tokens - 1)
+        encoder = getattr(pipe, "image_encoder", None)
+        side = patches_per_side(getattr(encoder, "config", None)) or isqrt(tokens - 1)
         return TokenLayout(grid=(side, side), prefix=1)
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:
-        """The reference image and the prompt, and what the pipeline's class takes besides."""
-        found = {"ip_adapter_image": "reference", "prompt": "prompt"}
-        name = type(pipe).__name__
-        if "Img2Img" in name or "Inpaint" in name:
-            found["image"] = "source"
-        if "Inpaint" in name:
-            found["mask_image"] = "mask"
-        return found
+        return {"ip_adapter_image": "reference", "prompt": "prompt", **edit_inputs(pipe)}
 
 
 def _adapters(processor: Any) -> list[tuple[nn.Module, Any]]:
@@ -87,10 +77,3 @@ def _adapters(processor: Any) -> list[tuple[nn.Module, Any]]:
 
 def _is_off(scale: Any) -> bool:
     return all(each == 0 for each in scale) if isinstance(scale, list) else scale == 0
-
-
-def _clip_grid(pipe: Any) -> int | None:
-    config = getattr(getattr(pipe, "image_encoder", None), "config", None)
-    config = getattr(config, "vision_config", config)
-    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    return size // patch if size and patch else None

@@ -1,27 +1,30 @@
-"""What the adapters of joint-attention transformers share: their sites, and their tokens' places."""
+"""What the adapters of joint-attention transformers share: their layers, roles and errors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from i2am.pipeline.adapters.contract import JointSite, TokenLayout
-from i2am.pipeline.adapters.defaults import Defaults
+from i2am.pipeline.adapters.contract import Adapter, JointSite
 from i2am.storage.errors import CaptureError
 
 
-class Joint(Defaults):
+class JointAdapter(Adapter):
     """A transformer whose blocks attend over text, generated and reference tokens at once."""
 
     part = "transformer"
     blocks: tuple[str, ...] = ("transformer_blocks",)
     """Attributes of the transformer that hold its blocks, in order."""
+    pipelines = ""
+    """What the names of the family's pipeline classes begin with."""
+
+    def matches(self, pipe: Any) -> bool:
+        return any(parent.__name__.startswith(self.pipelines) for parent in type(pipe).__mro__)
 
     def sites(self, pipe: Any) -> Sequence[JointSite]:
-        """The attention of every block."""
         transformer = self.denoiser(pipe)
         found = [
             JointSite(f"{self.part}.{path}.attn", attention)
@@ -30,7 +33,7 @@ class Joint(Defaults):
             and isinstance(attention := getattr(block, "attn", None), nn.Module)
         ]
         if not found:
-            raise self._none_found(transformer, " or ".join(f"'{name}.*.attn'" for name in self.blocks))
+            raise self._no_layer(transformer, " or ".join(f"'{name}.*.attn'" for name in self.blocks))
         return found
 
     def roles(self, pipe: Any, rows_per_sample: int) -> tuple[str, ...]:
@@ -38,8 +41,14 @@ class Joint(Defaults):
         return self._known_roles(rows_per_sample, {1: ("cond",)})
 
     def calls(self, pipe: Any) -> tuple[str, ...]:
-        """Separate calls under guidance."""
         return ("cond", "uncond")
+
+    def timestep(self, arguments: Mapping[str, Any]) -> Any:
+        """These models are called with a thousandth of the scheduler's timestep."""
+        return arguments["timestep"] * 1000
+
+    def inputs(self, pipe: Any) -> Mapping[str, str]:
+        return {"image": "source", "prompt": "prompt"}
 
     def _no_reference(self, expected: str, got: str, remedy: str) -> CaptureError:
         return CaptureError(
@@ -57,8 +66,3 @@ def grid_of(ids: torch.Tensor) -> tuple[int, int] | None:
     places = ids[:, -2:].float()
     rows, columns = (int(n) for n in (places.amax(0) - places.amin(0) + 1).tolist())
     return (rows, columns) if rows * columns == len(ids) else None
-
-
-def layout_of(grid: tuple[int, int]) -> TokenLayout:
-    """Reference tokens that all have a place."""
-    return TokenLayout(grid)

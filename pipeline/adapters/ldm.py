@@ -11,30 +11,27 @@ from typing import Any
 
 from torch import nn
 
-from i2am.pipeline.adapters.contract import Site
-from i2am.pipeline.adapters.defaults import Defaults
+from i2am.pipeline.adapters.contract import Adapter, Site
 from i2am.pipeline.adapters.unet import attentions, has_path, projection_site
-from i2am.pipeline.timesteps import announced, starting_at
+from i2am.pipeline.timesteps import starting_at
 
 UNET_ATTN2 = r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.transformer_blocks\.\d+\.attn2"
 WARP_ATTN2 = r"warp_flow_blks\.\d+\.transformer_blocks\.\d+\.attn2"
 
 
-class LatentDiffusion(Defaults):
-    """Adapter of ``ldm`` models without warping blocks."""
+class LatentDiffusion(Adapter):
+    """``ldm`` models without warping blocks."""
 
     name = "ldm"
 
     def matches(self, pipe: Any) -> bool:
-        """True for a CompVis UNet with cross-attention and no warping blocks."""
         found = diffusion_model(pipe)
         return has_path(found, UNET_ATTN2) and not has_path(found, WARP_ATTN2)
 
     def denoiser(self, pipe: Any) -> nn.Module:
-        """``model.diffusion_model`` of the LatentDiffusion."""
         found = diffusion_model(pipe)
         if found is None:
-            raise self._none_found(nn.Module(), "a LatentDiffusion with model.diffusion_model")
+            raise self._no_layer(nn.Module(), "a LatentDiffusion with model.diffusion_model")
         return found
 
     def sites(self, pipe: Any) -> Sequence[Site]:
@@ -42,21 +39,21 @@ class LatentDiffusion(Defaults):
         unet = self.denoiser(pipe)
         found = [projection_site(path, *modules) for path, *modules in attentions(unet, UNET_ATTN2)]
         if not found:
-            raise self._none_found(unet, "'input_blocks|middle_block|output_blocks ... attn2'")
+            raise self._no_layer(unet, "'input_blocks|middle_block|output_blocks ... attn2'")
         return found
 
     def schedule(self, pipe: Any, first: float, tolerance: float) -> list[float]:
-        """The sampler's steps; its first multistep step evaluates the model twice."""
-        sampler = next((s for s in (pipe, getattr(pipe, "sampler", None)) if _has_steps(s)), None)
-        if sampler is None:
-            return announced(getattr(pipe, "scheduler", None), first, tolerance)
-        steps = [float(t) for t in reversed(list(sampler.ddim_timesteps))]
-        if "PLMS" in type(sampler).__name__:
-            steps[1:1] = [steps[min(1, len(steps) - 1)]]
-        return starting_at(steps, first, tolerance, f"{len(steps)} timesteps of {type(sampler).__name__}")
+        """The sampler's steps; the first step of PLMS evaluates the model twice."""
+        for sampler in (pipe, getattr(pipe, "sampler", None)):
+            if (ascending := getattr(sampler, "ddim_timesteps", None)) is None:
+                continue
+            steps = [float(t) for t in reversed(list(ascending))]
+            if "PLMS" in type(sampler).__name__:
+                steps[1:1] = [steps[min(1, len(steps) - 1)]]
+            return starting_at(steps, first, tolerance, f"{len(steps)} timesteps of {type(sampler).__name__}")
+        return super().schedule(pipe, first, tolerance)
 
     def timestep(self, arguments: Mapping[str, Any]) -> Any:
-        """The argument ``timesteps`` of the UNet."""
         return arguments.get("timesteps")
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:
@@ -71,7 +68,3 @@ def diffusion_model(pipe: Any) -> nn.Module | None:
         if isinstance(found, nn.Module):
             return found
     return None
-
-
-def _has_steps(sampler: Any) -> bool:
-    return getattr(sampler, "ddim_timesteps", None) is not None

@@ -13,47 +13,33 @@ from typing import Any
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Site, TokenLayout
-from i2am.pipeline.adapters.defaults import Defaults
-from i2am.pipeline.adapters.unet import attentions, has_path, projection_site
-
-_PIXEL = (
-    r"up_blocks\.\d+\.(pixel_attentions\.\d+\.transformer_blocks\.\d+\.attn2"
-    r"|attentions\.\d+\.transformer_blocks\.\d+\.attn2_plus)"
-)
+from i2am.pipeline.adapters.unet import UNetAdapter, controlnet_of, has_path
 
 
-class PASD(Defaults):
-    """Adapter of PASD's own pipeline, full or light."""
+class PASD(UNetAdapter):
+    """PASD's own pipeline, full or light."""
 
     name = "pasd"
     tiled = True
+    static_key = False
+    cross_attention_only = False
+    wanted = "'up_blocks.*.pixel_attentions.*.attn2' or '*.attn2_plus'"
+    paths = (
+        r"up_blocks\.\d+\.(pixel_attentions\.\d+\.transformer_blocks\.\d+\.attn2"
+        r"|attentions\.\d+\.transformer_blocks\.\d+\.attn2_plus)"
+    )
 
     def matches(self, pipe: Any) -> bool:
-        """True for a UNet with pixel-aware attention."""
-        return has_path(getattr(pipe, "unet", None), _PIXEL)
+        return has_path(getattr(pipe, "unet", None), self.paths)
 
     def companions(self, pipe: Any) -> Sequence[nn.Module]:
-        """The ControlNet."""
-        controlnet = getattr(pipe, "controlnet", None)
-        return (controlnet,) if isinstance(controlnet, nn.Module) else ()
-
-    def sites(self, pipe: Any) -> Sequence[Site]:
-        """The pixel-aware attention of every block that has one."""
-        unet = self.denoiser(pipe)
-        found = [
-            projection_site(f"unet.{path}", attention, grid, static_key=False)
-            for path, attention, grid in attentions(unet, _PIXEL)
-        ]
-        if not found:
-            raise self._none_found(unet, "'up_blocks.*.pixel_attentions.*.attn2' or '*.attn2_plus'")
-        return found
+        return controlnet_of(pipe)
 
     def layout(self, pipe: Any, site: Site, tokens: int, grid: tuple[int, int]) -> TokenLayout:
         """The generated image's own grid."""
         return TokenLayout(grid)
 
     def shared_reference(self, pipe: Any) -> bool:
-        """Each tile sees its part."""
         return False
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:

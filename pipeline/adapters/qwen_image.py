@@ -11,18 +11,15 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from i2am.pipeline.adapters.contract import Spans
-from i2am.pipeline.adapters.joint import Joint, layout_of
+from i2am.pipeline.adapters.contract import Spans, TokenLayout
+from i2am.pipeline.adapters.joint import JointAdapter
 
 
-class QwenImageEdit(Joint):
-    """Adapter of ``QwenImageEditPipeline``, its inpainting variant and the one of several images."""
+class QwenImageEdit(JointAdapter):
+    """``QwenImageEditPipeline``, its inpainting variant and the one of several images."""
 
     name = "qwen-image-edit"
-
-    def matches(self, pipe: Any) -> bool:
-        """True for the pipelines' classes and their subclasses."""
-        return any(parent.__name__.startswith("QwenImageEdit") for parent in type(pipe).__mro__)
+    pipelines = "QwenImageEdit"
 
     def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
         """The first of ``img_shapes`` is the generated image, the others are references."""
@@ -35,15 +32,7 @@ class QwenImageEdit(Joint):
             )
         starts = [text + sum(map(prod, own[:number])) for number in range(len(own) + 1)]
         references = tuple(
-            (start, layout_of((rows, columns)))
+            (start, TokenLayout((rows, columns)))
             for start, (_, rows, columns) in zip(starts[1:], own[1:], strict=False)
         )
         return Spans(starts[-1], text, own[0][1:], references)
-
-    def timestep(self, arguments: Mapping[str, Any]) -> Any:
-        """The model is called with a thousandth of the scheduler's timestep."""
-        return arguments["timestep"] * 1000
-
-    def inputs(self, pipe: Any) -> Mapping[str, str]:
-        """The image to edit, and the instruction."""
-        return {"image": "source", "prompt": "prompt"}

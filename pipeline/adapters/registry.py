@@ -22,7 +22,6 @@ from i2am.storage.errors import CaptureError, UnknownName
 GROUP = "i2am.adapters"
 """Entry-point group: a name, and a class or factory that takes no argument and returns an adapter."""
 
-
 _BUILT_IN: tuple[type[Adapter], ...] = (
     DiffusersUNet,
     DiffusersText,
@@ -39,13 +38,7 @@ _BUILT_IN: tuple[type[Adapter], ...] = (
 
 @cache
 def adapters() -> dict[str, Adapter]:
-    """Every adapter at hand, by name; an installed one may replace a built-in one of the same name.
-
-    Returns
-    -------
-    dict
-        Name to adapter.
-    """
+    """Every adapter at hand, by name; an installed one may replace a built-in one of the same name."""
     found: dict[str, Adapter] = {family.name: family() for family in _BUILT_IN}
     for entry in entry_points(group=GROUP):
         adapter: Adapter = entry.load()()
@@ -54,27 +47,7 @@ def adapters() -> dict[str, Adapter]:
 
 
 def find_adapter(pipe: Any, adapter: str | Adapter | None = None) -> Adapter:
-    """The adapter to use for ``pipe``.
-
-    Parameters
-    ----------
-    pipe
-        The pipeline to capture.
-    adapter
-        An adapter, the name of one, or None to find the one that matches.
-
-    Returns
-    -------
-    Adapter
-        The adapter.
-
-    Raises
-    ------
-    UnknownName
-        If no adapter has the given name.
-    CaptureError
-        If none, or more than one, matches the pipeline.
-    """
+    """The adapter given, named, or, for None, the only one that matches ``pipe``."""
     known = adapters()
     if isinstance(adapter, str):
         if adapter not in known:

@@ -13,39 +13,34 @@ from typing import Any
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Site, TokenLayout
-from i2am.pipeline.adapters.defaults import Defaults
-from i2am.pipeline.adapters.unet import attentions, has_path, projection_site
-
-_IMAGE = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.image_attentions\.\d+\.transformer_blocks\.\d+\.attn2"
+from i2am.pipeline.adapters.unet import UNetAdapter, attentions, controlnet_of, has_path, projection_site
 
 
-class SeeSR(Defaults):
-    """Adapter of SeeSR's own pipeline."""
+class SeeSR(UNetAdapter):
+    """SeeSR's own pipeline."""
 
     name = "seesr"
     tiled = True
+    cross_attention_only = False
+    wanted = "'*.image_attentions.*.transformer_blocks.*.attn2'"
+    paths = (
+        r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.image_attentions\.\d+\.transformer_blocks\.\d+\.attn2"
+    )
 
     def matches(self, pipe: Any) -> bool:
-        """True for a UNet with image attention."""
-        return has_path(getattr(pipe, "unet", None), _IMAGE)
+        return has_path(getattr(pipe, "unet", None), self.paths)
 
     def companions(self, pipe: Any) -> Sequence[nn.Module]:
-        """The ControlNet, which attends to the image as well."""
-        controlnet = getattr(pipe, "controlnet", None)
-        return (controlnet,) if isinstance(controlnet, nn.Module) else ()
+        return controlnet_of(pipe)
 
     def sites(self, pipe: Any) -> Sequence[Site]:
         """Image attention of the ControlNet, then of the UNet."""
-        parts = {"controlnet": self.companions(pipe), "unet": (self.denoiser(pipe),)}
-        found = [
-            projection_site(f"{name}.{path}", attention, grid)
-            for name, modules in parts.items()
-            for module in modules
-            for path, attention, grid in attentions(module, _IMAGE)
+        control = [
+            projection_site(f"controlnet.{path}", attention, grid)
+            for module in controlnet_of(pipe)
+            for path, attention, grid in attentions(module, self.paths)
         ]
-        if not any(site.name.startswith("unet.") for site in found):
-            raise self._none_found(self.denoiser(pipe), "'*.image_attentions.*.transformer_blocks.*.attn2'")
-        return found
+        return [*control, *super().sites(pipe)]
 
     def layout(self, pipe: Any, site: Site, tokens: int, grid: tuple[int, int]) -> TokenLayout:
         """The tagger's pooled token and its square of patches."""

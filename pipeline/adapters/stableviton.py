@@ -16,12 +16,11 @@ from i2am.pipeline.adapters.unet import attentions, has_path, projection_site
 
 
 class StableVITON(LatentDiffusion):
-    """Adapter of StableVITON's repository."""
+    """StableVITON's repository."""
 
     name = "stableviton"
 
     def matches(self, pipe: Any) -> bool:
-        """True for a CompVis UNet with warping blocks."""
         return has_path(diffusion_model(pipe), WARP_ATTN2)
 
     def sites(self, pipe: Any) -> Sequence[Site]:
@@ -32,7 +31,7 @@ class StableVITON(LatentDiffusion):
             for path, attention, grid in attentions(unet, WARP_ATTN2)
         ]
         if not warps:
-            raise self._none_found(unet, "'warp_flow_blks.*.transformer_blocks.*.attn2'")
+            raise self._no_layer(unet, "'warp_flow_blks.*.transformer_blocks.*.attn2'")
         return [*warps, *super().sites(pipe)]
 
     def layout(self, pipe: Any, site: Site, tokens: int, grid: tuple[int, int]) -> TokenLayout:
@@ -40,15 +39,8 @@ class StableVITON(LatentDiffusion):
         return TokenLayout(grid) if site.name.startswith("warp_flow_blks") else TokenLayout((0, 0), tokens)
 
     def calls(self, pipe: Any) -> tuple[str, ...]:
-        """Separate calls under guidance."""
         return ("cond", "uncond")
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:
         """What a factory's pipeline takes, by convention."""
-        return {
-            "image": "source",
-            "mask_image": "mask",
-            "reference_image": "reference",
-            "densepose_image": "densepose",
-            "agnostic_image": "agnostic",
-        }
+        return {**super().inputs(pipe), "densepose_image": "densepose", "agnostic_image": "agnostic"}

@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
-from i2am.pipeline.adapters.contract import Site
+from i2am.pipeline.adapters.contract import Adapter, Site
 from i2am.storage.errors import CaptureError
 
+ATTN2 = r".+\.transformer_blocks\.\d+\.attn2"
+"""Paths of cross-attention in diffusers' UNets."""
 
-def attentions(root: nn.Module, path: str) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """Attention modules below a module of feature maps.
 
-    Parameters
-    ----------
-    root
-        A UNet, a ControlNet.
-    path
-        Regular expression for the paths of the attentions; up to ``.transformer_blocks.`` a path names the
-        module that turns a feature map into tokens.
+class UNetAdapter(Adapter):
+    """A diffusers UNet that attends to the reference in every module whose path matches ``paths``."""
 
-    Yields
-    ------
-    tuple
-        Path, attention, and the module whose input is the feature map.
+    paths = ATTN2
+    wanted = "modules named '*.transformer_blocks.*.attn2' with cross-attention"
+    """What ``paths`` looks for, in the words of an error message."""
+    static_key = True
+    cross_attention_only = True
+    """False where diffusers does not mark the family's own modules as cross-attention."""
+
+    def sites(self, pipe: Any) -> Sequence[Site]:
+        unet = self.denoiser(pipe)
+        found = [
+            projection_site(f"unet.{path}", attention, grid, static_key=self.static_key)
+            for path, attention, grid in attentions(unet, self.paths)
+            if not self.cross_attention_only or getattr(attention, "is_cross_attention", False)
+        ]
+        if not found:
+            raise self._no_layer(unet, self.wanted)
+        return found
+
+
+def attentions(root: nn.Module, paths: str) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """Path, attention, and the module whose input is the feature map.
+
+    The latter's path is that of the attention up to ``.transformer_blocks.``.
     """
     modules = dict(root.named_modules())
     for name, module in modules.items():
-        if re.fullmatch(path, name):
+        if re.fullmatch(paths, name):
             yield name, module, modules[name.rpartition(".transformer_blocks.")[0]]
 
 
@@ -40,15 +55,9 @@ def projection_site(
     *,
     static_key: bool = True,
     key: nn.Module | None = None,
-    source: int = 0,
+    reference_index: int = 0,
 ) -> Site:
-    """A site on ``to_q`` and ``to_k`` (or ``key``) of an attention of diffusers or of CompVis' code.
-
-    Raises
-    ------
-    CaptureError
-        If its scores are not made from these projections alone.
-    """
+    """A site on ``to_q`` and ``to_k`` (or ``key``) of an attention of diffusers or of CompVis' code."""
     changed = [norm for norm in ("norm_q", "norm_k") if getattr(attention, norm, None) is not None]
     if changed or getattr(attention, "fused_projections", False):
         raise CaptureError(
@@ -57,24 +66,38 @@ def projection_site(
             got="normalised by " + " and ".join(changed) if changed else "fused projections",
             remedy="call pipe.unfuse_qkv_projections(), or use an adapter that taps the attention call",
         )
-    query = attention.get_submodule("to_q")
-    heads = int(attention.heads)  # type: ignore[arg-type]
     scale = getattr(attention, "scale", None)
     if scale is None:  # CompVis' memory-efficient attention leaves the scale to its kernel
         scale = int(attention.dim_head) ** -0.5  # type: ignore[arg-type]
     return Site(
         name=name,
-        query=query,
+        query=attention.get_submodule("to_q"),
         key=attention.get_submodule("to_k") if key is None else key,
         grid=grid,
-        heads=heads,
+        heads=int(attention.heads),  # type: ignore[arg-type]
         scale=float(scale),
         module_class=type(attention).__name__,
         static_key=static_key,
-        source=source,
+        reference_index=reference_index,
     )
 
 
-def has_path(root: object, path: str) -> bool:
-    """Whether a model has a module whose path matches the regular expression ``path``."""
-    return isinstance(root, nn.Module) and any(re.fullmatch(path, name) for name, _ in root.named_modules())
+def has_path(root: object, paths: str) -> bool:
+    """Whether a model has a module whose path matches the regular expression ``paths``."""
+    return isinstance(root, nn.Module) and any(re.fullmatch(paths, name) for name, _ in root.named_modules())
+
+
+def edit_inputs(pipe: Any) -> dict[str, str]:
+    """What the image-to-image and inpainting pipelines of diffusers take besides a prompt."""
+    name, found = type(pipe).__name__, {}
+    if any(kind in name for kind in ("Pix2Pix", "Img2Img", "Inpaint")):
+        found["image"] = "source"
+    if "Inpaint" in name:
+        found["mask_image"] = "mask"
+    return found
+
+
+def controlnet_of(pipe: Any) -> tuple[nn.Module, ...]:
+    """The pipeline's ControlNet, if it has one."""
+    controlnet = getattr(pipe, "controlnet", None)
+    return (controlnet,) if isinstance(controlnet, nn.Module) else ()

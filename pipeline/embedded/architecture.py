@@ -14,14 +14,9 @@ FOLD = 2
 def build_painter() -> ReferencePainter:
     """The pipeline with fresh weights: 4.3 million parameters, 64 by 64 images, 256 reference tokens.
 
-    Seven cross-attention layers look at the reference: three at 16 by 16 positions, four at 8 by 8.
-
-    Returns
-    -------
-    ReferencePainter
-        UNet, encoder and scheduler; v-prediction with a terminal signal-to-noise ratio of zero (Lin et al.,
-        2024), so that the first step starts from pure noise in training too and colours are not biased
-        towards grey.
+    Seven cross-attention layers look at the reference: three at 16 by 16 positions, four at 8 by 8. The
+    scheduler's v-prediction with a terminal signal-to-noise ratio of zero (Lin et al., 2024) starts from pure
+    noise in training too, so that colours are not biased towards grey.
     """
     cells = FOLD * FOLD
     unet = UNet2DConditionModel(

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
@@ -19,20 +18,14 @@ _TEMPLATE = Path(__file__).parent / "card.md.j2"
 
 
 def write_card(folder: Path) -> None:
-    """Write ``README.md`` into a pipeline folder.
-
-    Parameters
-    ----------
-    folder
-        Pipeline folder with ``training.json`` and ``evaluation.json``.
-    """
+    """Write ``README.md`` into a pipeline folder that has ``training.json`` and ``evaluation.json``."""
     weights = sorted(folder.rglob("*.safetensors"))
     card = Environment(undefined=StrictUndefined, trim_blocks=False, autoescape=False).from_string(
         _TEMPLATE.read_text()
     )
     text = card.render(
-        training=_facts(folder / "training.json"),
-        evaluation=_facts(folder / "evaluation.json"),
+        training=json.loads((folder / "training.json").read_text()),
+        evaluation=json.loads((folder / "evaluation.json").read_text()),
         files={w.relative_to(folder).as_posix(): hashlib.sha256(w.read_bytes()).hexdigest() for w in weights},
         size=sum(w.stat().st_size for w in weights),
         parameters=sum(w.stat().st_size for w in weights) / 2,
@@ -40,13 +33,7 @@ def write_card(folder: Path) -> None:
     (folder / "README.md").write_text(text)
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(path.read_text())
-    return facts
-
-
 def main() -> None:
-    """Command line of the card."""
     parser = argparse.ArgumentParser(description="Write the model card.")
     parser.add_argument("--model", type=Path, default=FOLDER, help="pipeline folder")
     write_card(parser.parse_args().model)

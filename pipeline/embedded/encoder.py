@@ -27,21 +27,8 @@ class _Residual(nn.Module):
 class ReferenceEncoder(ModelMixin, ConfigMixin):
     """Encode a reference image into patch tokens, one for each 4 by 4 pixels, row by row.
 
-    Parameters
-    ----------
-    image_size
-        Edge of the square reference image, in pixels; a multiple of 4.
-    channels
-        Width of the convolutions.
-    token_dim
-        Size of a token: the ``cross_attention_dim`` of the denoiser.
-    blocks
-        Residual blocks at the token resolution.
-
-    Notes
-    -----
-    The receptive field is local (23 pixels), so a token speaks of its own place in the reference and
-    an attention map over tokens can be read as a map over the image.
+    The receptive field is local (23 pixels), so a token speaks of its own place in the reference and an
+    attention map over tokens can be read as a map over the image.
     """
 
     config_name = "config.json"
@@ -63,18 +50,7 @@ class ReferenceEncoder(ModelMixin, ConfigMixin):
         self.norm = nn.LayerNorm(token_dim)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Tokens of ``image``.
-
-        Parameters
-        ----------
-        image
-            [batch, 3, y, x] in [-1, 1], ``image_size`` pixels square.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, rows * columns, token_dim]; ``self.grid`` holds (rows, columns).
-        """
+        """Tokens [batch, rows * columns, token_dim] of ``image`` [batch, 3, y, x] in [-1, 1]."""
         features = self.body(self.stem(image)).flatten(2).transpose(1, 2)
         tokens: torch.Tensor = self.norm(self.project(features) + self.position)
         return tokens

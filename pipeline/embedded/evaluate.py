@@ -43,26 +43,7 @@ class SceneTask:
 def evaluate(
     pipe: ReferencePainter, count: int, steps: int, guidance: float, batch_size: int = 20
 ) -> dict[str, Any]:
-    """Generate ``count`` held-out scenes and measure (a), (b) and (c).
-
-    Parameters
-    ----------
-    pipe
-        The pipeline.
-    count
-        Scenes, of seeds 0 to ``count`` - 1.
-    steps
-        Denoiser steps.
-    guidance
-        Guidance scale.
-    batch_size
-        Scenes in one call.
-
-    Returns
-    -------
-    dict
-        Figures with their chance levels.
-    """
+    """Generate the scenes of seeds 0 to ``count`` - 1; (a), (b) and (c), each with its chance level."""
     tasks = {task.id: task for task in map(SceneTask, range(count))}
     with tempfile.TemporaryDirectory() as folder, Progress() as progress:
         path, bar = Path(folder) / "evaluation.zarr", progress.add_task("generate", total=count)
@@ -132,7 +113,7 @@ def _cells(mask: NDArray[np.bool_], grid: tuple[int, int]) -> Floats:
 
 
 def main() -> None:
-    """Command line of the evaluation; writes ``evaluation.json`` beside the weights."""
+    """Write ``evaluation.json`` beside the weights."""
     parser = argparse.ArgumentParser(description="Evaluate the embedded model on held-out scenes.")
     parser.add_argument("--model", type=Path, default=FOLDER, help="pipeline folder")
     parser.add_argument("--count", type=int, default=200, help="scenes")

@@ -31,14 +31,8 @@ class PainterOutput(BaseOutput):
 class ReferencePainter(DiffusionPipeline):
     """Reference-conditioned inpainting of small images, in the manner of Paint-by-Example.
 
-    Parameters
-    ----------
-    unet
-        Denoiser; its input channels are the noisy image, the masked source and the mask, folded.
-    reference_encoder
-        Turns the reference into the patch tokens that the UNet's cross-attention looks at.
-    scheduler
-        Any diffusers scheduler of a v-prediction model.
+    The UNet's input channels are the noisy image, the masked source and the mask, folded; its cross-attention
+    looks at the reference encoder's patch tokens. The scheduler is any of diffusers' for v-prediction.
     """
 
     model_cpu_offload_seq = "reference_encoder->unet"
@@ -62,29 +56,12 @@ class ReferencePainter(DiffusionPipeline):
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
     ) -> PainterOutput:
-        """Paint one scene, or a batch of them.
+        """Paint one scene, or a batch of them; pixels outside the mask are the scene's own.
 
-        Parameters
-        ----------
-        image, reference_image
-            Scene to paint into, image that shows the object: uint8 [y, x, 3], PIL, or a sequence of them.
-        mask_image
-            Where to paint: bool [y, x], uint8 (above 127) or a PIL image.
-        num_inference_steps
-            Denoiser steps.
-        guidance_scale
-            Classifier-free guidance; above 1 each call of the denoiser holds [uncond, cond] rows.
-        generator
-            One for the batch, or one for each image, which then does not depend on its batch.
-        output_type
-            "pil" or "np" (uint8 [batch, y, x, 3]).
-        callback_on_step_end
-            Called as ``callback(pipe, step, timestep, {"latents": ...})``.
-
-        Returns
-        -------
-        PainterOutput
-            Painted images; pixels outside the mask are the scene's own.
+        Images are uint8 [y, x, 3] or PIL; the mask, True or above 127 where to paint, is bool or uint8 [y, x]
+        or PIL. Guidance above 1 makes [uncond, cond] rows in each denoiser call. With one generator for each
+        image, the image does not depend on its batch. ``output_type`` is "pil" or "np" (uint8 [batch, y, x,
+        3]). ``callback_on_step_end`` is called as ``callback(pipe, step, timestep, {"latents": ...})``.
         """
         source, hole, reference = self._prepare(image, mask_image, reference_image)
         guided = guidance_scale > 1.0
@@ -115,7 +92,7 @@ class ReferencePainter(DiffusionPipeline):
     def _prepare(
         self, image: Pictures, mask_image: Pictures, reference_image: Pictures
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Source, hole and reference [batch, channel, y, x] on the model's device, counts and sizes equal."""
+        """Source, hole and reference [batch, channel, y, x] on the model's device."""
         device, dtype = self._execution_device, self.unet.dtype
         source = self._tensor(image, device, dtype)
         hole = self._mask(mask_image, device, dtype)

@@ -29,18 +29,8 @@ _X, _Y = (np.ascontiguousarray(grid) for grid in np.meshgrid(_AXIS, _AXIS))
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """One textured object: what it looks like, wherever it stands.
-
-    Attributes
-    ----------
-    silhouette, pattern
-        Keys of :data:`~i2am.pipeline.embedded.shapes.SILHOUETTES` and :data:`~i2am.pipeline.embedded.shapes.PATTERNS`.
-    colours
-        The pattern's two RGB colours, in [0, 1].
-    angle
-        Rotation of the object's frame, in radians.
-    """
+class SceneObject:
+    """A textured object, wherever it stands: names of its shape and pattern, two RGB colours, radians."""
 
     silhouette: str
     pattern: str
@@ -64,10 +54,10 @@ class Scene:
         The place with the object in it.
     target_object, reference_object
         The object's true pixels in ``target`` and ``reference``.
-    thing
-        The object itself.
+    object
+        What the object looks like.
     seed
-        What made the scene.
+        The scene's seed.
     """
 
     source: Image
@@ -76,12 +66,12 @@ class Scene:
     target: Image
     target_object: Mask
     reference_object: Mask
-    thing: Thing
+    object: SceneObject
     seed: int
 
     @property
     def images(self) -> dict[str, Image | Mask]:
-        """What a capture keeps of the scene: source, mask, reference and reference_mask."""
+        """The images that a capture keeps."""
         return {
             "source": self.source,
             "mask": self.mask,
@@ -91,23 +81,15 @@ class Scene:
 
     @property
     def target_box(self) -> Box:
-        """Bounding box (top, left, bottom, right) of the object in the target, end exclusive."""
         return bounding_box(self.target_object)
 
     @property
     def reference_box(self) -> Box:
-        """Bounding box (top, left, bottom, right) of the object in the reference, end exclusive."""
         return bounding_box(self.reference_object)
 
 
 def bounding_box(mask: Mask) -> Box:
-    """Bounding box (top, left, bottom, right) of the True pixels of ``mask``, end exclusive.
-
-    Raises
-    ------
-    ValueError
-        If no pixel is True.
-    """
+    """(top, left, bottom, right) of the True pixels of ``mask``, end exclusive."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         raise ValueError("bounding_box: expected a mask with at least one True pixel, got an empty one")
@@ -115,22 +97,11 @@ def bounding_box(mask: Mask) -> Box:
 
 
 def make_scene(seed: int) -> Scene:
-    """Draw the scene of ``seed``; the same seed gives the same bytes on every machine.
-
-    Parameters
-    ----------
-    seed
-        Any non-negative integer.
-
-    Returns
-    -------
-    Scene
-        A 64 by 64 scene; the object covers about 4 to 22% of the reference.
-    """
+    """The scene of ``seed``, the same bytes on every machine; its object covers 4 to 22% of the reference."""
     rng = np.random.default_rng(seed)
-    thing = _thing(rng)
-    reference, reference_object, _ = _picture(rng, thing, radius=rng.uniform(10.5, 17.0))
-    target, target_object, (source, mask) = _picture(rng, thing, radius=rng.uniform(10.0, 17.0))
+    obj = _object(rng)
+    reference, reference_object, _ = _picture(rng, obj, radius=rng.uniform(10.5, 17.0))
+    target, target_object, (source, mask) = _picture(rng, obj, radius=rng.uniform(10.0, 17.0))
     return Scene(
         source=_bytes(source),
         mask=mask,
@@ -138,22 +109,24 @@ def make_scene(seed: int) -> Scene:
         target=_bytes(target),
         target_object=target_object,
         reference_object=reference_object,
-        thing=thing,
+        object=obj,
         seed=seed,
     )
 
 
-def _picture(rng: np.random.Generator, thing: Thing, radius: float) -> tuple[Field, Mask, tuple[Field, Mask]]:
-    """Paint ``thing`` into a fresh place: the picture, the object's pixels, and (the place alone, a hole)."""
+def _picture(
+    rng: np.random.Generator, obj: SceneObject, radius: float
+) -> tuple[Field, Mask, tuple[Field, Mask]]:
+    """A fresh place with the object in it: the picture, the object's pixels, and (the place, a hole)."""
     x, y = rng.uniform(radius + 1, SIZE - radius - 1, size=2)
     place = _background(rng)
     for _ in range(int(rng.integers(4, 8))):
         _add_distractor(rng, place, (x, y), radius)
-    window, u, v = _frame(x, y, radius, thing.angle)
+    window, u, v = _frame(x, y, radius, obj.angle)
     distance = np.full((SIZE, SIZE), np.float32(SIZE))
-    distance[window] = SILHOUETTES[thing.silhouette](u, v) * np.float32(radius)
-    blend = PATTERNS[thing.pattern](u, v)[..., None]
-    first, second = (np.asarray(colour, np.float32) for colour in thing.colours)
+    distance[window] = SILHOUETTES[obj.silhouette](u, v) * np.float32(radius)
+    blend = PATTERNS[obj.pattern](u, v)[..., None]
+    first, second = (np.asarray(colour, np.float32) for colour in obj.colours)
     picture = place.copy()
     _paint(picture[window], first + (second - first) * blend, distance[window])
     return picture, distance < 0, (place, _hole(rng, distance))
@@ -170,13 +143,13 @@ def _hole(rng: np.random.Generator, distance: Field) -> Mask:
     return hole
 
 
-def _thing(rng: np.random.Generator) -> Thing:
+def _object(rng: np.random.Generator) -> SceneObject:
     hue = rng.random()
     first = colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1.0), rng.uniform(0.55, 1.0))
     second = colorsys.hsv_to_rgb(
         (hue + rng.uniform(-0.12, 0.12)) % 1.0, rng.uniform(0.15, 0.9), rng.choice([0.25, 0.95])
     )
-    return Thing(
+    return SceneObject(
         silhouette=str(rng.choice(list(SILHOUETTES))),
         pattern=str(rng.choice(list(PATTERNS))),
         colours=(first, second),

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -39,12 +39,7 @@ Batch = dict[str, torch.Tensor]
 class SceneStream(IterableDataset[Batch]):
     """Batches of training scenes [batch, c, y, x]: target, reference in [-1, 1], hole in {0, 1}.
 
-    Parameters
-    ----------
-    batch_size
-        Scenes in a batch.
-    first
-        Index of the first batch, so that a resumed training does not see its scenes again.
+    ``first`` is the index of the first batch: a resumed training does not see its scenes again.
     """
 
     def __init__(self, batch_size: int, first: int) -> None:
@@ -72,12 +67,7 @@ def _floats(images: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
 class Denoiser(nn.Module):
     """The trained modules of a pipeline, and their loss.
 
-    Parameters
-    ----------
-    pipe
-        Pipeline whose UNet and encoder are trained, and whose scheduler defines noise and target.
-    drop
-        Share of samples whose reference is replaced by zeros, for classifier-free guidance.
+    A share ``drop`` of the references is replaced by zeros, for classifier-free guidance.
     """
 
     def __init__(self, pipe: ReferencePainter, drop: float = 0.1) -> None:
@@ -111,16 +101,7 @@ class Denoiser(nn.Module):
 class Training:
     """The state of a training: model, its running average, optimiser, step; saved and restored whole.
 
-    Parameters
-    ----------
-    out
-        Folder of the checkpoint and the log.
-    steps
-        Length of the training; the learning rate falls linearly to zero over its last 30%.
-    peak
-        Highest learning rate, after 200 steps of warm-up.
-    device
-        Where to train.
+    The learning rate rises to ``peak`` over 200 steps, and falls to zero over the last 30% of ``steps``.
     """
 
     def __init__(self, out: Path, steps: int, peak: float, device: torch.device) -> None:
@@ -145,7 +126,7 @@ class Training:
         return self.out / "checkpoint.pt"
 
     def learn(self, batch: Batch) -> float:
-        """One optimiser step; returns the batch's loss."""
+        """One optimiser step; the batch's loss."""
         rate = min((self.step + 1) / 200, 1.0, max((self.steps - self.step) / (0.3 * self.steps), 0.0))
         for group in self.optimiser.param_groups:
             group["lr"] = self.peak * rate
@@ -183,32 +164,19 @@ class Training:
 def train(out: Path, steps: int, batch_size: int, peak: float, workers: int | None) -> None:
     """Train, or go on training, and write the weights to ``out/model``.
 
-    Parameters
-    ----------
-    out
-        Folder of checkpoint, log and weights.
-    steps
-        Optimiser steps in all.
-    batch_size
-        Scenes in a step.
-    peak
-        Highest learning rate.
-    workers
-        Processes that draw scenes; None is 8 with a GPU, else none.
+    ``workers`` is the number of processes that draw scenes; None is 8 with a GPU, else none.
     """
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = Training(out, steps, peak, device)
     workers = workers if workers is not None else (8 if device.type == "cuda" else 0)
     batches = iter(DataLoader(SceneStream(batch_size, training.step), batch_size=None, num_workers=workers))
-    columns = (
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    loss_column = TextColumn("loss {task.fields[loss]:.4f}")
     smooth, saved = float("nan"), time.monotonic()
-    with Progress(*columns) as progress, (out / "log.jsonl").open("a") as log:
+    with (
+        Progress(loss_column, *Progress.get_default_columns()[1:]) as progress,
+        (out / "log.jsonl").open("a") as log,
+    ):
         bar = progress.add_task("train", total=steps, completed=training.step, loss=smooth)
         while training.step < steps:
             loss = training.learn(next(batches))
@@ -230,7 +198,6 @@ def train(out: Path, steps: int, batch_size: int, peak: float, workers: int | No
 
 
 def main() -> None:
-    """Command line of the training."""
     parser = argparse.ArgumentParser(description="Train the embedded model; run again to go on.")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint, log and weights")
     parser.add_argument("--steps", type=int, default=3200, help="optimiser steps in all")

@@ -14,25 +14,7 @@ FOLDER = Path(__file__).parent / "reference-painter"
 
 
 def load_pipeline(device: str = "cpu", dtype: str = "float32") -> ReferencePainter:
-    """The embedded pipeline with its trained weights, its progress bar off.
-
-    Parameters
-    ----------
-    device
-        Any torch device.
-    dtype
-        "float32", "float16" or "bfloat16".
-
-    Returns
-    -------
-    ReferencePainter
-        Ready to be called.
-
-    Raises
-    ------
-    InputError
-        If the dtype is another one.
-    """
+    """The embedded pipeline with its trained weights, in "float32", "float16" or "bfloat16"."""
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype not in known:
         raise InputError("dtype", expected=" or ".join(known), got=repr(dtype))

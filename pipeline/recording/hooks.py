@@ -1,11 +1,10 @@
-"""Watching a pipeline at work: hooks on its denoiser, the taps on its layers, and its tiles and labels."""
+"""Hooks on a pipeline: its denoiser's calls, the taps on its layers, and its tiles and labels."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -14,24 +13,14 @@ from torch import nn
 from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
 from i2am.pipeline.recording.recording import Recording
 from i2am.pipeline.taps.attention_calls import CallTap
-from i2am.pipeline.taps.latent_tiles import TileWatch
-from i2am.pipeline.taps.projections import ProjectionTap, Tapped
-from i2am.pipeline.timesteps import moment
+from i2am.pipeline.taps.latent_tiles import TileTracker
+from i2am.pipeline.taps.projections import ProjectionTap, QueryKey
+from i2am.pipeline.timesteps import read_timestep
 from i2am.storage.format.tile import Tile
 
 
-class Watch:
-    """Hooks on a pipeline that tell the recording of the moment what happens; they only read.
-
-    Parameters
-    ----------
-    pipe, adapter
-        The pipeline, and what is known of its family.
-    sites
-        Layers to tap.
-    recording
-        The recording of the generation under way, or None.
-    """
+class PipelineHooks:
+    """Hooks that pass on what a pipeline does to the recording under way, if any; they only read."""
 
     def __init__(
         self, pipe: Any, adapter: Adapter, sites: Sequence[AnySite], recording: Callable[[], Recording | None]
@@ -40,46 +29,41 @@ class Watch:
         self._denoiser, self._companions = adapter.denoiser(pipe), tuple(adapter.companions(pipe))
         self._projections = ProjectionTap([s for s in sites if isinstance(s, Site)], self._receive)
         joint = [s for s in sites if isinstance(s, JointSite)]
-        self._joint = CallTap(joint, self._receive, self._keeps) if joint else None
-        self._tiles = TileWatch() if adapter.tiled else None
+        self._joint = CallTap(joint, self._receive, self._keeps_call) if joint else None
+        self._tiles = TileTracker() if adapter.tiled else None
         self._label = ""
-        self._inside = False
-        self._hooks = ExitStack()
+        self._inside_call = False
 
-    def __enter__(self) -> Watch:
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Register every hook; where one registration fails, the earlier ones are removed."""
         with ExitStack() as hooks:
-            hooks.enter_context(self._projections)
+            hooks.enter_context(self._projections.attached())
             if self._joint is not None:
-                hooks.enter_context(self._joint)
-            for module in (*self._companions, self._denoiser):
+                hooks.enter_context(self._joint.attached())
+            modules = (*self._companions, self._denoiser)
+            for module in modules:
                 hooks.callback(module.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
             hooks.callback(self._denoiser.register_forward_hook(self._end).remove)
-            for module in (*self._companions, self._denoiser):
-                resume = module.register_forward_hook(self._after, always_call=True)
-                hooks.callback(resume.remove)
-            hooks.enter_context(_labelled(self._denoiser, self._named))
-            self._hooks = hooks.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.__exit__(kind, error, trace)
+            for module in modules:
+                hooks.callback(module.register_forward_hook(self._after, always_call=True).remove)
+            hooks.enter_context(_listening_to_labels(self._denoiser, self._set_label))
+            yield
 
     @contextmanager
     def generation(self) -> Iterator[None]:
         """One pipeline call; latents that are cut into tiles are seen inside it."""
-        self._inside, self._label = False, ""
+        self._inside_call, self._label = False, ""
         with self._tiles if self._tiles is not None else ExitStack():
             yield
 
-    def _keeps(self) -> bool:
+    def _keeps_call(self) -> bool:
         recording = self._recording()
-        return recording is not None and recording.keeps
+        return recording is not None and recording.keeps_call
 
-    def _receive(self, tapped: Tapped) -> None:
+    def _receive(self, layer: QueryKey) -> None:
         if (recording := self._recording()) is not None:
-            recording.receive(tapped)
+            recording.receive(layer)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recording = self._recording()
@@ -87,53 +71,50 @@ class Watch:
             return
         if self._tiles is not None:
             self._tiles.pause()
-        if self._inside:  # a companion began this call
+        if self._inside_call:  # a companion began this call
             return
-        self._inside = True
+        self._inside_call = True
         self._projections.reset()
-        arguments = _named(module, args, kwargs)
-        recording.begin_call(
-            moment(self._adapter.timestep(arguments)), self._tile(arguments), label=self._label
-        )
-        if self._joint is not None and recording.keeps:
+        arguments = _by_name(module, args, kwargs)
+        now = read_timestep(self._adapter.timestep(arguments))
+        recording.begin_call(now, self._tile(arguments), label=self._label)
+        if self._joint is not None and recording.keeps_call:
             self._joint.begin(self._adapter.spans(self._pipe, arguments))
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         recording = self._recording()
-        if recording is not None and self._inside:
+        if recording is not None and self._inside_call:
             self._projections.end()
             recording.end_call()
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A module has run, or failed."""
         if module is self._denoiser:
-            self._inside = False
+            self._inside_call = False
             if self._joint is not None:
                 self._joint.reset()
         if self._tiles is not None and self._recording() is not None:
             self._tiles.resume()
 
     def _tile(self, arguments: Mapping[str, Any]) -> Tile | None:
-        """Where the latents of this call lie, if they were cut out."""
         if self._tiles is None:
             return None
         latents = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
-        return self._tiles.place(int(latents.shape[-2]), int(latents.shape[-1]))
+        return self._tiles.last_cut(int(latents.shape[-2]), int(latents.shape[-1]))
 
-    def _named(self, label: str) -> None:
+    def _set_label(self, label: str) -> None:
         self._label = label
 
 
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name."""
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
     extra = bound.pop("kwargs", {})
     return {**bound, **extra}
 
 
 @contextmanager
-def _labelled(denoiser: nn.Module, tell: Callable[[str], None]) -> Iterator[None]:
-    """Listen to the role that a pipeline names itself: ``with transformer.cache_context("cond"):``."""
+def _listening_to_labels(denoiser: nn.Module, set_label: Callable[[str], None]) -> Iterator[None]:
+    """Learn the role that a pipeline names itself: ``with transformer.cache_context("cond"):``."""
     original = getattr(denoiser, "cache_context", None)
     if original is None:
         yield
@@ -143,11 +124,11 @@ def _labelled(denoiser: nn.Module, tell: Callable[[str], None]) -> Iterator[None
     def cache_context(name: str, **kwargs: Any) -> Iterator[Any]:
         context: AbstractContextManager[Any] = original(name, **kwargs)
         with context as value:
-            tell(name)
+            set_label(name)
             try:
                 yield value
             finally:
-                tell("")
+                set_label("")
 
     denoiser.cache_context = cache_context  # type: ignore[assignment]
     try:

@@ -14,25 +14,9 @@ ImageLike: TypeAlias = Image.Image | NDArray[Any]
 
 
 def to_uint8(name: str, image: ImageLike) -> NDArray[np.uint8]:
-    """``image`` as uint8 [y, x, channel].
+    """uint8 [y, x, channel] of a PIL image, or an array of uint8, bool (True becomes 255) or float in [0, 1].
 
-    Parameters
-    ----------
-    name
-        What the image is, for errors.
-    image
-        A PIL image, or an array [y, x] or [y, x, channel] of uint8, bool (True becomes 255) or float in
-        [0, 1].
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 [y, x, channel], 1 channel for masks and grey images, 3 for colour.
-
-    Raises
-    ------
-    ShapeMismatch
-        If the array has another rank, dtype or range.
+    Masks and grey images have 1 channel, colour images 3; ``name`` is for errors.
     """
     if isinstance(image, Image.Image):
         return to_uint8(name, np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")))
@@ -49,11 +33,8 @@ def to_uint8(name: str, image: ImageLike) -> NDArray[np.uint8]:
         return array.copy()
     if array.dtype == np.bool_:
         return np.asarray(array * 255, np.uint8)
-    if (
-        np.issubdtype(array.dtype, np.floating)
-        and np.isfinite(array).all()
-        and 0 <= array.min() <= array.max() <= 1
-    ):
+    real = np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all()
+    if real and 0 <= array.min() <= array.max() <= 1:
         return np.asarray(np.rint(array * 255), np.uint8)
     raise ShapeMismatch(
         f"image {name!r}",

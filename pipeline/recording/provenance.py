@@ -12,25 +12,13 @@ _SOFTWARE = ("i2am", "torch", "diffusers", "transformers", "zarr", "numcodecs", 
 
 
 def describe(pipe: Any) -> dict[str, Any]:
-    """What can be said of a pipeline without running it.
-
-    Parameters
-    ----------
-    pipe
-        The pipeline, or any object with a scheduler.
-
-    Returns
-    -------
-    dict
-        ``model``, ``pipeline_class``, ``scheduler``, ``software`` and, where the weights are local files,
-        ``weights_sha256`` by file; plain JSON values.
-    """
+    """Model, scheduler, software and, where the weights are local files, their digests; JSON values."""
     origin = str(getattr(pipe, "name_or_path", "") or "")
     scheduler = getattr(pipe, "scheduler", None)
     return {
         "model": Path(origin).name if origin else type(pipe).__name__,
         "pipeline_class": f"{type(pipe).__module__}.{type(pipe).__qualname__}",
-        "scheduler": {"class": type(scheduler).__name__, **_plain(dict(getattr(scheduler, "config", {})))}
+        "scheduler": {"class": type(scheduler).__name__, **_jsonable(dict(getattr(scheduler, "config", {})))}
         if scheduler is not None
         else None,
         "software": {"python": platform.python_version(), **_versions()},
@@ -58,10 +46,10 @@ def _weights(folder: Path) -> dict[str, str]:
     return digests
 
 
-def _plain(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     """``value`` with everything that JSON lacks turned into text."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items() if not str(key).startswith("_")}
+        return {str(key): _jsonable(item) for key, item in value.items() if not str(key).startswith("_")}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_jsonable(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

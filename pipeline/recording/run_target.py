@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
 from i2am.pipeline.events import Listener, RunOpened
 from i2am.pipeline.recording.provenance import describe
-from i2am.pipeline.recording.recording import SampleHandle, Store
 from i2am.storage.errors import AlreadyExists, ConfigError, InputError, NotFound, ShapeMismatch, UnknownName
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.writing.create import create_run, resume_run
@@ -20,31 +18,7 @@ from i2am.storage.writing.sink import Sink
 from i2am.storage.writing.writer import RunWriter
 
 
-class Target(Store, Protocol):
-    """Where a capture goes: a run on disk, or a probe that only looks at the geometry."""
-
-    def __enter__(self) -> Target: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    @property
-    def declared(self) -> tuple[str, ...]:
-        """Ids of all samples."""
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Ids that are not committed."""
-
-    def is_committed(self, id: str) -> bool:
-        """Whether a sample exists, looked up anew."""
-
-    def expect(self, ids: Sequence[str], kept: Collection[str]) -> None:
-        """Check ids, and those among them to store, before anything is generated."""
-
-
-class CaptureRun:
+class RunTarget:
     """Creates or resumes the run at ``path``, and hands out sinks.
 
     Parameters
@@ -55,12 +29,12 @@ class CaptureRun:
         Ids it shall hold; None for those that an existing run declares.
     pipe
         The pipeline, for the record.
-    notes
+    attrs
         JSON values for the run's attributes.
     options
         Passed to :func:`i2am.create_run`.
     on_event
-        Told when the run is open.
+        Called when the run is open.
     """
 
     def __init__(
@@ -68,15 +42,15 @@ class CaptureRun:
         path: str | Path,
         samples: Sequence[str] | None,
         pipe: Any,
-        notes: Mapping[str, Any],
+        attrs: Mapping[str, Any],
         options: Mapping[str, Any],
         on_event: Listener,
     ) -> None:
         self._path, self._wanted, self._pipe = path, samples, pipe
-        self._notes, self._options, self._on_event = dict(notes), dict(options), on_event
+        self._attrs, self._options, self._on_event = dict(attrs), dict(options), on_event
         self._writer: RunWriter | None = None
 
-    def __enter__(self) -> CaptureRun:
+    def __enter__(self) -> RunTarget:
         try:
             self._resume()
         except NotFound:
@@ -87,39 +61,24 @@ class CaptureRun:
                 ) from None  # fmt: skip
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self._writer is not None:
             self._writer.close()
 
     @property
     def declared(self) -> tuple[str, ...]:
-        """Ids of all samples."""
         return tuple(self._writer.samples) if self._writer is not None else tuple(self._wanted or ())
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Ids that are not committed."""
         return tuple(self._writer.missing) if self._writer is not None else self.declared
 
     def is_committed(self, id: str) -> bool:
-        """Whether a sample exists, looked up anew."""
         return self._writer is not None and self._writer.is_committed(id)
 
-    def expect(self, ids: Sequence[str], kept: Collection[str]) -> None:
-        """Check ids, and those among them to store, before anything is generated.
-
-        Raises
-        ------
-        UnknownName
-            If one is not declared.
-        AlreadyExists
-            If one to store is committed.
-        InputError
-            If there is none to store, or one comes twice.
-        """
-        if not set(ids) & set(kept) or len(set(ids)) != len(ids):
+    def check_samples(self, ids: Sequence[str], stored: Collection[str]) -> None:
+        """Refuse ids that are unknown, come twice, or are committed although they are to be stored."""
+        if not set(ids) & set(stored) or len(set(ids)) != len(ids):
             raise InputError(
                 "samples of one call", expected="at least one id, each once", got=repr(list(ids))
             )
@@ -127,7 +86,7 @@ class CaptureRun:
         for id in ids:
             if id not in known:
                 raise UnknownName("sample", id, known)
-            if id in kept and self.is_committed(id):
+            if id in stored and self.is_committed(id):
                 raise AlreadyExists(
                     f"sample {id!r}", expected="one that is not captured yet", got="a committed one",
                     remedy="go through cap.missing",
@@ -140,19 +99,13 @@ class CaptureRun:
         calls: Sequence[Sequence[str]],
         images: Mapping[str, NDArray[Any]],
     ) -> None:
-        """Create the run with this geometry, or check that the existing one has it.
-
-        Raises
-        ------
-        ShapeMismatch
-            If the existing run has other layers or timesteps.
-        """
+        """Create the run with this geometry, or check that the existing one has it."""
         if self._writer is None:
             attrs = {
                 **describe(self._pipe),
                 "guidance": {"calls": [list(rows) for rows in calls]},
                 "dtype": specs[0].dtype,
-                **self._notes,
+                **self._attrs,
             }
             try:
                 self._writer = create_run(
@@ -164,18 +117,16 @@ class CaptureRun:
                     image_shapes={name: image.shape for name, image in images.items()},
                     **self._options,
                 )
-                self._announce()
+                self._emit_opened()
             except AlreadyExists:  # another process was faster
                 self._resume()
-        self._check(specs, timesteps)
+        self._check_geometry(specs, timesteps)
 
     def add_image(self, name: str, image: NDArray[Any]) -> None:
-        """Declare an image of this shape, unless it is declared already."""
         self._opened.add_image(name, image.shape)
 
-    def open_sample(self, handle: SampleHandle, hold: ExitStack) -> Sink:
-        """A sink for the sample of ``handle``; ``hold`` commits or undoes it."""
-        return hold.enter_context(self._opened.sample(handle.id))
+    def open_sample(self, id: str, sinks: ExitStack) -> Sink:
+        return sinks.enter_context(self._opened.sample(id))
 
     @property
     def _opened(self) -> RunWriter:
@@ -193,12 +144,12 @@ class CaptureRun:
                     "sample", id, self._writer.samples,
                     remedy="capture new samples into a new run, and analyse the runs together",
                 )  # fmt: skip
-        self._refuse_other_configuration()
-        self._announce()
+        self._check_configuration()
+        self._emit_opened()
 
-    def _refuse_other_configuration(self) -> None:
-        # Whoever came before may have been started with other settings, after we looked for a run.
-        stored, own = self._opened.attrs.get("configuration"), self._notes.get("configuration")
+    def _check_configuration(self) -> None:
+        # Another process with other settings may have made the run after this one looked for it.
+        stored, own = self._opened.attrs.get("configuration"), self._attrs.get("configuration")
         if own is not None and stored is not None and stored != own:
             self._opened.close()
             raise ConfigError(
@@ -206,15 +157,15 @@ class CaptureRun:
                 got="another one", remedy="choose another out, or start both with one configuration",
             )  # fmt: skip
 
-    def _announce(self) -> None:
+    def _emit_opened(self) -> None:
         self._on_event(RunOpened(str(self._path), len(self.declared), len(self.missing)))
 
-    def _check(self, specs: Sequence[LayerSpec], timesteps: Sequence[float]) -> None:
+    def _check_geometry(self, specs: Sequence[LayerSpec], timesteps: Sequence[float]) -> None:
         known, stored = self._opened.layers, list(self._opened.timesteps)
         for spec in specs:
             if spec.name not in known:
                 raise UnknownName("layer", spec.name, known)
-            if _comparable(spec) != _comparable(known[spec.name]):
+            if _geometry(spec) != _geometry(known[spec.name]):
                 raise ShapeMismatch(
                     f"layer {spec.name!r} of the run", expected=repr(known[spec.name]), got=repr(spec),
                     remedy="capture other sizes and models into runs of their own",
@@ -228,14 +179,7 @@ class CaptureRun:
             )
 
 
-def _comparable(spec: LayerSpec) -> tuple[Any, ...]:
+def _geometry(spec: LayerSpec) -> tuple[Any, ...]:
     """What must agree between two captures of one layer."""
-    return (
-        spec.heads,
-        spec.head_dim,
-        spec.gen_grid,
-        spec.ref_grid,
-        spec.ref_prefix,
-        spec.dtype,
-        spec.logit_scale,
-    )
+    grids = (spec.gen_grid, spec.ref_grid, spec.ref_prefix)
+    return spec.heads, spec.head_dim, *grids, spec.dtype, spec.logit_scale

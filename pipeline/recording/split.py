@@ -1,4 +1,4 @@
-"""From what a tap saw to samples, guidance roles, tiles and heads, with the geometry that was recorded."""
+"""A layer's query and key, split by guidance role, sample and head, with the geometry that was recorded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 
 from i2am.pipeline.adapters.contract import Adapter, Site, TokenLayout
-from i2am.pipeline.taps.projections import Tapped
+from i2am.pipeline.taps.projections import QueryKey
 from i2am.storage.errors import CaptureError
 from i2am.storage.format.layer_spec import DType, LayerSpec, Representation
 from i2am.storage.format.tile import Tile
@@ -17,7 +17,7 @@ from i2am.storage.index_selection import Indices, select_indices
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
+class SampleAttention:
     """One layer of one sample in one role: [head, token, dim] and lse [head, gen], on the device."""
 
     spec: LayerSpec
@@ -33,21 +33,10 @@ class Attention:
         return found if self.lse is None else {**found, "lse": self.lse}
 
 
-class Split:
-    """Splits what a tap saw by role, sample and head.
+class BatchSplitter:
+    """Takes the rows of the kept roles, and the kept heads, out of a batch.
 
     Rows come role by role, samples in order inside each: [uncond a, uncond b, cond a, cond b].
-
-    Parameters
-    ----------
-    pipe, adapter
-        The pipeline, and what is known of its family.
-    roles
-        Guidance roles to keep.
-    heads
-        Heads to keep.
-    representation
-        Passed on to every layer's specification.
     """
 
     def __init__(
@@ -61,117 +50,85 @@ class Split:
         self._pipe, self._adapter = pipe, adapter
         self.roles, self._heads, self._representation = tuple(roles), heads, representation
 
-    def rows(self, tapped: Tapped, samples: int, known: tuple[str, ...] | None) -> tuple[str, ...]:
-        """Roles of the row blocks of a call.
-
-        Parameters
-        ----------
-        tapped
-            One of its layers.
-        samples
-            Samples of the pipeline call.
-        known
-            Roles where the call itself tells them.
-
-        Raises
-        ------
-        CaptureError
-            If the rows are not a whole number of blocks, or another number than ``known`` says.
-        """
-        count = tapped.query.shape[0]
-        if count % samples or tapped.key.shape[0] != count:
+    def rows(self, layer: QueryKey, samples: int, known: tuple[str, ...] | None) -> tuple[str, ...]:
+        """Roles of the row blocks of a call; ``known`` where the call itself tells them."""
+        count = layer.query.shape[0]
+        if count % samples or layer.key.shape[0] != count:
             raise CaptureError(
-                f"layer {tapped.site.name!r}: rows of a denoiser call",
+                f"layer {layer.site.name!r}: rows of a denoiser call",
                 expected=f"a multiple of {samples} declared samples, equal for query and key",
-                got=f"{count} and {tapped.key.shape[0]}",
+                got=f"{count} and {layer.key.shape[0]}",
                 remedy="declare every image of the call: cap.samples([...]) takes one id for each",
             )
         if known is None:
             return self._adapter.roles(self._pipe, count // samples)
         if len(known) * samples != count:
             raise CaptureError(
-                f"layer {tapped.site.name!r}: rows of a denoiser call",
+                f"layer {layer.site.name!r}: rows of a denoiser call",
                 expected=f"{len(known)} for each of {samples} samples: {', '.join(known)}",
                 got=str(count),
                 remedy="declare every image of the call, or give its layout: guidance=[[...]]",
             )
         return known
 
-    def __call__(
-        self, tapped: Tapped, rows: tuple[str, ...], samples: int, tile: Tile | None
-    ) -> Iterator[Attention]:
-        """The kept parts of one layer's call.
-
-        Parameters
-        ----------
-        tapped
-            The layer's query and key.
-        rows
-            Roles of the row blocks.
-        samples
-            Samples of the pipeline call.
-        tile
-            Where the call's latents lie on the whole picture, if they are a tile.
-
-        Raises
-        ------
-        CaptureError
-            If tokens or dtype are not what the recorded geometry says.
-        """
-        heads = tapped.query.shape[2]
+    def split(
+        self, layer: QueryKey, rows: tuple[str, ...], samples: int, tile: Tile | None
+    ) -> Iterator[SampleAttention]:
+        """The kept roles, samples and heads of one layer's call, whose row blocks have the roles ``rows``."""
+        heads = layer.query.shape[2]
         kept = sorted(select_indices("head", self._heads, heads))
         for role in self.roles:
             if role not in rows:
                 continue
-            spec = self._spec(tapped, role, len(kept), tile)
+            spec = self._spec(layer, role, len(kept), tile)
             first = rows.index(role) * samples
             for sample in range(samples):
                 row = first + sample
-                query, key = tapped.query[row].transpose(0, 1), tapped.key[row].transpose(0, 1)
-                lse = None if tapped.lse is None else tapped.lse[row]
+                query, key = layer.query[row].transpose(0, 1), layer.key[row].transpose(0, 1)
+                lse = None if layer.lse is None else layer.lse[row]
                 if len(kept) < heads:
                     query, key = query[kept], key[kept]
                     lse = None if lse is None else lse[kept]
-                yield Attention(spec, sample, query, key, lse)
+                yield SampleAttention(spec, sample, query, key, lse)
 
-    def _spec(self, tapped: Tapped, role: str, heads: int, tile: Tile | None) -> LayerSpec:
-        site, grid = tapped.site, tapped.grid
-        tokens, dtype = tapped.query.shape[1], str(tapped.query.dtype).removeprefix("torch.")
+    def _spec(self, layer: QueryKey, role: str, heads: int, tile: Tile | None) -> LayerSpec:
+        site, grid = layer.site, layer.grid
+        tokens, dtype = layer.query.shape[1], str(layer.query.dtype).removeprefix("torch.")
         if grid[0] * grid[1] != tokens or dtype not in get_args(DType):
             raise CaptureError(
                 f"layer {site.name!r}: query",
                 expected=f"[row, {grid[0]}x{grid[1]} tokens, head, dim], " + ", ".join(get_args(DType)),
-                got=f"{tuple(tapped.query.shape)}, {dtype}",
+                got=f"{tuple(layer.query.shape)}, {dtype}",
                 remedy="use an adapter that knows this layer's geometry",
             )
-        layout = self._layout(tapped)
+        layout = self._layout(layer)
         shared = tile is None or self._adapter.shared_reference(self._pipe)
         return LayerSpec(
-            name=_name(site.name, tapped.part, tile, role),
+            name=_name(site.name, layer.part, tile, role),
             heads=heads,
-            head_dim=tapped.query.shape[3],
+            head_dim=layer.query.shape[3],
             gen_grid=grid,
             ref_grid=layout.grid,
             ref_prefix=layout.prefix,
             representation=self._representation,
             static_key=isinstance(site, Site) and site.static_key,
             dtype=dtype,  # type: ignore[arg-type]
-            scale=tapped.scale,
-            lse=tapped.lse is not None,
+            scale=layer.scale,
+            lse=layer.lse is not None,
             module_class=site.module_class,
             role=role,
             tile=tile,
             ref_tile=None if shared else tile,
         )
 
-    def _layout(self, tapped: Tapped) -> TokenLayout:
-        if tapped.layout is not None:
-            return tapped.layout
-        site = tapped.site
+    def _layout(self, layer: QueryKey) -> TokenLayout:
+        if layer.layout is not None:
+            return layer.layout
+        site = layer.site
         if not isinstance(site, Site):
-            raise TypeError("a joint layer brings its layout along")
-        tokens = tapped.key.shape[1]
-        layout = self._adapter.layout(self._pipe, site, tokens, tapped.grid)
+            raise TypeError("the tap of a joint layer gives its layout")
+        tokens = layer.key.shape[1]
+        layout = self._adapter.layout(self._pipe, site, tokens, layer.grid)
         if layout.tokens != tokens:
             raise CaptureError(
                 f"layer {site.name!r}: reference tokens",

@@ -8,9 +8,9 @@ attention module of interest runs, and both are passed on untouched, so the imag
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from types import ModuleType, TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,50 +19,37 @@ from torch.overrides import TorchFunctionMode
 
 from i2am.pipeline.adapters.contract import JointSite, Spans
 from i2am.pipeline.taps.logsumexp import row_logsumexp
-from i2am.pipeline.taps.projections import Receive, Tapped
+from i2am.pipeline.taps.projections import QueryKey, Receive
 from i2am.storage.errors import CaptureError
 
 _DISPATCH = "dispatch_attention_fn"
 
 
 class CallTap:
-    """Watches the attention calls of ``sites``; everything it put in place leaves with the context.
+    """Sees the attention calls of ``sites``.
 
-    Parameters
-    ----------
-    sites
-        Layers to tap.
-    receive
-        Gets query, key and log-sum-exp of the generated rows, once for each reference.
-    wanted
-        Whether the current denoiser call is kept: nothing is computed for the others.
+    ``receive`` gets query, key and log-sum-exp of the generated rows, once for each reference; nothing is
+    computed where ``keeps_call`` says that the current denoiser call is not kept.
     """
 
-    def __init__(self, sites: Sequence[JointSite], receive: Receive, wanted: Callable[[], bool]) -> None:
-        self._sites, self._receive, self._wanted = tuple(sites), receive, wanted
+    def __init__(self, sites: Sequence[JointSite], receive: Receive, keeps_call: Callable[[], bool]) -> None:
+        self._sites, self._receive, self._keeps_call = tuple(sites), receive, keeps_call
         self._spans: Spans | None = None
         self._current: JointSite | None = None
         self._seen = False
-        self._mode: _Watch | None = None
-        self._hooks = ExitStack()
+        self._mode: _SdpaMode | None = None
 
-    def __enter__(self) -> CallTap:
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Register every hook and wrapper; where one fails, the earlier ones are removed."""
         with ExitStack() as hooks:
             for module in dict.fromkeys(filter(None, map(_dispatching, self._sites))):
                 self._wrap(module, hooks)
             for site in self._sites:
-                before = site.module.register_forward_pre_hook(self._enter_site(site))
-                hooks.callback(before.remove)
-                after = site.module.register_forward_hook(self._leave_site, always_call=True)
-                hooks.callback(after.remove)
-            self._hooks = hooks.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.reset()
-        self._hooks.close()
+                hooks.callback(site.module.register_forward_pre_hook(self._enter_site(site)).remove)
+                hooks.callback(site.module.register_forward_hook(self._leave_site, always_call=True).remove)
+            hooks.callback(self.reset)
+            yield
 
     def begin(self, spans: Spans) -> None:
         """A denoiser call begins, whose tokens stand as ``spans`` says."""
@@ -71,7 +58,7 @@ class CallTap:
     def reset(self) -> None:
         """Forget what a crashed or finished call of the denoiser left behind."""
         self._spans = self._current = None
-        self._stop_watching()
+        self._leave_mode()
 
     def _wrap(self, module: ModuleType, hooks: ExitStack) -> None:
         original = getattr(module, _DISPATCH)
@@ -79,7 +66,7 @@ class CallTap:
         def dispatch(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
             if self._current is not None:
                 mask = args[0] if args else kwargs.get("attn_mask")
-                self._saw(query, key, mask, kwargs.get("scale"))
+                self._on_call(query, key, mask, kwargs.get("scale"))
             return original(query, key, value, *args, **kwargs)
 
         setattr(module, _DISPATCH, dispatch)
@@ -89,18 +76,18 @@ class CallTap:
         dispatches = _dispatching(site) is not None
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if self._spans is None or not self._wanted():
+            if self._spans is None or not self._keeps_call():
                 return
             self._current, self._seen = site, False
             if not dispatches:
-                self._mode = _Watch(self._saw_sdpa)
+                self._mode = _SdpaMode(self._on_sdpa)
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
 
         return hook
 
     def _leave_site(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         site, self._current = self._current, None
-        self._stop_watching()
+        self._leave_mode()
         if site is not None and not self._seen and output is not None:
             raise CaptureError(
                 f"layer {site.name!r}: its joint attention call",
@@ -110,15 +97,15 @@ class CallTap:
                 remedy="use a processor that calls one of them, or another adapter",
             )
 
-    def _stop_watching(self) -> None:
+    def _leave_mode(self) -> None:
         if self._mode is not None:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
 
-    def _saw_sdpa(self, query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any) -> None:
-        self._saw(query.transpose(1, 2), key.transpose(1, 2), attn_mask, kwargs.get("scale"))
+    def _on_sdpa(self, query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any) -> None:
+        self._on_call(query.transpose(1, 2), key.transpose(1, 2), attn_mask, kwargs.get("scale"))
 
-    def _saw(self, query: torch.Tensor, key: torch.Tensor, mask: Any, scale: float | None) -> None:
+    def _on_call(self, query: torch.Tensor, key: torch.Tensor, mask: Any, scale: float | None) -> None:
         """An attention call inside the current site: the joint one has all tokens on both sides."""
         spans, site = self._spans, self._current
         if spans is None or site is None or self._seen or query.ndim != 4:
@@ -128,24 +115,27 @@ class CallTap:
         self._seen = True
         query, key = query.detach(), key.detach()
         factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-        generated = query[:, spans.start : spans.start + spans.grid[0] * spans.grid[1]]
-        lse = row_logsumexp(generated, key, factor, _masked(mask, spans, generated.shape[1]))
+        rows = slice(spans.start, spans.start + spans.grid[0] * spans.grid[1])
+        if mask is not None and mask.shape[-2] != 1:
+            mask = mask[..., rows, :]
+        generated = query[:, rows]
+        lse = row_logsumexp(generated, key, factor, mask)
         for number, (start, layout) in enumerate(spans.references):
             reference = key[:, start : start + layout.tokens]
             part = f"reference-{number}" if number else ""
-            self._receive(Tapped(site, generated, reference, spans.grid, factor, layout, lse, part))
+            self._receive(QueryKey(site, generated, reference, spans.grid, factor, layout, lse, part))
 
 
-class _Watch(TorchFunctionMode):
-    def __init__(self, saw: Callable[..., None]) -> None:
+class _SdpaMode(TorchFunctionMode):
+    def __init__(self, on_call: Callable[..., None]) -> None:
         super().__init__()
-        self._saw = saw
+        self._on_call = on_call
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
-            self._saw(*args, **(kwargs or {}))
+            self._on_call(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -154,13 +144,3 @@ def _dispatching(site: JointSite) -> ModuleType | None:
     processor = getattr(site.module, "processor", site.module)
     module = sys.modules.get(type(processor).__module__)
     return module if hasattr(module, _DISPATCH) else None
-
-
-def _masked(mask: Any, spans: Spans, rows: int) -> torch.Tensor | None:
-    """The part of a mask [.., query, key] that concerns the generated rows."""
-    if mask is None:
-        return None
-    found: torch.Tensor = mask
-    if found.shape[-2] != 1:
-        found = found[..., spans.start : spans.start + rows, :]
-    return found

@@ -19,14 +19,9 @@ class HostCopies:
     """Ordered copies of tensors into host arrays.
 
     On a CUDA device a copy goes through a side stream into pinned memory, and a thread delivers the array
-    once the copy has ended, so the model's own stream never waits. The bytes under way are bounded: a slow
-    receiver slows the model down and never fills the memory. On the CPU the copy is made and delivered at
-    once.
-
-    Parameters
-    ----------
-    limit
-        Most bytes under way.
+    once the copy has ended, so the model's own stream never waits. At most ``limit`` bytes are under way: a
+    slow receiver slows the model down and never fills the memory. On the CPU the copy is made and delivered
+    at once.
     """
 
     def __init__(self, limit: int = 256 << 20) -> None:
@@ -42,12 +37,8 @@ class HostCopies:
     def submit(self, tensor: torch.Tensor, deliver: Deliver) -> None:
         """Copy ``tensor`` and hand the array, contiguous and its own, to ``deliver``.
 
-        bfloat16, which numpy lacks, arrives as float32 with the same values.
-
-        Raises
-        ------
-        Exception
-            Whatever an earlier ``deliver`` raised.
+        bfloat16, which numpy lacks, arrives as float32 with the same values. What an earlier ``deliver``
+        raised is raised here.
         """
         self._raise()
         if tensor.device.type != "cuda":

@@ -11,23 +11,10 @@ _BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 def row_logsumexp(
     query: torch.Tensor, key: torch.Tensor, scale: float, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """For each query, log of the sum over all keys of exp(scale q·k).
+    """For each query, log of the sum over all keys of exp(scale q·k): [row, head, token], in float32.
 
-    Parameters
-    ----------
-    query
-        [row, token, head, dim].
-    key
-        [row, key, head, dim].
-    scale
-        Factor on q·k.
-    mask
-        Broadcastable to [row, head, token, key]: boolean, True where a key counts, or added to the logits.
-
-    Returns
-    -------
-    torch.Tensor
-        [row, head, token] float32, on the same device. Products and sums are in float32.
+    ``query`` and ``key`` are [row, token, head, dim]; ``mask`` is broadcastable to [row, head, token, key]:
+    boolean, True where a key counts, or added to the logits.
     """
     rows, tokens, heads, _ = query.shape
     keys = key.transpose(1, 2).float().transpose(-1, -2)

@@ -6,10 +6,9 @@ serves every attention kernel (einsum, SDPA, xformers) and never computes anythi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import torch
@@ -20,7 +19,7 @@ from i2am.storage.errors import CaptureError
 
 
 @dataclass(frozen=True, slots=True)
-class Tapped:
+class QueryKey:
     """What one call of a layer computed. The tensors are the model's own: copy before returning.
 
     Attributes
@@ -34,7 +33,7 @@ class Tapped:
     scale
         Factor on q·k.
     layout
-        Where the reference tokens stand, if the tap knows it.
+        Order of the reference tokens, if the tap knows it.
     lse
         Log-sum-exp of each row over all keys of a joint softmax, [row, head, token] float32.
     part
@@ -51,47 +50,31 @@ class Tapped:
     part: str = ""
 
 
-Receive: TypeAlias = Callable[[Tapped], None]
+Receive: TypeAlias = Callable[[QueryKey], None]
 """Called once for each call of a layer, as soon as query and key both exist."""
 
 
 class ProjectionTap:
-    """Forward hooks on the projections of ``sites``; they only read, and all leave with the context.
-
-    Sites may share a query (several IP-Adapters on one layer).
-
-    Parameters
-    ----------
-    sites
-        Layers to tap.
-    receive
-        Gets each layer's query and key.
-    """
+    """Forward hooks on the projections of ``sites``, which may share a query; they only read."""
 
     def __init__(self, sites: Sequence[Site], receive: Receive) -> None:
         self._sites, self._receive = tuple(sites), receive
         self._grids: dict[nn.Module, tuple[int, int]] = {}
         self._queries: dict[str, torch.Tensor] = {}
         self._keys: dict[str, torch.Tensor] = {}
-        self._hooks = ExitStack()
 
-    def __enter__(self) -> ProjectionTap:
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Register every hook; where one registration fails, the earlier ones are removed."""
         with ExitStack() as hooks:
+            hooks.callback(self.reset)
             for grid in dict.fromkeys(site.grid for site in self._sites):
-                # One at a time: where a later registration fails, the earlier ones leave.
                 hooks.callback(grid.register_forward_pre_hook(self._on_grid, with_kwargs=True).remove)
             for site in self._sites:
-                for module, held in ((site.query, self._queries), (site.key, self._keys)):
-                    projection = module.register_forward_hook(self._on_projection(site, held))
+                for module, outputs in ((site.query, self._queries), (site.key, self._keys)):
+                    projection = module.register_forward_hook(self._on_projection(site, outputs))
                     hooks.callback(projection.remove)
-            self._hooks = hooks.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.close()
-        self.reset()
+            yield
 
     def reset(self) -> None:
         """Forget what a crashed or finished call of the denoiser left behind."""
@@ -100,14 +83,8 @@ class ProjectionTap:
         self._keys.clear()
 
     def end(self) -> None:
-        """A denoiser call ends.
-
-        Raises
-        ------
-        CaptureError
-            If a layer computed keys more than once for one query (several masked reference images).
-        """
-        if self._keys:
+        """A denoiser call ends: every key must have met its query."""
+        if self._keys:  # several masked reference images, say
             raise CaptureError(
                 f"layer {next(iter(self._keys))!r}: keys for one query", expected="computed once",
                 got="computed again", remedy="give each reference image an adapter of its own, or leave the "
@@ -127,17 +104,17 @@ class ProjectionTap:
             )
         self._grids[module] = (int(features.shape[2]), int(features.shape[3]))
 
-    def _on_projection(self, site: Site, held: dict[str, torch.Tensor]) -> Callable[..., None]:
+    def _on_projection(self, site: Site, outputs: dict[str, torch.Tensor]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            held[site.name] = output.detach()
+            outputs[site.name] = output.detach()
             if site.name in self._queries and site.name in self._keys:
                 query, key = self._queries.pop(site.name), self._keys.pop(site.name)
-                self._receive(_tapped(site, query, key, self._grids.get(site.grid)))
+                self._receive(_in_heads(site, query, key, self._grids.get(site.grid)))
 
         return hook
 
 
-def _tapped(site: Site, query: torch.Tensor, key: torch.Tensor, grid: tuple[int, int] | None) -> Tapped:
+def _in_heads(site: Site, query: torch.Tensor, key: torch.Tensor, grid: tuple[int, int] | None) -> QueryKey:
     width = query.shape[-1]
     if grid is None or query.ndim != 3 or width % site.heads or key.shape[-1] != width:
         raise CaptureError(
@@ -150,4 +127,4 @@ def _tapped(site: Site, query: torch.Tensor, key: torch.Tensor, grid: tuple[int,
     # Several reference images of one layer come as [row, image, token, width].
     key = key.flatten(1, -2) if key.ndim > 3 else key
     query, key = (x.reshape(*x.shape[:2], site.heads, width // site.heads) for x in (query, key))
-    return Tapped(site, query, key, grid, site.scale)
+    return QueryKey(site, query, key, grid, site.scale)

@@ -13,22 +13,7 @@ Array = np.ndarray[Any, Any]
 
 
 def scaled_logits(query: Array, key: Array, scale: float) -> Array:
-    """Return S = scale · q·k for every pair of tokens (paper: S = q·k / sqrt(d)).
-
-    Parameters
-    ----------
-    query : ndarray
-        (..., gen, dim), float16 or float32.
-    key : ndarray
-        (..., ref, dim); leading axes broadcast against those of `query`.
-    scale : float
-        Usually ``dim ** -0.5``.
-
-    Returns
-    -------
-    ndarray
-        (..., gen, ref) float32, computed in float32 whatever the inputs are.
-    """
+    """Return scale · q·k, (..., gen, ref) float32, of query (..., gen, dim) and key (..., ref, dim)."""
     with np.errstate(invalid="ignore", over="ignore"):  # a model's NaN is the model's business
         out: Array = np.matmul(widened(query, scale), np.swapaxes(widened(key), -1, -2))
     return out
@@ -36,18 +21,9 @@ def scaled_logits(query: Array, key: Array, scale: float) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Raw values of one layer and sample, as stored: either query and key, or scores.
+    """Stored values of one layer and sample: query and key, or scores.
 
-    Parameters
-    ----------
-    query : ndarray or None
-        (step, head, gen, dim) float16 or float32.
-    key : ndarray or None
-        (step or 1, head, ref, dim).
-    scores : ndarray or None
-        (step, head, gen, ref).
-    scale : float
-        Factor on q·k.
+    `query` is (step, head, gen, dim), `key` (step or 1, head, ref, dim), `scores` (step, head, gen, ref).
     """
 
     query: Array | None
@@ -56,18 +32,7 @@ class Block:
     scale: float
 
     def rows(self, gen: slice, ref: slice) -> Block:
-        """Return a view of some tokens.
-
-        Parameters
-        ----------
-        gen, ref : slice
-            Tokens of the generated image and of the reference.
-
-        Returns
-        -------
-        Block
-            Shares memory with this one.
-        """
+        """Return some tokens; the arrays share memory with this block's."""
         if self.scores is not None:
             return Block(None, None, self.scores[:, :, gen, ref], self.scale)
         if self.query is None or self.key is None:
@@ -75,13 +40,7 @@ class Block:
         return Block(self.query[:, :, gen], self.key[:, :, ref], None, self.scale)
 
     def logits(self) -> Array:
-        """Return the scaled logits.
-
-        Returns
-        -------
-        ndarray
-            (step, head, gen, ref) float32.
-        """
+        """Return the scaled logits, (step, head, gen, ref) float32."""
         if self.scores is not None:
             return self.scores if self.scores.dtype == np.float32 else widened(self.scores)
         if self.query is None or self.key is None:

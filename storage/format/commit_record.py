@@ -10,46 +10,21 @@ from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.file_names import sample_file, sample_of_file
 from i2am.storage.format.header import Header
 from i2am.storage.format.shard import FileRecord
-from i2am.storage.format.signed_json import DocumentError, canonical, check_digest, parse, signed
+from i2am.storage.format.signed_json import DocumentError, canonical, parse_signed, signed
 from i2am.storage.locations.base import Location, TooLarge
 
 FOLDER = "commits"
-"""Directory of the records."""
-
 
 MAX_RECORD = 16 << 20
 """Bytes of a record that are read."""
 
 
 def record_path(sample: str) -> str:
-    """Return the path of a sample's record below the run.
-
-    Parameters
-    ----------
-    sample : str
-        Sample id.
-
-    Returns
-    -------
-    str
-        ``commits/<encoded id>.json``.
-    """
     return f"{FOLDER}/{sample_file(sample)}.json"
 
 
 def committed_names(location: Location) -> set[str]:
-    """Return the ids that have a record.
-
-    Parameters
-    ----------
-    location : Location
-        Where the run lives.
-
-    Returns
-    -------
-    set of str
-        Decoded ids; whether they are declared is for the caller to see.
-    """
+    """Return the ids that have a record, declared or not."""
     return {sample_of_file(name[:-5]) for name in location.names(FOLDER) if name.endswith(".json")}
 
 
@@ -57,22 +32,9 @@ def committed_names(location: Location) -> set[str]:
 class CommitRecord:
     """What a sample consists of.
 
-    Parameters
-    ----------
-    run_id, sample, index
-        Which sample of which run.
-    committed : str
-        UTC time, ISO 8601.
-    files : dict
-        Path below the run to size and checksum.
-    images : dict
-        Image name to {"shape": [y, x, channel], "sha256": of its zarr.json}.
-    nonfinite : dict
-        Array path to the number of NaN and infinite values, where there are any.
-    annotations : dict
-        What the writer had to say: seed, seconds, ...
-    digest : str
-        Of the document it was read from; empty for one that was not read.
+    `files` maps paths below the run to sizes and checksums; `images` names to {"shape": [y, x, channel],
+    "sha256": digest of its zarr.json}; `nonfinite` paths of arrays to their number of NaN and infinities.
+    `annotations` are the writer's. `digest` is that of the document that was read.
     """
 
     run_id: str
@@ -86,13 +48,6 @@ class CommitRecord:
     digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the signed document.
-
-        Returns
-        -------
-        dict
-            With ``digest``.
-        """
         files = {path: {"bytes": f.bytes, "crc32c": f"{f.crc32c:08x}"} for path, f in self.files.items()}
         return signed(
             {
@@ -109,44 +64,11 @@ class CommitRecord:
         )
 
     def to_bytes(self) -> bytes:
-        """Return the file's content.
-
-        Returns
-        -------
-        bytes
-            Canonical form.
-        """
         return canonical(self.to_json())
 
 
-def build_record(
-    document: Mapping[str, Any], header: Header, sample: str, *, signed: bool = False
-) -> CommitRecord:
-    """Turn a document into a record, checked against its own digest and the run.
-
-    Parameters
-    ----------
-    document : mapping
-        As `CommitRecord.to_json` made it.
-    header : Header
-        The run's header.
-    sample : str
-        A declared sample.
-    signed : bool
-        Its bytes are covered by another digest that was checked.
-
-    Returns
-    -------
-    CommitRecord
-        What the sample consists of.
-
-    Raises
-    ------
-    DocumentError, ValueError, KeyError, TypeError, AttributeError
-        If it is not the record of this sample.
-    """
-    if not signed:
-        check_digest(document)
+def _build_record(document: Mapping[str, Any], header: Header, sample: str) -> CommitRecord:
+    """Turn a document into a record, checked against the run."""
     if document["run_id"] != header.run_id:
         raise DocumentError("it belongs to another run")
     index = header.position(sample)
@@ -180,27 +102,7 @@ def _file(found: Any) -> FileRecord:
 
 
 def read_record(location: Location, header: Header, sample: str) -> CommitRecord:
-    """Read a record and check it against its own digest and the run.
-
-    Parameters
-    ----------
-    location : Location
-        Where the run lives.
-    header : Header
-        The run's header.
-    sample : str
-        A declared sample.
-
-    Returns
-    -------
-    CommitRecord
-        What the sample consists of.
-
-    Raises
-    ------
-    DamagedSample
-        If the record is missing, damaged, or another's.
-    """
+    """Read a record; `DamagedSample` if it is missing, damaged, or another sample's."""
     path = record_path(sample)
     try:
         data = location.read(path, MAX_RECORD)
@@ -209,6 +111,6 @@ def read_record(location: Location, header: Header, sample: str) -> CommitRecord
     except (DamagedRun, TooLarge) as error:
         raise DamagedSample(sample, None, f"commit record {path}: {error}") from error
     try:
-        return build_record(parse(data), header, sample)
+        return _build_record(parse_signed(data), header, sample)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedSample(sample, None, f"commit record {path}: {error}") from error

@@ -19,36 +19,11 @@ _BLOCK = 1 << 17
 
 
 def stored_dtype(dtype: str) -> str:
-    """Return the NumPy dtype in which values of a model dtype are stored.
-
-    Parameters
-    ----------
-    dtype : {"float16", "bfloat16", "float32"}
-        The model's dtype.
-
-    Returns
-    -------
-    str
-        ``"float16"`` or ``"float32"``.
-    """
     return "float16" if dtype == "float16" else "float32"
 
 
 def check_float(what: str, array: Array) -> None:
-    """Refuse arrays that are not floating point.
-
-    Parameters
-    ----------
-    what : str
-        Names the array in the message.
-    array : ndarray
-        The array.
-
-    Raises
-    ------
-    ShapeMismatch
-        If the dtype is neither a NumPy float nor ``ml_dtypes.bfloat16``.
-    """
+    """Raise `ShapeMismatch` for arrays that are not floating point."""
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise ShapeMismatch(
             f"{what}: dtype",
@@ -66,27 +41,7 @@ def _widen(array: Array) -> Array:
 
 
 def exact(what: str, array: Array, dtype: str) -> Array:
-    """Convert to the stored form of a model dtype without changing any value.
-
-    Parameters
-    ----------
-    what : str
-        Names the array in the message.
-    array : ndarray
-        float16, bfloat16 (ml_dtypes), float32 or wider.
-    dtype : {"float16", "bfloat16", "float32"}
-        The layer's dtype.
-
-    Returns
-    -------
-    ndarray
-        C-contiguous, little-endian, float16 or float32; the input itself where nothing has to change.
-
-    Raises
-    ------
-    ShapeMismatch
-        If some value cannot be held by `dtype` exactly. NaN and infinities count as held.
-    """
+    """Convert to the stored form of a model dtype; `ShapeMismatch` if that would round a value."""
     target = np.dtype(stored_dtype(dtype)).newbyteorder("<")
     source = _widen(array) if array.dtype.name == "bfloat16" else array
     with np.errstate(over="ignore", invalid="ignore"):
@@ -105,18 +60,6 @@ def exact(what: str, array: Array, dtype: str) -> Array:
 
 
 def count_nonfinite(array: Array) -> int:
-    """Count NaN and infinite values.
-
-    Parameters
-    ----------
-    array : ndarray
-        C-contiguous float16 or float32.
-
-    Returns
-    -------
-    int
-        Their number.
-    """
     bits, exponent = (np.uint16, 0x7C00) if array.dtype.itemsize == 2 else (np.uint32, 0x7F800000)
     flat: Array = array.reshape(-1).view(bits)
     mask: Any = bits(exponent)

@@ -27,21 +27,6 @@ def sample_file(sample: object) -> str:
 
     Letters, digits, ``_ . - ~`` stay; every other UTF-8 byte becomes ``%XX``, and so do a leading dot, a
     trailing dot and the first letter of names that some systems reserve (``CON``).
-
-    Parameters
-    ----------
-    sample : str
-        Any non-empty text without control characters.
-
-    Returns
-    -------
-    str
-        At most `MAX_FILE_NAME` characters, all ASCII, never ``.`` or ``..``.
-
-    Raises
-    ------
-    InputError
-        If the id is empty, has control characters, or is too long.
     """
     if not isinstance(sample, str) or not sample:
         raise InputError("sample id", expected="a non-empty text", got=repr(sample))
@@ -65,23 +50,10 @@ def sample_file(sample: object) -> str:
 
 
 def sample_of_file(name: str) -> str:
-    """Decode what `sample_file` made.
-
-    Parameters
-    ----------
-    name : str
-        File name without suffix.
-
-    Returns
-    -------
-    str
-        The sample id.
-    """
     return unquote(name)
 
 
 def is_segment(name: object) -> TypeGuard[str]:
-    """Return whether a layer or image name can stand as one segment of a Zarr path; see `check_segment`."""
     return (
         isinstance(name, str)
         and name != ""
@@ -95,26 +67,7 @@ def is_segment(name: object) -> TypeGuard[str]:
 
 
 def check_segment(kind: str, name: object) -> str:
-    """Check that a layer or image name can stand as one segment of a Zarr path.
-
-    Parameters
-    ----------
-    kind : str
-        ``"layer"`` or ``"image"``, for the message.
-    name : str
-        The name.
-
-    Returns
-    -------
-    str
-        The name, unchanged.
-
-    Raises
-    ------
-    InputError
-        If the name is empty, has a slash, a backslash or control characters, starts with a dot or ``__``, or
-        is longer than `MAX_FILE_NAME` bytes.
-    """
+    """Return a layer or image name that can stand as one segment of a Zarr path, or raise `InputError`."""
     if not is_segment(name):
         raise InputError(
             f"{kind} name",
@@ -123,3 +76,11 @@ def check_segment(kind: str, name: object) -> str:
             f"at most {MAX_FILE_NAME} bytes, not zarr.json",
         )
     return name
+
+
+def layer_of(path: str) -> str | None:
+    """Return the layer, or ``images/<name>``, that a file below the run belongs to; None for others."""
+    parts = path.split("/")
+    if len(parts) < 3:
+        return None
+    return parts[1] if parts[0] == "attention" else f"images/{parts[1]}" if parts[0] == "images" else None

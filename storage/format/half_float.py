@@ -28,20 +28,7 @@ _INFINITE = 0x7C00
 
 
 def widened(values: Array, factor: float = 1.0) -> Array:
-    """Return a new float32 array of the values times a factor.
-
-    Parameters
-    ----------
-    values : ndarray
-        Any shape, float16, float32 or any dtype that NumPy converts.
-    factor : float
-        Rounded to float32 first.
-
-    Returns
-    -------
-    ndarray
-        float32, C order: ``float32(values) * float32(factor)``, to the bit.
-    """
+    """Return a new float32 array of the values times a factor."""
     if values.dtype != np.float16:
         out = np.array(values, dtype=np.float32, order="C")
         if factor != 1.0:

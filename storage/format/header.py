@@ -20,23 +20,10 @@ FORMAT = 1
 """The format that this version writes, and the newest it reads."""
 
 ROOT = "zarr.json"
-"""The root document."""
 
 OWN_KEYS = frozenset(
-    {
-        "format",
-        "run_id",
-        "created",
-        "samples",
-        "timesteps",
-        "layers",
-        "arrays",
-        "codec",
-        "images",
-        "metadata",
-        "kept",
-        "digest",
-    }
+    {"format", "run_id", "created", "samples", "timesteps", "layers", "arrays", "codec", "images", "metadata"}
+    | {"kept", "digest"}
 )
 """Entries of ``attributes["i2am"]`` that the store writes; all others are the caller's."""
 
@@ -51,24 +38,10 @@ MAX_IMAGE = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the root document says.
+    """The root document.
 
-    Parameters
-    ----------
-    attributes : dict
-        ``attributes["i2am"]`` as stored.
-    layers : dict
-        Layer name to LayerSpec, in declared order, representation decided.
-    layouts : dict
-        Layer name to array name to layout.
-    samples : tuple of str
-        Declared ids.
-    timesteps : tuple of number
-        The scheduler's value for each step.
-    images : dict
-        Image name to (y, x, channel), those declared at creation.
-    positions : mapping
-        Sample id to its index on axis 0.
+    `attributes` are ``attributes["i2am"]`` as stored; `layouts` holds a layout for each layer and array;
+    `images` the (y, x, channel) of those declared at creation; `positions` each sample's index on axis 0.
     """
 
     attributes: dict[str, Any]
@@ -80,96 +53,33 @@ class Header:
     positions: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Number the samples once: a run may have many thousands."""
         object.__setattr__(self, "positions", {sample: i for i, sample in enumerate(self.samples)})
 
     def position(self, sample: str) -> int:
-        """Return the index of a declared sample on axis 0.
-
-        Parameters
-        ----------
-        sample : str
-            Its id.
-
-        Returns
-        -------
-        int
-            From 0.
-
-        Raises
-        ------
-        UnknownName
-            If it is not declared.
-        """
         if sample not in self.positions:
             raise UnknownName("sample", sample, self.samples)
         return self.positions[sample]
 
     @property
     def run_id(self) -> str:
-        """Id of the run."""
         return str(self.attributes["run_id"])
 
     @property
     def codec(self) -> str:
-        """The run's codec."""
         return str(self.attributes["codec"])
 
     def attention_keys(self, index: int) -> Iterator[str]:
-        """Yield the paths of all shards of a sample's attention.
-
-        Parameters
-        ----------
-        index : int
-            Index of the sample.
-
-        Yields
-        ------
-        str
-            Below the run.
-        """
+        """Yield the paths of all shards of a sample's attention."""
         for layouts in self.layouts.values():
             for layout in layouts.values():
                 yield from layout.keys(index)
 
     def image(self, name: str, shape: Sequence[int]) -> ArrayLayout:
-        """Return the layout of an image array.
-
-        Parameters
-        ----------
-        name : str
-            Image name.
-        shape : sequence of int
-            (y, x, channel).
-
-        Returns
-        -------
-        ArrayLayout
-            One image per shard.
-        """
         return image_layout(name, image_shape(name, shape), len(self.samples), self.codec)
 
 
 def image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
-    """Check an image shape.
-
-    Parameters
-    ----------
-    name : str
-        Image name.
-    shape : sequence of int
-        Should be (y, x, channel), all at least 1.
-
-    Returns
-    -------
-    tuple of int
-        The shape.
-
-    Raises
-    ------
-    InputError
-        If name or shape are impossible.
-    """
+    """Return an image's (y, x, channel), or raise `InputError`."""
     check_segment("image", name)
     numbers = tuple(int(n) for n in shape) if all(hasattr(n, "__index__") for n in shape) else ()
     if len(numbers) != 3 or min(numbers) < 1:
@@ -193,23 +103,7 @@ def _missing(location: Location) -> I2AMError:
 
 
 def read_root(location: Location) -> dict[str, Any]:
-    """Read the root document and return ``attributes["i2am"]``, checked byte for byte.
-
-    Parameters
-    ----------
-    location : Location
-        Where the run lives.
-
-    Returns
-    -------
-    dict
-        The entries.
-
-    Raises
-    ------
-    NotFound, NotARun, NewerFormat, DamagedRun, NoPermission
-        Nothing there; something else there; a later format; damaged; unreadable.
-    """
+    """Return ``attributes["i2am"]`` of the root document, checked byte for byte."""
     try:
         raw = location.read(ROOT, MAX_ROOT)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -266,23 +160,7 @@ def _own_entries(raw: bytes) -> dict[str, Any] | None:
 
 
 def interpret(attributes: Mapping[str, Any]) -> Header:
-    """Turn the root's entries into checked objects.
-
-    Parameters
-    ----------
-    attributes : mapping
-        As `read_root` returns them.
-
-    Returns
-    -------
-    Header
-        Layers, layouts, samples, timesteps and images.
-
-    Raises
-    ------
-    ValueError, KeyError, TypeError
-        If the entries contradict each other.
-    """
+    """Turn the root's entries into checked objects; ValueError or the like if they disagree."""
     samples = _texts(attributes["samples"], "samples")
     for sample in samples:
         sample_file(sample)
@@ -338,23 +216,7 @@ def _documents(
 
 
 def load_header(location: Location) -> Header:
-    """Read and interpret the root document.
-
-    Parameters
-    ----------
-    location : Location
-        Where the run lives.
-
-    Returns
-    -------
-    Header
-        What it says.
-
-    Raises
-    ------
-    NotFound, NotARun, NewerFormat, DamagedRun, NoPermission
-        As `read_root`; `DamagedRun` too if the entries contradict each other.
-    """
+    """Read the root document: `NotFound`, `NotARun`, `NewerFormat` or `DamagedRun` if it is none."""
     attributes = read_root(location)
     try:
         return interpret(attributes)

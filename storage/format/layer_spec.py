@@ -81,13 +81,7 @@ class LayerSpec:
     ref_tile: Tile | None = None
 
     def __post_init__(self) -> None:
-        """Normalise numbers and grids, and refuse what cannot be.
-
-        Raises
-        ------
-        InputError
-            Naming the layer, the field, what was expected and what came.
-        """
+        """Normalise numbers and grids, and refuse what cannot be."""
         check_segment("layer", self.name)
         for field, least in (("heads", 1), ("head_dim", 1), ("ref_prefix", 0)):
             object.__setattr__(self, field, self._count(field, getattr(self, field), least))
@@ -212,8 +206,12 @@ class LayerSpec:
         dict
             One entry per field; grids as lists.
         """
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: _plain(value) for name, value in found.items()}
+        found: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            value = value.to_json() if isinstance(value, Tile) else value
+            found[field.name] = list(value) if isinstance(value, tuple) else value
+        return found
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LayerSpec:
@@ -241,9 +239,3 @@ class LayerSpec:
             raise InputError(
                 "layer description", expected="the fields of a LayerSpec", got=str(error)
             ) from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tile):
-        return value.to_json()
-    return list(value) if isinstance(value, tuple) else value

@@ -61,21 +61,7 @@ IMAGE_DIMS = ("sample", "y", "x", "channel")
 
 @dataclass(frozen=True, slots=True)
 class ArrayLayout:
-    """Shape and cut of one stored array.
-
-    Parameters
-    ----------
-    path : str
-        Below the run, such as ``attention/<layer>/query``.
-    dims : tuple of str
-        Names of the axes.
-    shape, chunk, shard : tuple of int
-        Of the array, of an inner chunk and of a shard.
-    dtype : str
-        NumPy dtype as stored.
-    codec : str
-        Key of `i2am.storage.format.codecs.CODECS`.
-    """
+    """Shape, axes, inner chunks and shards of one stored array."""
 
     path: str
     dims: tuple[str, ...]
@@ -111,131 +97,39 @@ class ArrayLayout:
         return ceil(self.shape[1] / self.shard[1])
 
     def groups(self, shard: int) -> int:
-        """Return how many groups along axis 1 a shard really holds (the last shard may have room to spare).
-
-        Parameters
-        ----------
-        shard : int
-            Number of the shard within the sample.
-
-        Returns
-        -------
-        int
-            At least 1.
-        """
+        """Return how many groups of steps a shard holds: the last shard may have room to spare."""
         return min(self.grid[0], ceil((self.shape[1] - shard * self.shard[1]) / self.chunk[1]))
 
     def key(self, index: int, shard: int) -> str:
-        """Return the path of a shard's file below the run.
-
-        Parameters
-        ----------
-        index : int
-            Index of the sample.
-        shard : int
-            Number of the shard within the sample.
-
-        Returns
-        -------
-        str
-            Zarr's default key encoding with separator ``.``.
-        """
         rest = ".0" * (len(self.shape) - 2)
         return f"{self.path}/c.{index}.{shard}{rest}"
 
     def keys(self, index: int) -> Iterator[str]:
-        """Yield the paths of all shards of a sample.
-
-        Parameters
-        ----------
-        index : int
-            Index of the sample.
-
-        Yields
-        ------
-        str
-            As `key`.
-        """
         return (self.key(index, shard) for shard in range(self.shards))
 
     def file_bytes(self, shard: int) -> tuple[int, int]:
-        """Return the bytes that a shard's file has at least and at most.
-
-        Parameters
-        ----------
-        shard : int
-            Number of the shard within the sample.
-
-        Returns
-        -------
-        tuple of int
-            The same twice without compression.
-        """
+        """Return the bytes that a shard's file has at least and at most: the same without compression."""
         chunks, plain = self.groups(shard) * self.grid[1], self.chunk_bytes
         least, most = (plain, plain) if self.codec == "none" else (1, plain + plain // 128 + 512)
         return chunks * (least + 4) + self.tail_bytes, chunks * (most + 4) + self.tail_bytes
 
     def stored_bytes(self, ratio: float = 1.0) -> int:
-        """Predict the bytes of one sample on disk.
-
-        Parameters
-        ----------
-        ratio : float
-            Compressed over plain size of an inner chunk.
-
-        Returns
-        -------
-        int
-            Chunks, their checksums, and the tails of all shards. Exact for ``ratio`` 1 without compression.
-        """
+        """Predict the bytes of one sample on disk; `ratio` is stored over plain bytes of a chunk."""
         chunks = sum(self.groups(shard) for shard in range(self.shards)) * self.grid[1]
         return chunks * (round(self.chunk_bytes * ratio) + 4) + self.shards * self.tail_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the run's metadata keeps of this layout.
-
-        Returns
-        -------
-        dict
-            chunk, shard and codec; the rest follows from the layer.
-        """
+        """Return what the root document holds of this layout; the rest follows from the layer."""
         return {"chunk": list(self.chunk), "shard": list(self.shard), "codec": self.codec}
 
 
 def identity(run_id: str, key: str) -> bytes:
-    """Return the 32 bytes that tie a shard's content to its place.
-
-    Parameters
-    ----------
-    run_id : str
-        Id of the run.
-    key : str
-        Path of the shard's file below the run.
-
-    Returns
-    -------
-    bytes
-        SHA-256 of ``run_id``, a newline, and ``key``.
-    """
+    """Return the 32 bytes that tie a shard's content to its place."""
     return hashlib.sha256(f"{run_id}\n{key}".encode()).digest()
 
 
 def group_steps(steps: int, step_bytes: int) -> int:
-    """Choose how many steps share an inner chunk.
-
-    Parameters
-    ----------
-    steps : int
-        Steps in all.
-    step_bytes : int
-        Bytes of one step.
-
-    Returns
-    -------
-    int
-        1 where a step alone reaches `TARGET_CHUNK`; else a number near the target that leaves little room
-        unused in the last group.
-    """
+    """Choose how many steps share an inner chunk: near `TARGET_CHUNK`, the last group nearly full."""
     want = min(steps, TARGET_CHUNK // step_bytes)
     if want <= 1:
         return 1
@@ -248,38 +142,12 @@ def group_steps(steps: int, step_bytes: int) -> int:
 
 
 def block_heads(heads: int, head_bytes: int) -> int:
-    """Choose how many heads share an inner chunk.
-
-    Parameters
-    ----------
-    heads : int
-        Heads in all.
-    head_bytes : int
-        Bytes of one head of one step.
-
-    Returns
-    -------
-    int
-        The largest divisor of `heads` that keeps a chunk within `MAX_CHUNK`, at least 1.
-    """
+    """Choose how many heads share an inner chunk: the most that divide the heads within `MAX_CHUNK`."""
     return max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * head_bytes <= MAX_CHUNK))
 
 
 def shard_target(total: int, arrays: int) -> int:
-    """Choose the bytes of a shard, so that files per sample stay few whatever the number of steps.
-
-    Parameters
-    ----------
-    total : int
-        Bytes of one sample, all arrays together.
-    arrays : int
-        Number of arrays: there is at least one file for each.
-
-    Returns
-    -------
-    int
-        `DEFAULT_SHARD`, or more where that would make more than about `MAX_FILES` files.
-    """
+    """Choose the bytes of a shard, so that a sample has about `MAX_FILES` files at most."""
     spare = max(8, MAX_FILES - arrays)
     return max(DEFAULT_SHARD, ceil(total / spare))
 
@@ -311,14 +179,8 @@ def _cut(whole: ArrayLayout, shard_bytes: int) -> ArrayLayout:
 
 def _whole_layouts(spec: LayerSpec, samples: int, steps: int, codec: str) -> dict[str, ArrayLayout]:
     """Lay out the arrays of a layer with one chunk for each sample."""
-    lengths = {
-        "head": spec.heads,
-        "gen": spec.gen,
-        "ref": spec.ref,
-        "dim": spec.head_dim,
-        ONCE: 1,
-        "step": steps,
-    }
+    lengths = {ONCE: 1, "step": steps, "head": spec.heads, "gen": spec.gen, "ref": spec.ref}
+    lengths["dim"] = spec.head_dim
     kinds = ["query", "key"] if spec.representation == "factors" else ["scores"]
     if spec.lse:
         kinds.append("lse")
@@ -343,29 +205,7 @@ def _whole_layouts(spec: LayerSpec, samples: int, steps: int, codec: str) -> dic
 def layer_layouts(
     spec: LayerSpec, samples: int, steps: int, codec: str, shard_bytes: int
 ) -> dict[str, ArrayLayout]:
-    """Cut all arrays of a layer.
-
-    Parameters
-    ----------
-    spec : LayerSpec
-        With its representation decided.
-    samples, steps : int
-        Declared samples and denoiser calls.
-    codec : str
-        The run's codec.
-    shard_bytes : int
-        Bytes that a shard may have before compression.
-
-    Returns
-    -------
-    dict
-        Array name ("query", "key", "scores", "lse") to layout.
-
-    Raises
-    ------
-    InputError
-        If one head of one step is too large for a chunk.
-    """
+    """Lay out a layer's arrays (query, key, scores, lse), shards of `shard_bytes` before compression."""
     layouts = _whole_layouts(spec, samples, steps, codec)
     return {kind: _cut(whole, shard_bytes) for kind, whole in layouts.items()}
 
@@ -373,27 +213,7 @@ def layer_layouts(
 def restore_layouts(
     spec: LayerSpec, samples: int, steps: int, stored: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, ArrayLayout]:
-    """Lay out the arrays of a layer as a run's metadata states.
-
-    Parameters
-    ----------
-    spec : LayerSpec
-        With its representation decided.
-    samples, steps : int
-        Declared samples and denoiser calls.
-    stored : mapping
-        Array name to what `ArrayLayout.to_json` wrote.
-
-    Returns
-    -------
-    dict
-        Array name to layout.
-
-    Raises
-    ------
-    ValueError
-        If the arrays or their cut do not fit the layer.
-    """
+    """Lay out a layer's arrays as the root document states; ValueError if that does not fit the layer."""
     layouts = _whole_layouts(spec, samples, steps, "none")
     if set(stored) != set(layouts):
         raise ValueError(f"layer {spec.name!r}: arrays {sorted(stored)} instead of {sorted(layouts)}")
@@ -401,25 +221,7 @@ def restore_layouts(
 
 
 def restore_layout(base: ArrayLayout, stored: Mapping[str, Any]) -> ArrayLayout:
-    """Apply the chunk, shard and codec that a run's metadata states.
-
-    Parameters
-    ----------
-    base : ArrayLayout
-        The layout of the array as a single chunk, or any other cut of it.
-    stored : mapping
-        As written by `ArrayLayout.to_json`.
-
-    Returns
-    -------
-    ArrayLayout
-        With the stored cut.
-
-    Raises
-    ------
-    ValueError
-        If the stored cut does not fit the array.
-    """
+    """Apply stored chunk, shard and codec to an array; ValueError if they do not fit it."""
     chunk, shard = tuple(stored["chunk"]), tuple(stored["shard"])
     whole = (1, *base.shape[1:])
     fits = (
@@ -443,23 +245,6 @@ def restore_layout(base: ArrayLayout, stored: Mapping[str, Any]) -> ArrayLayout:
 
 
 def image_layout(name: str, shape: tuple[int, int, int], samples: int, codec: str) -> ArrayLayout:
-    """Lay out an image array: one image per chunk and shard.
-
-    Parameters
-    ----------
-    name : str
-        Image name.
-    shape : tuple of int
-        (y, x, channel) in pixels.
-    samples : int
-        Declared samples.
-    codec : str
-        The run's codec.
-
-    Returns
-    -------
-    ArrayLayout
-        uint8.
-    """
+    """Lay out an image array: one image per chunk and shard."""
     one = (1, *shape)
     return ArrayLayout(f"images/{name}", IMAGE_DIMS, (samples, *shape), one, one, "uint8", codec)

@@ -1,4 +1,4 @@
-"""Runs that keep a part of what was captured: those exported with their marginals alone have no attention.
+"""Runs that were exported with their marginals alone, without the attention itself.
 
 Such a run is the original without the shards of its layers: the same id, the same commit records, and one
 more entry, ``kept``, in the root document.
@@ -16,38 +16,11 @@ MARGINALS = "marginals"
 
 
 def has_attention(attributes: Mapping[str, Any]) -> bool:
-    """Return whether a run holds the attention that its commit records speak of.
-
-    Parameters
-    ----------
-    attributes : mapping
-        ``attributes["i2am"]`` of its root document.
-
-    Returns
-    -------
-    bool
-        False for a run that was exported with its marginals alone.
-    """
     return attributes.get("kept") != MARGINALS
 
 
 def need_attention(attributes: Mapping[str, Any], path: str, what: str) -> None:
-    """Refuse what a run without attention cannot answer.
-
-    Parameters
-    ----------
-    attributes : mapping
-        ``attributes["i2am"]`` of its root document.
-    path : str
-        Path or URL of the run.
-    what : str
-        What needs the attention.
-
-    Raises
-    ------
-    NoAnswer
-        If the run was exported with its marginals alone.
-    """
+    """Raise `NoAnswer` where something needs the attention and the run has none."""
     if not has_attention(attributes):
         raise NoAnswer(
             f"{path}: {what}",

@@ -30,35 +30,14 @@ class ShardError(ValueError):
 
 
 def checksum(data: Buffer, start: int = 0) -> int:
-    """Return or continue a CRC-32C.
-
-    Parameters
-    ----------
-    data : bytes-like
-        The bytes.
-    start : int
-        Checksum of what came before.
-
-    Returns
-    -------
-    int
-        Unsigned 32-bit number.
-    """
+    """Return or continue a CRC-32C."""
     array = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)
     return int(google_crc32c.extend(start, array))
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """Size and checksum of a whole file.
-
-    Parameters
-    ----------
-    bytes : int
-        Size.
-    crc32c : int
-        Checksum of all its bytes.
-    """
+    """Size and checksum of a whole file."""
 
     bytes: int
     crc32c: int
@@ -69,15 +48,6 @@ class ShardWriter:
 
     The file is opened for each chunk and closed again: a run has hundreds of shards under way, and a chunk of
     a megabyte makes the cost of opening vanish.
-
-    Parameters
-    ----------
-    path : Path
-        File to create.
-    slots : int
-        Inner chunks that the shard has room for.
-    identity : bytes
-        32 bytes that tie the content to its place.
     """
 
     def __init__(self, path: Path, slots: int, identity: bytes) -> None:
@@ -98,20 +68,7 @@ class ShardWriter:
             os.close(fd)
 
     def append(self, slot: int, payload: Buffer) -> None:
-        """Append one encoded inner chunk.
-
-        Parameters
-        ----------
-        slot : int
-            Flat position in the shard's grid, C order.
-        payload : bytes-like
-            Encoded, without checksum; C-contiguous.
-
-        Raises
-        ------
-        OSError
-            As the system reports it.
-        """
+        """Append one encoded inner chunk; `slot` is its flat position in the shard's grid, C order."""
         nbytes = payload.nbytes if not isinstance(payload, bytes) else len(payload)
         crc = checksum(payload)
         stored = struct.pack("<I", crc)
@@ -121,18 +78,7 @@ class ShardWriter:
         self._size += nbytes + 4
 
     def finish(self) -> FileRecord:
-        """Write identity and index, and see the file safely onto the medium.
-
-        Returns
-        -------
-        FileRecord
-            Size and checksum of the whole file.
-
-        Raises
-        ------
-        OSError
-            As the system reports it.
-        """
+        """Write identity and index, and fsync the file."""
         index = self._index.tobytes()
         tail = self._identity + index + struct.pack("<I", checksum(index))
         self._append([tail], sync=True)
@@ -142,29 +88,7 @@ class ShardWriter:
 
 
 def parse_tail(tail: bytes, layout: ArrayLayout, identity: bytes, size: int) -> np.ndarray[Any, Any]:
-    """Check the end of a shard and return its index.
-
-    Parameters
-    ----------
-    tail : bytes
-        The last `ArrayLayout.tail_bytes` bytes of the file.
-    layout : ArrayLayout
-        The array's layout.
-    identity : bytes
-        The identity that must stand there.
-    size : int
-        Bytes of the whole file.
-
-    Returns
-    -------
-    ndarray
-        (slots, 2) uint64: offset and length, checked to fill the file without room or overlap.
-
-    Raises
-    ------
-    ShardError
-        If the index is damaged, or the shard belongs elsewhere.
-    """
+    """Return a shard's index, (slots, 2): offset and length; `ShardError` if it is damaged or another's."""
     if len(tail) != layout.tail_bytes:
         raise ShardError(f"holds {len(tail)} bytes of index instead of {layout.tail_bytes}")
     index = tail[IDENTITY : IDENTITY + ENTRY * layout.slots]
@@ -190,42 +114,12 @@ def parse_tail(tail: bytes, layout: ArrayLayout, identity: bytes, size: int) -> 
 
 
 def compare_checksum(payload: Buffer, stored: bytes) -> None:
-    """Compare the checksum of an inner chunk with the one stored behind it.
-
-    Parameters
-    ----------
-    payload : bytes-like
-        The chunk as stored, C-contiguous.
-    stored : bytes
-        CRC-32C, 4 bytes, little-endian.
-
-    Raises
-    ------
-    ShardError
-        If they disagree.
-    """
     if struct.pack("<I", checksum(payload)) != stored:
         raise ShardError("the checksum of a chunk disagrees")
 
 
 def check_chunk(data: bytes | memoryview) -> memoryview:
-    """Check the checksum of a stored inner chunk.
-
-    Parameters
-    ----------
-    data : bytes-like
-        Payload and CRC-32C.
-
-    Returns
-    -------
-    memoryview
-        The payload.
-
-    Raises
-    ------
-    ShardError
-        If the checksum disagrees.
-    """
+    """Return the payload of a stored inner chunk, its checksum checked and cut off."""
     view = memoryview(data)
     compare_checksum(view[:-4], bytes(view[-4:]))
     return view[:-4]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from i2am.storage.errors import InputError
@@ -19,23 +20,7 @@ class DocumentError(ValueError):
 
 
 def canonical(value: Any) -> bytes:
-    """Serialise to the canonical form.
-
-    Parameters
-    ----------
-    value : object
-        Anything that JSON can hold.
-
-    Returns
-    -------
-    bytes
-        ASCII, with a newline at the end.
-
-    Raises
-    ------
-    InputError
-        If JSON cannot hold the value (unknown types, NaN, infinity, lone surrogates).
-    """
+    """Serialise to the canonical form, or raise `InputError`."""
     try:
         return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:
@@ -46,78 +31,23 @@ def canonical(value: Any) -> bytes:
         ) from error
 
 
-def plain(value: Any) -> Any:
-    """Return the value as it will be read back: tuples as lists, keys as text.
-
-    Parameters
-    ----------
-    value : object
-        Anything that JSON can hold.
-
-    Returns
-    -------
-    object
-        A new object of dicts, lists, text, numbers, booleans and None.
-
-    Raises
-    ------
-    InputError
-        If JSON cannot hold the value.
-    """
+def jsonable(value: Any) -> Any:
+    """Return the value as JSON gives it back: tuples as lists, keys as text."""
     return json.loads(canonical(value))
 
 
 def sha256(data: bytes) -> str:
-    """Return the SHA-256 of some bytes.
-
-    Parameters
-    ----------
-    data : bytes
-        The bytes.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-    """
     return hashlib.sha256(data).hexdigest()
 
 
 def signed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the digest of a document to it.
-
-    Parameters
-    ----------
-    document : mapping
-        Entries; an entry ``digest`` is replaced.
-
-    Returns
-    -------
-    dict
-        The entries and ``digest``.
-    """
+    """Return the document with its digest."""
     rest = {k: v for k, v in document.items() if k != "digest"}
     return {**rest, "digest": sha256(canonical(rest))}
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """Read a document and check that the bytes are its canonical form.
-
-    Parameters
-    ----------
-    data : bytes
-        The file's content.
-
-    Returns
-    -------
-    dict
-        The document.
-
-    Raises
-    ------
-    DocumentError
-        If the bytes are not JSON, not an object, or not the canonical form.
-    """
+    """Read a document; `DocumentError` if the bytes are not its canonical form."""
     try:
         value = json.loads(data.decode("ascii"))
         same = canonical(value) == data
@@ -130,18 +60,30 @@ def parse(data: bytes) -> dict[str, Any]:
     return value
 
 
-def check_digest(document: Mapping[str, Any]) -> None:
-    """Check the digest that a signed document carries.
+def _finite(text: str) -> float:
+    if not isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
-    Parameters
-    ----------
-    document : mapping
-        As made by `signed`.
 
-    Raises
-    ------
-    DocumentError
-        If the digest is absent or disagrees.
+def parse_signed(data: bytes) -> dict[str, Any]:
+    """Read a signed document; its digest is that of its bytes without the digest's own line.
+
+    This finds the same damage as `parse` and `check_digest` do, in a third of the time.
     """
+    try:
+        value = json.loads(data.decode("ascii"), parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(f"not a JSON document ({error})") from error
+    if not isinstance(value, dict):
+        raise DocumentError("not a JSON object")
+    line = f'\n "digest": "{value.get("digest")}",'.encode("ascii")
+    if sha256(data.replace(line, b"", 1)) != value.get("digest"):
+        raise DocumentError("its digest disagrees with its content")
+    return value
+
+
+def check_digest(document: Mapping[str, Any]) -> None:
+    """Raise `DocumentError` if the digest that a document carries is wrong."""
     if document.get("digest") != signed(document)["digest"]:
         raise DocumentError("its digest disagrees with its content")

@@ -33,13 +33,7 @@ class Tile:
     canvas_columns: int
 
     def __post_init__(self) -> None:
-        """Refuse what is no rectangle inside the canvas.
-
-        Raises
-        ------
-        InputError
-            Saying what was expected and what came.
-        """
+        """Refuse what is no rectangle inside the canvas."""
         for field in fields(self):
             number = getattr(self, field.name)
             if hasattr(number, "__index__") and not isinstance(number, bool):

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from i2am.storage.format.codecs import get_codec
@@ -18,18 +19,13 @@ from i2am.storage.format.signed_json import canonical
 
 def _compressors(layout: ArrayLayout) -> list[Any]:
     codec = get_codec(layout.codec)
-    check = Crc32cCodec()
-    if codec.kind == "blosc":
-        shuffle: Any = codec.shuffle
-        cname: Any = codec.cname
-        itemsize = {"float16": 2, "float32": 4, "uint8": 1}[layout.dtype]
-        return [
-            BloscCodec(cname=cname, clevel=codec.level, shuffle=shuffle, typesize=itemsize, blocksize=0),
-            check,
-        ]
-    if codec.kind == "zstd":
-        return [ZstdCodec(level=codec.level), check]
-    return [check]
+    if not codec.cname:
+        return [Crc32cCodec()]
+    cname: Any = codec.cname
+    shuffle: Any = codec.shuffle
+    itemsize = np.dtype(layout.dtype).itemsize
+    compressor = BloscCodec(cname=cname, clevel=codec.level, shuffle=shuffle, typesize=itemsize, blocksize=0)
+    return [compressor, Crc32cCodec()]
 
 
 def _create(group: zarr.Group, layout: ArrayLayout) -> None:
@@ -62,20 +58,7 @@ def _consolidated(group: bytes, arrays: Mapping[str, bytes]) -> bytes:
 def hierarchy_documents(
     layers: Iterable[tuple[LayerSpec, Mapping[str, ArrayLayout]]], images: Iterable[ArrayLayout]
 ) -> dict[str, bytes]:
-    """Make every ``zarr.json`` of a new run but the root's.
-
-    Parameters
-    ----------
-    layers : iterable of (LayerSpec, mapping)
-        Each layer, its representation decided, with its arrays' layouts.
-    images : iterable of ArrayLayout
-        Image arrays.
-
-    Returns
-    -------
-    dict
-        Path below the run to content.
-    """
+    """Make every ``zarr.json`` of a new run but the root's."""
     store = MemoryStore()
     root = zarr.create_group(store, zarr_format=3)
     root.create_group("attention")
@@ -97,18 +80,7 @@ def hierarchy_documents(
 
 
 def image_document(layout: ArrayLayout) -> tuple[str, bytes]:
-    """Make the ``zarr.json`` of one image array that is added to an existing run.
-
-    Parameters
-    ----------
-    layout : ArrayLayout
-        The image's layout.
-
-    Returns
-    -------
-    path, content
-        Below the run.
-    """
+    """Make the ``zarr.json`` of one image array that is added to an existing run."""
     store = MemoryStore()
     _create(zarr.create_group(store, zarr_format=3), layout)
     path = f"{layout.path}/zarr.json"
@@ -116,16 +88,5 @@ def image_document(layout: ArrayLayout) -> tuple[str, bytes]:
 
 
 def root_document(attributes: Mapping[str, Any]) -> bytes:
-    """Make the root's ``zarr.json``, in canonical form.
-
-    Parameters
-    ----------
-    attributes : mapping
-        The entries of ``attributes["i2am"]``.
-
-    Returns
-    -------
-    bytes
-        The document.
-    """
+    """Make the root's ``zarr.json``, in canonical form."""
     return canonical({"zarr_format": 3, "node_type": "group", "attributes": {"i2am": dict(attributes)}})

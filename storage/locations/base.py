@@ -88,13 +88,6 @@ class Location(Protocol):
         """Return the names directly below a directory, sorted; none if it does not exist."""
         ...
 
-    def tags(self, path: str) -> dict[str, str]:
-        """Return name to tag of each file directly below a directory; none if it does not exist.
-
-        A tag has no white space and changes whenever the file is written; empty where that cannot be told.
-        """
-        ...
-
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield every file below the run as (path, bytes)."""
         ...

@@ -8,7 +8,7 @@ from typing import Any
 
 from i2am.storage.errors import InputError, MissingDependency
 from i2am.storage.locations.base import TooLarge
-from i2am.storage.locations.remote import RemoteLocation, store_errors, tag_of
+from i2am.storage.locations.remote import RemoteLocation, store_errors
 
 
 class FsspecLocation(RemoteLocation):
@@ -41,20 +41,14 @@ class FsspecLocation(RemoteLocation):
         return int(info["size"]) if info["type"] == "file" else None
 
     def names(self, path: str) -> list[str]:
-        return sorted(str(each["name"]).rstrip("/").rsplit("/", 1)[-1] for each in self._list(path))
-
-    def tags(self, path: str) -> dict[str, str]:
-        files = [each for each in self._list(path) if each["type"] == "file"]
-        return {str(each["name"]).rsplit("/", 1)[-1]: tag_of(each) for each in files}
-
-    def _list(self, path: str) -> list[dict[str, Any]]:
+        own = self._at(path).strip("/")
         with store_errors(f"{self.url}/{path}"):
             self._fs.invalidate_cache(self._at(path))
             try:
-                found: list[dict[str, Any]] = self._fs.ls(self._at(path), detail=True)
+                found = {str(name).strip("/") for name in self._fs.ls(self._at(path), detail=False)}
             except FileNotFoundError:
                 return []
-        return [each for each in found if str(each["name"]).strip("/") != self._at(path).strip("/")]
+        return sorted(name.rsplit("/", 1)[-1] for name in found - {own})
 
     def files(self) -> Iterator[tuple[str, int]]:
         self._fs.invalidate_cache()

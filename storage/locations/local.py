@@ -102,23 +102,10 @@ class LocalLocation(Location):
             return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def names(self, path: str) -> list[str]:
-        return sorted(entry.name for entry in self._entries(path))
-
-    def tags(self, path: str) -> dict[str, str]:
-        """Return name to tag of the files in a folder, made of size and time of change."""
-        found = {}
-        for entry in self._entries(path):
-            with suppress(FileNotFoundError):  # removed since
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
-                    found[entry.name] = f"{status.st_size}-{status.st_mtime_ns}"
-        return found
-
-    def _entries(self, path: str) -> list[os.DirEntry[str]]:
         with system_errors(f"{self.url}/{path}"):
             self._check(path)
             try:
-                return list(os.scandir(self._root / path))
+                return sorted(os.listdir(self._root / path))
             except (FileNotFoundError, NotADirectoryError):
                 return []
 

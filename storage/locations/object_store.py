@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from i2am.storage.locations.base import TooLarge
-from i2am.storage.locations.remote import RemoteLocation, store_errors, tag_of
+from i2am.storage.locations.remote import RemoteLocation, store_errors
 
 PROTOCOLS = frozenset({"s3", "gs", "az"})
 """What obstore speaks better than fsspec's own packages."""
@@ -118,15 +118,9 @@ class ObjectStoreLocation(RemoteLocation):
             return None
 
     def names(self, path: str) -> list[str]:
-        found = self._list(path)
+        found = self._ask(path, lambda store: store.list_with_delimiter(self._key(path)))
         keys = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
         return sorted(key.rsplit("/", 1)[-1] for key in keys)
-
-    def tags(self, path: str) -> dict[str, str]:
-        return {each["path"].rsplit("/", 1)[-1]: tag_of(each) for each in self._list(path)["objects"]}
-
-    def _list(self, path: str) -> Any:
-        return self._ask(path, lambda store: store.list_with_delimiter(self._key(path)))
 
     def files(self) -> Iterator[tuple[str, int]]:
         base = f"{self._prefix}/".lstrip("/")

@@ -7,11 +7,9 @@ conditional request; on other file systems two writers may come between each oth
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 from i2am.storage.errors import NoPermission, StoreUnavailable
 from i2am.storage.locations.base import STREAM_BYTES, Location, system_errors
@@ -68,12 +66,6 @@ class RemoteLocation(Location):
             raise FileNotFoundError(f"{self.url}/{path}")
         for start in range(0, size, STREAM_BYTES):
             yield self.read_range(path, start, min(size, start + STREAM_BYTES))
-
-
-def tag_of(info: Mapping[str, Any]) -> str:
-    """Size and entity tag of an object, whatever the file system calls it; empty if it has none."""
-    tag = info.get("e_tag") or info.get("ETag") or info.get("etag")
-    return quote(f"{info['size']}-{tag}") if tag else ""
 
 
 @contextmanager

@@ -9,58 +9,25 @@ from i2am.storage.errors import InputError
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
 
-_ALIKE = ("heads", "head_dim", "ref_prefix", "lse", "role", "logit_scale")
+_SHARED = ("heads", "head_dim", "ref_prefix", "lse", "role", "logit_scale")
 """What a layer must have in common with its namesakes; how it is stored, and its grids, may differ."""
 
 
 def geometry(spec: LayerSpec) -> tuple[object, ...]:
-    """Return what of a layer may differ between resolutions.
-
-    Parameters
-    ----------
-    spec : LayerSpec
-        A layer.
-
-    Returns
-    -------
-    tuple
-        Grids and tiles.
-    """
+    """Return what of a layer may differ between resolutions."""
     return spec.gen_grid, spec.ref_grid, spec.tile, spec.ref_tile
 
 
-def geometries_in_words(found: Mapping[tuple[object, ...], str]) -> str:
-    """Return the first two geometries, and where they are.
-
-    Parameters
-    ----------
-    found : mapping
-        Geometry to the path of a run that has it.
-
-    Returns
-    -------
-    str
-        Words for an error.
-    """
+def describe_geometries(found: Mapping[tuple[object, ...], str]) -> str:
+    """Name the first two geometries and their runs, for an error."""
     return " and ".join(
         f"{grids[0]} by {grids[1]} in {path}".replace("(", "").replace(")", "")
         for grids, path in list(found.items())[:2]
     )
 
 
-def check_alike(one: Run, other: Run) -> None:
-    """Check that two runs can be read as one.
-
-    Parameters
-    ----------
-    one, other : Run
-        Any two.
-
-    Raises
-    ------
-    InputError
-        Naming both, and the first thing that differs.
-    """
+def check_compatible(one: Run, other: Run) -> None:
+    """Raise `InputError` if two runs cannot be read as one."""
     if (difference := _difference(one, other)) is not None:
         raise InputError(
             f"{one.path} and {other.path} cannot be read as one",
@@ -79,7 +46,7 @@ def _difference(one: Run, other: Run) -> str | None:
             return f"layers {named[0]} and {named[1]} in one place of the model's order"
     for name, spec in one.layers.items():
         twin = other.layers[name]
-        for field in _ALIKE:
+        for field in _SHARED:
             if getattr(spec, field) != getattr(twin, field):
                 return f"layer {name!r}: {field} {getattr(spec, field)} and {getattr(twin, field)}"
         if _kind(spec) != _kind(twin):

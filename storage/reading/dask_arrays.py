@@ -42,18 +42,8 @@ class ReadableRun(Protocol):
     def step_group(self, layer: LayerSpec) -> int: ...
 
 
-class _View:
-    """A lazily read array, as Dask wants it: shape, dtype, and slicing by slices and integers; picklable.
-
-    Parameters
-    ----------
-    run : ReadableRun
-        The run.
-    spec : LayerSpec
-        The layer.
-    tokens : tuple of int
-        Lengths of the axes after sample, step and head.
-    """
+class _LazyArray:
+    """A lazily read array, as Dask wants it: shape, dtype, and slicing by slices and integers; picklable."""
 
     dtype = np.dtype(np.float32)
 
@@ -78,69 +68,26 @@ class _View:
         raise NotImplementedError
 
 
-class ScoresView(_View):
+class _Scores(_LazyArray):
     """The scores of one layer."""
 
     def read(self, sample: str, steps: range, heads: range, tokens: list[slice]) -> Array:
-        """Read and multiply what is asked for.
-
-        Parameters
-        ----------
-        sample : str
-            A committed sample.
-        steps, heads : range
-            Indices.
-        tokens : list of slice
-            Of the generated image and of the reference.
-
-        Returns
-        -------
-        ndarray
-            (step, head, gen, ref) float32.
-        """
+        """Read and multiply what is asked for."""
         return self.run.read(self.spec, sample, steps, heads).rows(*tokens).logits()
 
 
-class LseView(_View):
+class _Lse(_LazyArray):
     """The log-sum-exp of one layer."""
 
     def read(self, sample: str, steps: range, heads: range, tokens: list[slice]) -> Array:
-        """Read what is asked for.
-
-        Parameters
-        ----------
-        sample : str
-            A committed sample.
-        steps, heads : range
-            Indices.
-        tokens : list of slice
-            Of the generated image.
-
-        Returns
-        -------
-        ndarray
-            (step, head, gen) float32.
-        """
+        """Read what is asked for."""
         return self.run.read_kind(self.spec, "lse", sample, steps, heads)[:, :, tokens[0]]
 
 
 def block_shape(spec: LayerSpec, steps: int, step_group: int) -> tuple[int, int, int, int, int]:
-    """Choose the Dask chunk of a layer's scores.
+    """Choose the Dask chunk of a layer's scores: neither they nor their factors exceed `BLOCK_BYTES`.
 
-    Parameters
-    ----------
-    spec : LayerSpec
-        The layer.
-    steps : int
-        Denoiser calls of the run.
-    step_group : int
-        Steps that share a stored chunk.
-
-    Returns
-    -------
-    tuple of int
-        (1, steps, heads, gen, ref), neither the scores nor the factors they are made of above `BLOCK_BYTES`:
-        whole stored groups of steps where they fit, else fewer heads, else fewer rows.
+    Whole stored groups of steps where they fit, else fewer heads, else fewer rows.
     """
     row = spec.ref * 4
     factors = 0 if spec.representation == "scores" else (spec.gen + spec.ref) * spec.head_dim * 4
@@ -154,61 +101,35 @@ def block_shape(spec: LayerSpec, steps: int, step_group: int) -> tuple[int, int,
     return 1, 1, 1, max(1, BLOCK_BYTES // row), spec.ref
 
 
-def _lazy(view: _View, chunks: tuple[int, ...], kind: str) -> da.Array:
+def _lazy(array: _LazyArray, chunks: tuple[int, ...], kind: str) -> da.Array:
     from dask.tokenize import tokenize
 
-    token = tokenize(view.run.run_id, view.run.path, view.run.samples, view.spec.name, kind, chunks)
-    sizes = tuple(max(1, min(n, c)) for n, c in zip(view.shape, chunks, strict=True))
-    blocks = prod(-(-n // size) for n, size in zip(view.shape, sizes, strict=True))
+    token = tokenize(array.run.run_id, array.run.path, array.run.samples, array.spec.name, kind, chunks)
+    sizes = tuple(max(1, min(n, c)) for n, c in zip(array.shape, chunks, strict=True))
+    blocks = prod(-(-n // size) for n, size in zip(array.shape, sizes, strict=True))
     if blocks > MAX_BLOCKS:
         raise InputError(
-            f"layer {view.spec.name!r} as one lazy array", expected=f"at most {MAX_BLOCKS:,} blocks",
+            f"layer {array.spec.name!r} as one lazy array", expected=f"at most {MAX_BLOCKS:,} blocks",
             got=f"{blocks:,}", remedy="read some steps and heads of a sample at a time with Run.read",
         )  # fmt: skip
     return da.from_array(
-        view,
+        array,
         chunks=sizes,
         name=f"i2am-{kind}-{token}",
         fancy=False,
-        meta=np.empty((0,) * view.ndim, np.float32),
+        meta=np.empty((0,) * array.ndim, np.float32),
     )
 
 
 def lazy_scores(run: ReadableRun, spec: LayerSpec) -> da.Array:
-    """Make the lazy array of `Run.scores`.
-
-    Parameters
-    ----------
-    run : ReadableRun
-        The run.
-    spec : LayerSpec
-        A layer of it.
-
-    Returns
-    -------
-    dask.array.Array
-        (sample, step, head, gen, ref) float32. Equal runs and layers give equal keys.
-    """
+    """Make the lazy array of `Run.scores`."""
     return _lazy(
-        ScoresView(run, spec, (spec.gen, spec.ref)),
+        _Scores(run, spec, (spec.gen, spec.ref)),
         block_shape(spec, len(run.timesteps), run.step_group(spec)),
         "scores",
     )
 
 
 def lazy_lse(run: ReadableRun, spec: LayerSpec) -> da.Array:
-    """Make the lazy array of `Run.lse`.
-
-    Parameters
-    ----------
-    run : ReadableRun
-        The run.
-    spec : LayerSpec
-        A layer of it, with lse.
-
-    Returns
-    -------
-    dask.array.Array
-        (sample, step, head, gen) float32, one sample per block.
-    """
-    return _lazy(LseView(run, spec, (spec.gen,)), (1, len(run.timesteps), spec.heads, spec.gen), "lse")
+    """Make the lazy array of `Run.lse`."""
+    return _lazy(_Lse(run, spec, (spec.gen,)), (1, len(run.timesteps), spec.heads, spec.gen), "lse")

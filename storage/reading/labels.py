@@ -12,26 +12,18 @@ from i2am.storage.reading.run import Run
 
 
 class LabelledRun(Run):
-    """A run under whose samples' ids a label is put, and a slash; all else is as in the run itself.
-
-    Parameters
-    ----------
-    run : Run
-        An open run.
-    label : str
-        What its samples' ids begin with.
-    """
+    """A run whose samples are named LABEL/SAMPLE."""
 
     def __init__(self, run: Run, label: str) -> None:
         self.__dict__.update(run.__dict__)
-        self._plain = run
+        self._run = run
         self._label = f"{label}/"
         self._samples = tuple(self._label + sample for sample in run.samples)
         self._declared = tuple(self._label + sample for sample in run.declared)
         self._committed = frozenset(self._samples)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LabelledRun, (self._plain, self._label.removesuffix("/"))
+        return LabelledRun, (self._run, self._label.removesuffix("/"))
 
     @property
     def declared(self) -> tuple[str, ...]:
@@ -40,30 +32,19 @@ class LabelledRun(Run):
 
     def position(self, sample: str) -> int:
         """Return the index of a declared sample; see `Run.position`."""
-        return self._plain.position(sample.removeprefix(self._label))
+        return self._run.position(sample.removeprefix(self._label))
 
     def _record(self, sample: str) -> CommitRecord:
         if sample not in self._committed:
             return super()._record(sample)  # which says what is wrong, in labelled names
         try:
-            return self._plain._record(sample.removeprefix(self._label))
+            return self._run._record(sample.removeprefix(self._label))
         except DamagedSample as error:
             raise DamagedSample(sample, error.layer, error.what) from error
 
 
-def labels(paths: Sequence[str]) -> list[str]:
-    """Return a short name for each run, with as many folders before it as tell them apart.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        Paths or URLs.
-
-    Returns
-    -------
-    list of str
-        Without ``.zarr``; two alike only if the paths are.
-    """
+def run_labels(paths: Sequence[str]) -> list[str]:
+    """Return a short name for each run, with as many folders before it as tell them apart."""
     parts = [path.rstrip("/").removesuffix(".zarr").split("/") for path in paths]
     used = [1] * len(parts)
     while True:

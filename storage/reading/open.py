@@ -14,7 +14,7 @@ from i2am.storage.format.commit_record import committed_names
 from i2am.storage.format.header import MAX_ROOT, ROOT, load_header
 from i2am.storage.locations.base import Location
 from i2am.storage.locations.open import locate
-from i2am.storage.reading.labels import LabelledRun, labels
+from i2am.storage.reading.labels import LabelledRun, run_labels
 from i2am.storage.reading.run import Run
 from i2am.storage.reading.run_collection import AnyRun, Runs
 
@@ -58,7 +58,7 @@ def open_runs(
     """
     members = [member for place in _several(paths) for member in _opened(place, storage_options)]
     if label:
-        named = labels([member.path for member in members])
+        named = run_labels([member.path for member in members])
         members = [LabelledRun(member, name) for member, name in zip(members, named, strict=True)]
     return Runs(members)
 
@@ -69,23 +69,7 @@ def open_any(
     *,
     label: bool = False,
 ) -> AnyRun:
-    """Open what a user names: one run as itself, several or a pattern as one.
-
-    Parameters
-    ----------
-    paths, storage_options, label
-        As for `open_runs`.
-
-    Returns
-    -------
-    Run or Runs
-        The run itself where one path without a pattern is given, and no label.
-
-    Raises
-    ------
-    NotFound, NotARun, NewerFormat, DamagedRun, NoPermission, MissingDependency, InputError
-        As `open_runs`.
-    """
+    """Open what a user names: one run as itself, several or a pattern as one."""
     given = _several(paths)
     if len(given) == 1 and not label:
         place = given[0]

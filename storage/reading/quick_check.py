@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.commit_record import CommitRecord
-from i2am.storage.format.file_owner import layer_of
+from i2am.storage.format.file_names import layer_of
 from i2am.storage.format.header import MAX_ROOT, Header
 from i2am.storage.format.marginals_only import has_attention
 from i2am.storage.format.signed_json import sha256
@@ -15,44 +15,25 @@ FEW = 8
 
 
 class Checker:
-    """Checks samples of one run; what they share is looked at once.
-
-    Parameters
-    ----------
-    location : Location
-        Where the run lives.
-    header : Header
-        The run's header.
-    """
+    """Checks samples of one run; the documents that they share are checked once."""
 
     def __init__(self, location: Location, header: Header) -> None:
         self._location, self._header = location, header
-        self._sound = False
+        self._metadata_checked = False
         self._documents: set[tuple[str, str]] = set()
         self._asked = 0
         self._listed: dict[str, int] | None = None
 
     def check(self, record: CommitRecord) -> None:
-        """Check metadata of the run, and sizes of a sample's files.
-
-        Parameters
-        ----------
-        record : CommitRecord
-            Of the sample.
-
-        Raises
-        ------
-        DamagedRun, DamagedSample
-            Naming what is damaged.
-        """
-        if not self._sound:
+        """Raise `DamagedRun` or `DamagedSample` if metadata or the sizes of files are not as committed."""
+        if not self._metadata_checked:
             for path, digest in self._header.attributes["metadata"].items():
                 if not self._same(path, digest):
                     raise DamagedRun(
                         f"{self._location.url}: {path} is damaged",
                         remedy="restore it from a copy of the run",
                     )
-            self._sound = True
+            self._metadata_checked = True
         for name, image in record.images.items():
             document = f"images/{name}/zarr.json", image["sha256"]
             if document not in self._documents:

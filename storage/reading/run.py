@@ -51,13 +51,13 @@ class Run:
         self._header = header
         self._samples = samples
         self._committed = frozenset(samples)
-        self._records = RecordCache(location, header)
+        self._records = RecordCache(location, header, samples)
         self._checker = Checker(location, header)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel light: another process reads the header itself, once, and gets a bit for each sample."""
+        """Pickle the location and a bit for each sample: the other process reads the header itself, once."""
         shown = np.packbits([sample in self._committed for sample in self._header.samples]).tobytes()
-        return _arrived, (self._location, self.run_id, shown)
+        return _unpickle, (self._location, self.run_id, shown)
 
     def __repr__(self) -> str:
         return f"<Run {self.path}: {len(self.samples)} of {len(self.declared)} samples>"
@@ -88,17 +88,7 @@ class Run:
         return self._header.samples
 
     def position(self, sample: str) -> int:
-        """Return the index of a declared sample.
-
-        Parameters
-        ----------
-        sample : str
-            Its id.
-
-        Returns
-        -------
-        int
-            In `declared`, and on axis 0 of every stored array.
+        """Return the index of a declared sample in `declared`, and on axis 0 of every stored array.
 
         Raises
         ------
@@ -227,18 +217,7 @@ class Run:
     def read_kind(
         self, spec: LayerSpec, kind: str, sample: str, steps: Sequence[int], heads: Sequence[int]
     ) -> Array:
-        """Read one stored array.
-
-        Parameters
-        ----------
-        spec : LayerSpec
-            A layer of this run.
-        kind : str
-            "query", "key", "scores" or "lse".
-        sample : str
-            A committed sample.
-        steps, heads : sequence of int
-            Indices, checked by the caller.
+        """Read one stored array: "query", "key", "scores" or "lse".
 
         Returns
         -------
@@ -293,11 +272,6 @@ class Run:
     def record(self, sample: str) -> dict[str, Any]:
         """Return the commit record of a sample.
 
-        Parameters
-        ----------
-        sample : str
-            A committed sample.
-
         Returns
         -------
         dict
@@ -313,11 +287,6 @@ class Run:
     def fingerprint(self, sample: str) -> str:
         """Return a digest that changes whenever the sample's data would.
 
-        Parameters
-        ----------
-        sample : str
-            A committed sample.
-
         Returns
         -------
         str
@@ -331,17 +300,7 @@ class Run:
         return self._record(sample).digest
 
     def files(self, sample: str) -> dict[str, int]:
-        """Return the files of a sample, its commit record left out.
-
-        Parameters
-        ----------
-        sample : str
-            A committed sample.
-
-        Returns
-        -------
-        dict
-            Path below the run to size in bytes.
+        """Return the files of a sample, its commit record left out: path below the run to bytes.
 
         Raises
         ------
@@ -351,12 +310,7 @@ class Run:
         return {path: file.bytes for path, file in self._record(sample).files.items()}
 
     def check(self, sample: str) -> None:
-        """Check cheaply that a sample can be trusted: its files are there, sizes and metadata agree.
-
-        Parameters
-        ----------
-        sample : str
-            A committed sample.
+        """Check quickly that the files of a sample are there, and that sizes and metadata agree.
 
         Raises
         ------
@@ -370,17 +324,7 @@ class Run:
         self._checker.check(self._record(sample))
 
     def spec(self, layer: str | LayerSpec) -> LayerSpec:
-        """Return the layer of a name.
-
-        Parameters
-        ----------
-        layer : str or LayerSpec
-            Name of a layer.
-
-        Returns
-        -------
-        LayerSpec
-            Representation decided.
+        """Return the layer of a name, its representation decided.
 
         Raises
         ------
@@ -395,15 +339,10 @@ class Run:
     def step_group(self, layer: str | LayerSpec) -> int:
         """Return how many steps share a stored chunk: a good unit to read by.
 
-        Parameters
-        ----------
-        layer : str or LayerSpec
-            Name of a layer.
-
-        Returns
-        -------
-        int
-            At least 1.
+        Raises
+        ------
+        UnknownName
+            If there is no such layer.
         """
         spec = self.spec(layer)
         kind = "scores" if spec.representation == "scores" else "query"
@@ -425,19 +364,19 @@ def _damage(sample: str, layer: str) -> Iterator[None]:
 
 
 _HEADERS: dict[tuple[str, str], Header] = {}
-"""Of runs that have come from other processes, MOST_HEADERS at most."""
+"""Headers of unpickled runs, by path and id; `MAX_HEADERS` at most."""
 
-MOST_HEADERS = 64
+MAX_HEADERS = 64
 
 
-def _arrived(location: Location, run_id: str, shown: bytes) -> Run:
-    """Make a run that came from another process."""
+def _unpickle(location: Location, run_id: str, shown: bytes) -> Run:
+    """Make a run that was pickled by another process."""
     key = location.url, run_id
     header = _HEADERS.get(key) or load_header(location)
     if header.run_id != run_id:
         raise DamagedRun(f"{location.url} is another run than a moment ago", remedy="start again")
     if key not in _HEADERS:
-        if len(_HEADERS) >= MOST_HEADERS:
+        if len(_HEADERS) >= MAX_HEADERS:
             _HEADERS.clear()
         _HEADERS[key] = header
     bits = np.unpackbits(np.frombuffer(shown, np.uint8), count=len(header.samples))

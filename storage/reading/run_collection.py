@@ -15,7 +15,7 @@ from i2am.storage.format.block import Block
 from i2am.storage.format.header import Timestep
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.index_selection import Indices
-from i2am.storage.reading.compatibility import check_alike, geometries_in_words, geometry
+from i2am.storage.reading.compatibility import check_compatible, describe_geometries, geometry
 from i2am.storage.reading.run import Run
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Runs:
         if not self.members:
             raise EmptyRun("no runs", expected="at least one", remedy="name some")
         for member in self.members[1:]:
-            check_alike(self.members[0], member)
+            check_compatible(self.members[0], member)
         self._check_ids()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class Runs:
             raise ShapeMismatch(
                 f"{what} of layer {name!r}",
                 expected="one geometry in all runs",
-                got=geometries_in_words(found),
+                got=describe_geometries(found),
                 remedy="ask for maps, which can be made at one size, or take runs.home(sample) one by one",
             )
         return da.concatenate([getattr(member, what)(name) for member in self.members])
@@ -258,56 +258,16 @@ AnyRun = Run | Runs
 
 
 def members_of(run: AnyRun) -> tuple[Run, ...]:
-    """Return the runs that something consists of.
-
-    Parameters
-    ----------
-    run : Run or Runs
-        One, or several as one.
-
-    Returns
-    -------
-    tuple of Run
-        At least one.
-    """
+    """Return the runs that `run` consists of."""
     return run.members if isinstance(run, Runs) else (run,)
 
 
 def home_of(run: AnyRun, sample: str) -> Run:
-    """Return the run that holds a sample: small enough to be sent along with a task.
-
-    Parameters
-    ----------
-    run : Run or Runs
-        One, or several as one.
-    sample : str
-        A committed sample.
-
-    Returns
-    -------
-    Run
-        `run` itself, or one of its members.
-
-    Raises
-    ------
-    UnknownName
-        From `Runs.home`.
-    """
+    """Return the run that holds a sample; it is cheap to pickle."""
     return run.home(sample) if isinstance(run, Runs) else run
 
 
 def distinct_layers(run: AnyRun) -> list[LayerSpec]:
-    """Return the layers of all members; a layer comes again where it differs from run to run.
-
-    Parameters
-    ----------
-    run : Run or Runs
-        One, or several as one.
-
-    Returns
-    -------
-    list of LayerSpec
-        In the order of the model.
-    """
+    """Return the layers of all members; a layer comes again where it differs from run to run."""
     members = members_of(run)
     return list(dict.fromkeys(own.layers[name] for name in members[0].layers for own in members))

@@ -8,7 +8,7 @@ from typing import Any
 
 from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.commit_record import record_path
-from i2am.storage.format.file_owner import layer_of
+from i2am.storage.format.file_names import layer_of
 from i2am.storage.format.header import ROOT
 from i2am.storage.format.marginals_only import MARGINALS
 from i2am.storage.format.shard import FileRecord, checksum
@@ -34,28 +34,6 @@ def copy_without_attention(
 
     The copy has the run's id and its samples' fingerprints, so that whatever was derived from the run stays
     valid for it.
-
-    Parameters
-    ----------
-    run : Run
-        The source.
-    target : Location
-        An empty place.
-    samples : sequence of str
-        Committed samples.
-    storage_options : mapping, optional
-        Options of the source's file system, for URLs.
-    on_sample : callable, optional
-        Called with each sample that was copied.
-
-    Raises
-    ------
-    DamagedRun, DamagedSample
-        If the source is damaged.
-    AlreadyExists
-        If another process has just put a run there.
-    StorageFull, NoPermission, StoreUnavailable
-        If the target cannot be written.
     """
     source, attributes = locate(run.path, storage_options), run.attrs
     added = {f"{IMAGES}{name}/{ROOT}" for name in run.images} - set(attributes["metadata"])

@@ -15,7 +15,7 @@ from i2am.storage.errors import AlreadyExists, InputError, NotFound, UnknownName
 from i2am.storage.format.header import OWN_KEYS
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
-from i2am.storage.format.signed_json import plain
+from i2am.storage.format.signed_json import jsonable
 from i2am.storage.index_selection import Indices, select_indices
 from i2am.storage.reading.open import open_run
 from i2am.storage.reading.run import Run
@@ -33,20 +33,8 @@ MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23}
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What a pruned run keeps.
-
-    Parameters
-    ----------
-    samples : tuple of str
-        Committed samples of the source.
-    layers : dict
-        Layer name to the heads that are kept.
-    steps : tuple of int
-        Indices of the source's steps.
-    bits : int or None
-        Bits of the fraction that are kept of queries, keys and scores; None for all.
-    """
+class Selection:
+    """What a pruned run keeps: of each layer some heads, and `bits` of the fraction (None: all)."""
 
     samples: tuple[str, ...]
     layers: dict[str, tuple[int, ...]]
@@ -54,18 +42,7 @@ class Kept:
     bits: int | None
 
     def to_json(self, run: Run) -> dict[str, Any]:
-        """Return the entry ``pruned`` of the new run's attributes.
-
-        Parameters
-        ----------
-        run : Run
-            The source.
-
-        Returns
-        -------
-        dict
-            With the source's id.
-        """
+        """Return the entry ``pruned`` of the new run's attributes."""
         layers = {name: list(heads) for name, heads in self.layers.items()}
         steps: dict[str, Any] = {"steps": list(self.steps), "bits": self.bits}
         return {"run_id": run.run_id, "layers": layers, **steps}
@@ -84,7 +61,7 @@ def prune(
     storage_options: Mapping[str, Any] | None = None,
     on_sample: Callable[[str], None] | None = None,
 ) -> Run:
-    """Copy a part of a run into a new one; go on with one that was interrupted.
+    """Copy a part of a run into a new one, which is returned; go on with one that was interrupted.
 
     What is kept is the same to the bit unless `bits` is given. The source is not touched.
 
@@ -111,11 +88,6 @@ def prune(
     on_sample : callable, optional
         Called with each sample that was copied.
 
-    Returns
-    -------
-    Run
-        The new run.
-
     Raises
     ------
     UnknownName, InputError
@@ -124,28 +96,26 @@ def prune(
         If `out` is another run, or was pruned in another way.
     NoAnswer
         If the source was exported with its marginals alone.
-    DamagedSample
-        If the source is damaged; samples copied before remain.
-    StorageFull, NoPermission
-        If `out` cannot be written.
+    DamagedSample, StorageFull, NoPermission
+        If the source is damaged, or `out` cannot be written; samples copied before remain.
     """
     source = run if isinstance(run, Run) else open_run(run, storage_options)
     need_attention(source.attrs, source.path, "pruning")
-    kept = _select(source, samples, layers, steps, heads, bits)
-    with _writer(source, out, kept, codec, storage_options) as writer:
+    selection = _select(source, samples, layers, steps, heads, bits)
+    with _writer(source, out, selection, codec, storage_options) as writer:
         for sample in writer.missing:
-            _copy_sample(source, writer, sample, kept)
+            _copy_sample(source, writer, sample, selection)
             if on_sample is not None:
                 on_sample(sample)
     return open_run(out, storage_options)
 
 
-def _copy_sample(source: Run, writer: RunWriter, sample: str, kept: Kept) -> None:
+def _copy_sample(source: Run, writer: RunWriter, sample: str, selection: Selection) -> None:
     images = source.record(sample)["images"]
     for name, image in images.items():
         writer.add_image(name, image["shape"])
     with writer.sample(sample) as sink:
-        _copy(source, sink, sample, kept, images)
+        _copy(source, sink, sample, selection, images)
 
 
 def _select(
@@ -155,7 +125,7 @@ def _select(
     steps: Indices,
     heads: Indices,
     bits: int | None,
-) -> Kept:
+) -> Selection:
     for sample in samples or ():
         if sample not in run.samples:
             raise UnknownName("sample", sample, run.samples)
@@ -163,42 +133,42 @@ def _select(
         if not any(fnmatchcase(name, pattern) for name in run.layers):
             raise UnknownName("layer", pattern, run.layers)
     names = [n for n in run.layers if layers is None or any(fnmatchcase(n, p) for p in layers)]
-    rows = {name: tuple(select_indices("head", heads, run.layers[name].heads)) for name in names}
-    times = tuple(select_indices("step", steps, len(run.timesteps)))
+    rows = {name: select_indices("head", heads, run.layers[name].heads) for name in names}
+    times = select_indices("step", steps, len(run.timesteps))
     chosen = tuple(s for s in run.samples if samples is None or s in samples)
-    for what, found in (("samples", chosen), ("layers", names), ("steps", times), *rows.items()):
-        if not found or len(set(found)) != len(found):
-            raise InputError(f"what to keep of {what}", expected="at least one, each once", got=repr(found))
+    for what, found in (("samples", chosen), ("layers", names)):
+        if not found:
+            raise InputError(f"{what} to keep", expected="at least one", got="none")
     for name in names:
         most = MANTISSA[run.layers[name].dtype]
         if bits is not None and not 1 <= bits <= most:
             raise InputError(f"bits of layer {name!r}", expected=f"1 to {most}", got=str(bits))
-    return Kept(chosen, rows, times, bits)
+    return Selection(chosen, rows, times, bits)
 
 
 def _writer(
     run: Run,
     out: str | os.PathLike[str],
-    kept: Kept,
+    selection: Selection,
     codec: str | None,
     options: Mapping[str, Any] | None,
 ) -> RunWriter:
-    wanted = plain(kept.to_json(run))
+    wanted = jsonable(selection.to_json(run))
     try:
         writer = resume_run(out, storage_options=options)
     except NotFound:
         attrs = {key: value for key, value in run.attrs.items() if key not in OWN_KEYS}
-        chosen = codec or (ROUNDED_CODEC if kept.bits is not None else str(run.attrs["codec"]))
+        chosen = codec or (ROUNDED_CODEC if selection.bits is not None else str(run.attrs["codec"]))
         return create_run(
             out,
-            [_spec(run.layers[name], heads) for name, heads in kept.layers.items()],
-            [run.timesteps[step] for step in kept.steps],
-            kept.samples,
+            [_spec(run.layers[name], heads) for name, heads in selection.layers.items()],
+            [run.timesteps[step] for step in selection.steps],
+            selection.samples,
             {**attrs, "pruned": wanted},
             storage_options=options,
             codec=chosen,
         )
-    if writer.attrs.get("pruned") != wanted or writer.samples != kept.samples:
+    if writer.attrs.get("pruned") != wanted or writer.samples != selection.samples:
         writer.close()
         raise AlreadyExists(
             f"{out} already exists", expected="nothing, or this pruning, interrupted", got="another run",
@@ -211,12 +181,14 @@ def _spec(spec: LayerSpec, heads: Sequence[int]) -> LayerSpec:
     return replace(spec, heads=len(heads), scale=spec.logit_scale)
 
 
-def _copy(run: Run, sink: Sink, sample: str, kept: Kept, images: Mapping[str, Any]) -> None:
-    for name, heads in kept.layers.items():
+def _copy(run: Run, sink: Sink, sample: str, selection: Selection, images: Mapping[str, Any]) -> None:
+    for name, heads in selection.layers.items():
         spec, group = run.layers[name], run.step_group(name)
-        for start in range(0, len(kept.steps), group):  # no stored chunk is read anew for each of its steps
-            part = kept.steps[start : start + group]
-            arrays = _arrays(run, spec, sample, part, heads, kept.bits)
+        for start in range(
+            0, len(selection.steps), group
+        ):  # no stored chunk is read anew for each of its steps
+            part = selection.steps[start : start + group]
+            arrays = _arrays(run, spec, sample, part, heads, selection.bits)
             for row in range(len(part)):  # a static key has the first row alone
                 given = {kind: array[row] for kind, array in arrays.items() if row < len(array)}
                 sink.put(name, start + row, copy=False, **given)
@@ -241,20 +213,9 @@ def _arrays(
 
 
 def round_bits(array: Array, bits: int) -> Array:
-    """Round numbers to fewer bits of the fraction.
+    """Round float16 or float32 numbers to nearest, ties to even, keeping some bits of the fraction.
 
-    Parameters
-    ----------
-    array : ndarray
-        float16 or float32.
-    bits : int
-        Bits to keep, at least 1; nothing happens where the dtype has no more.
-
-    Returns
-    -------
-    ndarray
-        Rounded to nearest, ties to even; relative error at most ``2 ** -(bits + 1)`` for normal numbers. NaN,
-        infinities and numbers that would round to infinity are as before.
+    NaN, infinities and numbers that would round to infinity are as before.
     """
     if bits >= MANTISSA[array.dtype.name]:
         return array

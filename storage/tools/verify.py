@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.commit_record import FOLDER, CommitRecord, read_record, record_path
-from i2am.storage.format.file_names import sample_file
-from i2am.storage.format.file_owner import layer_of
+from i2am.storage.format.file_names import layer_of, sample_file
 from i2am.storage.format.header import MAX_ROOT, ROOT, Header, load_header
 from i2am.storage.format.marginals_only import has_attention
 from i2am.storage.format.shard import FileRecord, checksum
-from i2am.storage.format.signed_json import DocumentError, sha256
+from i2am.storage.format.signed_json import sha256
 from i2am.storage.locations.base import STAGING, Location, TooLarge
 from i2am.storage.locations.open import locate
-from i2am.storage.reading.commit_index import INDEX, MAX_BYTES, parse_index
 from i2am.storage.writing.failures import FOLDER as FAILURES
 from i2am.storage.writing.lease import FOLDER as LEASES
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is not as it was written.
+    """One file that is not as it was written.
 
-    Parameters
-    ----------
-    sample : str or None
-        The sample it belongs to; None for metadata of the run.
-    layer : str or None
-        The layer, or ``images/<name>``; None where there is none.
-    path : str
-        File below the run.
-    what : str
-        What is wrong.
+    `sample` and `layer` (or ``images/<name>``) say what it belongs to, or are None.
     """
 
     sample: str | None
@@ -52,15 +41,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a verification is.
-
-    Parameters
-    ----------
-    files_done, files : int
-        Files read, files in all.
-    bytes_done, bytes : int
-        Bytes read, bytes in all.
-    """
+    """How far a verification is: files and bytes that were read, and all."""
 
     files_done: int
     files: int
@@ -77,7 +58,7 @@ class VerifyReport:
     path : str
         The run.
     problems : tuple of Problem
-        Damage; none in a sound run.
+        Damage; none in an undamaged run.
     notes : tuple of str
         What is no damage but worth knowing: uncommitted samples, leftovers, files that are not the store's.
     samples, files, bytes : int
@@ -104,18 +85,8 @@ class VerifyReport:
         dict
             ok, path, problems, notes, samples, files, bytes.
         """
-        problems = [
-            {"sample": p.sample, "layer": p.layer, "path": p.path, "what": p.what} for p in self.problems
-        ]
-        return {
-            "ok": self.ok,
-            "path": self.path,
-            "problems": problems,
-            "notes": list(self.notes),
-            "samples": self.samples,
-            "files": self.files,
-            "bytes": self.bytes,
-        }
+        problems = [asdict(problem) for problem in self.problems]
+        return {"ok": self.ok, **asdict(self), "problems": problems, "notes": list(self.notes)}
 
 
 @dataclass(slots=True)
@@ -141,7 +112,7 @@ class _Check:
     @property
     def found_records(self) -> list[str]:
         """Paths of the files that may be commit records."""
-        return [path for path in self.found if path.startswith(f"{FOLDER}/") and path != INDEX]
+        return [path for path in self.found if path.startswith(f"{FOLDER}/")]
 
     def advance(self, nbytes: int) -> None:
         self.files += 1
@@ -181,7 +152,7 @@ class _Check:
 
 
 def _check_records(check: _Check) -> dict[str, CommitRecord]:
-    """Read all commit records; those that are sound."""
+    """Read all commit records; return those that are undamaged."""
     known = {record_path(sample): sample for sample in check.header.samples}
     records = {}
     for path in sorted(check.found_records):
@@ -196,31 +167,8 @@ def _check_records(check: _Check) -> dict[str, CommitRecord]:
     return records
 
 
-def _check_index(check: _Check, records: Mapping[str, CommitRecord]) -> None:
-    """Compare the index of commit records, where there is one, with the records."""
-    if INDEX not in check.found:
-        return
-    try:
-        index = parse_index(check.location.read(INDEX, MAX_BYTES), check.header)
-    except (FileNotFoundError, DamagedRun, TooLarge, DocumentError) as error:
-        check.problem(None, INDEX, f"is damaged: {error}")
-        return
-    check.advance(check.found[INDEX])
-    fitting = index.only(check.location.tags(FOLDER))
-    for sample in check.header.samples:
-        entry = index.record(sample)
-        if entry is None:
-            continue
-        if record_path(sample) not in check.found:
-            check.problem(sample, record_path(sample), "is missing; the index of commit records has it")
-        elif sample in records and fitting.record(sample) not in (None, records[sample]):
-            check.problem(sample, INDEX, "knows another commit record")
-    if len(fitting) < len(check.found_records):
-        check.notes.append(f"{INDEX}: {len(fitting)} of {len(check.found_records)} records; compact the run")
-
-
 def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[str]) -> None:
-    """Say what the files are that no committed sample and no metadata account for."""
+    """Explain the files that belong to no committed sample and no metadata."""
     header = check.header
     held = {"/".join(p.split("/")[:2]) for p in check.found if p.startswith((f"{STAGING}/", f"{LEASES}/"))}
     staged = {path.split("/")[1].removesuffix(".json") for path in held}
@@ -258,7 +206,6 @@ def _run_check(check: _Check) -> None:
         check.metadata(path, digest, None)
         seen.add(path)
     records = _check_records(check)
-    _check_index(check, records)
     seen |= {path for path in check.found if path.startswith(f"{FOLDER}/")}
     images: dict[str, str] = {}
     whole = has_attention(check.header.attributes)

@@ -16,7 +16,7 @@ from i2am.storage.format.file_names import sample_file
 from i2am.storage.format.header import FORMAT, OWN_KEYS, Header, Timestep, image_shape
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.layout import layer_layouts, shard_target
-from i2am.storage.format.signed_json import plain, sha256, signed
+from i2am.storage.format.signed_json import jsonable, sha256, signed
 from i2am.storage.format.zarr_metadata import hierarchy_documents
 
 
@@ -69,7 +69,7 @@ def make_header(
     """Decide all about a run but its id, creation time and digests; takes the arguments of `create_run`."""
     ids, times = _checked_samples(samples), checked_timesteps(timesteps)
     specs = _resolved(layers, len(times))
-    own = plain(dict(attrs or {}))
+    own = jsonable(dict(attrs or {}))
     if clash := sorted(OWN_KEYS & set(own)):
         raise InputError("attrs", expected="names other than the store's own", got=", ".join(clash))
     name = get_codec(DEFAULT_CODEC if codec is None else codec).name

@@ -17,7 +17,7 @@ from i2am.storage.format.header import Header
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.layout import ArrayLayout
 from i2am.storage.format.shard import FileRecord
-from i2am.storage.format.signed_json import plain
+from i2am.storage.format.signed_json import jsonable
 from i2am.storage.writing.array_writer import ArrayWriter
 from i2am.storage.writing.input_arrays import Piece, check_choice, checked, pieces, same_bits
 from i2am.storage.writing.staging import Staging
@@ -182,7 +182,7 @@ class Sink:
         InputError
             If JSON cannot hold a value.
         """
-        notes = plain(notes)
+        notes = jsonable(notes)
         with self._lock:
             self._check_open()
             self._notes.update(notes)

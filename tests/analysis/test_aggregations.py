@@ -25,7 +25,7 @@ from i2am.analysis.aggregations.shipped.head_similarity import HEAD_SIMILARITY
 from i2am.analysis.aggregations.shipped.top_mass import TOP_MASS, top_mass
 from i2am.analysis.aggregations.shipped.variance import TIME_VARIANCE
 from i2am.analysis.marginals.quantities import compute_marginals
-from i2am.analysis.marginals.store import open_cache
+from i2am.analysis.marginals.store import open_marginals
 from i2am.analysis.reduction import reduce
 from i2am.analysis.reduction.aggregation import Aggregation, ratio
 from i2am.storage.errors import AggregationError, InputError, NoAnswer, UnknownName
@@ -58,6 +58,13 @@ def probabilities(made, layer, sample):
     if spec.representation == "scores":
         scores = scores.astype(np.float16).astype(np.float64)
     return np.array([[[oracle.softmax(row) for row in head] for head in step] for step in scores])
+
+
+def reduce_layer(run, spec, aggregation, marginals):
+    steps = range(len(run.timesteps))
+    reduction = reduce.Reduction(run, spec, "one", aggregation)
+    states = [reduction.slab(slab, marginals=marginals) for slab in reduce.slabs(spec, steps)]
+    return reduce.finalize_states(aggregation, states, spec)
 
 
 @pytest.mark.parametrize("layer", ["a", "b"])
@@ -145,11 +152,11 @@ def test_how_attention_is_cut_does_not_matter(run, aggregation, monkeypatch):
 def test_any_sizes_of_pieces_give_the_same(run, read, slab, piece, aggregation):
     spec = run.layers["a"]
     marginals = compute_marginals(run, spec, "one") if aggregation.over == "marginals" else None
-    whole = reduce.reduce_layer(run, spec, "one", aggregation, marginals=marginals)
+    whole = reduce_layer(run, spec, aggregation, marginals)
     with pytest.MonkeyPatch.context() as patch:
         for name, size in (("READ_BYTES", read), ("SLAB_BYTES", slab), ("PIECE_BYTES", piece)):
             patch.setattr(reduce, name, size)
-        cut = reduce.reduce_layer(run, spec, "one", aggregation, marginals=marginals)
+        cut = reduce_layer(run, spec, aggregation, marginals)
     np.testing.assert_allclose(cut, whole, rtol=1e-6, atol=1e-7)
 
 
@@ -329,9 +336,9 @@ def test_a_mean_over_nothing_is_nan():
 
 
 def test_marginals_are_taken_from_the_derived_store(run, monkeypatch):
-    cache = open_cache(run)
+    cache = open_marginals(run)
     for layer in run.layers.values():
         for sample in run.samples:
-            cache.ensure(layer, sample)
+            cache.load_or_compute(layer, sample)
     monkeypatch.setattr(type(run), "read", None)
     assert np.isfinite(aggregate(run, TIME_VARIANCE).values).all()

@@ -11,11 +11,10 @@ import zarr
 import i2am.analysis.marginals.store
 import i2am.analysis.reduction.reduce
 from i2am.analysis.maps.attribution import attribution_maps
-from i2am.analysis.marginals.compute_missing import fill_marginals
-from i2am.analysis.marginals.memory_cache import ENTRY_BYTES, MemoryCache, recent
+from i2am.analysis.marginals.compute_missing import compute_missing_marginals
+from i2am.analysis.marginals.memory_cache import ENTRY_BYTES, MemoryCache, shared_cache
 from i2am.analysis.marginals.quantities import compute_marginals
-from i2am.analysis.marginals.store import open_cache
-from i2am.analysis.options import StudyOptions
+from i2am.analysis.marginals.store import open_marginals
 from i2am.storage.errors import AlreadyExists, DamagedSample
 from i2am.storage.reading.open import open_run
 from tests.analysis.builders import build, damage, layer
@@ -82,7 +81,7 @@ def test_a_damaged_entry_is_computed_again(run, tmp_path, computed, harm):
         path.write_bytes({"flip": data, "truncate": data[:-3], "empty": b"", "delete": b""}[harm])
         if harm == "delete":
             path.unlink()
-        recent.clear()  # as another process would
+        shared_cache.clear()  # as another process would
         np.testing.assert_array_equal(attribution_maps(run, "r2g").values, whole)
     assert len(computed) > 4
 
@@ -107,9 +106,9 @@ def test_a_place_that_holds_something_else_is_refused(run, tmp_path):
 
 
 def test_in_memory_places_work(run):
-    cache = open_cache(run, "memory://marginals.zarr")
-    first = cache.ensure(run.layers["a"], "one")
-    again = cache.ensure(run.layers["a"], "one")
+    cache = open_marginals(run, "memory://marginals.zarr")
+    first = cache.load_or_compute(run.layers["a"], "one")
+    again = cache.load_or_compute(run.layers["a"], "one")
     for name, values in first.items():
         np.testing.assert_array_equal(values, again[name])
 
@@ -135,7 +134,7 @@ def test_what_was_read_lately_is_not_read_again(run, tmp_path, computed):
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first():
-    kept = MemoryCache(most=5 * (800 + ENTRY_BYTES))
+    kept = MemoryCache(max_bytes=5 * (800 + ENTRY_BYTES))
     made = []
 
     def make(number):
@@ -163,26 +162,26 @@ def test_groups_of_samples_are_one_task_where_all_is_stored(run):
 @pytest.mark.parametrize("slab_bytes", [1, 2**28])
 def test_slabs_of_steps_fill_the_same_bytes(run, tmp_path, monkeypatch, slab_bytes):
     monkeypatch.setattr(i2am.analysis.reduction.reduce, "SLAB_BYTES", slab_bytes)
-    options = StudyOptions(store=str(tmp_path / "slabs.zarr"))
+    store = str(tmp_path / "slabs.zarr")
     told = []
-    assert fill_marginals(run, run.samples, options, told.append) == {}
+    assert compute_missing_marginals(run, run.samples, store=store, emit=told.append) == {}
     assert told[-1].done == told[-1].total == 4
-    plain = open_cache(run, str(tmp_path / "plain.zarr"))
+    plain = open_marginals(run, str(tmp_path / "plain.zarr"))
     for spec in run.layers.values():
         for sample in run.samples:
-            plain.ensure(spec, sample)
+            plain.load_or_compute(spec, sample)
     filled, exact = (
         {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
         for name in ("slabs.zarr", "plain.zarr")
     )
     assert filled == exact
-    assert fill_marginals(run, run.samples, options, told.append) == {}
+    assert compute_missing_marginals(run, run.samples, store=store, emit=told.append) == {}
 
 
 def test_a_damaged_sample_is_named_whatever_the_slabs(run, tmp_path, monkeypatch):
     monkeypatch.setattr(i2am.analysis.reduction.reduce, "SLAB_BYTES", 1)
     damage(tmp_path / "run.zarr")
-    found = fill_marginals(run, run.samples, StudyOptions(), lambda event: None)
+    found = compute_missing_marginals(run, run.samples)
     assert list(found) == ["one"]
     assert "sample 'one', layer" in found["one"]
 

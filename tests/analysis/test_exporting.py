@@ -12,7 +12,7 @@ import pytest
 
 import i2am as front
 from i2am.analysis.maps.question import LEVELS
-from i2am.analysis.marginals.memory_cache import recent
+from i2am.analysis.marginals.memory_cache import shared_cache
 from i2am.analysis.marginals.verify import check_marginals
 from i2am.analysis.study.export_run import export
 from i2am.storage.errors import AlreadyExists, DamagedSample, DamageError, InputError, NoAnswer, UnknownName
@@ -49,7 +49,7 @@ def copy(exported: Path, tmp_path: Path) -> Path:
     """An exported run to be damaged at will, with its marginals."""
     for name in ("new.zarr", "new.marginals.zarr"):
         shutil.copytree(exported.with_name(name), tmp_path / name)
-    recent.clear()
+    shared_cache.clear()
     return tmp_path / "new.zarr"
 
 
@@ -71,7 +71,7 @@ def questions(run: Run) -> dict[str, np.ndarray[Any, Any]]:
 
 def test_every_map_is_the_source_s_to_the_bit(source: Run, exported: Path) -> None:
     wanted = questions(source)
-    recent.clear()
+    shared_cache.clear()
     made = open_run(exported)
     assert not list(exported.glob("attention/*/*/c.*"))
     assert not list(exported.parent.glob(".*"))

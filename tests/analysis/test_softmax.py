@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from i2am.analysis.reduction import softmax
 from i2am.analysis.reduction.logits import Logits
-from i2am.analysis.reduction.softmax import project
+from i2am.analysis.reduction.softmax import weighted_means
 from i2am.analysis.reduction.weights import Means, Weights
 from tests.analysis import oracle
 
@@ -33,7 +33,7 @@ def normalised(values, axis):
 
 
 def both(scores):
-    found = project(Logits(scores=scores), weights(ones(scores.shape[2]), ones(scores.shape[3])))
+    found = weighted_means(Logits(scores=scores), weights(ones(scores.shape[2]), ones(scores.shape[3])))
     return found.g2r[:, :, 0], found.r2g[:, :, 0]
 
 
@@ -95,10 +95,10 @@ def test_tiles_do_not_matter(monkeypatch, work, cache):
     logits = replace(logits, lse=lse)
     random = (rng.random((count, size)).astype(np.float32) for count, size in ((2, 60), (3, 70), (2, 70)))
     asked = Weights(60, 70, *random, joint=True)
-    whole = project(logits, asked)
+    whole = weighted_means(logits, asked)
     monkeypatch.setattr(softmax, "WORK_BYTES", work)
     monkeypatch.setattr(softmax, "CACHE_BYTES", cache)
-    tiled = project(logits, asked)
+    tiled = weighted_means(logits, asked)
     for kind in fields(Means):
         expected = getattr(whole, kind.name)
         assert expected.size
@@ -111,7 +111,7 @@ def test_weights_choose_queries_and_tokens():
     gen[0, 2] = gen[1, [1, 4]] = 1
     ref = np.zeros((1, 5), np.float32)
     ref[0, 3] = 1
-    found = project(Logits(scores=scores), weights(gen, ref))
+    found = weighted_means(Logits(scores=scores), weights(gen, ref))
     g2r, r2g = found.g2r, found.r2g
     row = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True) * 5
     column = np.exp(scores) / np.exp(scores).sum(-2, keepdims=True) * 6
@@ -141,7 +141,7 @@ def test_shares_of_a_joint_softmax_and_of_token_sets(shape, others, seed, spread
         logits = Logits(query=query, key=key[:, :, :ref], lse=lse)
     else:
         logits = Logits(scores=every[..., :ref].astype(np.float32), lse=lse)
-    found = project(logits, Weights(gen, ref, queries, tokens=chosen, joint=True))
+    found = weighted_means(logits, Weights(gen, ref, queries, tokens=chosen, joint=True))
     loose = {"rtol": 1e-3 * max(1, spread / 10), "atol": 1e-5 * max(1, spread)}  # float32 logits of `spread`
     np.testing.assert_allclose(found.share[:, :, 0], joint.sum(-1), **loose)
     np.testing.assert_allclose(found.share[:, :, 1], joint @ chosen[0], **loose)
@@ -161,7 +161,7 @@ def test_factors_and_scores_agree_whatever_the_keys_have_in_common(shape, seed, 
     query = rng.normal(size=(steps, heads, gen, 4)).astype(np.float32) * np.float32(spread)
     key = rng.normal(size=(steps, heads, ref, 4)).astype(np.float32) + np.float32(common)
     exact = np.matmul(query.astype(np.float64), key.astype(np.float64).swapaxes(-1, -2))
-    found = project(Logits(query=query, key=key), weights(ones(gen), ones(ref)))
+    found = weighted_means(Logits(query=query, key=key), weights(ones(gen), ones(ref)))
     tolerance = {"rtol": 2e-5 + 3e-6 * spread * (10 + common), "atol": 1e-6}
     own = normalised(exact, -1).mean(axis=2) * ref
     other = normalised(exact, -2).mean(axis=3) * gen
@@ -173,7 +173,7 @@ def test_rows_whose_logits_are_alike_are_exactly_uniform():
     rng = np.random.default_rng(0)
     query = rng.normal(size=(2, 3, 50, 8)).astype(np.float16)
     key = np.broadcast_to(rng.normal(size=(1, 3, 1, 8)), (1, 3, 145, 8)).astype(np.float16)
-    found = project(Logits(query=query, key=key, scale=0.3), weights(ones(50), ones(145)))
+    found = weighted_means(Logits(query=query, key=key, scale=0.3), weights(ones(50), ones(145)))
     assert (found.g2r == 1).all()
 
 
@@ -194,7 +194,7 @@ BLAS = """
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 from i2am.analysis.reduction.logits import Logits
-from i2am.analysis.reduction.softmax import project
+from i2am.analysis.reduction.softmax import weighted_means
 from i2am.analysis.reduction.weights import Weights
 
 def threads():
@@ -211,7 +211,7 @@ Logits.part = spy
 one = np.ones((1, 4), np.float32)
 with threadpool_limits(limits=2, user_api="blas"):
     before = threads()
-    project(Logits(scores=np.zeros((1, 1, 4, 4), np.float32)), Weights(4, 4, one, one))
+    weighted_means(Logits(scores=np.zeros((1, 1, 4, 4), np.float32)), Weights(4, 4, one, one))
     print(before, seen, threads())
 """
 

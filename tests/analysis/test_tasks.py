@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2am.analysis import dask_tasks
-from i2am.analysis.dask_tasks import AHEAD, run_tasks
+from i2am.analysis.dask_tasks import TASKS_PER_THREAD, run_tasks
 from i2am.storage.errors import ClusterError
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +129,7 @@ def test_tasks_are_read_as_they_are_needed(two_threads):
         done = count
 
     run_tasks(source(), on_done)
-    assert 2 < most <= 2 * AHEAD
+    assert 2 < most <= 2 * TASKS_PER_THREAD
 
 
 def test_what_a_task_depends_on_is_spread_over_the_workers(two_threads):
@@ -168,8 +168,8 @@ def test_a_pool_that_is_lent_is_used_and_given_back():
 
 
 def test_a_cluster_that_has_lost_all_workers_is_an_error(monkeypatch):
-    monkeypatch.setattr(dask_tasks, "PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr(dask_tasks, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(dask_tasks, "NO_WORKER_SECONDS", 0.3)
+    monkeypatch.setattr(dask_tasks, "RECOUNT_SECONDS", 0.05)
     options = {"processes": False, "dashboard_address": ":0"}
     with LocalCluster(n_workers=0, **options) as empty, Client(empty), pytest.raises(ClusterError) as caught:
         run_tasks([dask.delayed(abs)(-1)])

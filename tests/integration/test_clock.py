@@ -117,8 +117,8 @@ def test_what_a_living_process_creates_is_left_alone_whatever_the_clock_says(
 def test_what_a_killed_creation_left_goes_with_the_next(tmp_path: Path) -> None:
     root = tmp_path / "run.zarr"
     script = "import os, sys\nfrom pathlib import Path\n"
-    script += "from i2am.storage.writing.atomic_directory import atomic_directory\n"
     script += (
+        "from i2am.storage.writing.atomic_directory import atomic_directory\n"
         "with atomic_directory(Path(sys.argv[1])) as made:\n    (made / 'x').write_text('x'); os._exit(9)"
     )
     command = [sys.executable, "-c", script, str(root)]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.pipeline.recording.guidance import Calls, as_layout
-from i2am.pipeline.timesteps import Moment
+from i2am.pipeline.recording.guidance import StepTracker, as_layout
+from i2am.pipeline.timesteps import Timestep
 from i2am.storage.errors import CaptureError, InputError
 
 schedules = st.lists(st.integers(1, 999), min_size=1, max_size=12, unique=True).map(
@@ -15,7 +15,7 @@ schedules = st.lists(st.integers(1, 999), min_size=1, max_size=12, unique=True).
 )
 
 
-def played(calls, schedule, each, *, keys=(None,), labels=("",), taken=None):
+def played(tracker, schedule, each, *, keys=(None,), labels=("",), taken=None):
     """(step, rows) of the calls of a generation that makes ``each`` calls a step."""
     found = []
     for step, timestep in enumerate(schedule):
@@ -23,8 +23,8 @@ def played(calls, schedule, each, *, keys=(None,), labels=("",), taken=None):
             if taken is not None:
                 taken[0] = step
             key, label = keys[number % len(keys)], labels[number % len(labels)]
-            place = calls.begin(Moment(timestep), schedule, key, label)
-            found.append((place.step, place.index, place.rows))
+            call = tracker.begin(Timestep(timestep), schedule, key, label)
+            found.append((call.step, call.index, call.rows))
     return found
 
 
@@ -32,63 +32,63 @@ def played(calls, schedule, each, *, keys=(None,), labels=("",), taken=None):
 def test_whether_guidance_is_on_is_found(schedule, each, counted):
     """From the timesteps, or from the scheduler's own count where it keeps one."""
     taken = [0]
-    calls = Calls(None, ("cond", "uncond"), (lambda: taken[0]) if counted else (lambda: None))
+    tracker = StepTracker(None, ("cond", "uncond"), (lambda: taken[0]) if counted else (lambda: None))
     rows = [("cond",), ("uncond",)]
     expected = [(s, i, rows[i]) for s in range(len(schedule)) for i in range(each)]
-    assert played(calls, schedule, each, taken=taken) == expected
-    assert calls.finished()
+    assert played(tracker, schedule, each, taken=taken) == expected
+    assert tracker.finished
 
 
 @given(schedules, st.integers(1, 4))
 def test_calls_with_a_key_make_a_step_while_the_timestep_stays(schedule, tiles):
     keys = tuple((n, 0) for n in range(tiles))
-    calls = Calls(None, (), lambda: None)
+    tracker = StepTracker(None, (), lambda: None)
     expected = [(s, i, None) for s in range(len(schedule)) for i in range(tiles)]
-    assert played(calls, schedule, tiles, keys=keys) == expected
-    assert calls.finished()
+    assert played(tracker, schedule, tiles, keys=keys) == expected
+    assert tracker.finished
 
 
 @given(schedules, st.permutations(["cond", "uncond"]))
 def test_labels_tell_the_role_in_any_order(schedule, labels):
-    calls = Calls(None, ("cond", "uncond"), lambda: None)
+    tracker = StepTracker(None, ("cond", "uncond"), lambda: None)
     expected = [(s, i, (labels[i],)) for s in range(len(schedule)) for i in range(2)]
-    assert played(calls, schedule, 2, labels=labels) == expected
+    assert played(tracker, schedule, 2, labels=labels) == expected
 
 
 @given(schedules)
 def test_a_layout_is_taken_as_it_is(schedule):
     layout = as_layout([["uncond"], ["image", "cond"]])
-    calls = Calls(layout, ("cond", "uncond"), lambda: None)
+    tracker = StepTracker(layout, ("cond", "uncond"), lambda: None)
     expected = [(s, i, layout[i]) for s in range(len(schedule)) for i in range(2)]
-    assert played(calls, schedule, 2) == expected
+    assert played(tracker, schedule, 2) == expected
 
 
 def test_repeated_timesteps_are_steps_of_their_own():
     schedule = [9.0, 6.0, 6.0, 3.0]  # a multistep scheduler's extra call
-    assert [s for s, *_ in played(Calls(None, (), lambda: None), schedule, 1)] == [0, 1, 2, 3]
-    guided = played(Calls(None, ("cond", "uncond"), lambda: None), schedule, 2)
+    assert [s for s, *_ in played(StepTracker(None, (), lambda: None), schedule, 1)] == [0, 1, 2, 3]
+    guided = played(StepTracker(None, ("cond", "uncond"), lambda: None), schedule, 2)
     assert [s for s, *_ in guided] == [0, 0, 1, 1, 2, 2, 3, 3]
-    plain = played(Calls(None, ("cond", "uncond"), lambda: None), schedule, 1)
+    plain = played(StepTracker(None, ("cond", "uncond"), lambda: None), schedule, 1)
     assert [s for s, *_ in plain] == [0, 1, 2, 3]
 
 
 def test_what_cannot_be_told_is_asked_of_the_user():
-    calls = Calls(None, ("cond", "uncond"), lambda: None)
+    tracker = StepTracker(None, ("cond", "uncond"), lambda: None)
     schedule = [9.0, 9.0, 3.0]
-    calls.begin(Moment(9.0), schedule)
+    tracker.begin(Timestep(9.0), schedule)
     with pytest.raises(CaptureError, match=r"first two timesteps are equal.*guidance=\[\['cond'\]"):
-        calls.begin(Moment(9.0), schedule)
+        tracker.begin(Timestep(9.0), schedule)
 
 
 def test_a_call_that_was_not_announced():
-    calls = Calls(None, (), lambda: None)
-    calls.begin(Moment(9.0), [9.0, 6.0])
+    tracker = StepTracker(None, (), lambda: None)
+    tracker.begin(Timestep(9.0), [9.0, 6.0])
     with pytest.raises(CaptureError, match=r"step 1; expected 6 \(of 2 announced.*got timestep 5"):
-        calls.begin(Moment(5.0), [9.0, 6.0])
-    over = Calls(None, (), lambda: None)
-    over.begin(Moment(9.0), [9.0])
+        tracker.begin(Timestep(5.0), [9.0, 6.0])
+    over = StepTracker(None, (), lambda: None)
+    over.begin(Timestep(9.0), [9.0])
     with pytest.raises(CaptureError, match="expected no further step"):
-        over.begin(Moment(9.0), [9.0])
+        over.begin(Timestep(9.0), [9.0])
 
 
 @pytest.mark.parametrize("wrong", [[], [[]], ["cond"], [["cond"], ["cond"]], [["un cond"]], 3, [[1]]])

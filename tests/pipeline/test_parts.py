@@ -20,7 +20,7 @@ from i2am.pipeline.probe import probe
 from i2am.pipeline.recording.images import to_uint8
 from i2am.pipeline.recording.provenance import describe
 from i2am.pipeline.taps.host_copies import HostCopies
-from i2am.pipeline.timesteps import Moment, announced, moment
+from i2am.pipeline.timesteps import Timestep, read_timestep, remaining_timesteps
 from i2am.storage.errors import CaptureError, ShapeMismatch, UnknownName
 from i2am.storage.name_patterns import matching_names
 from i2am.storage.reading.open import open_run
@@ -37,24 +37,24 @@ def test_selected_names_follow_patterns_and_the_models_order():
 
 
 def test_timesteps_come_from_the_call_and_the_scheduler():
-    assert moment(torch.tensor(7)) == Moment(7.0, 0.0)
-    assert moment(torch.tensor([3, 3])).value == 3.0
+    assert read_timestep(torch.tensor(7)) == Timestep(7.0, 0.0)
+    assert read_timestep(torch.tensor([3, 3])).value == 3.0
     for value in (None, torch.tensor([3, 4])):
         with pytest.raises(CaptureError, match="timestep of a denoiser call"):
-            moment(value)
+            read_timestep(value)
 
     class Scheduler:
         timesteps = torch.tensor([9, 6, 6, 3])
 
-    assert announced(Scheduler(), 9.0) == [9.0, 6.0, 6.0, 3.0]
-    assert announced(Scheduler(), 6.0) == [6.0, 6.0, 3.0]  # a partial schedule starts late
+    assert remaining_timesteps(Scheduler(), 9.0) == [9.0, 6.0, 6.0, 3.0]
+    assert remaining_timesteps(Scheduler(), 6.0) == [6.0, 6.0, 3.0]  # a partial schedule starts late
     with pytest.raises(CaptureError, match=r"timestep 5.*capture\(\.\.\., timesteps"):
-        announced(Scheduler(), 5.0)
+        remaining_timesteps(Scheduler(), 5.0)
 
 
 @given(st.floats(0.01, 1000), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
 def test_a_timestep_rounded_on_its_way_is_still_known(timestep, dtype):
-    seen = moment(torch.tensor([timestep], dtype=torch.float64).to(dtype) / 1000 * 1000)
+    seen = read_timestep(torch.tensor([timestep], dtype=torch.float64).to(dtype) / 1000 * 1000)
     assert seen.near(timestep)
     assert not seen.near(timestep * 1.05)
 

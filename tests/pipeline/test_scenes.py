@@ -17,7 +17,7 @@ def test_a_scene_is_its_seed(seed):
     one, two = make_scene(seed), make_scene(seed)
     for name in ("source", "mask", "reference", "target", "target_object", "reference_object"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
-    assert one.thing == two.thing
+    assert one.object == two.object
     assert not np.array_equal(one.reference, make_scene(seed + 1).reference)
 
 
@@ -51,7 +51,7 @@ def test_objects_keep_their_colours_between_the_two_pictures():
 
 
 def test_every_shape_and_pattern_occurs():
-    things = [make_scene(seed).thing for seed in range(300)]
+    things = [make_scene(seed).object for seed in range(300)]
     assert {thing.silhouette for thing in things} == set(SILHOUETTES)
     assert {thing.pattern for thing in things} == set(PATTERNS)
 

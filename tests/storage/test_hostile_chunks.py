@@ -7,11 +7,11 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numcodecs import zstd
 
 import i2am
 from i2am.storage.errors import DamagedSample
@@ -25,7 +25,7 @@ LAYER = LayerSpec("x", 2, 8, (16, 16), (4, 4), representation="factors")
 KEY = "attention/x/query/c.0.0.0.0.0"
 
 
-@pytest.fixture(params=["zstd", "blosc-lz4-shuffle", "blosc-zstd-bitshuffle"])
+@pytest.fixture(params=["blosc-lz4-shuffle", "blosc-zstd-bitshuffle"])
 def run(tmp_path, request):
     """One sample of zeros, compressed."""
     path = tmp_path / "run.zarr"
@@ -69,22 +69,21 @@ def test_chunks_that_are_cut_short_are_refused(run):
             forged(run, [whole[:end]]).read("x", "a")
 
 
-def test_two_frames_and_frames_without_a_size():
-    codec, half = CODECS["zstd"], bytes(zstd.compress(np.zeros(50, np.uint8), 1))
-    assert len(codec.decode(half, 50)) == 50
-    for data in (half + half, half[:4] + b"\x00\x50" + half[6:], half[:4] + b"\xff" * 30, b"", half[:5]):
+@pytest.mark.parametrize("codec", sorted(set(CODECS) - {"none"}))
+def test_sizes_that_blosc_states_are_checked_before_memory_is_taken(codec):
+    codec, data = CODECS[codec], bytearray(CODECS[codec].encode(np.zeros(1 << 20, np.uint8)))
+    assert len(codec.decode(bytes(data), 1 << 20)) == 1 << 20
+    for start in (4, 12):  # plain and compressed bytes
+        lying = bytearray(data)
+        lying[start : start + 4] = struct.pack("<I", 1 << 30)
+        tracemalloc.start()
         with pytest.raises(ValueError, match="does not hold"):
-            codec.decode(data, 100)
-    # A frame of run-length blocks and no size: 3 kB that stand for 100 MB.
-    block = struct.pack("<I", (131072 << 3) | 2)[:3] + b"\x00"
-    with pytest.raises(ValueError, match="does not hold"):
-        codec.decode(b"\x28\xb5\x2f\xfd\x00\x50" + block * 800, 131072 * 800)
-
-
-@pytest.mark.parametrize("sizes", [1, 2, 255, 256, 300, 65_791, 65_792, 1 << 20])
-def test_the_size_that_a_frame_states_is_read_as_the_format_says(sizes):
-    data = np.zeros(sizes, np.uint8)
-    assert bytes(CODECS["zstd"].decode(bytes(CODECS["zstd"].encode(data)), sizes)) == data.tobytes()
+            codec.decode(bytes(lying), 1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 19
+        tracemalloc.stop()
+    for cut in (b"", bytes(data[:5]), bytes(data) + bytes(data)):
+        with pytest.raises(ValueError, match="does not hold"):
+            codec.decode(cut, 1 << 20)
 
 
 def test_a_chunk_that_stands_for_others_is_refused(tmp_path):
@@ -93,13 +92,16 @@ def test_a_chunk_that_stands_for_others_is_refused(tmp_path):
         "x", 2, 8, (512, 512), (4, 4), representation="factors"
     )  # a chunk for each head and step
     path = tmp_path / "run.zarr"
-    with i2am.create_run(path, [layer], [1, 2], ["a"], codec="zstd") as writer, writer.sample("a") as sink:
+    with (
+        i2am.create_run(path, [layer], [1, 2], ["a"], codec="blosc-zstd-bitshuffle") as writer,
+        writer.sample("a") as sink,
+    ):
         for step in range(2):
             sink.put("x", step, query=np.zeros((2, layer.gen, 8), "f2"), key=np.zeros((2, 16, 8), "f2"))
     opened = open_run(path)
     layout = opened._header.layouts["x"]["query"]
     assert layout.slots >= 2
-    chunk = bytes(CODECS["zstd"].encode(np.zeros(layout.chunk_bytes, np.uint8)))
+    chunk = bytes(CODECS["blosc-zstd-bitshuffle"].encode(np.zeros(layout.chunk_bytes, np.uint8)))
     data = shard(opened.run_id, layout, [chunk] * layout.slots, KEY)
 
     def repeated(first, length):
@@ -130,7 +132,7 @@ for round in range(int(sys.argv[2])):
     data = bytearray(codec.encode(plain))
     for _ in range(chance.randint(1, 4)):
         data[chance.randrange(min(len(data), chance.choice([24, len(data)])))] = chance.randrange(256)
-    if codec.kind == "blosc":
+    if chance.random() < 0.9:
         data[4:8], data[12:16] = struct.pack("<I", 5000), struct.pack("<I", len(data))
     try:
         assert len(codec.decode(bytes(data), 5000)) == 5000
@@ -154,12 +156,12 @@ def test_a_bomb_within_all_limits_takes_bounded_memory(tmp_path):
         LayerSpec("x", 1, 16, (2048, 2048), (1, 1), representation="factors"),
         LayerSpec("y", 1, 16, (1, 1), (2048, 2048), representation="factors"),
     ]
-    made = i2am.create_run(tmp_path / "big", layers, [1], ["a"], codec="zstd")
+    made = i2am.create_run(tmp_path / "big", layers, [1], ["a"], codec="blosc-zstd-bitshuffle")
     with made as writer, writer.sample("a") as sink:
         for spec in layers:
             query, key = (np.zeros((1, tokens, 16), "f2") for tokens in (spec.gen, spec.ref))
             sink.put(spec.name, 0, query=query, key=key, copy=False)
-    assert sum(path.stat().st_size for path in (tmp_path / "big").rglob("c.*")) < 200_000
+    assert sum(path.stat().st_size for path in (tmp_path / "big").rglob("c.*")) < 300_000
     actions = "check,read,scores,verify,i2am inspect"
     done = subprocess.run(
         [sys.executable, "-m", "tests.storage.hostile_child", str(5 << 28), "none", str(tmp_path / "big")],

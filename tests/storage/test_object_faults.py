@@ -15,7 +15,7 @@ import pytest
 
 import i2am
 from i2am.analysis.maps.attribution import attribution_maps
-from i2am.analysis.marginals.memory_cache import recent
+from i2am.analysis.marginals.memory_cache import shared_cache
 from i2am.storage.locations.base import Location
 from i2am.storage.locations.open import locate
 from tests.object_server import BUCKET, Fault, Proxy, Schedule, object_server, objects, proxy
@@ -157,7 +157,7 @@ def test_a_whole_run_through_faults_of_every_kind(faulty: Proxy, server: str, tm
         for file in (tmp_path / "run.zarr").rglob("*")
         if file.is_file()
     }
-    recent.clear()
+    shared_cache.clear()
     np.testing.assert_array_equal(maps, attribution_maps(local, "r2g", "layer").to_numpy())
 
 

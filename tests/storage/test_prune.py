@@ -119,7 +119,6 @@ def test_an_interrupted_pruning_goes_on(source: Run, tmp_path: Path) -> None:
         ({"layers": ["nope*"]}, UnknownName),
         ({"samples": ["z"]}, UnknownName),
         ({"steps": [4]}, InputError),
-        ({"steps": [1, 1]}, InputError),
         ({"heads": [3]}, InputError),  # "moving" has two
         ({"heads": slice(9, None)}, InputError),
         ({"bits": 8}, InputError),  # bfloat16 has seven

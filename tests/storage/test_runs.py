@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import i2am
 from i2am.storage.errors import DamagedSample, EmptyRun, InputError, NotFound, ShapeMismatch, UnknownName
-from i2am.storage.reading.labels import labels
+from i2am.storage.reading.labels import run_labels
 from i2am.storage.reading.open import open_any, open_runs
 from i2am.storage.reading.run_collection import Runs, home_of
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, image, write_run
@@ -160,7 +160,7 @@ def test_damage_is_told_in_labelled_names(shards):
 @given(st.lists(st.lists(st.sampled_from("xyz"), min_size=1, max_size=3), min_size=1, max_size=4))
 def test_labels_tell_paths_apart(parts):
     paths = ["/".join(part) + ".zarr" for part in parts]
-    found = labels(paths)
+    found = run_labels(paths)
     for one, path in zip(found, paths, strict=True):
         assert path.removesuffix(".zarr").endswith(one)
         for other, way in zip(found, paths, strict=True):

@@ -9,16 +9,12 @@ at least half inside it. (step, head); NaN where there is no such pair.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.reduction.aggregation import Aggregation, State, ratio
 from i2am.analysis.reduction.attention import Attention
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
 
 Float64 = NDArray[np.float64]
 

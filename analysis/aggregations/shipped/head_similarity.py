@@ -7,16 +7,12 @@ from -1 to 1. NaN for a head whose map does not vary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.reduction.aggregation import Aggregation, State
 from i2am.analysis.reduction.attention import Attention
-
-if TYPE_CHECKING:
-    from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
 
 
 def chunk(attention: Attention) -> State:

@@ -6,7 +6,7 @@ patches; (step, head). `top_mass(k)` makes the declaration for any k.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -15,39 +15,22 @@ from i2am.analysis.reduction.attention import Attention
 from i2am.storage.errors import InputError
 
 
-@dataclass(frozen=True)
-class TopMass:
-    """The chunk for one k."""
-
-    k: int
-
-    def __call__(self, attention: Attention) -> State:
-        """(sum over patches of the mass, number of patches), each (step, head)."""
-        p = attention.probabilities("g2r")
-        rows, tokens = p.shape[2:]
-        if self.k < tokens:
-            p = np.partition(p, tokens - self.k, axis=-1)[..., tokens - self.k :]
-        return p.sum(axis=(-2, -1), dtype=np.float64), np.full(p.shape[:2], float(rows))
+def chunk(k: int, attention: Attention) -> State:
+    """(sum over patches of the mass, number of patches), each (step, head)."""
+    p = attention.probabilities("g2r")
+    rows, tokens = p.shape[2:]
+    if k < tokens:
+        p = np.partition(p, tokens - k, axis=-1)[..., tokens - k :]
+    return p.sum(axis=(-2, -1), dtype=np.float64), np.full(p.shape[:2], float(rows))
 
 
 def top_mass(k: int) -> Aggregation:
-    """Declare the mass of the k best tokens.
-
-    Parameters
-    ----------
-    k
-        Number of reference tokens, at least 1; layers with fewer have all of it.
-
-    Raises
-    ------
-    InputError
-        If k is not a whole number of at least 1.
-    """
+    """Declare the mass of the k best tokens; layers with fewer have all of it."""
     if np.asarray(k).dtype.kind not in "iu" or k < 1:
         raise InputError("k", expected="a whole number of at least 1", got=repr(k))
     return Aggregation(
         f"top{k}_mass",
-        TopMass(k),
+        partial(chunk, k),
         finalize=ratio,
         rows=True,
         units="share of attention (0 to 1)",

@@ -1,4 +1,4 @@
-"""What to keep of a capture: layers by name or pattern, steps and heads by number or range."""
+"""The layers that a capture keeps: by name, by pattern, or by number in the model's order."""
 
 from __future__ import annotations
 
@@ -14,20 +14,13 @@ Layers: TypeAlias = str | Sequence[str] | Indices
 
 
 def select_layers(wanted: Layers, sites: Sequence[AnySite]) -> list[AnySite]:
-    """The sites that ``wanted`` asks for, in the model's order.
-
-    Raises
-    ------
-    UnknownName, InputError
-        If a name or number is not there, or nothing is left.
-    """
-    named = {site.name: site for site in sites}
+    """The sites that ``wanted`` asks for, in the model's order."""
     if wanted is None or isinstance(wanted, (int, slice)):
         return [sites[i] for i in select_indices("layer", wanted, len(sites))]
     each: list[str | int] = [wanted] if isinstance(wanted, str) else list(wanted)
     names = [name for name in each if isinstance(name, str)]
     numbers = [int(number) for number in each if not isinstance(number, str)]
-    chosen = set(matching_names("layer", names, list(named))) if names else set()
+    chosen = set(matching_names("layer", names, [site.name for site in sites])) if names else set()
     if numbers or not names:
         chosen |= {sites[i].name for i in select_indices("layer", numbers, len(sites))}
     return [site for site in sites if site.name in chosen]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from i2am.analysis.grids.resize import bicubic
-from i2am.analysis.grids.tiled_layers import part_of, whole_name
+from i2am.analysis.grids.tiled_layers import crop_to_tile, untiled_name
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.format.layer_spec import LayerSpec
@@ -149,14 +149,14 @@ def test_layers_are_asked_by_the_name_of_the_whole(tmp_path):
 
 def test_names_keep_their_role():
     spec = replace(tiled()[0], name="net@tile-0-0@uncond", role="uncond")
-    assert whole_name(spec) == "net@uncond"
+    assert untiled_name(spec) == "net@uncond"
 
 
 @given(st.integers(1, 4), st.integers(0, 6), st.integers(0, 2))
 def test_the_part_of_a_mask_is_where_the_tile_lies(factor, top, left):
     rows, columns = np.indices((12 * factor, 8 * factor)) // factor
     tile = Tile(top, left, 6, 6, *CANVAS)
-    part = part_of((rows * 100 + columns).astype(float), tile)
+    part = crop_to_tile((rows * 100 + columns).astype(float), tile)
     assert part.shape == (6 * factor, 6 * factor)
     assert (part[0, 0], part[-1, -1]) == (top * 100 + left, (top + 5) * 100 + left + 5)
 

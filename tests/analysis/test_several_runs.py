@@ -20,7 +20,7 @@ from i2am.analysis.aggregations.daam import daam_maps
 from i2am.analysis.grids.regions import image_mask
 from i2am.analysis.grids.resize import bicubic
 from i2am.analysis.maps.attribution import attribution_maps
-from i2am.analysis.marginals.memory_cache import recent
+from i2am.analysis.marginals.memory_cache import shared_cache
 from i2am.analysis.marginals.quantities import compute_marginals
 from i2am.analysis.options import StudyOptions
 from i2am.analysis.scores.imacs import imacs
@@ -120,7 +120,7 @@ def test_marginals_come_from_and_go_to_each_runs_own_store(whole, tmp_path, monk
     attribution_maps(runs, "g2r").compute()
     assert [entry for entry in done[4:] if entry[0] != "shard-1.zarr"] == []
     assert len(done) == 6
-    recent.clear()
+    shared_cache.clear()
     labelled = open_runs(tmp_path / "shard-*.zarr", label=True)
     attribution_maps(labelled, "r2g", "head").compute()
     analyze(labelled, tmp_path / "out", StudyOptions(figures=0, details=0))
