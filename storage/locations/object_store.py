@@ -19,20 +19,20 @@ from i2am.storage.locations.base import TooLarge
 from i2am.storage.locations.remote import RemoteLocation, store_errors
 
 PROTOCOLS = frozenset({"s3", "gs", "az"})
-"""What obstore speaks better than fsspec's own packages."""
+"""Protocols that go through obstore where it is installed, and else through fsspec."""
 
 RETRY = {
     "max_retries": 1000,  # the time is what counts: a refused connection fails at once
     "retry_timeout": timedelta(minutes=3),
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=15), "base": 2},
 }
-"""Enough for a server that restarts."""
+"""Retries of one request: long enough for a server that restarts."""
 
 ATTEMPTS = 6
-"""Times that a request is made whose answer breaks off, with growing pauses."""
+"""Attempts at a request whose answer breaks off, which obstore itself does not repeat."""
 
 PAUSE_SECONDS = 0.1
-"""Before such a request is repeated for the first time."""
+"""Before the second attempt; each further pause is twice as long."""
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ _CARRIED = {
     "endpoint": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
 }
-"""What is taken from the environment once, for processes that may have another."""
+"""Settings that are read from the environment once, and travel with a pickled location."""
 
 _stores: dict[str, Any] = {}
 """Bucket and settings to its store, whose connections are kept."""

@@ -73,7 +73,7 @@ def create_run(
     timesteps : iterable of number
         The scheduler's value for each denoiser call.
     samples : iterable of str
-        Ids of all samples that the run shall have.
+        Ids of all samples of the run.
     attrs, image_shapes : mapping, optional
         Entries of ``attributes["i2am"]`` (model, software, ...); image name to (y, x, channel).
     storage_options : mapping, optional

@@ -210,7 +210,7 @@ def plan(
     layers, timesteps, samples, image_shapes, codec, shard_bytes, queue_bytes, attrs, threads
         As in `i2am.create_run`.
     path : str or path-like, optional
-        Where the run shall be: the plan is checked against its disk.
+        Where the run will be: the plan is checked against its disk.
 
     Returns
     -------

@@ -105,7 +105,7 @@ def _lock(root: Path, name: str) -> FileLock | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return try_lock(folder / LOCK)
-        except FileNotFoundError:  # the last holder has just removed the directory, or the one above it
+        except FileNotFoundError:  # the last writer has just removed the directory, or the one above it
             continue
 
 
