@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.config.selections import selected, selected_layers
+from i2am.flows.config.selections import selected
 from i2am.flows.console.describe_run import describe
 from i2am.flows.console.output import one_line
-from i2am.flows.console.progress import Progress, report
+from i2am.flows.console.progress import Progress, emit
 from i2am.flows.datasets.open import SampleSet, open_samples
 from i2am.storage.errors import ConfigError, NotFound, UnknownName
 from i2am.storage.format.marginals_only import need_attention
@@ -76,7 +76,7 @@ def run_capture(config: CaptureConfig, todo: Todo | None = None) -> dict[str, An
     todo = todo or Todo()
     before, ids = waiting(config, samples, todo)
     if ids:
-        report(Progress("capture", before, len(samples.ids)))
+        emit(Progress("capture", before, len(samples.ids)))
         capture_samples(config, samples, prepare(config), ids, before, keep_going=todo.keep_going)
     return summarise(config, before, time.perf_counter() - started)
 
@@ -157,7 +157,7 @@ def summarise(config: CaptureConfig, before: int, seconds: float) -> dict[str, A
 def kept(config: CaptureConfig) -> dict[str, Any]:
     """Return what a configuration keeps, as arguments of ``i2am.capture`` and ``i2am.pipeline.probe.probe``."""
     return {
-        "layers": selected_layers(config.layers),
+        "layers": selected(config.layers),
         "steps": selected(config.steps),
         "heads": selected(config.heads),
         "adapter": config.adapter,
@@ -249,9 +249,9 @@ def capture_samples(
         nonlocal done
         if isinstance(event, SampleDone):
             done += 1
-            report(Progress("capture", done, total, event.sample))
+            emit(Progress("capture", done, total, event.sample))
         elif isinstance(event, Waiting):
-            report(Progress("wait for another process", 0, len(event.samples), event.samples[0]))
+            emit(Progress("wait for another process", 0, len(event.samples), event.samples[0]))
 
     def fail(batch: Sequence[str], error: Exception) -> None:
         """Remember a batch that failed."""

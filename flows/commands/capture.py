@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson, Quiet, RetryFailed, RunOut
-from i2am.flows.console.output import emit, human_bytes, note, say
+from i2am.flows.console.output import human_bytes, log, print_json, print_line
 
 
 def capture(
@@ -31,12 +31,12 @@ def capture(
     are set aside as failed.
     """
     from i2am.flows.config.load_yaml import load_capture
-    from i2am.flows.console.progress import shown
+    from i2am.flows.console.progress import show_progress
     from i2am.flows.prefect.choose import as_flow, both_refused
 
     settings = load_capture(config, out)
     choice = as_flow(both_refused(prefect, direct))
-    with shown(quiet):
+    with show_progress(quiet):
         if choice:
             from i2am.flows.prefect.capture_flow import capture_flow
 
@@ -64,9 +64,9 @@ def show_capture(summary: dict[str, Any], as_json: bool) -> None:
         With status 1 if samples are set aside.
     """
     for entry in summary["failed"]:
-        note(f"i2am: set aside: {entry['sample']}: {entry['error']}")
+        log(f"i2am: set aside: {entry['sample']}: {entry['error']}")
     if as_json:
-        emit(summary)
+        print_json(summary)
     else:
         _say(summary)
     if summary["failed"]:
@@ -74,7 +74,7 @@ def show_capture(summary: dict[str, Any], as_json: bool) -> None:
 
 
 def _say(summary: dict[str, Any]) -> None:
-    say(
+    print_line(
         f"{summary['run']}: captured {summary['captured']} samples in {summary['seconds']:.1f} s, "
         f"{summary['committed']} of {summary['declared']} committed, {human_bytes(summary['bytes'])} "
         f"in {summary['files']} files"

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from i2am.flows.console.output import human_bytes, note, say
+from i2am.flows.console.output import human_bytes, log, print_line
 from i2am.flows.prefect.server import temporary_server
 from i2am.flows.subprocesses import run, termination_interrupts
 from i2am.storage.errors import AlreadyExists
@@ -55,13 +55,13 @@ def demo(
         captured = _step("capture", [str(config), "--json"], env)
         clock = time.monotonic()
         analysed = _step("analyze", [str(out / "run.zarr"), "--out", str(out), "--json"], env)
-    say(
+    print_line(
         f"captured {captured['captured']} samples in {captured['seconds']:.0f} s "
         f"({human_bytes(captured['bytes'])}, {captured['files']} files), "
         f"analysed {len(analysed['samples'])} in {time.monotonic() - clock:.0f} s; "
         f"{time.monotonic() - started:.0f} s in all"
     )
-    say(f"report: {out / 'report' / 'index.html'}")
+    print_line(f"report: {out / 'report' / 'index.html'}")
 
 
 def _prepare(out: Path, samples: int, steps: int, resume: bool, overwrite: bool) -> Path:
@@ -104,7 +104,7 @@ def _orchestration(direct: bool) -> Iterator[Mapping[str, str]]:
     if direct or importlib.util.find_spec("prefect") is None:
         yield os.environ
         return
-    note("starting Prefect's temporary server")
+    log("starting Prefect's temporary server")
     with tempfile.TemporaryDirectory(prefix="i2am-prefect-") as home, temporary_server(Path(home)) as env:
         yield env
 
@@ -116,7 +116,7 @@ def _step(command: str, arguments: list[str], env: Mapping[str, str]) -> dict[st
     env = {"OMP_WAIT_POLICY": "passive", **env}
     status, output = run([sys.executable, "-m", "i2am", command, *arguments, *direct], env=env)
     if status < 0:
-        note(f"i2am: {command} was ended by signal {-status}; i2am demo --resume goes on from there")
+        log(f"i2am: {command} was ended by signal {-status}; i2am demo --resume goes on from there")
         raise typer.Exit(128 - status)
     if status:
         raise typer.Exit(status)

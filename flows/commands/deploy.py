@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson
-from i2am.flows.console.output import emit, say
+from i2am.flows.console.output import print_json, print_line
 from i2am.storage.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def deploy(
     pools, times = Pools(pool_gpu, pool_cpu), Times(schedule, analysis_schedule, timezone, after_sweep)
     analysis = {"out": analysis_out, "config": analysis_config}
     made = _deploy(config, name, analysis, pools, times, settings.sweep.gpus or [] if settings else [], host)
-    emit(made) if as_json else _say(made)
+    print_json(made) if as_json else _say(made)
 
 
 def _deploy(
@@ -113,8 +113,8 @@ def _deploy(
 def _say(made: dict[str, Any]) -> None:
     for pool in made["pools"]:
         created = " created" if pool in made["created"] else ""
-        say(f"work pool {pool}{created}: prefect worker start --pool {pool}")
+        print_line(f"work pool {pool}{created}: prefect worker start --pool {pool}")
     for limit in made["limits"]:
-        say(f"concurrency limit {limit}")
+        print_line(f"concurrency limit {limit}")
     for deployment in made["deployments"]:
-        say(f"deployed {deployment}: prefect deployment run '{deployment}'")
+        print_line(f"deployed {deployment}: prefect deployment run '{deployment}'")

@@ -13,7 +13,7 @@ import typer
 
 from i2am.flows.commands.capture import show_capture
 from i2am.flows.commands.options import AsJson, Quiet, RetryFailed, RunOut
-from i2am.flows.console.output import note
+from i2am.flows.console.output import log
 
 
 def sweep(
@@ -35,7 +35,7 @@ def sweep(
     """
     from i2am.flows.config.load_yaml import load_capture
     from i2am.flows.config.models import Sweep
-    from i2am.flows.console.progress import shown
+    from i2am.flows.console.progress import show_progress
     from i2am.flows.prefect.choose import as_flow
     from i2am.flows.subprocesses import termination_interrupts
 
@@ -45,13 +45,13 @@ def sweep(
     spread = Sweep.model_validate({**settings.sweep.model_dump(), **changes})
     settings = settings.model_copy(update={"sweep": spread})
     as_flow(True)
-    with shown(quiet), termination_interrupts(), _server():
+    with show_progress(quiet), termination_interrupts(), _server():
         from i2am.flows.prefect.server_loss import ServerGone, leave, sweep_through_losses
 
         try:
             summary, recorded = sweep_through_losses(settings, retry_failed)
         except ServerGone as error:
-            note(f"i2am: {error}")
+            log(f"i2am: {error}")
             leave(error.exit_status)
     status = _show(summary, as_json)
     if not recorded:
@@ -63,7 +63,7 @@ def sweep(
 def _show(summary: dict[str, Any], as_json: bool) -> int:
     """Say what came of the sweep; the exit status."""
     for line in summary["lost"]:
-        note(f"i2am: given up: {line}")
+        log(f"i2am: given up: {line}")
     try:
         show_capture(summary, as_json)
     except typer.Exit as leaving:

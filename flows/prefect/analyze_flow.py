@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from i2am.flows.analyze.job import run_analysis
 from i2am.flows.config.models import AnalysisConfig
-from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.console.progress import Progress, listening
 from i2am.flows.prefect.markdown import cells, plain
 
 
@@ -37,7 +37,7 @@ def analyze_run(
         if event.what and event.done == event.total:
             logger.info("%s done (%d)", event.stage, event.total)
 
-    with heard_by(listen):
+    with listening(listen):
         return run_analysis(run, out, config, overwrite, again)
 
 

@@ -15,7 +15,7 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.console.progress import Progress, listening
 from i2am.flows.prefect.markdown import plain
 
 SECONDS_BETWEEN_UPDATES = 1.0
@@ -64,7 +64,7 @@ def watched(key: str, out: str) -> Iterator[None]:
     follower = threading.Thread(target=contextvars.copy_context().run, args=(follow,), daemon=True)
     follower.start()
     try:
-        with heard_by(listen):
+        with listening(listen):
             yield
     finally:
         over.set()

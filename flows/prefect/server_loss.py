@@ -16,8 +16,8 @@ from prefect.states import Crashed
 
 from i2am.flows.capture.job import Todo, summarise, waiting
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.console.output import note
-from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.console.output import log
+from i2am.flows.console.progress import Progress, listening
 from i2am.flows.datasets.open import open_samples
 from i2am.flows.prefect.server import answers, wait_for_server
 from i2am.flows.prefect.sweep_flow import sweep_flow
@@ -63,20 +63,20 @@ def sweep_through_losses(config: CaptureConfig, retry_failed: bool) -> tuple[dic
         """The summary of all attempts."""
         return summary | {"captured": captured, "seconds": (datetime.now(UTC) - began).total_seconds()}
 
-    with heard_by(count):
+    with listening(count):
         for _ in range(LOSSES):
             try:
                 return whole(sweep_flow(config, retry_failed)), True
             except Exception as error:
                 if not server_lost(error, api):
                     raise
-            note(f"i2am: the Prefect server at {api} was lost; going on from what was captured")
+            log(f"i2am: the Prefect server at {api} was lost; going on from what was captured")
             if not wait_for_server(api, config.sweep.patience):
                 break
             _bury(config.out, began)
     before, ids = waiting(config, open_samples(config), Todo())
     if not ids:
-        note("i2am: the sweep is done; the server has no record of its end")
+        log("i2am: the sweep is done; the server has no record of its end")
         return whole(summarise(config, before, 0.0) | {"lost": []}), False
     raise ServerGone(
         f"the Prefect server at {api} was lost",

@@ -19,8 +19,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from i2am.flows.capture.job import Todo, summarise, waiting
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.console.output import human_bytes, note
-from i2am.flows.console.progress import Progress, report
+from i2am.flows.console.output import human_bytes, log
+from i2am.flows.console.progress import Progress, emit
 from i2am.flows.datasets.open import open_samples
 from i2am.flows.prefect.markdown import cells, plain
 from i2am.flows.prefect.progress import watched
@@ -75,14 +75,14 @@ def run_sweep(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
     def say(line: str) -> None:
         """Tell the log, and whoever looks on."""
         logger.info(line)
-        note(f"i2am: {line}")
+        log(f"i2am: {line}")
 
     def turn(gpu: str) -> Turn:
         """A turn on a GPU."""
         return Turn(gpu, say)
 
     with pool(config, len(samples.ids), before, turn) as workers, watched("i2am-sweep-progress", config.out):
-        report(Progress("capture", before, len(samples.ids)))
+        emit(Progress("capture", before, len(samples.ids)))
         lost = _capture_all(workers, cut, config)
     try:
         summary = summarise(config, before, time.perf_counter() - started)

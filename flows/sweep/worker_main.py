@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from i2am.flows.capture.job import Todo, capture_samples, prepare, waiting
 from i2am.flows.config.models import CaptureConfig
 from i2am.flows.console.output import one_line
-from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.console.progress import Progress, listening
 from i2am.flows.datasets.open import open_samples
 from i2am.storage.errors import CaptureError, InputError, StoreUnavailable
 
@@ -45,7 +45,7 @@ def main(commands: TextIO, answers: TextIO) -> None:
             committed, ids = waiting(config, samples, todo)
             if ids:
                 prepared = prepared or prepare(config)
-                with heard_by(listen):
+                with listening(listen):
                     capture_samples(config, samples, prepared, ids, committed, keep_going=True)
             tell({"end": True})
         except Exception as error:  # noqa: BLE001 - the boundary of the process: told to the parent

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.console.progress import Progress, report
+from i2am.flows.console.progress import Progress, emit
 from i2am.flows.sweep.worker_process import Worker, WorkerLost
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Pool:
                 shard.captured.append(sample)
                 with self._lock:
                     self._done += 1
-                    report(Progress("capture", self._done, self._total, sample))
+                    emit(Progress("capture", self._done, self._total, sample))
         except WorkerLost as error:
             if self._over.is_set():
                 raise SweepEnded("the sweep was ended") from error

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from i2am.flows.console import output
-from i2am.flows.console.progress import Progress, report, shown
+from i2am.flows.console.progress import Progress, emit, show_progress
 from i2am.flows.prefect.markdown import cells, plain
 from i2am.storage.errors import InputError
 from i2am.storage.format.layer_spec import LayerSpec
@@ -53,8 +53,8 @@ def harmless(text: str) -> bool:
 
 
 @given(TEXT, TEXT)
-def test_what_is_said_is_harmless(line: str, other: str) -> None:
-    for write, stream in ((output.say, "stdout"), (output.note, "stderr")):
+def test_printed_lines_are_harmless(line: str, other: str) -> None:
+    for write, stream in ((output.print_line, "stdout"), (output.log, "stderr")):
         with pytest.MonkeyPatch.context() as patch:
             written = io.StringIO()
             patch.setattr(output.sys, stream, written)
@@ -70,7 +70,7 @@ def test_json_is_harmless_and_loses_nothing(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         written = io.StringIO()
         patch.setattr(output.sys, "stdout", written)
-        output.emit({"a": [text], text: 1.0, "b": "é×"})
+        output.print_json({"a": [text], text: 1.0, "b": "é×"})
     assert harmless(written.getvalue())
     assert json.loads(written.getvalue()) == {"a": [text], "b": "é×"} | {text: 1.0}
     assert "é×" in written.getvalue()
@@ -78,7 +78,7 @@ def test_json_is_harmless_and_loses_nothing(text: str) -> None:
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_a_table_reads_no_markup(payload: str, capsys: pytest.CaptureFixture[str]) -> None:
-    output.table(["name"], [[payload], ["[b]kept[/b]:smile:"]])
+    output.print_table(["name"], [[payload], ["[b]kept[/b]:smile:"]])
     out = capsys.readouterr().out
     assert harmless(out)
     assert "[b]kept[/b]:smile:" in out
@@ -125,9 +125,9 @@ def bars(what: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "200")
     with open(slave, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:
         patch.setattr("sys.stderr", stream)
-        with shown():
-            report(Progress("capture", 0, 3))
-            report(Progress("capture", 1, 3, what))
+        with show_progress():
+            emit(Progress("capture", 0, 3))
+            emit(Progress("capture", 1, 3, what))
     reader.join(10)
     import os
 
@@ -136,9 +136,9 @@ def bars(what: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    with shown():
+    with show_progress():
         for number, payload in enumerate(PAYLOADS):
-            report(Progress("capture", number, 99, payload))
+            emit(Progress("capture", number, 99, payload))
     err = capsys.readouterr().err
     assert harmless(err)
     assert len(err.splitlines()) == len(PAYLOADS)
@@ -242,8 +242,8 @@ def test_markdown_shows_a_text_and_nothing_else(text: str) -> None:
     inner = [child for token in tokens if token.type == "inline" for child in token.children or []]
     assert {child.type for child in inner} <= {"text", "text_special"}
     assert not {"html_block", "fence", "code_block", "hr"} & {token.type for token in tokens}
-    shown = ["".join(c.content for c in token.children or []) for token in tokens if token.type == "inline"]
-    assert shown == [f"a {wanted}".strip(), f"b {wanted}".strip(), "c", "d", f"e {wanted}".strip(), "f",
+    drawn = ["".join(c.content for c in token.children or []) for token in tokens if token.type == "inline"]
+    assert drawn == [f"a {wanted}".strip(), f"b {wanted}".strip(), "c", "d", f"e {wanted}".strip(), "f",
                      f"It: {wanted}".strip()]  # fmt: skip
     assert html.unescape(plain(text)) == wanted
 

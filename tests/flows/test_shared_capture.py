@@ -14,7 +14,7 @@ import pytest
 import i2am
 from i2am.flows.capture.job import Todo, capture_samples, prepare, run_capture, waiting
 from i2am.flows.config.load_yaml import load_capture
-from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.console.progress import Progress, listening
 from i2am.flows.datasets.open import open_samples
 from i2am.pipeline import jobs
 from i2am.pipeline.recording import run_target
@@ -96,7 +96,7 @@ def test_a_sample_in_other_hands_is_waited_for(
     thread.start()
     assert held.wait(20)
     try:
-        with heard_by(listen):
+        with listening(listen):
             summary: dict[str, Any] = run_capture(settings)
     finally:
         let_go.set()
