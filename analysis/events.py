@@ -47,11 +47,11 @@ def ignore(event: Event) -> None:
     """Listen to nothing."""
 
 
-def counter(emit: Listener, stage: str, total: int) -> Callable[[], None]:
-    """Emit that a stage started; every call of the result emits that one more unit is done."""
+def counter(emit: Listener, stage: str, total: int) -> Callable[..., None]:
+    """Emit that a stage started; each call of the result, with any arguments, emits one more unit."""
     done = 0
 
-    def step() -> None:
+    def step(*_: object) -> None:
         nonlocal done
         done += 1
         emit(StageAdvanced(stage, done, total))

@@ -80,7 +80,7 @@ def common_size(shapes: Sequence[Grid], attrs: dict[str, Any]) -> Grid:
 
 
 def own_grid(run: Run, attrs: dict[str, Any], *, other: bool = False) -> Grid | None:
-    """The largest grid of a result's layers, on the image where it lies, or the other; None if it is no map."""
+    """The largest grid of a result's layers, on its image or the other one; None if it is no map."""
     side = side_of(attrs["direction"]) if "direction" in attrs else attrs.get("side")
     if not side:
         return None

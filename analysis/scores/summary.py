@@ -1,6 +1,6 @@
 """The summary of a study: means over samples with bootstrap intervals, one row for each kind of map.
 
-Columns: those that name a kind of map (KEYS); ``samples``, those ``scored`` and those ``missing`` a score; for
+Columns: those that name a kind of map (KEYS); ``samples``, and how many are ``scored`` or ``missing``; for
 each of imacs, inside and share the mean over samples (``imacs_mean``), its interval (``imacs_mean_low``,
 ``imacs_mean_high``; null for fewer than two samples) and quartiles (``imacs_q25``, ``imacs_median``,
 ``imacs_q75``); and the ``confidence`` of the intervals. Samples are sorted by id, so that their order in the

@@ -85,15 +85,13 @@ def export(
             "what to export", expected="samples, or the marginals alone, or both", got="neither",
             remedy="i2am prune copies whole runs",
         )  # fmt: skip
-    step = counter(emit, "export", len(names))
+    advance = counter(emit, "export", len(names))
     if not marginals:
-        return prune(
-            source, out, samples=names, storage_options=storage_options, on_sample=lambda sample: step()
-        )
+        return prune(source, out, samples=names, storage_options=storage_options, on_sample=advance)
     beside = marginals_path(os.fspath(out))
     with _appearing(out, storage_options) as made, _appearing(beside, storage_options, derived=True) as kept:
         _fill(source, names, kept, storage_options, emit)
-        copy_without_attention(source, made, names, storage_options, lambda sample: step())
+        copy_without_attention(source, made, names, storage_options, advance)
     return open_run(out, storage_options)
 
 

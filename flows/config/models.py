@@ -76,12 +76,12 @@ class Sweep(Strict):
         Field(min_length=1, description="one process for each, as CUDA_VISIBLE_DEVICES names them"),
     ] = None
     workers: Annotated[int, Field(ge=1, description="processes where no GPUs are named")] = 1
-    shard: Annotated[int, Field(ge=1, description="samples of one task, rounded up to whole batches")] = 64
+    shard: Annotated[int, Field(ge=1, description="samples of one shard, rounded up to whole batches")] = 64
     retries: Annotated[int, Field(ge=0, description="of a shard whose process is lost or fails")] = 3
     backoff: Annotated[float, Field(ge=0, description="seconds before the first retry; doubles")] = 10.0
     patience: Annotated[
-        float, Field(ge=0, description="seconds to wait for a Prefect server that is lost")
-    ] = 300.0
+        float, Field(ge=0, description="seconds that a finished sweep waits for a lost Prefect server")
+    ] = 30.0
 
 
 class CaptureConfig(Strict):

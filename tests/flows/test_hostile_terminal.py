@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -251,10 +252,11 @@ def test_markdown_shows_a_text_and_nothing_else(text: str) -> None:
 def test_artifacts_are_made_of_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every artifact of the three flows, from summaries full of marks."""
     from i2am.flows.prefect import analyze_flow, capture_flow, sweep_flow
+    from i2am.flows.prefect.reporter import Reporter
 
     evil, steering = "<img src=x onerror=alert(1)>", "\x1b[2J"
     made: list[dict[str, Any]] = []
-    for module in (analyze_flow, capture_flow, sweep_flow):
+    for module in (analyze_flow, capture_flow):
         for kind in ("create_markdown_artifact", "create_table_artifact"):
             monkeypatch.setattr(module, kind, lambda **given: made.append(given))
     row = {"sample": steering, "reason": steering, "value": 1.5}
@@ -271,13 +273,26 @@ def test_artifacts_are_made_of_plain_text(monkeypatch: pytest.MonkeyPatch) -> No
         "scores": [row],
         "failed": [row],
         "lost": [evil],
+        "shards": [row],
         "refusals": [{"reason": evil}],
         "up_to_date": False,
         "new": [],
     }
     for publish in (analyze_flow.publish_analysis, capture_flow.publish_capture):
         publish.fn(summary)
-    sweep_flow._publish.fn(summary, [row])
+    monkeypatch.setattr(sweep_flow, "run_sweep", lambda *given: summary)
+    sent: list[dict[str, Any]] = []
+    client = SimpleNamespace(
+        request=lambda *words, json: sent.append(json) or SimpleNamespace(json=lambda: {"id": 1})
+    )
+    reporter = Reporter("sweep", evil)
+    sweep_flow.reported_sweep(None, False, reporter)  # type: ignore[arg-type]
+    while not reporter._calls.empty():
+        reporter._calls.get()(client)
+    made += [{"description": each["description"], each["type"]: each["data"]} for each in sent]
+    for each in made:
+        if isinstance(each.get("table"), str):
+            each["table"] = json.loads(each["table"])
     assert len(made) == 7
     for artifact in made:
         for text in (artifact.get("markdown", ""), artifact.get("description", "")):
