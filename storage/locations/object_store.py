@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from i2am.storage.errors import InputError
 from i2am.storage.locations.base import TooLarge
 from i2am.storage.locations.remote import RemoteLocation, store_errors
 
@@ -68,7 +69,12 @@ class ObjectStoreLocation(RemoteLocation):
             found = next((os.environ[each] for each in variables if os.environ.get(each)), None)
             if found is not None and not config.get(name):
                 config[name] = found
-        client = dict(config.pop("client_options", {}))
+        client = config.pop("client_options", {})
+        if not isinstance(client, Mapping):
+            raise InputError(
+                "storage_options: client_options", expected="a mapping", got=type(client).__name__
+            )
+        client = dict(client)
         if str(config.get("endpoint") or "").startswith("http://"):
             client.setdefault("allow_http", True)
         self._settings = {"retry_config": RETRY, **config, "client_options": client}
@@ -93,7 +99,16 @@ class ObjectStoreLocation(RemoteLocation):
 
         name = f"{self._bucket} {self._settings}"
         if name not in _stores:
-            _stores[name] = from_url(self._bucket, **self._settings)
+            try:
+                _stores[name] = from_url(self._bucket, **self._settings)
+            except Exception as error:
+                given = [each for each in self._settings if each not in ("retry_config", "client_options")]
+                raise InputError(
+                    f"the store {self._bucket}",
+                    expected="storage_options that it takes: texts, true, false",
+                    got=f"{', '.join(given) or 'none'}: {str(error).splitlines()[0][:200]}",
+                    remedy="correct storage_options; numbers need quotes",
+                ) from error
         return _stores[name]
 
     def read(self, path: str, most: int | None = None) -> bytes:
