@@ -20,6 +20,8 @@ class Site:
     ----------
     name
         Module path of the layer below the pipeline: its name in the store.
+    attention
+        The attention module, which calls the projections and the kernel.
     query, key
         The projections; outputs [row, token, heads * head dim].
     grid
@@ -38,6 +40,7 @@ class Site:
     """
 
     name: str
+    attention: nn.Module
     query: nn.Module
     key: nn.Module
     grid: nn.Module
@@ -53,12 +56,12 @@ class JointSite:
     """One joint attention layer, whose query and key are read where they reach the attention call."""
 
     name: str
-    module: nn.Module
+    attention: nn.Module
     """The attention module; its processor makes the call."""
 
     @property
     def module_class(self) -> str:
-        return type(self.module).__name__
+        return type(self.attention).__name__
 
 
 AnySite: TypeAlias = Site | JointSite

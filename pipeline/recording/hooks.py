@@ -13,6 +13,7 @@ from torch import nn
 from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
 from i2am.pipeline.recording.recording import Recording
 from i2am.pipeline.taps.attention_calls import CallTap
+from i2am.pipeline.taps.kernels import KernelCall, KernelTap
 from i2am.pipeline.taps.latent_tiles import TileTracker
 from i2am.pipeline.taps.projections import ProjectionTap, QueryKey
 from i2am.pipeline.timesteps import read_timestep
@@ -30,6 +31,8 @@ class PipelineHooks:
         self._projections = ProjectionTap([s for s in sites if isinstance(s, Site)], self._receive)
         joint = [s for s in sites if isinstance(s, JointSite)]
         self._joint = CallTap(joint, self._receive, self._keeps_call) if joint else None
+        modules = [site.attention for site in sites]
+        self._kernels = KernelTap(modules, self._on_kernel, self._on_attention_end, self._keeps_call)
         self._tiles = TileTracker() if adapter.tiled else None
         self._label = ""
         self._inside_call = False
@@ -38,6 +41,7 @@ class PipelineHooks:
     def attached(self) -> Iterator[None]:
         """Register every hook; where one registration fails, the earlier ones are removed."""
         with ExitStack() as hooks:
+            hooks.enter_context(self._kernels.attached())
             hooks.enter_context(self._projections.attached())
             if self._joint is not None:
                 hooks.enter_context(self._joint.attached())
@@ -64,6 +68,14 @@ class PipelineHooks:
     def _receive(self, layer: QueryKey) -> None:
         if (recording := self._recording()) is not None:
             recording.receive(layer)
+
+    def _on_kernel(self, module: nn.Module, call: KernelCall) -> None:
+        if (recording := self._recording()) is not None:
+            recording.witness.called(module, call)
+
+    def _on_attention_end(self, module: nn.Module) -> None:
+        if (recording := self._recording()) is not None:
+            recording.witness.module_ended(module)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recording = self._recording()

@@ -16,6 +16,7 @@ from i2am.pipeline.events import Listener, SampleDone, StepDone
 from i2am.pipeline.recording.guidance import CallPosition, StepTracker
 from i2am.pipeline.recording.images import ImageLike, to_uint8
 from i2am.pipeline.recording.split import BatchSplitter, SampleAttention
+from i2am.pipeline.recording.witness import Expected, Part, Witness
 from i2am.pipeline.taps.host_copies import Array, HostCopies
 from i2am.pipeline.taps.projections import QueryKey
 from i2am.pipeline.timesteps import Timestep
@@ -144,6 +145,7 @@ class Recording:
         self._before_run: list[tuple[SampleAttention, int, dict[str, Array]]] = []
         self._sinks: dict[int, Sink] | None = None
         self._open_sinks = ExitStack()
+        self.witness = Witness(copies.submit)
         self._started = time.perf_counter()
 
     @property
@@ -184,13 +186,16 @@ class Recording:
         if len(rows) >= len(self._rows.get(index, ())):  # a ControlNet may see the cond rows alone
             self._rows[index] = rows
         step = self._kept_steps.index(call.step)
+        expected = Expected.of(layer)
         for part in splitter.split(layer, rows, samples, self._tile):
             self._specs.setdefault(part.spec.name, part.spec)
             if not self._handles[part.sample].stored:
                 continue
-            put = self._collector(part, step)
+            put = self._collector(part, step, expected.add(part, step))
             for name, tensor in part.arrays.items():
                 self._copies.submit(tensor, partial(put, name))
+        if expected.parts:
+            self.witness.expect(layer.site.attention, expected)
 
     def end_call(self) -> None:
         """The denoiser's call has ended: every layer must have been called."""
@@ -228,6 +233,7 @@ class Recording:
                 self._target.add_image(name, image)
                 sink.put_image(name, image)
             sink.annotate(seconds=round(seconds, 3), **handle.notes)
+            sink.witness(self.witness.of_sample(index))
         self._open_sinks.close()
         for index in self._sinks:
             self._listener(SampleDone(self._handles[index].id, seconds))
@@ -245,7 +251,7 @@ class Recording:
             self._open_target()
         self._listener(StepDone(tuple(handle.id for handle in self._handles), steps, len(self._schedule)))
 
-    def _collector(self, part: SampleAttention, step: int) -> Callable[[str, Array], None]:
+    def _collector(self, part: SampleAttention, step: int, seen: Part) -> Callable[[str, Array], None]:
         """A function that stores a layer's arrays once all are there; before the run exists they are held."""
         arrived: dict[str, Array] = {}
         wanted = len(part.arrays)
@@ -253,6 +259,7 @@ class Recording:
         def put(name: str, array: Array) -> None:
             arrived[name] = array
             if len(arrived) == wanted:
+                self.witness.stored(seen, arrived["query"], arrived["key"], part.spec.logit_scale)
                 if self._sinks is None:
                     self._before_run.append((part, step, arrived))
                 else:

@@ -18,10 +18,15 @@ from i2am.storage.index_selection import Indices, select_indices
 
 @dataclass(frozen=True, slots=True)
 class SampleAttention:
-    """One layer of one sample in one role: [head, token, dim] and lse [head, gen], on the device."""
+    """One layer of one sample in one role: [head, token, dim] and lse [head, gen], on the device.
+
+    ``row`` and ``heads`` say where it stands in the model's batch.
+    """
 
     spec: LayerSpec
     sample: int
+    row: int
+    heads: tuple[int, ...]
     query: torch.Tensor
     key: torch.Tensor
     lse: torch.Tensor | None = None
@@ -89,7 +94,7 @@ class BatchSplitter:
                 if len(kept) < heads:
                     query, key = query[kept], key[kept]
                     lse = None if lse is None else lse[kept]
-                yield SampleAttention(spec, sample, query, key, lse)
+                yield SampleAttention(spec, sample, row, tuple(kept), query, key, lse)
 
     def _spec(self, layer: QueryKey, role: str, heads: int, tile: Tile | None) -> LayerSpec:
         site, grid = layer.site, layer.grid

@@ -46,8 +46,10 @@ class CallTap:
             for module in dict.fromkeys(filter(None, map(_dispatching, self._sites))):
                 self._wrap(module, hooks)
             for site in self._sites:
-                hooks.callback(site.module.register_forward_pre_hook(self._enter_site(site)).remove)
-                hooks.callback(site.module.register_forward_hook(self._leave_site, always_call=True).remove)
+                hooks.callback(site.attention.register_forward_pre_hook(self._enter_site(site)).remove)
+                hooks.callback(
+                    site.attention.register_forward_hook(self._leave_site, always_call=True).remove
+                )
             hooks.callback(self.reset)
             yield
 
@@ -123,7 +125,10 @@ class CallTap:
         for number, (start, layout) in enumerate(spans.references):
             reference = key[:, start : start + layout.tokens]
             part = f"reference-{number}" if number else ""
-            self._receive(QueryKey(site, generated, reference, spans.grid, factor, layout, lse, part))
+            places = (spans.start, start, (spans.length, spans.length))
+            self._receive(
+                QueryKey(site, generated, reference, spans.grid, factor, layout, lse, part, *places)
+            )
 
 
 class _SdpaMode(TorchFunctionMode):
@@ -141,6 +146,6 @@ class _SdpaMode(TorchFunctionMode):
 
 def _dispatching(site: JointSite) -> ModuleType | None:
     """The module whose own name for diffusers' dispatch the site's processor calls, if it has one."""
-    processor = getattr(site.module, "processor", site.module)
+    processor = getattr(site.attention, "processor", site.attention)
     module = sys.modules.get(type(processor).__module__)
     return module if hasattr(module, _DISPATCH) else None

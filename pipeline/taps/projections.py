@@ -38,6 +38,9 @@ class QueryKey:
         Log-sum-exp of each row over all keys of a joint softmax, [row, head, token] float32.
     part
         Tells several references of one layer apart.
+    gen_start, ref_start, tokens
+        Where the tokens stand in the kernel's own sequence, and (queries, keys) of that sequence; None: the
+        kernel has these tokens alone.
     """
 
     site: AnySite
@@ -48,6 +51,9 @@ class QueryKey:
     layout: TokenLayout | None = None
     lse: torch.Tensor | None = None
     part: str = ""
+    gen_start: int = 0
+    ref_start: int = 0
+    tokens: tuple[int, int] | None = None
 
 
 Receive: TypeAlias = Callable[[QueryKey], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,7 @@ class Sink:
         self._keys: dict[str, Array] = {}
         self._images: dict[str, dict[str, Any]] = {}
         self._notes: dict[str, Any] = {}
+        self._witness: dict[str, Any] = {}
         self._open = True
 
     def put(
@@ -201,6 +202,13 @@ class Sink:
             self._check_open()
             self._notes.update(checked)
 
+    def witness(self, agreements: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record for each layer how what was stored compared with what the attention kernel was given."""
+        checked = jsonable(agreements)
+        with self._lock:
+            self._check_open()
+            self._witness.update(checked)
+
     def _check_open(self) -> None:
         if not self._open:
             raise InputError(f"sample {self.sample!r} is closed", remedy="put arrays inside its with block")
@@ -280,6 +288,7 @@ class Sink:
             self._images,
             counts,
             self._notes,
+            self._witness,
         )
         content = record.to_bytes()
         if len(content) > MAX_RECORD:  # no reader would take it
