@@ -8,31 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StageStarted:
-    """A stage of the study began.
-
-    Attributes
-    ----------
-    stage
-        "check", "marginals", "maps", "tables", "aggregations", "figures", "report" or "aggregation page".
-    total
-        Number of units of work in it.
-    """
+    """A stage began, such as "check", "marginals", "maps", "tables", "figures" or "report"."""
 
     stage: str
-    total: int
+    total: int  # units of work
 
 
 @dataclass(frozen=True, slots=True)
 class StageAdvanced:
-    """Some units of a stage are done.
-
-    Attributes
-    ----------
-    stage
-        As in `StageStarted`.
-    done, total
-        Units of work done so far, and in all.
-    """
+    """So many units of a stage are done."""
 
     stage: str
     done: int
@@ -41,31 +25,15 @@ class StageAdvanced:
 
 @dataclass(frozen=True, slots=True)
 class SampleRefused:
-    """A sample's data is damaged; the study goes on without it.
-
-    Attributes
-    ----------
-    sample
-        Its id.
-    reason
-        The error's one line.
-    """
+    """A sample's data is damaged; the study goes on without it."""
 
     sample: str
-    reason: str
+    reason: str  # one line, which names the sample and the layer
 
 
 @dataclass(frozen=True, slots=True)
 class StudyFinished:
-    """Everything is written.
-
-    Attributes
-    ----------
-    out
-        The output directory.
-    seconds
-        Wall clock.
-    """
+    """Everything is written into the directory `out`, after so many seconds."""
 
     out: str
     seconds: float
@@ -79,17 +47,14 @@ def ignore(event: Event) -> None:
     """Listen to nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A sample that was left out.
+def counter(emit: Listener, stage: str, total: int) -> Callable[..., None]:
+    """Emit that a stage started; each call of the result, with any arguments, emits one more unit."""
+    done = 0
 
-    Attributes
-    ----------
-    sample
-        Its id.
-    reason
-        The error's one line, which names the sample and the layer.
-    """
+    def step(*_: object) -> None:
+        nonlocal done
+        done += 1
+        emit(StageAdvanced(stage, done, total))
 
-    sample: str
-    reason: str
+    emit(StageStarted(stage, total))
+    return step

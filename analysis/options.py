@@ -17,7 +17,7 @@ from i2am.storage.index_selection import Indices
 class StudyOptions:
     """What to study and how."""
 
-    # layers, steps, heads, samples: selections, as for `attribution_maps`; None for all
+    # Selections, as for `attribution_maps`; None for all.
     layers: tuple[str, ...] | None = None
     steps: Indices | None = None
     heads: Indices | None = None
@@ -30,8 +30,7 @@ class StudyOptions:
     aggregations: tuple[str, ...] = ()  # names or "module:name" of aggregations
     details: int = 24  # samples shown in full in the report; all are in its table
     figures: int = 12  # samples that get a figure of their own
-    # place of the derived store of marginals; None for beside the run, False to keep nothing. Of
-    # several runs: a folder for theirs
+    # Place of the derived store of marginals (of several runs, a folder); None: beside the run, False: none.
     store: StorePlace = None
     storage_options: dict[str, Any] | None = None  # for fsspec, where the run or the derived store is a URL
 

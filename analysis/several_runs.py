@@ -1,4 +1,4 @@
-"""Maps and aggregations of several runs: those of each run, side by side along the samples, in the order asked.
+"""Maps and aggregations of several runs: those of each run, concatenated along the samples.
 
 Densities do not depend on the resolution, so maps of runs with different grids are made at one size. The
 coordinates `own_rows` and `own_columns` then hold the grid of each sample's own run, which has the aspect
@@ -14,7 +14,6 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import other_side, side_of
@@ -81,7 +80,7 @@ def common_size(shapes: Sequence[Grid], attrs: dict[str, Any]) -> Grid:
 
 
 def own_grid(run: Run, attrs: dict[str, Any], *, other: bool = False) -> Grid | None:
-    """The largest grid of a result's layers, on the image where it lies, or the other; None if it is no map."""
+    """The largest grid of a result's layers, on its image or the other one; None if it is no map."""
     side = side_of(attrs["direction"]) if "direction" in attrs else attrs.get("side")
     if not side:
         return None
@@ -117,8 +116,9 @@ def _concatenate(
         values = values[np.asarray([position[name] for name in names])]
     coords = {str(name): coord for name, coord in first.coords.items() if "sample" not in coord.dims}
     if "timestep" in coords:
-        timesteps = _common_values([maps["timestep"].values for maps in results])
-        coords["timestep"] = coords["timestep"].copy(data=timesteps)
+        timesteps = np.stack([maps["timestep"].values for maps in results])
+        agree = (timesteps == timesteps[0]).all(axis=0)
+        coords["timestep"] = coords["timestep"].copy(data=np.where(agree, timesteps[0], np.nan))
     combined = xr.DataArray(values, dims=first.dims, coords=coords, name=first.name)
     combined.attrs = first.attrs | {"run_id": runs.run_id}
     combined.encoding = dict(first.encoding)
@@ -130,11 +130,6 @@ def _concatenate(
             sizes = [grid[axis] for name in names if (grid := origin[name][1]) is not None]
             along[label] = ("sample", np.asarray(sizes, dtype=np.int64))
     return combined.assign_coords(along)
-
-
-def _common_values(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Numbers where all agree, NaN elsewhere."""
-    return np.where(np.all([value == values[0] for value in values], axis=0), values[0], np.nan)
 
 
 def own_shape(maps: xr.DataArray) -> Grid:

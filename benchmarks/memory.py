@@ -31,13 +31,14 @@ from benchmarks.systems import SMALL, SYSTEMS, specs, write_run
 STUDY = """
 import re, sys
 from pathlib import Path
-import i2am.analysis.study.study, i2am.analysis.report.write, i2am.analysis.study.figures, i2am.analysis.report.aggregation_page, i2am.analysis.marginals.memory_cache
+import i2am.analysis.study.study, i2am.analysis.report.write, i2am.analysis.study.figures
+import i2am.analysis.report.aggregation_page, i2am.analysis.marginals.memory_cache
 from i2am.flows.cli import main
 if len(sys.argv) > 1 and main(["analyze", *sys.argv[1:], "--direct", "--json", "--quiet"]):
     sys.exit("the study failed")
 peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
 print()
-print(peak, i2am.analysis.marginals.memory_cache.recent.bytes)
+print(peak, i2am.analysis.marginals.memory_cache.shared_cache.bytes)
 """
 
 

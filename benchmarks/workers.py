@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.workers [--rounds 3] [--samples 8] [--steps 5] [--folder DIR] [--out FILE]
 
 Eight layers of 1024 to 4096 generated and 256 to 1024 reference tokens, random factors, taken through
-`compute_missing_marginals` by a `LocalCluster` of one process, then of two, one thread each, taking turns (A B A B ...).
+`compute_missing_marginals` by a `LocalCluster` of one process, then of two, one thread each, in turns.
 Each pass has a new cluster and an empty derived store; the clock runs over the pass alone, once the workers
 have loaded what they need. Every pass must leave the same bytes. The ratio says something about the project
 only where two cores are free: the load of the machine before each pass is written beside it. The CPU seconds

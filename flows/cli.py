@@ -13,28 +13,20 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from i2am.flows.commands import (
-    analyze,
-    capture,
-    compare,
-    demo,
-    deploy,
-    export,
-    imacs,
-    inspect,
-    maps,
-    plan,
-    prune,
-    sweep,
-    verify,
-)
-from i2am.flows.console.output import defect, note, say
+from i2am.flows.console.output import log, log_traceback, print_line
 from i2am.storage.errors import I2AMError, InputError
+
+COMMANDS = (
+    *("demo", "plan", "capture", "sweep", "deploy", "inspect", "verify"),
+    *("prune", "export", "analyze", "compare", "maps", "imacs"),
+)
+"""In the order of ``i2am --help``; each is the function of its name, in the module of its name."""
 
 DEFECT = 70
 INTERRUPTED = 130
@@ -54,7 +46,7 @@ def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
-        say(f"i2am {version('i2am')}")
+        print_line(f"i2am {version('i2am')}")
         raise typer.Exit
 
 
@@ -79,59 +71,34 @@ def options(
         os.environ["AWS_ENDPOINT_URL"] = endpoint_url  # child processes have it too
 
 
-for _command in (
-    demo.demo,
-    plan.plan,
-    capture.capture,
-    sweep.sweep,
-    deploy.deploy,
-    inspect.inspect,
-    verify.verify,
-    prune.prune,
-    export.export,
-    analyze.analyze,
-    compare.compare,
-    maps.maps,
-    imacs.imacs,
-):
-    app.command()(_command)
+for _name in COMMANDS:
+    app.command()(getattr(import_module(f"i2am.flows.commands.{_name}"), _name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Parameters
-    ----------
-    argv
-        Arguments without the program's name; None: those of the process.
-
-    Returns
-    -------
-    int
-        The exit status.
-    """
+    """Run one command, by default the arguments of the process, and return the exit status."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' deprecations are for developers: python -W shows them
     try:
         status = app(args=None if argv is None else list(argv), prog_name="i2am", standalone_mode=False)
         sys.stdout.flush()
         if status == INTERRUPTED:  # what typer makes of Ctrl-C
-            note("i2am: interrupted")
+            log("i2am: interrupted")
         return int(status or 0)
     except I2AMError as error:
-        note(f"i2am: {error}")
+        log(f"i2am: {error}")
         return error.exit_status
     except TyperException as error:
         if message := error.format_message():  # empty after the help of a bare `i2am`
-            note(f"i2am: {message.rstrip('.')}; see i2am --help")
+            log(f"i2am: {message.rstrip('.')}; see i2am --help")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        note("i2am: interrupted")
+        log("i2am: interrupted")
         return INTERRUPTED
     except OSError as error:
         return _operating_system(error)
     except MemoryError as error:
-        note(f"i2am: not enough memory: {error}; select fewer samples, layers, steps or heads")
+        log(f"i2am: not enough memory: {error}; select fewer samples, layers, steps or heads")
         return 2
     except SystemExit as leaving:
         if not isinstance(leaving.__context__, BrokenPipeError):
@@ -139,15 +106,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_unwritable_output()
         return PIPE_CLOSED  # the reader left, as in `i2am inspect RUN | head`
     except Exception as error:  # noqa: BLE001 - the boundary of the program: a defect is shown whole, with a status of its own
-        if _by_interrupt(error):
-            note("i2am: interrupted")
+        if _from_interrupt(error):
+            log("i2am: interrupted")
             return INTERRUPTED
-        defect()
+        log_traceback()
         return DEFECT
 
 
-def _by_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is what an error comes from: while modules are imported, Python wraps it."""
+def _from_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is the cause of an error: while modules are imported, Python wraps it."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -156,33 +123,36 @@ def _by_interrupt(error: BaseException | None) -> bool:
 
 
 def _drop_unwritable_output() -> None:
-    """Let the interpreter end in peace where standard output is what failed."""
+    """Close a standard output that failed, so that the interpreter does not fail on it again."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+_REASONS = {
+    errno.ENOSPC: "no space left on the disk; free some or choose another --out",
+    errno.EDQUOT: "the disk quota is used up; free some or choose another --out",
+    errno.EACCES: "permission denied; change the permissions or choose another path",
+    errno.EPERM: "operation not permitted; change the permissions or choose another path",
+    errno.EROFS: "the file system is read-only; choose another path",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "its symbolic links lead nowhere; correct the path",
+    errno.ENOENT: "no such file or directory; correct the path",
+    errno.ENOTDIR: "not a directory; correct the path",
+    errno.EISDIR: "is a directory; correct the path",
+}
+
+
 def _operating_system(error: OSError) -> int:
-    """Put a refusal of the operating system into one line."""
+    """Log an error of the operating system in one line; return the exit status."""
     _drop_unwritable_output()
     if error.errno == errno.EPIPE:
         return PIPE_CLOSED
-    where = f"{str(error.filename)[:200]}: " if error.filename else ""
-    reasons = {
-        errno.ENOSPC: "no space left on the disk; free some or choose another --out",
-        errno.EDQUOT: "the disk quota is used up; free some or choose another --out",
-        errno.EACCES: "permission denied; change the permissions or choose another path",
-        errno.EPERM: "operation not permitted; change the permissions or choose another path",
-        errno.EROFS: "the file system is read-only; choose another path",
-        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-        errno.ELOOP: "its symbolic links lead nowhere; correct the path",
-    }
-    reason = reasons.get(error.errno or 0)
-    if reason is None and isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
-        reason = f"{os.strerror(error.errno or errno.ENOENT).lower()}; correct the path"
-    if reason is None:
-        defect()
+    number = error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else 0)
+    if number not in _REASONS:
+        log_traceback()
         return DEFECT
-    note(f"i2am: {where}{reason}")
+    where = f"{str(error.filename)[:200]}: " if error.filename else ""
+    log(f"i2am: {where}{_REASONS[number]}")
     return 2

@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent: one command at a time, interrupted together."""
+"""Child processes that never outlive their parent."""
 
 from __future__ import annotations
 
@@ -22,24 +22,11 @@ def child(
     env: Mapping[str, str] | None = None,
     quiet: bool = False,
     talk: bool = False,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a process and make sure that it is gone when the block ends.
+    """Start a process that is gone when the block ends.
 
-    Parameters
-    ----------
-    command
-        Program and arguments.
-    env
-        Its whole environment; None: the parent's.
-    quiet
-        Drop its standard error; otherwise it is the parent's.
-    talk
-        Give it a pipe as standard input; otherwise it has none.
-
-    Yields
-    ------
-    subprocess.Popen
-        The process; its standard output is a pipe of text (none if ``quiet``).
+    ``quiet`` drops its output, which is otherwise a pipe; ``talk`` gives it a pipe as standard input.
     """
     process = subprocess.Popen(
         command,
@@ -48,6 +35,7 @@ def child(
         stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
         stderr=subprocess.DEVNULL if quiet else None,
         text=True,
+        pass_fds=pass_fds,
         start_new_session=True,  # a Ctrl-C reaches the parent alone, which passes it on once
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
@@ -63,20 +51,7 @@ def child(
 
 
 def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Run a process to its end.
-
-    Parameters
-    ----------
-    command, env
-        As for :func:`child`.
-
-    Returns
-    -------
-    int
-        Exit status; negative: the signal that ended it.
-    str
-        Its standard output.
-    """
+    """Run a process to its end; its exit status (negative: the signal that ended it) and standard output."""
     with child(command, env=env) as process:
         output, _ = process.communicate()
         return process.returncode, output
@@ -84,10 +59,10 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> tupl
 
 def stop(process: subprocess.Popen[str]) -> None:
     """Interrupt a process group, then kill what is left of it after ``GRACE_SECONDS``."""
-    for ask in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM):
         if process.poll() is not None:
             break
-        _signal_group(process, ask)
+        _signal_group(process, number)
         try:
             process.wait(GRACE_SECONDS / 2)
         except subprocess.TimeoutExpired:
@@ -101,7 +76,6 @@ def termination_interrupts() -> Iterator[None]:
     """Treat SIGTERM like Ctrl-C inside the block, so that children are ended on the way out."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        """Do what Ctrl-C does."""
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -112,10 +86,8 @@ def termination_interrupts() -> Iterator[None]:
 
 
 def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):  # the whole group has left
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return  # the whole group has left
 
 
 def _die_with_parent() -> None:

@@ -5,7 +5,7 @@ Grouped by what a handler would do: correct the input, or distrust the data.
 ::
 
     I2AMError
-    ├── InputError          (ValueError; exit status 2: the user can put it right)
+    ├── InputError          (ValueError; exit status 2: the user can correct it)
     │   ├── NotFound            (FileNotFoundError) the path holds nothing
     │   ├── NotARun             the path holds something else
     │   ├── NewerFormat         written by a later version
@@ -46,9 +46,7 @@ MAX_MESSAGE = 2000
 def _restore(cls: type[I2AMError], message: str, state: dict[str, Any]) -> I2AMError:
     """Rebuild a pickled error without running its constructor (the signatures differ between classes)."""
     solid: type = cls
-    while (
-        solid.__module__ != "builtins"
-    ):  # the built-in whose memory layout the class has: ValueError or OSError
+    while solid.__module__ != "builtins":  # the built-in class whose memory layout it has, such as OSError
         solid = solid.__base__ or BaseException
     error = cast(I2AMError, cast(Any, solid).__new__(cls))
     error.args = (message,)
@@ -82,13 +80,8 @@ class I2AMError(Exception):
     def __init__(
         self, what: str, *, expected: str | None = None, got: str | None = None, remedy: str | None = None
     ) -> None:
-        parts = [what]
-        if expected is not None:
-            parts.append(f"expected {expected}")
-        if got is not None:
-            parts.append(f"got {got}")
-        if remedy is not None:
-            parts.append(remedy)
+        pairs = (("expected ", expected), ("got ", got), ("", remedy))
+        parts = [what, *(f"{word}{text}" for word, text in pairs if text is not None)]
         line = visible(" ".join("; ".join(parts).split()))
         super().__init__(line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 1] + "…")
 
@@ -102,7 +95,7 @@ class I2AMError(Exception):
 
 
 class InputError(I2AMError, ValueError):
-    """Something the user gave is wrong and can be put right."""
+    """The user gave something that is wrong and can be corrected."""
 
     code = "input"
 
@@ -145,9 +138,8 @@ class UnknownName(InputError, KeyError):
 
     def __init__(self, kind: str, got: object, known: Iterable[str], *, remedy: str | None = None) -> None:
         names = list(known)
-        shown = ", ".join(repr(name) for name in names[:8]) + (
-            f", ... ({len(names)} in all)" if len(names) > 8 else ""
-        )
+        more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
+        shown = ", ".join(repr(name) for name in names[:8]) + more
         near = difflib.get_close_matches(str(got)[:200], names, n=1, cutoff=0.5)
         if remedy is None and near:
             remedy = f"did you mean {near[0]!r}?"
@@ -283,7 +275,4 @@ class DamagedSample(DamageError):
         self.layer = layer
         self.what = what
         place = f", layer {layer!r}" if layer is not None else ""
-        super().__init__(
-            f"sample {sample!r}{place} is damaged: {what}",
-            remedy=remedy,
-        )
+        super().__init__(f"sample {sample!r}{place} is damaged: {what}", remedy=remedy)

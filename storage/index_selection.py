@@ -12,28 +12,10 @@ Indices: TypeAlias = int | slice | Iterable[int] | None
 
 
 def select_indices(kind: str, wanted: Indices, count: int) -> tuple[int, ...]:
-    """Return the indices below `count` that `wanted` names: in the order given, each once.
+    """Return the indices below `count` that `wanted` names: in the order given, each once, at least one.
 
-    Parameters
-    ----------
-    kind : str
-        What is selected, for messages: "step", "head" or "layer".
-    wanted : int, slice, iterable of int or None
-        As `Indices`; booleans are refused, since a mask of them would be read as 0 and 1.
-    count : int
-        Length of the axis.
-
-    Returns
-    -------
-    tuple of int
-        At least one, each from 0 to `count` - 1.
-
-    Raises
-    ------
-    UnknownName
-        If an index is out of range.
-    InputError
-        If something is not an index, or nothing is selected.
+    Raises `UnknownName` for an index out of range, and `InputError` for what is no index (booleans too: a
+    mask of them would be read as 0 and 1) or where nothing is selected.
     """
     if wanted is None:
         return tuple(range(count))

@@ -9,26 +9,10 @@ from i2am.storage.errors import UnknownName
 
 
 def matching_names(kind: str, wanted: str | Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    """The names of ``known`` that ``wanted`` asks for, in the order of ``known``.
+    """Return the `known` names that `wanted` asks for, in the order of `known`, each once.
 
-    Parameters
-    ----------
-    kind : str
-        What they name, for the error: ``layer``.
-    wanted : str, sequence of str or None
-        Names or shell patterns (``*up_blocks*``); None is all.
-    known : sequence of str
-        The names that there are.
-
-    Returns
-    -------
-    list of str
-        Each once; empty only if ``wanted`` is.
-
-    Raises
-    ------
-    UnknownName
-        If a name or pattern matches nothing.
+    `wanted` is a name or shell pattern (``*up_blocks*``), or several; None is all. Raises `UnknownName` if
+    one matches nothing.
     """
     if wanted is None:
         return list(known)
@@ -40,5 +24,5 @@ def matching_names(kind: str, wanted: str | Sequence[str] | None, known: Sequenc
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a name is the pattern itself, or fits it."""
+    """Whether a name is the pattern itself, or fits it as a shell pattern."""
     return name == pattern or fnmatchcase(name, pattern)

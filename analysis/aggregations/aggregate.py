@@ -20,7 +20,7 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from i2am.analysis.grids.resize import Grid, bicubic
-from i2am.analysis.grids.selection import Selection, kind_of, select, spatial_tokens
+from i2am.analysis.grids.selection import Selection, select, spatial_tokens
 from i2am.analysis.marginals.store import MarginalStore, StorePlace, open_marginals
 from i2am.analysis.reduction.aggregation import TOKENS, Aggregation, State
 from i2am.analysis.reduction.reduce import Reduction, finalize_states, slabs
@@ -219,10 +219,7 @@ def _label_axes(
         "units": aggregation.units,
         "over": aggregation.over,
         "side": shape.token_axis or "",
-        "kind": kind_of(layers),
-        "layers": [layer.name for layer in layers],
-        "left_out": list(selection.left_out),
-        "steps": list(selection.steps),
+        **selection.attributes(),
         "run_id": run.run_id,
     }
     dims = ("sample", "layer", *(axis for axis, _ in shape.lengths))

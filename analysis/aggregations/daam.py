@@ -13,7 +13,7 @@ single pooled token. The map of a set of tokens, such as those of the reference 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import xarray as xr
@@ -29,17 +29,11 @@ from i2am.storage.index_selection import Indices
 from i2am.storage.reading.run_collection import AnyRun, members_of
 
 
-@dataclass(frozen=True)
-class TokenMaps:
-    """The chunk: densities of chosen tokens, summed over steps and heads."""
-
-    tokens: tuple[int, ...]  # indices over all reference tokens of a layer
-
-    def __call__(self, attention: Attention) -> State:
-        """(sum of densities (gen, token), number of planes (gen, 1))."""
-        p = attention.probabilities("g2r")[..., list(self.tokens)]
-        total = p.sum(axis=(0, 1), dtype=np.float64) * attention.layer.ref
-        return total, np.full((p.shape[2], 1), float(p.shape[0] * p.shape[1]))
+def _chunk(tokens: Sequence[int], attention: Attention) -> State:
+    """(sum over steps and heads of the densities (gen, token), number of planes (gen, 1))."""
+    p = attention.probabilities("g2r")[..., list(tokens)]
+    total = p.sum(axis=(0, 1), dtype=np.float64) * attention.layer.ref
+    return total, np.full((p.shape[2], 1), float(p.shape[0] * p.shape[1]))
 
 
 def _finalize(state: State, layer: LayerSpec) -> NDArray[np.float64]:
@@ -86,7 +80,7 @@ def daam_maps(
     wanted = _checked(tokens)
     declared = Aggregation(
         "daam",
-        TokenMaps(wanted),
+        partial(_chunk, wanted),
         keep=("gen",),
         finalize=_finalize,
         dims=("token", "gen"),

@@ -12,30 +12,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from i2am.analysis.drawing.colours import palette
-from i2am.analysis.report.svg.scale_bar import EVERY, Scale, css
+from i2am.analysis.report.scale_bar import ScaleBar, scale_bar
 
-END = 2.0
+DENSITY_END = 2.0
 """End of the density scale on which differences are painted."""
 
 LIMITS = tuple(factor * 10.0**power for power in range(-4, 4) for factor in (1, 2, 5))
 """Ends of the scale to choose from: it runs from -limit to limit."""
 
 
-def limit(maps: Iterable[ArrayLike], quantile: float = 0.99) -> float:
-    """Choose the end of a scale shared by several maps of differences.
-
-    Parameters
-    ----------
-    maps
-        Differences; not finite values are ignored.
-    quantile
-        Share of the values that the scale must hold.
-
-    Returns
-    -------
-    float
-        The smallest of LIMITS that does, or the last.
-    """
+def difference_limit(maps: Iterable[ArrayLike], quantile: float = 0.99) -> float:
+    """Smallest of LIMITS that holds a share of the finite values of several maps, or the last of LIMITS."""
     values = np.abs(np.concatenate([np.ravel(np.asarray(part, dtype=np.float64)) for part in maps]))
     values = values[np.isfinite(values)]
     reach = float(np.quantile(values, quantile)) if values.size else 0.0
@@ -43,17 +30,16 @@ def limit(maps: Iterable[ArrayLike], quantile: float = 0.99) -> float:
 
 
 def to_density(differences: ArrayLike, end: float) -> NDArray[np.float64]:
-    """Densities that stand on the scale from 1/END to END where differences do on that from -end to end."""
-    return np.asarray(END ** np.clip(np.asarray(differences, dtype=np.float64) / end, -1, 1))
+    """Densities that stand on their scale where differences do on that from -end to end."""
+    return np.asarray(DENSITY_END ** np.clip(np.asarray(differences, dtype=np.float64) / end, -1, 1))
 
 
-def ticks(end: float, sign: str) -> list[tuple[float, str]]:
+def difference_ticks(end: float, sign: str) -> list[tuple[float, str]]:
     """Marks of the scale: (place from 0 to 1, words)."""
     marks = (-end, -end / 2, 0.0, end / 2, end)
     return [(0.5 + mark / (2 * end), f"{mark:+.3g}{sign}" if mark else "0") for mark in marks]
 
 
-def scale(end: float, sign: str, words: str) -> Scale:
+def difference_bar(end: float, sign: str, words: str) -> ScaleBar:
     """Colour bar of differences for a page."""
-    marks = tuple((round(100 * place, 2), text) for place, text in ticks(end, sign))
-    return Scale(tuple(css(colour) for colour in palette()[::EVERY]), marks, words)
+    return scale_bar(palette(), difference_ticks(end, sign), words)

@@ -30,15 +30,15 @@ from i2am.analysis.compare.maps import PairedMaps, collect_pairs, paired_maps
 from i2am.analysis.compare.pairing import Pairing, pair
 from i2am.analysis.compare.result import Comparison
 from i2am.analysis.compare.scores import paired_scores, summarise_pairs, summarise_scores
-from i2am.analysis.events import Listener, StageAdvanced, StageStarted, StudyFinished, ignore
+from i2am.analysis.events import Listener, StudyFinished, counter, ignore
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
 from i2am.analysis.maps.question import Protocol
 from i2am.analysis.marginals.store import StorePlace, store_for
 from i2am.analysis.options import StudyOptions, check_options
-from i2am.analysis.output_directory import Kind, Timings, without_damaged, workplace
+from i2am.analysis.output_directory import OutputKind, Timings, output_directory, retry_without_damaged
 from i2am.analysis.study.collect import collect_tables
-from i2am.analysis.study.damaged_samples import sound_samples
+from i2am.analysis.study.damaged_samples import split_damaged
 from i2am.storage.errors import NoAnswer
 from i2am.storage.index_selection import Indices
 from i2am.storage.reading.open import open_any
@@ -53,10 +53,10 @@ OUTPUTS = ("compare.zarr", "tables", "figures", "report", "compare.json")
 DETAILS = 6
 """Pairs that are drawn, unless told otherwise."""
 
-COMPARISON = Kind("a comparison", OUTPUTS, "compare.json")
+COMPARISON = OutputKind("a comparison", OUTPUTS, "compare.json")
 
 
-class Question(TypedDict, total=False):
+class CompareOptions(TypedDict, total=False):
     """What to compare, and how: as for `i2am.analysis.options.StudyOptions`, and of both runs.
 
     `details` counts the pairs that are drawn, those that differ most; `store` as a path is a folder for the
@@ -84,7 +84,7 @@ def compare(
     *,
     on_event: Listener | None = None,
     overwrite: bool = False,
-    **question: Unpack[Question],
+    **options: Unpack[CompareOptions],
 ) -> Comparison:
     """Compare two runs, pair by pair of their common samples.
 
@@ -99,9 +99,9 @@ def compare(
         Called with the events of `i2am.analysis.events`, in this process.
     overwrite
         Replace things of the names in OUTPUTS that no comparison wrote.
-    **question
+    **options
         layers, steps, heads, samples, size, time_groups=5, penalty=3.0, protocol="corrected",
-        confidence=0.95, details=6, store, storage_options: see `Question`.
+        confidence=0.95, details=6, store, storage_options: see `CompareOptions`.
 
     Returns
     -------
@@ -115,29 +115,22 @@ def compare(
     AlreadyExists, NoPermission, NotFound, UnknownName, InputError, EmptyRun
         From `out`, the runs and the selections; of runs whose grids differ in aspect, if no size is given.
     DamagedSample
-        If no common sample is sound in both.
+        If every common sample is damaged in one run or the other.
     """
-    emit = on_event or ignore
-    begun = time.perf_counter()
-    asked: dict[str, Any] = {"details": DETAILS, **question}
-    for name in {"layers", "samples"} & {key for key, value in asked.items() if value is not None}:
-        asked[name] = (asked[name],) if isinstance(asked[name], str) else tuple(asked[name])
-    options = StudyOptions(**asked)
-    check_options(options)
-    first, second = (open_any(run, options.storage_options) for run in (a, b))
-    job = _Job(first, second, options, emit)
-    pairing = pair(job.a, job.b, options)
+    start = time.perf_counter()
+    job = _Job.of(a, b, on_event or ignore, options)
+    pairing = pair(job.a, job.b, job.options)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="i2am-compare-") as staging:
-            return without_damaged(pairing.samples, Path(staging), partial(job.compare, pairing))[0]
-    with workplace(Path(out), COMPARISON, overwrite) as place:
+            return retry_without_damaged(pairing.samples, Path(staging), partial(job.compare, pairing))[0]
+    with output_directory(Path(out), COMPARISON, overwrite) as place:
 
-        def attempt(known: dict[str, str], made: Path) -> Comparison:
-            return job.write(job.compare(pairing, known, made), place.directory, made)
+        def attempt(damaged: dict[str, str], made: Path) -> Comparison:
+            return job.write(job.compare(pairing, damaged, made), place.path, made)
 
-        found, made = without_damaged(pairing.samples, place.staging, attempt)
+        found, made = retry_without_damaged(pairing.samples, place.staging, attempt)
         place.publish(made)
-    emit(StudyFinished(str(place.directory), time.perf_counter() - begun))
+    job.emit(StudyFinished(str(place.path), time.perf_counter() - start))
     return found
 
 
@@ -148,12 +141,33 @@ class _Job:
     options: StudyOptions
     emit: Listener
 
+    @classmethod
+    def of(
+        cls, a: Place | Sequence[Place], b: Place | Sequence[Place], emit: Listener, given: CompareOptions
+    ) -> _Job:
+        """Check the options and open the runs."""
+        asked: dict[str, Any] = {"details": DETAILS, **given}
+        for name in ("layers", "samples"):
+            if (names := asked.get(name)) is not None:
+                asked[name] = (names,) if isinstance(names, str) else tuple(names)
+        options = StudyOptions(**asked)
+        check_options(options)
+        first, second = (open_any(run, options.storage_options) for run in (a, b))
+        return cls(first, second, options, emit)
+
     def compare(self, pairing: Pairing, known: dict[str, str], made: Path) -> Comparison:
-        """Compare what is sound; `made` is a folder for what is in the works."""
+        """Compare the undamaged samples; `known` are damaged, and `made` is a folder for the work."""
         timings = Timings()
-        asked = replace(self.options, layers=pairing.every_layer)
-        both = [(run, replace(asked, store=store_for(run, asked.store))) for run in (self.a, self.b)]
-        good, refusals = sound_samples(both, pairing.samples, known, self.emit, timings)
+        stores = [(run, store_for(run, self.options.store)) for run in (self.a, self.b)]
+        good, refusals = split_damaged(
+            stores,
+            pairing.samples,
+            known,
+            pairing.every_layer,
+            self.options.storage_options,
+            self.emit,
+            timings,
+        )
         pairing = replace(pairing, samples=good)
         maps = collect_pairs(self.a, self.b, pairing, self.options, made, self.emit)
         if not maps[0].maps:
@@ -164,35 +178,39 @@ class _Job:
                 remedy="select other layers, or use the corrected protocol",
             )
         timings.end("maps")
-        tables = [
-            collect_tables(run, collected, self.options, self.emit)
-            for run, collected in zip((self.a, self.b), maps, strict=True)
-        ]
-        scores = paired_scores(*tables)
+        scores = paired_scores(
+            *(
+                collect_tables(run, collected, self.options.penalty, self.emit)
+                for run, collected in zip((self.a, self.b), maps, strict=True)
+            )
+        )
         timings.end("tables")
         found: dict[tuple[Direction, str], PairedMaps] = {}
-        self.emit(StageStarted("pairs", len(maps[0].maps)))
-        for number, key in enumerate(maps[0].maps, start=1):
+        step = counter(self.emit, "pairs", len(maps[0].maps))
+        for key in maps[0].maps:
             found[key] = paired_maps(maps[0].maps[key], maps[1].maps[key], made, self.options.confidence)
-            self.emit(StageAdvanced("pairs", number, len(maps[0].maps)))
+            step()
         timings.end("pairs")
-        pairs = pl.concat([each.pairs for each in found.values()])
-        excluding = {key: share for each in found.values() for key, share in each.excluding().items()}
         return Comparison(
             a=self.a,
             b=self.b,
             pairing=pairing,
             maps={key: each.maps for key, each in found.items()},
-            tables={
-                "scores": scores,
-                "maps": pairs,
-                "summary": summarise_scores(scores, self.options.confidence),
-                "map_summary": summarise_pairs(pairs, excluding, self.options.confidence),
-            },
+            tables=self._tables(scores, list(found.values())),
             refusals=refusals,
             absent=(*pairing.absent, *maps[0].absent, *_caveats(scores, len(good))),
             seconds=timings.seconds,
         )
+
+    def _tables(self, scores: pl.DataFrame, found: Sequence[PairedMaps]) -> dict[str, pl.DataFrame]:
+        pairs = pl.concat([each.pairs for each in found])
+        excluding = {key: share for each in found for key, share in each.excluding().items()}
+        return {
+            "scores": scores,
+            "maps": pairs,
+            "summary": summarise_scores(scores, self.options.confidence),
+            "map_summary": summarise_pairs(pairs, excluding, self.options.confidence),
+        }
 
     def write(self, found: Comparison, directory: Path, made: Path) -> Comparison:
         """Write a comparison into `made`, as it will be in `directory`."""
@@ -207,8 +225,9 @@ class _Job:
         for name, table in found.tables.items():
             table.write_parquet(made / "tables" / f"{name}.parquet")
         stores = made / "a.zarr", made / "b.zarr"
-        write_compare_figures(found, stores, made / "figures", self.options.details, self.emit)
-        write_compare_page(found, stores, made / "report", self.options, self.emit)
+        details = self.options.details
+        write_compare_figures(found, stores, made / "figures", details, self.emit)
+        write_compare_page(found, stores, made / "report", details, self.emit)
         (made / "compare.json").write_text(json.dumps(found.to_json(), indent=2) + "\n")
         return found
 
@@ -219,12 +238,12 @@ def _caveats(scores: pl.DataFrame, pairs: int) -> list[str]:
     if pairs < 2:
         lines.append("intervals: they need at least two pairs of samples, and there is one")
     for row in scores.filter(level="unified").unique("direction", maintain_order=True).iter_rows(named=True):
+        way = row["direction"].upper()
         if row["kind_a"] != row["kind_b"]:
-            way = row["direction"].upper()
             lines.append(f"{way} is {row['kind_a']} in A and {row['kind_b']} in B: two kinds of number")
         for which in "ab":
-            missing = scores.filter(direction=row["direction"], level="unified")[f"note_{which}"]
-            if missing.count():
-                what = f"scores of {row['direction'].upper()} in {which.upper()}"
-                lines.append(f"{what}: {missing.count()} pairs have none; {missing.drop_nulls()[0]}")
+            notes = scores.filter(direction=row["direction"], level="unified")[f"note_{which}"]
+            if notes.count():
+                what = f"scores of {way} in {which.upper()}"
+                lines.append(f"{what}: {notes.count()} pairs have none; {notes.drop_nulls()[0]}")
     return lines

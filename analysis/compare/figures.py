@@ -10,19 +10,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from i2am.analysis.compare import colours
-from i2am.analysis.compare.panels import Drawn, DrawnPair, drawn_pairs, levels_of, mean_end
+from i2am.analysis.compare.colours import DENSITY_END, difference_limit, difference_ticks, to_density
+from i2am.analysis.compare.panels import MeanPanels, PairPanels, levels_of, mean_end, pair_panels
+from i2am.analysis.drawing.charts import Chart
 from i2am.analysis.drawing.colours import RGB, limit
-from i2am.analysis.drawing.matplotlib_style import RULE, SERIES, new_figure, plain, save
+from i2am.analysis.drawing.matplotlib_style import (
+    DIRECTION_COLOURS,
+    FONT_SIZE,
+    new_figure,
+    save,
+    style_axes,
+)
 from i2am.analysis.drawing.panels import Panel, block
 from i2am.analysis.drawing.sheet import sheet
 from i2am.analysis.drawing.text import FAINT, INK
 from i2am.analysis.drawing.units import Units, units_of
-from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.events import Listener, counter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from i2am.analysis.compare.result import Comparison
 
@@ -30,42 +36,28 @@ OF_LEVEL = {"unified": "", "time": ", by denoiser steps", "head": ", by head", "
 """Levels in titles."""
 
 LINES = 200
-"""Pairs that the paired plot draws a line for, at most."""
+"""Pairs that the paired chart draws a line for, at most."""
 
 
 def write_compare_figures(
     found: Comparison, stores: tuple[Path, Path], out: Path, details: int, emit: Listener
 ) -> None:
-    """Draw the figures of a comparison.
+    """Draw into a new directory; `stores` hold the maps of A and B, `details` pairs get figures of their own.
 
-    Parameters
-    ----------
-    found
-        What to draw.
-    stores
-        Maps of A and of B.
-    out
-        Directory to make: ``LEVEL.png`` of each level, ``imacs.png``, and ``pair-NNNN.png`` of the pairs that
-        differ most.
-    details
-        Pairs that get figures of their own.
-    tell
-        Told after each figure.
+    ``LEVEL.png`` of each level, ``imacs.png``, and ``pair-NNNN.png`` of the pairs that differ most.
     """
     out.mkdir()
     levels = levels_of(found)
-    total = len(levels) + 1 + min(details, len(found.pairing.samples))
-    emit(StageStarted("figures", total))
-    done = 0
+    step = counter(emit, "figures", len(levels) + 1 + min(details, len(found.pairing.samples)))
     for level, some in levels.items():
         save(_level_figure(found, level, some), out / f"{level}.png")
-        emit(StageAdvanced("figures", done := done + 1, total))
+        step()
     if found.tables["scores"]["imacs_difference"].count():
-        save(_paired_imacs(found), out / "imacs.png")
-    emit(StageAdvanced("figures", done := done + 1, total))
-    for number, one in enumerate(drawn_pairs(found, stores, details)):
+        _paired_imacs(found).save(out / "imacs.png")
+    step()
+    for number, one in enumerate(pair_panels(found, stores, details)):
         save(_pair_figure(found, one), out / f"pair-{number:04d}.png")
-        emit(StageAdvanced("figures", done := done + 1, total))
+        step()
 
 
 def difference_words(units: Units) -> str:
@@ -73,7 +65,7 @@ def difference_words(units: Units) -> str:
     return f"B − A, {units.unit if units.uniform is not None else '× the mean of these maps'}"
 
 
-def interval_words(found: Comparison) -> str:
+def _interval_words(found: Comparison) -> str:
     """What the outlined region is."""
     if len(found.pairing.samples) < 2:
         return "One pair: no intervals."
@@ -81,7 +73,7 @@ def interval_words(found: Comparison) -> str:
     return f"Outlined: the {100 * confidence:g}% interval over {len(found.pairing.samples)} pairs excludes 0."
 
 
-def _level_figure(found: Comparison, level: str, some: Sequence[Drawn]) -> RGB:
+def _level_figure(found: Comparison, level: str, some: Sequence[MeanPanels]) -> RGB:
     """Means of A and B on one scale; the differences, each direction on its own, below or beside them."""
     end, pairs = mean_end(some), f"{len(found.pairing.samples)} pairs"
     if level == "unified":
@@ -98,31 +90,27 @@ def _level_figure(found: Comparison, level: str, some: Sequence[Drawn]) -> RGB:
     return stacked(first, *(_difference(found, each) for each in some))
 
 
-def _difference(found: Comparison, each: Drawn) -> RGB:
-    ticks = colours.ticks(each.reach, each.units.sign)
-    title = f"B − A, {each.title}"
-    panels = block("", each.differences())
-    return sheet([panels], title, difference_words(each.units), interval_words(found), colours.END, ticks)
+def _difference(found: Comparison, each: MeanPanels) -> RGB:
+    ticks = difference_ticks(each.difference_end, each.units.sign)
+    panels, words = [block("", each.differences())], difference_words(each.units)
+    return sheet(panels, f"B − A, {each.title}", words, _interval_words(found), DENSITY_END, ticks)
 
 
-def _pair_figure(found: Comparison, one: DrawnPair) -> RGB:
+def _pair_figure(found: Comparison, one: PairPanels) -> RGB:
     """A sample's images and maps in both runs, and what the maps differ in."""
     units = units_of(next(iter(found.maps.values())).attrs)
     maps = [panel for a, b, _ in one.maps for panel in (a, b)]
     end = limit(panel.values for panel in maps if panel.values is not None)
-    blocks = [block("", one.images)] if one.images else []
-    parts = [
-        sheet([*blocks, block("", maps)], f"Pair {one.sample}. {found.names_in_words}", units.bar, end=end)
-    ]
+    blocks = [block("", panels) for panels in (one.images, maps) if panels]
+    title = f"Pair {one.sample}. {found.names_in_words}"
     below = []
     for a, _, difference in one.maps:
-        far = colours.limit([difference])
-        panel = Panel("", None, colours.to_density(difference, far))
-        title, ticks = f"B − A, {a.title.split()[0]}", colours.ticks(far, units.sign)
-        below.append(
-            trimmed(sheet([block("", [panel])], title, difference_words(units), end=colours.END, ticks=ticks))
-        )
-    return stacked(*parts, beside(*below))
+        far = difference_limit([difference])
+        panels = block("", [Panel("", None, to_density(difference, far))])
+        words, ticks = f"B − A, {a.title.split()[0]}", difference_ticks(far, units.sign)
+        drawn = sheet([panels], words, difference_words(units), end=DENSITY_END, ticks=ticks)
+        below.append(trimmed(drawn))
+    return stacked(sheet(blocks, title, units.bar, end=end), beside(*below))
 
 
 def beside(*pictures: RGB) -> RGB:
@@ -146,58 +134,31 @@ def stacked(*pictures: RGB) -> RGB:
     return np.concatenate(padded)
 
 
-def _paired_imacs(found: Comparison) -> Figure:
+def _paired_imacs(found: Comparison) -> Chart:
     """Every pair's IMACS in A and in B, and the mean difference with its interval."""
-    table = found.tables["scores"].filter(level="unified")
+    table = found.tables["scores"].filter(level="unified").drop_nulls("imacs_difference")
     summary = found.tables["summary"].filter(level="unified", metric="imacs")
-    ways = [way for way in SERIES if table.filter(direction=way)["imacs_difference"].count()]
+    ways = [way for way in DIRECTION_COLOURS if table.filter(direction=way).height]
     figure = new_figure(3.3 * len(ways) + 0.4, 3.4)
-    grid = figure.add_gridspec(
-        1,
-        2 * len(ways),
-        width_ratios=[2.2, 1] * len(ways),
-        left=0.09,
-        right=0.98,
-        top=0.78,
-        bottom=0.14,
-        wspace=0.45,
-    )
-    for column, way in enumerate(ways):
-        rows = table.filter(direction=way).drop_nulls("imacs_difference")
+    for axes, way in zip(figure.subplots(1, len(ways), squeeze=False)[0], ways, strict=True):
         mean = summary.filter(direction=way).row(0, named=True)
-        _slopes(figure.add_subplot(grid[0, 2 * column]), rows, mean, SERIES[way], way.upper())
-        _mean_difference(figure.add_subplot(grid[0, 2 * column + 1]), mean, SERIES[way])
-    words = f"IMACS, pair by pair. {found.names_in_words}"
-    figure.text(0.02, 0.93, words, fontsize=10, weight="bold", color=INK, va="center", parse_math=False)
-    return figure
+        _slopes(axes, table.filter(direction=way), mean, way)
+    return Chart("IMACS, pair by pair", found.names_in_words, figure)
 
 
-def _slopes(axes: Axes, rows: pl.DataFrame, mean: dict[str, Any], colour: str, name: str) -> None:
-    some = rows.head(LINES)
-    both = np.stack([some["imacs_a"].to_numpy(), some["imacs_b"].to_numpy()])
+def _slopes(axes: Axes, rows: pl.DataFrame, mean: dict[str, Any], way: str) -> None:
+    """A line from A to B for each pair, and for the means."""
+    colour = DIRECTION_COLOURS[way]
+    both = rows.head(LINES).select("imacs_a", "imacs_b").to_numpy().T
     axes.plot([0, 1], both, "-", color=colour, lw=0.8, alpha=max(0.12, min(0.5, 8 / both.shape[1])))
-    axes.plot([0] * both.shape[1], both[0], "o", ms=3, mfc=colour, mec="white", mew=0.4, alpha=0.8)
-    axes.plot([1] * both.shape[1], both[1], "o", ms=3, mfc=colour, mec="white", mew=0.4, alpha=0.8)
+    axes.plot([0, 1], both, "o", ms=3, mfc=colour, mec="white", mew=0.4, alpha=0.8)
     axes.plot([0, 1], [mean["mean_a"], mean["mean_b"]], "-o", color=INK, lw=1.8, ms=4.5)
+    shown = "" if rows.height <= LINES else f"the first {LINES} of "
+    interval = "" if mean["low"] is None else f" [{mean['low']:+.2g}, {mean['high']:+.2g}]"
+    words = (
+        f"{way.upper()}, {shown}{rows.height} pairs; black: mean, B − A {mean['difference']:+.3g}{interval}"
+    )
+    axes.set_title(words, fontsize=7, loc="left", color=FAINT)
+    style_axes(axes, "y")
     axes.set_xlim(-0.25, 1.25)
-    shown = "," if rows.height <= LINES else f", the first {LINES} of"
-    axes.set_title(f"{name}{shown} {rows.height} pairs; black: mean", fontsize=7.5, loc="left", color=FAINT)
-    _upright(axes, [0, 1], ["A", "B"])
-
-
-def _mean_difference(axes: Axes, mean: dict[str, Any], colour: str) -> None:
-    axes.axhline(0, color=INK, lw=0.8, ls=(0, (3, 2)))
-    if mean["low"] is not None and mean["high"] is not None:
-        axes.plot([0, 0], [mean["low"], mean["high"]], color=colour, lw=2.2, solid_capstyle="butt")
-    axes.plot([0], [mean["difference"]], "o", color=colour, ms=6)
-    axes.set_xlim(-1, 1)
-    axes.set_title("mean B − A", fontsize=7.5, loc="left", color=FAINT)
-    _upright(axes, [0], [""])
-
-
-def _upright(axes: Axes, places: list[int], words: list[str]) -> None:
-    plain(axes)
-    axes.grid(axis="x", visible=False)
-    axes.grid(axis="y", color=RULE, linewidth=0.5)
-    axes.set_xticks(places, words)
-    axes.tick_params(axis="x", colors=INK)
+    axes.set_xticks([0, 1], ["A", "B"], fontsize=FONT_SIZE, color=INK)

@@ -15,7 +15,8 @@ excludes_zero    whether the interval does not hold 0
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from i2am.analysis.compare.pairing import Pairing
-from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.events import Listener, counter
 from i2am.analysis.grids.direction import Direction
+from i2am.analysis.grids.resize import Grid
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.maps.question import Level
 from i2am.analysis.maps.stored import Collected, variable
+from i2am.analysis.maps.write import BlockwiseMaps, write_maps
 from i2am.analysis.marginals.store import store_for
 from i2am.analysis.scores.bootstrap import RESAMPLES, mean_intervals
 from i2am.analysis.several_runs import common_size, own_grid
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from i2am.storage.reading.run_collection import AnyRun
 
 BLOCK_BYTES = 32 * 2**20
-"""Draws of the bootstrap that are held at once, and differences of the pixels that they are of."""
+"""Draws of the bootstrap that are differences at once, and differences of the pixels that they are of."""
 
 SCHEMA: dict[str, Any] = {
     "sample": pl.String,
@@ -60,113 +63,86 @@ Float64 = NDArray[np.float64]
 def collect_pairs(
     a: AnyRun, b: AnyRun, pairing: Pairing, options: StudyOptions, folder: Path, emit: Listener
 ) -> tuple[Collected, Collected]:
-    """Compute the maps of both runs into stores of their own.
-
-    Parameters
-    ----------
-    a, b, pairing
-        What is compared; all its samples are sound.
-    options
-        Selections, size and protocol.
-    folder
-        Where the stores are made.
-    tell
-        Told after each direction of each run.
-
-    Returns
-    -------
-    tuple of Collected
-        The maps of A and of B, of the same questions, samples, labels and sizes.
-    """
+    """Compute the maps of A and B, at the same sizes, into ``a.zarr`` and ``b.zarr``."""
     absent: list[str] = []
-    found: dict[Direction, dict[Level, tuple[xr.DataArray, xr.DataArray]]] = {}
+    asked: dict[Direction, dict[Level, tuple[BlockwiseMaps, BlockwiseMaps]]] = {}
     for direction, level in pairing.questions:
         try:
-            both = _both(a, b, direction, level, pairing, options)
+            asked.setdefault(direction, {})[level] = _both(a, b, direction, level, pairing, options)
         except NoAnswer as error:
             absent.append(f"{direction.upper()}, {level} level: {error}")
-            continue
-        found.setdefault(direction, {})[level] = both
-    emit(StageStarted("maps", 2 * len(found)))
+    step = counter(emit, "maps", 2 * len(asked))
     collected = []
     for which in (0, 1):
         path = folder / f"{'ab'[which]}.zarr"
-        for number, (direction, levels) in enumerate(found.items(), start=1 + which * len(found)):
+        stored: dict[tuple[Direction, str], xr.DataArray] = {}
+        for direction, levels in asked.items():
             named = {variable(level): both[which] for level, both in levels.items()}
-            xr.Dataset(named).to_zarr(path, group=direction, mode="w", zarr_format=3, consolidated=False)
-            emit(StageAdvanced("maps", number, 2 * len(found)))
-        opened = {way: xr.open_zarr(path, group=way, consolidated=False, chunks=None) for way in found}
-        stored = {
-            (way, str(level)): opened[way][variable(level)]
-            for way, levels in found.items()
-            for level in levels
-        }
+            write_maps(named, pairing.samples, path, direction)
+            opened = xr.open_zarr(path, group=direction, consolidated=False, chunks=None)
+            stored |= {(direction, str(level)): opened[variable(level)] for level in levels}
+            step()
         collected.append(Collected(path, stored, pairing.samples, tuple(absent)))
     return collected[0], collected[1]
 
 
 def _both(
     a: AnyRun, b: AnyRun, direction: Direction, level: Level, pairing: Pairing, options: StudyOptions
-) -> tuple[xr.DataArray, xr.DataArray]:
-    """Maps of both runs, lazily, at one size."""
+) -> tuple[BlockwiseMaps, BlockwiseMaps]:
+    """Maps of both runs at one size."""
     official = (options.protocol, direction) == ("official", "g2r")
-    size = None if official else options.size  # official G2R maps keep their layers' own grid
 
-    def ask(run: AnyRun) -> xr.DataArray:
-        return attribution_maps(
+    def ask(run: AnyRun, size: Grid | None) -> BlockwiseMaps:
+        maps = partial(
+            attribution_maps,
             run,
             direction,
             level,
             layers=pairing.layers[direction],
             steps=options.steps,
             heads=options.heads,
-            samples=pairing.samples,
             size=size,
             time_groups=pairing.groups,
             protocol=options.protocol,
             store=store_for(run, options.store),
             storage_options=options.storage_options,
         )
+        return BlockwiseMaps.resolve(maps, run, pairing.samples)
 
-    both = ask(a), ask(b)
-    shapes = list(dict.fromkeys((maps.sizes["y"], maps.sizes["x"]) for maps in both))
+    size = None if official else options.size  # official G2R maps keep their layers' own grid
+    both = ask(a, size), ask(b, size)
+    shapes = list(dict.fromkeys((own.example.sizes["y"], own.example.sizes["x"]) for own in both))
     if len(shapes) > 1:
-        size = common_size(shapes, both[0].attrs)
-        both = ask(a), ask(b)
-    if level in both[0].dims and both[0].sizes[level] != both[1].sizes[level]:
+        size = common_size(shapes, both[0].example.attrs)
+        both = ask(a, size), ask(b, size)
+    counts = [own.example.sizes.get(level) for own in both]
+    if counts[0] != counts[1]:
         raise NoAnswer(
             f"pairs at the {level} level",
-            expected=f"as many maps of a sample in B as in A, {both[0].sizes[level]}",
-            got=f"{both[1].sizes[level]}",
+            expected=f"as many maps of a sample in B as in A, {counts[0]}",
+            got=f"{counts[1]}",
         )
-    first, second = (_with_own_grid(maps, run) for maps, run in zip(both, (a, b), strict=True))
+    first, second = (_with_own_grid(maps, run, pairing) for maps, run in zip(both, (a, b), strict=True))
     return first, second
 
 
-def _with_own_grid(maps: xr.DataArray, run: AnyRun) -> xr.DataArray:
+def _with_own_grid(maps: BlockwiseMaps, run: AnyRun, pairing: Pairing) -> BlockwiseMaps:
     """Maps that know which aspect ratio their images have, as `i2am.analysis.several_runs` leaves them."""
-    if "own_rows" in maps.coords:
+    if "own_rows" in maps.along:
         return maps
-    names = [str(name) for name in maps["sample"].values]
-    grids = [own_grid(home_of(run, name), maps.attrs) or (1, 1) for name in names]
-    sizes = np.asarray(grids, dtype=np.int64)
-    return maps.assign_coords(own_rows=("sample", sizes[:, 0]), own_columns=("sample", sizes[:, 1]))
+    attrs = maps.example.attrs
+    grids = [own_grid(home_of(run, name), attrs) or (1, 1) for name in pairing.samples]
+    rows, columns = np.asarray(grids, dtype=np.int64).T
+    along = {**maps.along, "own_rows": ("sample", rows), "own_columns": ("sample", columns)}
+    return replace(maps, along=along)
 
 
 @dataclass(frozen=True, slots=True)
 class PairedMaps:
-    """What the maps of a direction and level differ in.
+    """What the maps of a direction and level differ in."""
 
-    Attributes
-    ----------
-    maps
-        The variables of this module, with the attributes of A's maps.
-    pairs
-        One row for each pair of maps, with the columns of SCHEMA.
-    """
-
-    maps: xr.Dataset
-    pairs: pl.DataFrame
+    maps: xr.Dataset  # the variables of this module, with the attributes of A's maps
+    pairs: pl.DataFrame  # one row for each pair of maps, with the columns of SCHEMA
 
     def excluding(self) -> dict[tuple[str, str, str | None], float | None]:
         """(direction, level, label) to the share of pixels whose interval excludes 0; None without one."""
@@ -182,26 +158,19 @@ class PairedMaps:
 
 
 def paired_maps(a: xr.DataArray, b: xr.DataArray, folder: Path, confidence: float) -> PairedMaps:
-    """Compare the maps of two runs pair by pair, and over pairs.
+    """Compare maps (sample, [level axis], y, x) of two runs pair by pair, and over pairs.
 
-    Parameters
-    ----------
-    a, b
-        (sample, [level axis], y, x) of the same samples, read lazily.
-    folder
-        For a file of differences, which is gone afterwards.
-    confidence
-        Of the intervals.
+    They are read lazily; `folder` holds a file of differences meanwhile.
     """
     labels = joint_labels(a, b)
     shape = a.shape[1:]
     path = folder / "differences.float64"
-    held = np.memmap(path, dtype=np.float64, mode="w+", shape=(a.shape[0], int(np.prod(shape))))
+    differences = np.memmap(path, dtype=np.float64, mode="w+", shape=(a.shape[0], int(np.prod(shape))))
     try:
-        sums, pairs = _stream(a, b, labels, held)
-        columns = [mean_intervals(held[:, some], confidence) for some in _blocks(*held.shape)]
+        sums, pairs = _stream(a, b, labels, differences)
+        columns = [mean_intervals(differences[:, some], confidence) for some in _blocks(*differences.shape)]
     finally:
-        del held
+        del differences
         path.unlink()
     count, low, high, mean = (
         np.concatenate([getattr(part, name) for part in columns]).reshape(shape)
@@ -229,7 +198,7 @@ def joint_labels(a: xr.DataArray, b: xr.DataArray) -> list[str | None]:
 
 
 def _stream(
-    a: xr.DataArray, b: xr.DataArray, labels: Sequence[str | None], held: Float64
+    a: xr.DataArray, b: xr.DataArray, labels: Sequence[str | None], differences: Float64
 ) -> tuple[list[Float64], pl.DataFrame]:
     """Write the difference of each pair; sums of A and of B where both are finite, and the table of pairs."""
     sums = [np.zeros(a.shape[1:]), np.zeros(a.shape[1:])]
@@ -237,18 +206,18 @@ def _stream(
     for number, sample in enumerate(a["sample"].values):
         both = [np.asarray(maps[number].values, dtype=np.float64) for maps in (a, b)]
         difference = both[1] - both[0]
-        held[number] = difference.reshape(-1)
+        differences[number] = difference.reshape(-1)
         known = np.isfinite(difference)
         for total, values in zip(sums, both, strict=True):
             total += np.where(known, values, 0.0)
         planes = [values.reshape(len(labels), -1) for values in both]
         for label, one, other in zip(labels, *planes, strict=True):
             row = {"sample": str(sample), "direction": a.attrs["direction"], "level": a.attrs["level"]}
-            rows.append(row | {"label": label} | _alike(one, other))
+            rows.append(row | {"label": label} | _distance(one, other))
     return sums, pl.DataFrame(rows, schema=SCHEMA)
 
 
-def _alike(one: Float64, other: Float64) -> dict[str, float | None]:
+def _distance(one: Float64, other: Float64) -> dict[str, float | None]:
     """Distance and correlation of two maps."""
     if not (np.isfinite(one).all() and np.isfinite(other).all()):
         return {"distance": None, "correlation": None}

@@ -12,25 +12,36 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from i2am.analysis.compare import colours
+from i2am.analysis.compare.colours import DENSITY_END, difference_bar, difference_limit, to_density
 from i2am.analysis.compare.figures import difference_words
-from i2am.analysis.compare.panels import Drawn, DrawnPair, drawn_pairs, levels_of, mean_end, titles
+from i2am.analysis.compare.panels import (
+    MeanPanels,
+    PairPanels,
+    levels_of,
+    mean_end,
+    pair_panels,
+    titles,
+)
+from i2am.analysis.drawing.charts import Chart, ranges, strips
 from i2am.analysis.drawing.colours import limit
+from i2am.analysis.drawing.matplotlib_style import DIRECTION_COLOURS
 from i2am.analysis.drawing.panels import Panel
 from i2am.analysis.drawing.units import Units
-from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.events import Listener, counter
 from i2am.analysis.report.front_page import provenance
-from i2am.analysis.report.level_charts import COLOURS
-from i2am.analysis.report.svg.range_chart import RangeChart, range_chart
-from i2am.analysis.report.svg.scale_bar import density_scale
-from i2am.analysis.report.svg.strip_chart import StripChart, strip_chart
-from i2am.analysis.report.templating import environment
-from i2am.analysis.report.thumbnails import Tile, TileGrid, image_tile, map_tile, tile_size
-from i2am.analysis.scores.series import Series
+from i2am.analysis.report.scale_bar import density_bar
+from i2am.analysis.report.templating import write_page
+from i2am.analysis.report.thumbnails import (
+    Thumbnail,
+    ThumbnailGrid,
+    image_thumbnail,
+    map_thumbnail,
+    thumbnail_size,
+)
+from i2am.analysis.scores.series import series_of
 
 if TYPE_CHECKING:
     from i2am.analysis.compare.result import Comparison
-    from i2am.analysis.options import StudyOptions
 
 MOST, MOST_ROWS = 200, 500
 """Longer side of a picture, at most (pixels), and rows of the table of pairs."""
@@ -39,51 +50,35 @@ LEVEL_TITLES = {"unified": "Unified", "time": "By denoiser steps", "head": "By h
 
 
 def write_compare_page(
-    found: Comparison, stores: tuple[Path, Path], out: Path, options: StudyOptions, emit: Listener
+    found: Comparison, stores: tuple[Path, Path], out: Path, details: int, emit: Listener
 ) -> None:
-    """Write ``index.html``.
-
-    Parameters
-    ----------
-    found
-        The comparison.
-    stores
-        Maps of A and of B.
-    out
-        Directory to make.
-    options
-        Its details: pairs that are drawn.
-    tell
-        Told when it is done.
-    """
-    emit(StageStarted("report", 1))
+    """Write ``index.html`` into a new directory, with `details` pairs; `stores` hold the maps of A and B."""
+    step = counter(emit, "report", 1)
     out.mkdir()
     levels = levels_of(found)
     units = next(iter(levels.values()))[0].units
+    attrs = next(iter(found.maps.values())).attrs
     values = {
         "title": f"{found.names[0]} and {found.names[1]}",
         "pages": {},
-        "here": "index.html",
         "names": found.names,
         "total": len(found.pairing.samples),
         "alone": found.pairing.alone,
         "refusals": found.refusals,
         "absent": found.absent,
         "units": units,
-        "confidence": options.confidence,
-        "protocol": options.protocol,
+        "confidence": attrs["confidence"],
+        "protocol": attrs["protocol"],
         "headline": _headline(found, units),
         "strip_charts": _strips(found, units),
         "range_charts": _ranges(found),
-        "series_keys": [(way.upper(), colour) for way, colour in COLOURS.items()],
         "levels": _levels(found, levels),
         "provenance": _facts(found),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    values |= _pairs(found, stores, options.details, units) | _table(found)
-    page = environment().get_template("compare.html.j2").render(**values)
-    (out / "index.html").write_text(page, encoding="utf-8")
-    emit(StageAdvanced("report", 1, 1))
+    values |= _pairs(found, stores, details, units) | _table(found)
+    write_page(out, "index.html", "compare.html.j2", values)
+    step()
 
 
 def _headline(found: Comparison, units: Units) -> list[dict[str, str]]:
@@ -101,132 +96,124 @@ def _headline(found: Comparison, units: Units) -> list[dict[str, str]]:
                 "words": f"{what}, B less A{ends}",
                 "more": f"A {row['mean_a']:.3f}, B {row['mean_b']:.3f}; rose in {100 * row['rose']:.0f}% "
                 f"of {row['pairs']} pairs",
-                "colour": COLOURS[row["direction"]],
+                "colour": f"var(--{row['direction']})",
             }
         )
     return items
 
 
-def _strips(found: Comparison, units: Units) -> list[StripChart]:
+def _strips(found: Comparison, units: Units) -> list[Chart]:
     table = found.tables["scores"].filter(level="unified")
-    rows = [(way.upper(), colour, table.filter(direction=way)) for way, colour in COLOURS.items()]
+    rows = [(way.upper(), colour, table.filter(direction=way)) for way, colour in DIRECTION_COLOURS.items()]
+    inside = f"{units.name.capitalize()} inside the mask, B − A"
     charts = [
-        strip_chart("IMACS, B − A", "of each pair", rows, "imacs_difference", 0.0),
-        strip_chart(
-            f"{units.name.capitalize()} inside the mask, B − A", units.unit, rows, "inside_difference", 0.0
-        ),
+        strips("IMACS, B − A", "of each pair", rows, "imacs_difference", 0.0),
+        strips(inside, units.unit, rows, "inside_difference", 0.0),
     ]
     return [chart for chart in charts if chart is not None]
 
 
-def _ranges(found: Comparison) -> list[RangeChart]:
+def _ranges(found: Comparison) -> list[Chart]:
     """Mean difference of IMACS along every level."""
     summary = found.tables["summary"].filter(metric="imacs")
     charts = []
-    for level in ("unified", "time", "head", "layer"):
-        own = summary.filter(level=level)
-        labels = list(dict.fromkeys(str(label or "unified") for label in own["label"]))
-        series = []
-        for way, colour in COLOURS.items():
-            rows = {
-                str(row["label"] or "unified"): row for row in own.filter(direction=way).iter_rows(named=True)
-            }
-            ends = [
-                [rows.get(label, {}).get(name) for name in ("low", "difference", "high")] for label in labels
-            ]
-            series.append(Series(way.upper(), colour, np.array(ends, dtype=np.float64).reshape(-1, 3)))
+    for level in LEVEL_TITLES:
+        own = summary.filter(level=level).with_columns(pl.col("label").fill_null("unified"))
+        labels = list(dict.fromkeys(own["label"]))
+        series = series_of(own, labels, ("low", "difference", "high"), DIRECTION_COLOURS)
         short = labels if level == "unified" else titles(level, labels)
         names = list(zip(short, labels, strict=True))
-        charts.append(
-            range_chart(LEVEL_TITLES[level], "IMACS, B − A", names, series, 0.0) if labels else None
-        )
+        charts.append(ranges(LEVEL_TITLES[level], "IMACS, B − A", names, series, 0.0))
     return [chart for chart in charts if chart is not None]
 
 
-def _levels(found: Comparison, levels: Mapping[str, Sequence[Drawn]]) -> list[dict[str, Any]]:
-    """Tiles of the mean maps of every level."""
+def _levels(found: Comparison, levels: Mapping[str, Sequence[MeanPanels]]) -> list[dict[str, Any]]:
+    """Thumbnails of the mean maps of every level."""
     count = sum(3 * len(each.labels) for some in levels.values() for each in some)
-    longest = tile_size(0, count, 1, MOST)[0]
+    longest = thumbnail_size(0, count, 1, MOST)[0]
     shares = found.tables["map_summary"]
     shown = []
     for level, some in levels.items():
         end = mean_end(some)
         ways = []
         for (way, own), each in zip((key for key in found.maps if key[1] == level), some, strict=True):
+            sign = each.units.sign
             share = shares.filter(direction=way, level=own)["excluding_zero"].mean()
             words = "" if share is None else f": {100 * float(share):.0f}% of the pixels outlined"  # type: ignore[arg-type]
+            means = {
+                which: _grid(
+                    [map_thumbnail(panel, end, longest, sign) for panel in each.means(which)], longest
+                )
+                for which in "ab"
+            }
+            differences = [
+                _difference_thumbnail(panel, values, longest, sign)
+                for panel, values in zip(each.differences(), each.difference, strict=True)
+            ]
             ways.append(
-                {
+                means
+                | {
                     "title": each.title,
-                    "a": _grid(
-                        [map_tile(p, end, longest, each.units.sign) for p in each.means("a")], longest
-                    ),
-                    "b": _grid(
-                        [map_tile(p, end, longest, each.units.sign) for p in each.means("b")], longest
-                    ),
-                    "difference": _differences(each.differences(), each.difference, longest, each.units.sign),
+                    "difference": _grid(differences, longest),
                     "excluding": words,
-                    "signed": colours.scale(each.reach, each.units.sign, difference_words(each.units)),
+                    "difference_scale": difference_bar(
+                        each.difference_end, sign, difference_words(each.units)
+                    ),
                 }
             )
-        scale = density_scale(end, some[0].units.bar)
-        narrow = level == "unified"
+        scale, narrow = density_bar(end, some[0].units.bar), level == "unified"
         shown.append({"title": LEVEL_TITLES[level], "ways": ways, "scale": scale, "narrow": narrow})
     return shown
 
 
-def _grid(tiles: Sequence[Tile], longest: int, columns: int | None = None) -> TileGrid:
-    return TileGrid("", tuple(tiles), None, columns or -(-len(tiles) // -(-len(tiles) // 8)), longest)
+def _grid(thumbnails: Sequence[Thumbnail], longest: int, columns: int | None = None) -> ThumbnailGrid:
+    """Rows of at most eight, unless told otherwise."""
+    even = -(-len(thumbnails) // -(-len(thumbnails) // 8))
+    return ThumbnailGrid("", tuple(thumbnails), None, columns or even, longest)
 
 
-def _differences(panels: Sequence[Panel], values: NDArray[np.float64], longest: int, sign: str) -> TileGrid:
-    tiles = [_signed_tile(panel, own, longest, sign) for panel, own in zip(panels, values, strict=True)]
-    return _grid(tiles, longest)
-
-
-def _signed_tile(panel: Panel, values: NDArray[np.float64], longest: int, sign: str) -> Tile:
+def _difference_thumbnail(panel: Panel, values: NDArray[np.float64], longest: int, sign: str) -> Thumbnail:
     """A difference, in words of its own values."""
     known = values[np.isfinite(values)]
     words = f"{known.min():+.3g}{sign} to {known.max():+.3g}{sign}" if known.size else "no numbers"
-    tile = image_tile(panel, colours.END, longest, sign)
-    return replace(tile, words=f"{panel.whole or panel.title}: {words}")
+    drawn = image_thumbnail(panel, DENSITY_END, longest, sign)
+    return replace(drawn, words=f"{drawn.full_title}: {words}")
 
 
 def _pairs(found: Comparison, stores: tuple[Path, Path], details: int, units: Units) -> dict[str, Any]:
-    """Tiles of the pairs that differ most, on common scales."""
-    some = list(drawn_pairs(found, stores, details))
+    """Thumbnails of the pairs that differ most, on common scales."""
+    some = list(pair_panels(found, stores, details))
     if not some:
-        return {"pairs": [], "pair_scale": None, "pair_signed": []}
+        return {"pairs": [], "pair_scale": None, "pair_difference_scales": []}
     end = limit(
         panel.values for one in some for a, b, _ in one.maps for panel in (a, b) if panel.values is not None
     )
     ways = [a.title.split()[0] for a, _, _ in some[0].maps]
-    far = {way: colours.limit(one.maps[n][2] for one in some) for n, way in enumerate(ways)}
-    longest = tile_size(0, sum(len(one.images) + 3 * len(one.maps) for one in some), 1, MOST)[0]
+    ends = {way: difference_limit(one.maps[n][2] for one in some) for n, way in enumerate(ways)}
+    longest = thumbnail_size(0, sum(len(one.images) + 3 * len(one.maps) for one in some), 1, MOST)[0]
+    grids = [_pair_grid(one, end, ends, longest, units) for one in some]
     return {
         "pairs": [
-            {
-                "sample": one.sample,
-                "distance": one.distance,
-                "grid": _pair_grid(one, end, far, longest, units),
-            }
-            for one in some
+            {"sample": one.sample, "distance": one.distance, "grid": grid}
+            for one, grid in zip(some, grids, strict=True)
         ],
-        "pair_scale": density_scale(end, units.bar),
-        "pair_signed": [
-            colours.scale(end, units.sign, f"{way}: {difference_words(units)}") for way, end in far.items()
+        "pair_scale": density_bar(end, units.bar),
+        "pair_difference_scales": [
+            difference_bar(far, units.sign, f"{way}: {difference_words(units)}") for way, far in ends.items()
         ],
     }
 
 
-def _pair_grid(one: DrawnPair, end: float, far: Mapping[str, float], longest: int, units: Units) -> TileGrid:
-    tiles = [image_tile(panel, end, longest, units.sign) for panel in one.images]
+def _pair_grid(
+    one: PairPanels, end: float, ends: Mapping[str, float], longest: int, units: Units
+) -> ThumbnailGrid:
+    shown = [image_thumbnail(panel, end, longest, units.sign) for panel in one.images]
     for a, b, difference in one.maps:
-        tiles += [image_tile(panel, end, longest, units.sign) for panel in (a, b)]
+        shown += [image_thumbnail(panel, end, longest, units.sign) for panel in (a, b)]
         way = a.title.split()[0]
-        panel = Panel(f"{way} B − A", None, colours.to_density(difference, far[way]))
-        tiles.append(_signed_tile(panel, difference, longest, units.sign))
-    return _grid(tiles, longest, len(tiles) if len(tiles) <= 10 else (len(tiles) + 1) // 2)
+        panel = Panel(f"{way} B − A", None, to_density(difference, ends[way]))
+        shown.append(_difference_thumbnail(panel, difference, longest, units.sign))
+    return _grid(shown, longest, len(shown) if len(shown) <= 10 else (len(shown) + 1) // 2)
 
 
 def _table(found: Comparison) -> dict[str, Any]:
@@ -236,7 +223,7 @@ def _table(found: Comparison) -> dict[str, Any]:
     both = pairs.join(scores, on=["sample", "direction"], how="left", maintain_order="left")
     columns = ("imacs_a", "imacs_b", "imacs_difference", "distance", "correlation")
     rows: dict[str, dict[str, Any]] = {}
-    ways = [way for way in COLOURS if (way, "unified") in found.maps]
+    ways = [way for way in DIRECTION_COLOURS if (way, "unified") in found.maps]
     for row in both.iter_rows(named=True):
         if row["sample"] not in rows and len(rows) == MOST_ROWS:
             continue
@@ -255,7 +242,7 @@ def _table(found: Comparison) -> dict[str, Any]:
             if note and "no image" not in note and note not in entry["notes"]:
                 entry["notes"].append(f"{which.upper()}: {note}")
     return {
-        "ways": [{"name": way.upper(), "colour": COLOURS[way]} for way in ways],
+        "ways": [{"name": way.upper(), "colour": f"var(--{way})"} for way in ways],
         "rows": list(rows.values()),
         "hidden": len(found.pairing.samples) > len(rows),
     }

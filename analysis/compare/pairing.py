@@ -22,30 +22,14 @@ LEVELS: tuple[Level, ...] = ("unified", "time", "head", "layer")
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """What is compared.
+    """What is compared: samples and layers in A's order."""
 
-    Attributes
-    ----------
-    samples
-        Ids in both, in A's order.
-    alone
-        How many samples are in A alone, and in B alone.
-    layers
-        Direction to the names of the layers that answer in both, in A's order.
-    levels
-        Direction to the levels that both answer.
-    groups
-        Groups of the time level: those of the run with fewer steps, if it has not as many as asked for.
-    absent
-        What is not compared, and why, one line each.
-    """
-
-    samples: tuple[str, ...]
-    alone: tuple[int, int]
-    layers: dict[Direction, tuple[str, ...]]
-    levels: dict[Direction, tuple[Level, ...]]
-    groups: int
-    absent: tuple[str, ...]
+    samples: tuple[str, ...]  # ids in both
+    alone: tuple[int, int]  # how many samples are in A alone, and in B alone
+    layers: dict[Direction, tuple[str, ...]]  # names of those that answer in both
+    levels: dict[Direction, tuple[Level, ...]]  # that both answer
+    groups: int  # of the time level: fewer than asked for if one of the runs has fewer steps
+    absent: tuple[str, ...]  # what is not compared, and why, one line each
 
     @property
     def every_layer(self) -> tuple[str, ...]:
@@ -59,22 +43,7 @@ class Pairing:
 
 
 def pair(a: AnyRun, b: AnyRun, options: StudyOptions) -> Pairing:
-    """Find what two runs have in common.
-
-    Parameters
-    ----------
-    a, b
-        The two; each may be several runs as one.
-    options
-        Selections, protocol and time groups.
-
-    Raises
-    ------
-    NoAnswer
-        If there is no common sample, or no common layer in either direction.
-    UnknownName, InputError, EmptyRun
-        From the selections.
-    """
+    """Find what two runs have in common."""
     samples, alone = _samples(a, b, options)
     layers: dict[Direction, tuple[str, ...]] = {}
     levels: dict[Direction, tuple[Level, ...]] = {}

@@ -12,7 +12,7 @@ import polars as pl
 import xarray as xr
 from numpy.typing import NDArray
 
-from i2am.analysis.compare import colours
+from i2am.analysis.compare.colours import difference_limit, to_density
 from i2am.analysis.drawing.colours import limit
 from i2am.analysis.drawing.images import DARK
 from i2am.analysis.drawing.level_panels import SIDES, heading
@@ -29,76 +29,49 @@ Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """The mean maps of a direction and level, on the scale of pictures.
+class MeanPanels:
+    """The mean maps of a direction and level (label, y, x): densities, or values over the mean of both."""
 
-    Attributes
-    ----------
-    title
-        Direction and kind in words.
-    labels
-        Titles along the level's axis, short and in full.
-    a, b, difference
-        (label, y, x): densities, or values over the mean of both; and B - A in that unit.
-    outlined
-        (label, y, x): where the interval of the difference excludes 0.
-    units
-        Of the maps.
-    """
-
-    title: str
-    labels: tuple[tuple[str, str], ...]
+    title: str  # direction and kind in words
+    labels: tuple[tuple[str, str], ...]  # titles along the level's axis, short and full
     a: Float64
     b: Float64
-    difference: Float64
-    outlined: NDArray[np.bool_]
+    difference: Float64  # B - A
+    outlined: NDArray[np.bool_]  # where the interval of the difference excludes 0
     units: Units
 
     def means(self, which: str) -> list[Panel]:
         """Panels of A's or B's means."""
         return [
-            Panel(short, None, values, whole=whole)
-            for (short, whole), values in zip(self.labels, getattr(self, which), strict=True)
+            Panel(short, None, values, full_title=full)
+            for (short, full), values in zip(self.labels, getattr(self, which), strict=True)
         ]
 
     @property
-    def reach(self) -> float:
-        """End of the scale of the differences: a direction has one of its own, since they differ widely."""
-        return colours.limit([self.difference])
+    def difference_end(self) -> float:
+        """End of the scale of the differences: each direction has its own, since they differ widely."""
+        return difference_limit([self.difference])
 
     def differences(self) -> list[Panel]:
-        """Panels of the differences, on the density scale that ends at `i2am.analysis.compare.colours.END`."""
-        end = self.reach
+        """Panels of the differences, on the density scale that ends at DENSITY_END."""
+        painted = to_density(self.difference, self.difference_end)
         return [
-            Panel(
-                short,
-                None,
-                colours.to_density(values, end),
-                mask if mask.any() else None,
-                whole=whole,
-                line=DARK,
-            )
-            for (short, whole), values, mask in zip(self.labels, self.difference, self.outlined, strict=True)
+            Panel(short, None, values, mask if mask.any() else None, full_title=full, line=DARK)
+            for (short, full), values, mask in zip(self.labels, painted, self.outlined, strict=True)
         ]
 
 
-def drawn(maps: xr.Dataset) -> Drawn:
-    """Bring mean maps onto the scale of pictures.
-
-    Parameters
-    ----------
-    maps
-        Of `i2am.analysis.compare.maps`.
-    """
+def mean_panels(maps: xr.Dataset) -> MeanPanels:
+    """Bring mean maps, the variables of `i2am.analysis.compare.maps`, onto the scale of pictures."""
     level = str(maps.attrs["level"])
     units = units_of(maps.attrs)
     arrays = [maps[name].values for name in ("mean_a", "mean_b", "difference")]
     divisor = 1.0 if units.uniform is not None else mean_of(arrays[:2])
     a, b, difference = (values.reshape(-1, *values.shape[-2:]) / divisor for values in arrays)
     outlined = maps["excludes_zero"].values.reshape(a.shape)
-    whole = [str(label) for label in maps[level].values] if level in maps.dims else [""]
-    labels = tuple(zip(titles(level, whole), whole, strict=True))
-    return Drawn(heading(maps.attrs), labels, a, b, difference, outlined, units)
+    full = [str(label) for label in maps[level].values] if level in maps.dims else [""]
+    labels = tuple(zip(titles(level, full), full, strict=True))
+    return MeanPanels(heading(maps.attrs), labels, a, b, difference, outlined, units)
 
 
 def mean_of(arrays: Sequence[Float64]) -> float:
@@ -117,22 +90,22 @@ def titles(level: str, labels: Sequence[str]) -> list[str]:
     return [f"steps {' | '.join(part)}" for part in parts]
 
 
-def mean_end(some: Sequence[Drawn]) -> float:
+def mean_end(some: Sequence[MeanPanels]) -> float:
     """End of the scale that the means of maps shown together share."""
     return limit(values for each in some for values in (each.a, each.b))
 
 
-def levels_of(found: Comparison) -> dict[str, list[Drawn]]:
-    """Level to what is drawn of it, a direction after the other."""
-    levels: dict[str, list[Drawn]] = {}
+def levels_of(found: Comparison) -> dict[str, list[MeanPanels]]:
+    """Level to its panels, a direction after the other."""
+    levels: dict[str, list[MeanPanels]] = {}
     for (_, level), maps in found.maps.items():
-        levels.setdefault(level, []).append(drawn(maps))
+        levels.setdefault(level, []).append(mean_panels(maps))
     return levels
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnPair:
-    """One sample in both runs: panels of images, then of each direction's maps A, B and B - A (drawable)."""
+class PairPanels:
+    """One sample in both runs: panels of images, and of each direction the panels of A and B, and B - A."""
 
     sample: str
     distance: float | None
@@ -151,18 +124,8 @@ def farthest(table: pl.DataFrame, count: int) -> list[tuple[str, float | None]]:
     return list(rows.head(count).iter_rows())
 
 
-def drawn_pairs(found: Comparison, stores: tuple[Path, Path], count: int) -> Iterator[DrawnPair]:
-    """Yield the pairs that differ most.
-
-    Parameters
-    ----------
-    found
-        The comparison.
-    stores
-        Maps of A and of B.
-    count
-        Pairs, at most.
-    """
+def pair_panels(found: Comparison, stores: tuple[Path, Path], count: int) -> Iterator[PairPanels]:
+    """Yield the pairs that differ most, `count` at most; `stores` hold the maps of A and of B."""
     ways = [way for way, level in found.maps if level == "unified"]
     opened = {
         (which, way): xr.open_zarr(store, group=way, consolidated=False, chunks=None)[variable("unified")]
@@ -172,7 +135,7 @@ def drawn_pairs(found: Comparison, stores: tuple[Path, Path], count: int) -> Ite
     for sample, distance in farthest(found.tables["maps"], count):
         images = [SampleImages.read(run, sample) for run in (found.a, found.b)]
         own = {key: np.asarray(maps.sel(sample=sample), np.float64) for key, maps in opened.items()}
-        yield DrawnPair(sample, distance, _images(images), _maps(found, ways, images, own))
+        yield PairPanels(sample, distance, _images(images), _maps(found, ways, images, own))
 
 
 def _images(images: Sequence[SampleImages]) -> tuple[Panel, ...]:

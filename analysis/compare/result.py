@@ -10,7 +10,7 @@ import polars as pl
 import xarray as xr
 
 from i2am.analysis.compare.pairing import Pairing
-from i2am.analysis.events import Refusal
+from i2am.analysis.events import SampleRefused
 from i2am.analysis.grids.direction import Direction
 from i2am.storage.reading.run_collection import members_of
 
@@ -49,7 +49,7 @@ class Comparison:
     pairing: Pairing
     maps: Mapping[tuple[Direction, str], xr.Dataset]
     tables: Mapping[str, pl.DataFrame]
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[SampleRefused, ...]
     absent: tuple[str, ...]
     seconds: dict[str, float]
     out: Path | None = None

@@ -28,13 +28,7 @@ KEYS = ("direction", "level", "label")
 
 
 def paired_scores(a: Mapping[str, pl.DataFrame], b: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """Set the tables of two runs side by side.
-
-    Parameters
-    ----------
-    a, b
-        Level to table, with the columns of `i2am.analysis.scores.tables.SCHEMA`.
-    """
+    """Set the tables of two runs side by side."""
     first, second = (pl.concat([_placed(table) for table in tables.values()]) for tables in (a, b))
     both = first.join(second, on=PAIR, suffix="_b", how="inner", maintain_order="left")
     label = (
@@ -58,22 +52,7 @@ def _placed(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def summarise_scores(table: pl.DataFrame, confidence: float) -> pl.DataFrame:
-    """Summarise paired scores over the pairs.
-
-    Parameters
-    ----------
-    table
-        Of `paired_scores`.
-    confidence
-        Of the intervals.
-
-    Returns
-    -------
-    polars.DataFrame
-        One row for each direction, level, label and metric: pairs that have it in both, mean_a and mean_b of
-        those, mean difference with low and high (null for fewer than two pairs), rose (share of the pairs in
-        which B is larger), and confidence.
-    """
+    """Summarise paired scores over the pairs."""
     found = [
         _of_metric(table, metric, confidence).with_columns(
             pl.lit(metric).alias("metric"), pl.lit(confidence).alias("confidence")
@@ -100,17 +79,7 @@ def _of_metric(table: pl.DataFrame, metric: str, confidence: float) -> pl.DataFr
 
 
 def intervals(table: pl.DataFrame, column: str, confidence: float) -> Intervals:
-    """Bootstrap intervals of the mean over samples of a column, for each direction, level and label.
-
-    Parameters
-    ----------
-    table
-        One row for each sample of each of those, in any order; their groups keep the table's order.
-    column
-        What to average.
-    confidence
-        Of the intervals.
-    """
+    """Bootstrap intervals of the mean over samples of a column, for each direction, level and label."""
     groups = table.select(KEYS).unique(maintain_order=True).with_row_index("column")
     names = table.select("sample").unique().sort("sample").with_row_index("row")
     placed = table.join(groups, on=list(KEYS), nulls_equal=True).join(names, on="sample")
@@ -123,23 +92,7 @@ def intervals(table: pl.DataFrame, column: str, confidence: float) -> Intervals:
 def summarise_pairs(
     pairs: pl.DataFrame, excluding: Mapping[tuple[str, str, str | None], float | None], confidence: float
 ) -> pl.DataFrame:
-    """Summarise how far the maps of pairs are apart.
-
-    Parameters
-    ----------
-    pairs
-        Rows of `i2am.analysis.compare.maps.SCHEMA`.
-    excluding
-        (direction, level, label) to the share of pixels whose interval excludes 0.
-    confidence
-        Of the intervals.
-
-    Returns
-    -------
-    polars.DataFrame
-        One row for each direction, level and label: pairs, the mean distance with its interval, the mean
-        correlation with its interval, excluding_zero (0 to 1; null for fewer than two pairs), confidence.
-    """
+    """Summarise how far the maps of pairs are apart."""
     found = pairs.group_by(KEYS, maintain_order=True).agg(pl.len().cast(pl.Int64).alias("pairs"))
     for column in ("distance", "correlation"):
         ends = intervals(pairs, column, confidence)

@@ -35,19 +35,9 @@ def palette(count: int = 256) -> RGB:
 
 
 def limit(maps: Iterable[ArrayLike], quantile: float = 0.99) -> float:
-    """Choose the end of a scale shared by several maps, one of them in memory at a time.
+    """Smallest of LIMITS that holds a share of the finite values of several maps, or the last of LIMITS.
 
-    Parameters
-    ----------
-    maps
-        Densities, 1 for uniform; not finite values are ignored.
-    quantile
-        Share of the values that the scale must hold.
-
-    Returns
-    -------
-    float
-        The smallest of LIMITS that does, or the last.
+    One of the maps is in memory at a time.
     """
     edges = np.log2(LIMITS) + 1e-9
     held = np.zeros(len(LIMITS) + 1, dtype=np.int64)
@@ -78,25 +68,12 @@ def position(values: ArrayLike, end: float) -> NDArray[np.float64]:
     return np.asarray(0.5 + np.log2(clipped) / (2 * np.log2(end)))
 
 
-def index(values: ArrayLike, end: float, shape: tuple[int, int], count: int = 256) -> NDArray[np.uint8]:
-    """Colours of a map as indices into the palette.
+def palette_indices(
+    values: ArrayLike, end: float, shape: tuple[int, int], count: int = 256
+) -> NDArray[np.uint8]:
+    """A map [y, x] as uint8 indices into a palette, brought to `shape`; `count` where it is not a number.
 
-    Parameters
-    ----------
-    values
-        Densities [y, x].
-    end
-        End of the scale, from `limit`.
-    shape
-        (rows, columns) of the picture: places on the scale are brought to it bilinearly, because a cubic
-        would draw rings around peaks.
-    count
-        Colours of the palette, at most 255.
-
-    Returns
-    -------
-    ndarray
-        uint8 of `shape`, 0 to ``count - 1``; `count` where the map is not a number.
+    Places on the scale are resized bilinearly, because a cubic would draw rings around peaks.
     """
     density = np.asarray(values, dtype=np.float64)
     known = np.isfinite(density)
@@ -107,7 +84,7 @@ def index(values: ArrayLike, end: float, shape: tuple[int, int], count: int = 25
     return found.astype(np.uint8)
 
 
-def ground(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+def backdrop(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """What an image [y, x, channel] multiplies the colours of a map above it by, 0.5 to 1."""
     colours = image.shape[-1]
     weights = np.array([0.299, 0.587, 0.114]) if colours >= 3 else np.ones(colours) / colours
@@ -117,28 +94,11 @@ def ground(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 def paint(
     values: ArrayLike, end: float, shape: tuple[int, int], image: NDArray[np.uint8] | None = None
 ) -> RGB:
-    """Paint a map [y, x], over its image if there is one.
-
-    Parameters
-    ----------
-    values
-        Densities [y, x]. NaN is painted grey.
-    end
-        End of the scale, from `limit`.
-    shape
-        (rows, columns) of the picture.
-    image
-        [y, x, channel] of that size, 0 to 255; shown in grey under the colours.
-
-    Returns
-    -------
-    ndarray
-        uint8 [y, x, 3] of `shape`.
-    """
+    """Paint a map [y, x] as RGB of `shape`, over an image of that size in grey; NaN is grey."""
     scale = np.concatenate([palette(PAINTED), [UNKNOWN]]).astype(np.float64)
-    colours = scale[index(values, end, shape, PAINTED)]
+    colours = scale[palette_indices(values, end, shape, PAINTED)]
     if image is not None:
-        colours = colours * ground(image)[..., None]
+        colours = colours * backdrop(image)[..., None]
     return np.asarray(np.clip(np.round(colours), 0, 255), dtype=np.uint8)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from i2am.analysis.drawing.colours import RGB, UNKNOWN, ground, index, palette
+from i2am.analysis.drawing.colours import RGB, UNKNOWN, backdrop, palette, palette_indices
 
 YELLOW, DARK = (255, 214, 10), (29, 28, 26)
 
-TILE_COLOURS = 63
+MAP_COLOURS = 63
 """Colours of a map in a page: odd, so that uniform is one of them; few, so that files are small."""
 
 
@@ -59,16 +59,9 @@ def edge(mask: NDArray[np.bool_], width: int = 1) -> NDArray[np.bool_]:
 
 
 def mark(image: RGB, region: NDArray[np.bool_], width: int = 3) -> RGB:
-    """Draw a ring around a region [y, x], so that even one pixel is seen, and what is inside stays as it is.
+    """Draw a ring around a region [y, x]: even one pixel is seen, and what is inside stays as it is.
 
-    Parameters
-    ----------
-    image
-        [y, x, 3] of the region's size.
-    region
-        What to mark; where it touches the picture's border the ring runs inside.
-    width
-        Of the ring (pixels); a dark line of one more pixel sets it off.
+    A dark line sets the ring off; where the region touches the picture's border the ring runs inside.
     """
     drawn = image.copy()
     ring = _grown(region, width)
@@ -92,12 +85,12 @@ def data_url(image: RGB) -> str:
     return _url(Image.fromarray(image))
 
 
-def ground_url(image: NDArray[np.uint8], shape: tuple[int, int], lines: NDArray[np.bool_] | None) -> str:
+def backdrop_url(image: NDArray[np.uint8], shape: tuple[int, int], lines: NDArray[np.bool_] | None) -> str:
     """What an image multiplies the maps above it by, as a grey PNG; `lines` are left for the maps to draw.
 
-    A page shows a map by multiplying `map_url` with this, which is what `i2am.analysis.drawing.colours.paint` does.
+    A page multiplies `map_url` with this, as `i2am.analysis.drawing.colours.paint` does.
     """
-    grey = np.round(ground(scaled(image, shape)) * 255).astype(np.uint8)
+    grey = np.round(backdrop(scaled(image, shape)) * 255).astype(np.uint8)
     if lines is not None:
         grey[lines] = 255
     return _url(Image.fromarray(grey))
@@ -106,12 +99,12 @@ def ground_url(image: NDArray[np.uint8], shape: tuple[int, int], lines: NDArray[
 def map_url(
     values: NDArray[np.float64], end: float, shape: tuple[int, int], lines: NDArray[np.bool_] | None = None
 ) -> str:
-    """A map [y, x] alone as a PNG data URL of TILE_COLOURS colours, with lines of `shape` in yellow."""
-    indices = index(values, end, shape, TILE_COLOURS)
+    """A map [y, x] alone as a PNG data URL of MAP_COLOURS colours, with lines of `shape` in yellow."""
+    indices = palette_indices(values, end, shape, MAP_COLOURS)
     if lines is not None:
-        indices[lines] = TILE_COLOURS + 1
+        indices[lines] = MAP_COLOURS + 1
     picture = Image.fromarray(indices, "P")
-    picture.putpalette(np.concatenate([palette(TILE_COLOURS), [UNKNOWN, YELLOW]]).astype(np.uint8).tobytes())
+    picture.putpalette(np.concatenate([palette(MAP_COLOURS), [UNKNOWN, YELLOW]]).astype(np.uint8).tobytes())
     return _url(picture)
 
 

@@ -1,8 +1,8 @@
 """Maps of a level as blocks of panels: over time, heads and layers, and of a chosen region.
 
-Maps come as `i2am.analysis.drawing.units.drawable` has them. A map of a chosen region stands beside the image that the
-question was about, with the region marked: G2R of generated patches beside the generated image, R2G of
-reference tokens beside the reference.
+Maps come as `i2am.analysis.drawing.units.drawable` has them. A map of a chosen region stands beside the image
+that the question was about, with the region marked: G2R of generated patches beside the generated image, R2G
+of reference tokens beside the reference.
 """
 
 from __future__ import annotations
@@ -62,26 +62,26 @@ def label_titles(maps: xr.DataArray) -> list[str]:
 
 
 def level_block(maps: xr.DataArray, sample: SampleImages, title: str | None = None) -> Block:
-    """Maps of one sample, or a mean over samples, along their level's axis.
-
-    Parameters
-    ----------
-    maps
-        (level axis, y, x), drawable.
-    sample
-        Its images; the one that the maps lie on comes first.
-    title
-        Heading; None for the direction's words.
-    """
+    """Drawable maps (level axis, y, x) of one sample, or a mean over samples, after their image."""
     side = SIDES[maps.attrs["direction"]]
     image, mask = sample.images.get(side.below), sample.masks.get(side.mask)
     panels = [] if image is None else [Panel(side.below, image, mask=mask)]
     labels = maps[maps.attrs["level"]].values
     panels += [
-        Panel(words, image, values, mask, whole=str(label))
+        Panel(words, image, values, mask, full_title=str(label))
         for words, label, values in zip(label_titles(maps), labels, maps.values, strict=True)
     ]
     return block(heading(maps.attrs) if title is None else title, panels)
+
+
+def sample_block(maps: xr.DataArray, sample: SampleImages, run: AnyRun | None, title: str = "map") -> Block:
+    """Drawable maps ([level axis], y, x) of one sample, direction and level; `title`: of a single map."""
+    level = maps.attrs["level"]
+    if level in GRID_LEVELS:
+        return level_block(maps, sample)
+    specific = level == "specific"
+    panels = specific_panels(maps, sample, run, title) if specific else [plain_panel(maps, sample, title)]
+    return block(heading(maps.attrs), panels)
 
 
 def plain_panel(maps: xr.DataArray, sample: SampleImages, title: str) -> Panel:
@@ -91,18 +91,9 @@ def plain_panel(maps: xr.DataArray, sample: SampleImages, title: str) -> Panel:
 
 
 def specific_panels(maps: xr.DataArray, sample: SampleImages, run: AnyRun | None, title: str) -> list[Panel]:
-    """A map (y, x) of a chosen region, after the image that the region was chosen on.
+    """A drawable map (y, x) of a chosen region, after the image that the region was chosen on.
 
-    Parameters
-    ----------
-    maps
-        Of one sample, drawable.
-    sample
-        Its images.
-    run
-        For the grid that patches are counted on; None leaves the image with the region out.
-    title
-        Words above the map.
+    That image is left out where `run` is None: the run knows the grid that patches are counted on.
     """
     panel = plain_panel(maps, sample, title)
     if run is None:
@@ -113,15 +104,7 @@ def specific_panels(maps: xr.DataArray, sample: SampleImages, run: AnyRun | None
 
 
 def asked_words(attrs: Mapping[str, Any], known: bool = True) -> str:
-    """What was asked about, in words, such as "asked: patch 12,8 of generated".
-
-    Parameters
-    ----------
-    attrs
-        Of the maps.
-    known
-        Whether the region can be marked.
-    """
+    """What was asked about, in words, such as "asked: patch 12,8 of generated"."""
     image = SIDES[attrs["direction"]].asked
     at = attrs["at"]
     if isinstance(at, str):
@@ -135,21 +118,9 @@ def asked_words(attrs: Mapping[str, Any], known: bool = True) -> str:
 
 
 def asked_region(run: AnyRun, attrs: Mapping[str, Any], sample: SampleImages) -> NDArray[np.float64] | None:
-    """Region of a specific map as a mask [y, x].
+    """Region of a specific map as a mask [y, x], or None where the maps do not carry it.
 
-    Parameters
-    ----------
-    run
-        For the grids of the layers: a region is counted in patches of the largest.
-    attrs
-        Of the maps.
-    sample
-        For a region that is one of its images.
-
-    Returns
-    -------
-    ndarray or None
-        1 inside: of the size of that grid, or of the mask's own; None where the maps do not carry it.
+    The mask has the size of the layers' largest grid, in whose patches a region is counted, or its own.
     """
     at = attrs["at"]
     if isinstance(at, str):

@@ -27,33 +27,15 @@ BLANK = 244
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture: an image, or a map over one.
-
-    Attributes
-    ----------
-    title
-        Words above it.
-    image
-        uint8 [y, x, channel], or None for a map alone.
-    values
-        Densities [y, x] to lay over it, or None.
-    mask
-        Region [y, x] to outline, of any size, or None.
-    asked
-        Region [y, x] that was asked about, to mark, of any size, or None.
-    whole
-        The title in full where it is shortened, else "".
-    line
-        Colour of the outline.
-    """
+    """One picture: an image [y, x, channel], a map of densities [y, x], or a map over an image."""
 
     title: str
     image: NDArray[np.uint8] | None
     values: NDArray[np.float64] | None = None
-    mask: NDArray[np.bool_] | None = None
-    asked: NDArray[np.float64] | None = None
-    whole: str = ""
-    line: tuple[int, int, int] = YELLOW
+    mask: NDArray[np.bool_] | None = None  # region to outline, of any size
+    asked: NDArray[np.float64] | None = None  # region that was asked about, to mark, of any size
+    full_title: str = ""  # where the title is shortened
+    line: tuple[int, int, int] = YELLOW  # colour of the outline
 
     def shape(self, longest: int) -> tuple[int, int]:
         """(rows, columns) of the picture whose longer side is `longest` pixels."""
@@ -63,15 +45,7 @@ class Panel:
         return longest, longest
 
     def picture(self, end: float, longest: int) -> RGB:
-        """Painted panel, uint8 [y, x, 3].
-
-        Parameters
-        ----------
-        end
-            End of the colour scale.
-        longest
-            Longer side (pixels).
-        """
+        """Painted panel, its longer side `longest` pixels, on the colour scale that ends at `end`."""
         shape = self.shape(longest)
         below = None if self.image is None else scaled(self.image, shape)
         if self.values is not None:
@@ -105,16 +79,9 @@ class Block:
 
 
 def block(title: str, panels: Sequence[Panel], together: int = 1) -> Block:
-    """Wrap panels into as few rows of at most MOST_COLUMNS as there can be, as even as they can be.
+    """Wrap panels into as few and as even rows of at most MOST_COLUMNS as there can be.
 
-    Parameters
-    ----------
-    title
-        Heading, or "".
-    panels
-        At least one.
-    together
-        So many neighbours stay in one row.
+    So many neighbours as `together` says stay in one row.
     """
     groups = math.ceil(len(panels) / together)
     rows = math.ceil(groups / (MOST_COLUMNS // together))

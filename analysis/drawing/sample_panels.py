@@ -40,15 +40,7 @@ def sample_maps(collected: Collected, sample: str) -> dict[tuple[Direction, str]
 
 
 def sample_panels(collected: Collected, sample: str, images: SampleImages) -> dict[str, list[Panel]]:
-    """Panels of a sample in groups: "images", "unified" and "specific", as far as there are any.
-
-    Parameters
-    ----------
-    collected, sample
-        Whose maps.
-    images
-        Its images.
-    """
+    """Panels of a sample in groups: "images", "unified" and "specific", as far as there are any."""
     groups = {
         "images": [
             Panel(title, images.images[name], mask=images.masks.get(mask))

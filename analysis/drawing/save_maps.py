@@ -5,58 +5,44 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from i2am.analysis.drawing.level_panels import heading, level_block, plain_panel, specific_panels
+from i2am.analysis.drawing.matplotlib_style import save
+from i2am.analysis.drawing.panels import NO_IMAGES, Block, SampleImages, block
+from i2am.analysis.drawing.sheet import sheet
+from i2am.analysis.drawing.units import drawable, units_of
+from i2am.analysis.maps.write import BlockwiseMaps, write_maps
 from i2am.analysis.output_directory import (
-    MARK,
-    drop_half_written,
-    into_place,
+    MAPS_ATTRIBUTES,
+    move_into_place,
     refuse_foreign_folder,
     refuse_inside_run,
+    remove_partial_chunks,
+    scratch,
 )
 from i2am.storage.errors import AlreadyExists, InputError, NoPermission, NotFound
 
 if TYPE_CHECKING:
-    from i2am.analysis.drawing.panels import Block
     from i2am.storage.reading.run_collection import AnyRun
 
 ENDINGS = (".npz", ".zarr", ".png")
-MAX_TILES = 512
+MOST_MAPS = 512
 """Maps in one picture, at most: it is then some 13,000 pixels high."""
 
 
 def save_maps(
     maps: xr.DataArray, path: str | os.PathLike[str], run: AnyRun | None = None, *, overwrite: bool = False
 ) -> None:
-    """Save maps, whole or not at all.
+    """Save maps, as `attribution_maps` returns them, whole or not at all.
 
-    Parameters
-    ----------
-    maps
-        As `attribution_maps` returns them.
-    path
-        Ends in .npz (arrays ``maps``, ``attrs`` as JSON, and one for each coordinate), .zarr (format 3, for
-        ``xarray.open_zarr``) or .png (one colour scale, over the run's images if `run` is given, a chosen
-        region marked on its image).
-    run
-        For the images under the maps of a picture.
-    overwrite
-        Replace what is there.
-
-    Raises
-    ------
-    InputError
-        If the ending is another.
-    AlreadyExists
-        If something is there, and `overwrite` is not set.
-    NotFound, NoPermission
-        If the directory does not exist, or cannot be written.
+    `path` ends in .npz (arrays ``maps``, ``attrs`` as JSON, and one for each coordinate), .zarr (format 3,
+    for ``xarray.open_zarr``) or .png (one colour scale, over the run's images if `run` is given, a chosen
+    region marked on its image). What is there is replaced only with `overwrite`.
     """
     target = Path(path).absolute()  # workers may have another working directory
     if target.suffix not in ENDINGS:
@@ -69,25 +55,19 @@ def save_maps(
     refuse_foreign_folder(target)
     if not target.parent.is_dir():
         raise NotFound(f"directory {target.parent} does not exist", remedy="make it first")
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=".maps-", dir=target.parent))
-    except PermissionError as error:
-        raise NoPermission(
-            f"cannot write into {target.parent}", got=str(error), remedy="name another output"
-        ) from error
-    try:
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise NoPermission(f"cannot write into {target.parent}", remedy="name another output")
+    with scratch(target.parent, ".maps-") as staging:
         made = staging / target.name
         if target.suffix == ".npz":
             _npz(maps, made)
         elif target.suffix == ".zarr":
-            named = maps.to_dataset(name="maps" if maps.name is None else str(maps.name))
-            named.assign_attrs(MARK).to_zarr(made, mode="w", zarr_format=3, consolidated=False)
-            drop_half_written(made)
+            named = {"maps" if maps.name is None else str(maps.name): BlockwiseMaps.of(maps)}
+            write_maps(named, list(maps["sample"].values), made, attrs=MAPS_ATTRIBUTES)
+            remove_partial_chunks(made)
         else:
             _picture(maps, made, run)
-        into_place(made, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        move_into_place(made, target)
 
 
 def _npz(maps: xr.DataArray, path: Path) -> None:
@@ -102,16 +82,11 @@ def _npz(maps: xr.DataArray, path: Path) -> None:
 
 def _picture(maps: xr.DataArray, path: Path, run: AnyRun | None) -> None:
     """Draw maps as the figures of a study do: a block for each sample, or all samples in one."""
-    from i2am.analysis.drawing.level_panels import heading
-    from i2am.analysis.drawing.matplotlib_style import save
-    from i2am.analysis.drawing.sheet import sheet
-    from i2am.analysis.drawing.units import drawable, units_of
-
-    tiles = maps.sizes["sample"] * math.prod(maps.shape[1:-2])
-    if tiles > MAX_TILES:
+    count = maps.sizes["sample"] * math.prod(maps.shape[1:-2])
+    if count > MOST_MAPS:
         raise InputError(
-            f"a picture of {tiles} maps",
-            expected=f"at most {MAX_TILES}",
+            f"a picture of {count} maps",
+            expected=f"at most {MOST_MAPS}",
             remedy="select samples, layers or heads, or save as .npz or .zarr",
         )
     attrs = maps.attrs
@@ -121,10 +96,7 @@ def _picture(maps: xr.DataArray, path: Path, run: AnyRun | None) -> None:
 
 
 def _blocks(maps: xr.DataArray, run: AnyRun | None) -> list[Block]:
-    """Drawable maps with a level axis: a block for each sample; without: one block of all samples."""
-    from i2am.analysis.drawing.level_panels import level_block, plain_panel, specific_panels
-    from i2am.analysis.drawing.panels import NO_IMAGES, SampleImages, block
-
+    """A block for each sample of drawable maps with a level axis; else one block of all samples."""
     blocks, panels = [], []
     for sample in (str(name) for name in maps["sample"].values):
         images = NO_IMAGES if run is None else SampleImages.read(run, sample)

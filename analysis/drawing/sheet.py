@@ -66,17 +66,7 @@ def scale_end(blocks: Sequence[Block]) -> float:
 
 
 def layout(blocks: Sequence[Block], end: float, note: bool = False) -> Layout:
-    """Place the panels of some blocks, one block below the other.
-
-    Parameters
-    ----------
-    blocks
-        From top to bottom.
-    end
-        End of the colour scale.
-    note
-        Whether to leave room for words below.
-    """
+    """Place the panels of some blocks, one block below the other; a note leaves room for words below."""
     columns = max(block.columns for block in blocks)
     longest = int(np.clip(WIDTH // columns, LEAST, MOST))
     placed, headings = [], []
@@ -108,25 +98,10 @@ def sheet(
     end: float | None = None,
     ticks: Sequence[tuple[float, str]] | None = None,
 ) -> RGB:
-    """Draw blocks of panels.
+    """Draw blocks of panels, one below the other, beside one colour bar of words `bar`.
 
-    Parameters
-    ----------
-    blocks
-        From top to bottom; each with a panel at least.
-    title, note
-        Words above and below; drawn as they are, without mathematics.
-    bar
-        Words of the colour bar: what is shown, in which unit.
-    end
-        End of the colour scale; None for one that holds the maps shown.
-    ticks
-        (place from 0 to 1, words) along it; None for those of densities.
-
-    Returns
-    -------
-    ndarray
-        uint8 [y, x, 3].
+    `title` and `note` stand above and below; `end` is that of the colour scale, None for one that holds the
+    maps shown; `ticks` are (place from 0 to 1, words) along it, None for those of densities.
     """
     end = scale_end(blocks) if end is None else end
     plan = layout(blocks, end, bool(note))

@@ -12,13 +12,6 @@ def shortened(names: Sequence[str], most: int = 28) -> list[str]:
     A part that all names share, with its number, is left out; of a word that all share with other numbers,
     the numbers are kept: ``unet.up_blocks.1.attentions.2.transformer_blocks.0.attn2`` becomes
     ``up_blocks.1.2``. Where that leaves a name empty or two alike, only a common beginning and end go.
-
-    Parameters
-    ----------
-    names
-        Module paths, such as ``unet.mid_block.attentions.0.transformer_blocks.0.attn2``.
-    most
-        Characters, at most.
     """
     told = _told_apart(names)
     if len(names) > 1 and all(told) and len({_cut(name, most) for name in told}) == len(names):
@@ -35,17 +28,7 @@ def shortened(names: Sequence[str], most: int = 28) -> list[str]:
 
 
 def axis_labels(level: str, labels: Sequence[str], most: int = 26) -> list[str]:
-    """Labels of a level as they stand along an axis.
-
-    Parameters
-    ----------
-    level
-        time, head or layer.
-    labels
-        As the maps have them: groups such as "2-5", numbers, or module paths.
-    most
-        Characters of a layer's, at most.
-    """
+    """Labels along an axis: groups of steps ("2–5"), numbers, or module paths cut to `most` characters."""
     if level == "layer":
         return shortened(labels, most)
     return [_steps(label) for label in labels] if level == "time" else list(labels)

@@ -6,6 +6,7 @@ Anything may be written: a letter that the font lacks is a box, and nothing is r
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,11 +17,18 @@ from PIL import Image, ImageDraw, ImageFont
 from i2am.analysis.drawing.colours import palette, position, scale_ticks, times
 
 INK, FAINT = "#1b1b1a", "#6e6c66"
+_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 TITLE_SIZE, HEADING_SIZE, NOTE_SIZE, CAPTION_SIZE = 22, 18, 15, 14
 """Heights of letters (pixels)."""
 
 BAR_WIDTH, TIP = 14, 12
 """Pixels: of the colour bar, and of the tips that stand for what lies beyond its ends."""
+
+
+def printable(words: str) -> str:
+    """Replace controls, marks that turn the direction of what follows, and halves of surrogate pairs."""
+    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", words)
 
 
 @lru_cache(maxsize=16)
@@ -44,38 +52,14 @@ def write(
     room: float = math.inf,
     bold: bool = False,
 ) -> None:
-    """Write a line, its left end and its middle height at a place.
-
-    Parameters
-    ----------
-    picture
-        To write on.
-    place
-        (x, y) in pixels.
-    words
-        Of one line.
-    size, colour, bold
-        Of the letters.
-    room
-        Pixels that there are: words that need more are cut in their middle.
-    """
+    """Write a line with its left end and middle height at (x, y), cut in its middle to `room` pixels."""
     letters = font(size, bold)
     line = fitting(words, letters, room)
     ImageDraw.Draw(picture).text(place, line, font=letters, fill=colour, anchor="lm")
 
 
 def fitting(words: str, letters: ImageFont.FreeTypeFont, room: float) -> str:
-    """Bring words into one line, cut in its middle so that it needs no more than `room` pixels.
-
-    Parameters
-    ----------
-    words
-        White space of any kind becomes one blank.
-    letters
-        How they are written.
-    room
-        Pixels.
-    """
+    """Words in one line, cut in the middle so that it needs no more than `room` pixels."""
     line = " ".join(words.split())
     if letters.getlength(line) <= room:
         return line
@@ -101,20 +85,9 @@ def colour_bar(
     ticks: Sequence[tuple[float, str]],
     words: str,
 ) -> None:
-    """Draw a scale, upwards, with its ticks and what it measures.
+    """Draw a scale, upwards from below, with ticks (place from 0 to 1, words) and what it measures.
 
-    Parameters
-    ----------
-    picture
-        To draw on.
-    place
-        (x, y) of its left upper corner (pixels).
-    length
-        Pixels.
-    ticks
-        (place from 0 to 1, words); the tips beyond the ends have the end colours.
-    words
-        Along it.
+    `place` is its left upper corner; the tips at its ends stand for what lies beyond them.
     """
     x, y = place
     draw = ImageDraw.Draw(picture)

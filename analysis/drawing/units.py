@@ -15,37 +15,17 @@ DIRECTION_WORDS: Mapping[str, str] = {"r2g": "on the generated image", "g2r": "o
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Words for values.
+    """Words for values."""
 
-    Attributes
-    ----------
-    name
-        Of a value over a mask: "density".
-    unit
-        Behind an axis' words: "× uniform".
-    bar
-        Under a colour bar.
-    sign
-        Behind a number: "×" where it is a ratio to uniform, else nothing.
-    uniform
-        What uniform attention would have, or None where that depends on the layer.
-    """
-
-    name: str
-    unit: str
-    bar: str
-    sign: str
-    uniform: float | None
+    name: str  # of a value over a mask: "density"
+    unit: str  # behind the words of an axis: "× uniform"
+    bar: str  # along a colour bar
+    sign: str  # behind a number: "×" where it is a ratio to uniform, else nothing
+    uniform: float | None  # what uniform attention would have; None where that depends on the layer
 
 
 def units_of(attrs: Mapping[str, Any]) -> Units:
-    """Words for the values of maps.
-
-    Parameters
-    ----------
-    attrs
-        Attributes that `i2am.analysis.maps.attribution.attribution_maps` gives.
-    """
+    """Words for the values of maps, from the maps' attributes."""
     what = {"attention": "attention", "similarity": "similarity"}.get(
         attrs["kind"], "attention and similarity"
     )
@@ -58,19 +38,7 @@ def units_of(attrs: Mapping[str, Any]) -> Units:
 
 
 def drawable(maps: xr.DataArray) -> xr.DataArray:
-    """Maps on the scale of pictures: densities as they are, anything else over the mean of all of them.
-
-    Parameters
-    ----------
-    maps
-        Any shape, with the attributes of `i2am.analysis.maps.attribution.attribution_maps`.
-
-    Returns
-    -------
-    xarray.DataArray
-        The same in memory, in float64; 1 is uniform attention, or the mean. Not finite where the maps are
-        not.
-    """
+    """Maps in memory on the scale of pictures: densities as they are, others over the mean of all values."""
     loaded = maps.astype(np.float64).compute()
     if units_of(maps.attrs).uniform is not None:
         return loaded

@@ -33,10 +33,7 @@ def boolean_mask(mask: ArrayLike) -> NDArray[np.bool_]:
 
 def image_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Mask [y, x] of an image [y, x, channel] of 0 to 255, by the channels' mean."""
-    channels = pixels.shape[-1]
-    if channels == 1:
-        return np.asarray(pixels[..., 0] > 127)
-    return np.asarray(pixels.sum(axis=-1, dtype=np.uint32) > 127.5 * channels)
+    return np.asarray(pixels.sum(axis=-1, dtype=np.uint32) > 127.5 * pixels.shape[-1])
 
 
 def sample_image(run: AnyRun, name: str, sample: str) -> NDArray[np.uint8] | None:
@@ -58,11 +55,8 @@ def check_inside_and_outside(mask: NDArray[np.bool_]) -> None:
 
 def is_mask(at: Any) -> TypeGuard[NDArray[Any]]:
     """Whether a region is a mask [y, x], rather than patches counted on a grid."""
-    return (
-        isinstance(at, np.ndarray)
-        and at.ndim == 2
-        and not (np.issubdtype(at.dtype, np.integer) and at.shape[1] == 2)
-    )
+    patches = isinstance(at, np.ndarray) and np.issubdtype(at.dtype, np.integer) and at.shape[-1:] == (2,)
+    return isinstance(at, np.ndarray) and at.ndim == 2 and not patches
 
 
 def region_mask(at: Region, grid: Grid) -> NDArray[np.float64]:
@@ -100,9 +94,8 @@ def region_mask(at: Region, grid: Grid) -> NDArray[np.float64]:
             got=f"{type(at).__name__} of shape {values.shape}",
         )
     if not mask.any():
-        raise NoAnswer(
-            "an empty region", expected="at least one patch inside", remedy="choose another region"
-        )
+        expected = "at least one patch inside"
+        raise NoAnswer("an empty region", expected=expected, remedy="choose another region")
     return mask
 
 

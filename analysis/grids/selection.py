@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,16 @@ class Selection:
     heads: tuple[int, ...] | None  # None: all heads of every layer
     samples: tuple[str, ...]
 
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of a result: the kind of its numbers, and what they were made from."""
+        similar = [is_similarity(layer) for layer in self.layers]
+        return {
+            "kind": "similarity" if all(similar) else "mixed" if any(similar) else "attention",
+            "layers": [layer.name for layer in self.layers],
+            "left_out": list(self.left_out),
+            "steps": list(self.steps),
+        }
+
 
 def spatial_tokens(layer: LayerSpec) -> int:
     """Number of reference tokens that stand for a place in the reference image."""
@@ -44,12 +55,6 @@ def is_similarity(layer: LayerSpec) -> bool:
 def has_reference_map(layer: LayerSpec) -> bool:
     """Whether a layer has a map on the reference: it has several tokens, and some have a place."""
     return spatial_tokens(layer) > 0 and not is_similarity(layer)
-
-
-def kind_of(layers: Sequence[LayerSpec]) -> str:
-    """What the numbers of these layers are: "attention", "similarity" or "mixed"."""
-    similar = [is_similarity(layer) for layer in layers]
-    return "similarity" if all(similar) else "mixed" if any(similar) else "attention"
 
 
 def select(

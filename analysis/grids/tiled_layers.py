@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2am.analysis.grids.direction import Direction, Side, side_of
-from i2am.analysis.grids.resize import Grid, bicubic
+from i2am.analysis.grids.regions import token_weights
+from i2am.analysis.grids.resize import Grid, bicubic, nearest
 from i2am.storage.errors import NoAnswer
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.tile import Tile
@@ -60,6 +61,18 @@ def crop_to_tile(mask: NDArray[Any], tile: Tile | None) -> NDArray[Any]:
     top, bottom = (round(edge * rows) for edge in (tile.top, tile.top + tile.rows))
     left, right = (round(edge * columns) for edge in (tile.left, tile.left + tile.columns))
     return mask[top : max(bottom, top + 1), left : max(right, left + 1)]
+
+
+def layer_weights(
+    layer: LayerSpec, side: Side, mask: NDArray[Any] | None, *, nearest_pixel: bool = False
+) -> NDArray[np.float32]:
+    """Weights (token) of a layer's patches for a mask [y, x] of the whole picture; None is an empty mask.
+
+    A patch counts by the share of it that the mask covers, or by its nearest pixel.
+    """
+    grid = layer_grid(layer, side)
+    part = crop_to_tile(np.zeros(grid) if mask is None else mask, tile_of(layer, side))
+    return token_weights(nearest(part, grid) if nearest_pixel else part, grid)
 
 
 def group_tiles(layers: Sequence[LayerSpec]) -> dict[str, list[int]]:

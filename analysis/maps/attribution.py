@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import kind_of, spatial_tokens
+from i2am.analysis.grids.selection import spatial_tokens
 from i2am.analysis.maps import official
 from i2am.analysis.maps.layer_maps import MapSpec, density_maps
 from i2am.analysis.maps.question import Level, Protocol, Question, resolve_question
@@ -199,10 +199,7 @@ def _attributes(run: Run, question: Question) -> dict[str, Any]:
         "protocol": question.protocol,
         "method": question.method,
         "units": question.units,
-        "kind": kind_of(layers),
-        "layers": [layer.name for layer in layers],
-        "left_out": list(question.selection.left_out),
-        "steps": list(question.selection.steps),
+        **question.selection.attributes(),
         "run_id": run.run_id,
         "all_tokens_placed": all(spatial_tokens(layer) == layer.ref for layer in layers),
     }

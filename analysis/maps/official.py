@@ -24,6 +24,7 @@ from i2am.analysis.grids.resize import Grid, bicubic
 from i2am.analysis.maps.layer_maps import MapSpec
 from i2am.analysis.maps.token_sources import TokenSource
 from i2am.analysis.reduction.blas_threads import one_blas_thread
+from i2am.analysis.reduction.reduce import head_numbers
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
 
@@ -53,10 +54,10 @@ def summed_g2r(source: TokenSource, map_spec: MapSpec, layer: LayerSpec, sample:
     if map_spec.heads is not None:
         values = values[:, list(map_spec.heads)]
     if map_spec.by_head:
-        kept = values[list(map_spec.groups[0])].sum(axis=0)
+        sums = values[list(map_spec.groups[0])].sum(axis=0)
     else:
-        kept = np.stack([values[list(group)].sum(axis=0).mean(axis=0) for group in map_spec.groups])
-    return np.asarray(kept.reshape(-1, *layer.ref_grid))
+        sums = np.stack([values[list(group)].sum(axis=0).mean(axis=0) for group in map_spec.groups])
+    return np.asarray(sums.reshape(-1, *layer.ref_grid))
 
 
 def _blocks(layer: LayerSpec, heads: Sequence[int]) -> Iterator[tuple[slice, list[int], slice]]:
@@ -76,7 +77,7 @@ def _time_sum(
     """Softmax over generated patches, summed over steps: (head, gen, token)."""
     count = tokens.stop - tokens.start
     sums = np.zeros((len(heads), layer.gen, count), dtype=np.float32)
-    many = max(1, BLOCK_BYTES // (sums.nbytes + _raw_bytes(layer) * len(heads)))
+    many = max(1, BLOCK_BYTES // (sums.nbytes + 4 * head_numbers(layer) * len(heads)))
     for start in range(0, len(steps), many):
         block = run.read(layer.name, sample, steps=list(steps[start : start + many]), heads=heads)
         with one_blas_thread(), np.errstate(all="ignore"):  # NaN and infinite logits stay NaN in the map
@@ -86,12 +87,6 @@ def _time_sum(
             weight /= weight.sum(axis=2, keepdims=True, dtype=np.float64)
             sums += weight.sum(axis=0)
     return sums
-
-
-def _raw_bytes(layer: LayerSpec) -> int:
-    """Bytes, at most, that one step and head of a layer has in the store."""
-    scores = layer.representation == "scores"
-    return 4 * (layer.gen * layer.ref if scores else (layer.gen + layer.ref) * layer.head_dim)
 
 
 def _clamped_sum(sums: NDArray[np.float32], grid: Grid, size: Grid) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from i2am.analysis.grids import regions, resize, tiled_layers
+from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import Direction, other_side, side_of
 from i2am.analysis.grids.selection import Selection
 from i2am.analysis.marginals.memory_cache import shared_cache
@@ -37,15 +37,16 @@ KINDS: Mapping[tuple[Method, Direction], str] = {
 }
 
 
+Heads = tuple[int, ...] | None  # indices; None for all heads of a layer
+
+
 class TokenSource(ABC):
     """A callable from layer and sample to a marginal (step, head, token)."""
 
     @abstractmethod
     def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]: ...
 
-    def mean_over_heads(
-        self, layer: LayerSpec, sample: str, heads: tuple[int, ...] | None
-    ) -> NDArray[np.float64]:
+    def mean_over_heads(self, layer: LayerSpec, sample: str, heads: Heads) -> NDArray[np.float64]:
         """Mean over some heads, or all, (step, token)."""
         values = self(layer, sample)
         some = values if heads is None else values[:, list(heads)]
@@ -66,14 +67,11 @@ class StoredMarginal(TokenSource):
     def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
         return self.store.get(layer, sample, self.name)
 
-    def mean_over_heads(
-        self, layer: LayerSpec, sample: str, heads: tuple[int, ...] | None
-    ) -> NDArray[np.float64]:
+    def mean_over_heads(self, layer: LayerSpec, sample: str, heads: Heads) -> NDArray[np.float64]:
         """Mean over heads, cached: three levels need the same one."""
         key = (*self.store.key(layer, sample, self.name), "over heads", heads)
-        return shared_cache.get(
-            key, lambda: super(StoredMarginal, self).mean_over_heads(layer, sample, heads)
-        )
+        compute = super().mean_over_heads
+        return shared_cache.get(key, lambda: compute(layer, sample, heads))
 
     def is_quick(self, layer: LayerSpec, sample: str) -> bool:
         return self.store.probably_stored(layer, sample, self.name)
@@ -111,9 +109,7 @@ class RegionMarginal(TokenSource):
         else:
             mask = self.region
         side = other_side(side_of(self.direction))
-        grid = tiled_layers.layer_grid(layer, side)
-        mask = tiled_layers.crop_to_tile(mask, tiled_layers.tile_of(layer, side))
-        weights = regions.token_weights(resize.nearest(mask, grid) if self.nearest else mask, grid)
+        weights = tiled_layers.layer_weights(layer, side, mask, nearest_pixel=self.nearest)
         asked = Regions(**{side: {"at": weights}})
         return compute_marginals(self.run, layer, sample, asked)[quantity_name(self.kind, "at")]
 

@@ -136,11 +136,9 @@ def _stored_chunk(run: Run, layer: LayerSpec, sample: str | None) -> MarginalChu
 
 
 def _image_weights(run: Run, image: str, sample: str | None, layer: LayerSpec, side: Side) -> Float32:
-    grid = tiled_layers.layer_grid(layer, side)
     pixels = None if sample is None else regions.sample_image(run, image, sample)
     # A sample without the image has an empty region: that marginal alone is NaN.
-    mask = np.zeros(grid, dtype=bool) if pixels is None else regions.image_mask(pixels)
-    return regions.token_weights(tiled_layers.crop_to_tile(mask, tiled_layers.tile_of(layer, side)), grid)
+    return tiled_layers.layer_weights(layer, side, None if pixels is None else regions.image_mask(pixels))
 
 
 def join_slabs(

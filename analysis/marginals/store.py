@@ -47,10 +47,7 @@ def store_in_folder(store: StorePlace, run: Run) -> StorePlace:
 
 
 def store_for(run: AnyRun, store: StorePlace) -> StorePlace:
-    """Place of the derived store of one of two compared runs, where `store` is a folder for both.
-
-    Several runs as one get the folder itself, in which each finds its own store.
-    """
+    """Place of the marginals of one of two compared runs; several runs as one find theirs in the folder."""
     return store if isinstance(run, Runs) else store_in_folder(store, run)
 
 

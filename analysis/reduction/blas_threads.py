@@ -21,7 +21,6 @@ _before: list[int] = []
 
 @cache
 def _libraries() -> list[Any]:
-    """The BLAS libraries of this process; looking them up takes milliseconds."""
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 

@@ -51,7 +51,7 @@ class Reduction:
         heads: Sequence[int] | None = None,
         marginals: Mapping[str, Float32] | None = None,
     ) -> State:
-        """Reduce some steps, and some heads or all; `marginals` (step, head, token) are those of all steps."""
+        """Reduce some steps, and some heads or all; `marginals` (step, head, token) have all of them."""
         layer, own = self.layer, tuple(heads if heads is not None else range(self.layer.heads))
         states = []
         if self.aggregation.over == "marginals":
@@ -124,11 +124,14 @@ def finalize_states(aggregation: Aggregation, states: Sequence[State], layer: La
     return result
 
 
-def _head_bytes(layer: LayerSpec) -> int:
-    """Raw bytes of one head of one step."""
+def head_numbers(layer: LayerSpec) -> int:
+    """Numbers that the store holds of one head of one step."""
     scores = layer.representation == "scores"
-    numbers = layer.gen * layer.ref if scores else (layer.gen + layer.ref) * layer.head_dim
-    return max(1, numbers * (2 if layer.dtype == "float16" else 4))
+    return layer.gen * layer.ref if scores else (layer.gen + layer.ref) * layer.head_dim
+
+
+def _head_bytes(layer: LayerSpec) -> int:
+    return max(1, head_numbers(layer) * (2 if layer.dtype == "float16" else 4))
 
 
 def _slices(total: int, size: int) -> list[slice]:

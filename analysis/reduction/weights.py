@@ -27,7 +27,7 @@ class Means(NamedTuple):
     r2g: Float32  # (step, head, m, gen)
     daam: Float32  # (step, head, k, gen): mean probability of a token of the set, times ref: DAAM's map
     g2r_joint: Float32  # (step, head, n, ref): as g2r, over all keys of a joint softmax
-    share: Float32  # (step, head, 1 + k, gen), 0 to 1: joint probability of all reference tokens, and of each set
+    share: Float32  # (step, head, 1 + k, gen): joint probability of all reference tokens, and of each set
 
     def part(self, steps: slice, heads: slice) -> Means:
         """Views of some steps and heads."""

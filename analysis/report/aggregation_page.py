@@ -4,108 +4,55 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from i2am.analysis.aggregations.tables import Aggregated
 from i2am.analysis.drawing.aggregation_charts import draw
 from i2am.analysis.drawing.matplotlib_style import save
-from i2am.analysis.events import Listener, StageAdvanced, StageStarted
-from i2am.analysis.report.templating import environment
+from i2am.analysis.events import Listener, counter
+from i2am.analysis.report.templating import write_page
 
 PAGE = "aggregations.html"
 MOST_ROWS = 80
 """Layers in a table of the page, at most; all are in the Parquet file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One aggregation: words, picture, rows (layer, samples, median, quartiles), and what is left out."""
-
-    name: str
-    title: str
-    units: str
-    over: str
-    kind: str
-    picture: str
-    table: str
-    is_map: bool
-    rows: tuple[tuple[str, int, float | None, float | None, float | None], ...]
-    hidden: int
-    left_out: tuple[str, ...]
-
-
 def write_aggregation_page(
-    aggregated: Aggregated, staging: Path, title: str, emit: Listener, pages: Mapping[str, str]
+    aggregated: Aggregated, staging: Path, title: str, emit: Listener, links: Mapping[str, str]
 ) -> None:
-    """Draw every aggregation and write the page; nothing where there is none.
-
-    Parameters
-    ----------
-    aggregated
-        What was computed.
-    staging
-        Directory with ``tables/``, ``figures/`` and ``report/``.
-    title
-        Name of the run.
-    tell
-        Told after each figure.
-    pages
-        Pages of the report: file name to title.
-    """
+    """Draw every aggregation into ``figures/`` and write the page; nothing if none was asked for."""
     if not aggregated.results and not aggregated.absent:
         return
     sections = []
-    emit(StageStarted("aggregation page", len(aggregated.results)))
-    for number, (name, result) in enumerate(aggregated.results.items(), start=1):
+    step = counter(emit, "aggregation page", len(aggregated.results))
+    for name, result in aggregated.results.items():
         picture = staging / "figures" / f"aggregation-{name}.png"
         save(draw(result), picture)
-        table = staging / "tables" / f"aggregation-{name}.parquet"
-        rows, hidden = _rows(table)
         data = base64.b64encode(picture.read_bytes()).decode("ascii")
-        attrs = result.attrs
+        table = staging / "tables" / f"aggregation-{name}.parquet"
+        rows = _rows(table)
         sections.append(
-            Section(
-                name=name,
-                title=attrs["title"],
-                units=attrs["units"],
-                over=attrs["over"],
-                kind=attrs["kind"],
-                picture=f"data:image/png;base64,{data}",
-                table=table.name,
-                is_map="y" in result.dims,
-                rows=rows,
-                hidden=hidden,
-                left_out=tuple(attrs["left_out"]),
-            )
+            {
+                "name": name,
+                **{key: result.attrs[key] for key in ("title", "units", "over", "kind", "left_out")},
+                "picture": f"data:image/png;base64,{data}",
+                "table": table.name,
+                "is_map": "y" in result.dims,
+                "rows": rows[:MOST_ROWS],
+                "hidden": max(0, len(rows) - MOST_ROWS),
+            }
         )
-        emit(StageAdvanced("aggregation page", number, len(aggregated.results)))
-    page = (
-        environment()
-        .get_template("aggregations.html.j2")
-        .render(title=title, sections=sections, absent=aggregated.absent, pages=pages, here=PAGE)
-    )
-    (staging / "report" / PAGE).write_text(page, encoding="utf-8")
+        step()
+    values = {"title": title, "sections": sections, "absent": aggregated.absent, "pages": links}
+    write_page(staging / "report", PAGE, "aggregations.html.j2", values)
 
 
-def _rows(table: Path) -> tuple[tuple[tuple[str, int, float | None, float | None, float | None], ...], int]:
-    """Median and quartiles over samples of each layer's mean; and how many layers are not listed."""
+def _rows(table: Path) -> list[tuple[Any, ...]]:
+    """Layer, samples, and median and quartiles over samples of the layer's mean."""
     value = pl.col("value")
     each = pl.scan_parquet(table).group_by("layer", "sample", maintain_order=True).agg(value.mean())
-    found = (
-        each.group_by("layer", maintain_order=True)
-        .agg(
-            value.count().alias("samples"),
-            value.median().alias("mid"),
-            value.quantile(0.25, "linear").alias("low"),
-            value.quantile(0.75, "linear").alias("high"),
-        )
-        .collect()
-    )
-    rows = tuple(
-        (row["layer"], row["samples"], row["mid"], row["low"], row["high"])
-        for row in found.head(MOST_ROWS).iter_rows(named=True)
-    )
-    return rows, max(0, found.height - MOST_ROWS)
+    quartiles = [value.quantile(q, "linear").alias(f"{q}") for q in (0.5, 0.25, 0.75)]
+    return each.group_by("layer", maintain_order=True).agg(value.count(), *quartiles).collect().rows()

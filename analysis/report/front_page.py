@@ -9,22 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from i2am.analysis.drawing.charts import KINDS
 from i2am.analysis.drawing.colours import limit
+from i2am.analysis.drawing.matplotlib_style import CSS_VARIABLES
 from i2am.analysis.drawing.panels import SampleImages
 from i2am.analysis.drawing.sample_panels import MAPS, sample_maps, sample_panels
 from i2am.analysis.drawing.units import Units, units_of
-from i2am.analysis.report.front_charts import SERIES, front_charts, of
-from i2am.analysis.report.svg.scale_bar import density_scale
-from i2am.analysis.report.thumbnails import Tile, image_tile, tile_size
+from i2am.analysis.report.front_charts import front_charts, one_score_each
+from i2am.analysis.report.scale_bar import density_bar
+from i2am.analysis.report.thumbnails import image_thumbnail, thumbnail_size
 from i2am.storage.reading.run_collection import distinct_layers, members_of
 
 if TYPE_CHECKING:
-    from i2am.analysis.events import Refusal
+    from i2am.analysis.events import SampleRefused
     from i2am.analysis.maps.stored import Collected
     from i2am.storage.reading.run_collection import AnyRun
 
 MOST = 320
 """Longer side of a picture, at most (pixels)."""
+
+HEADLINES = {
+    ("g2r", "specific"): "on the reference object, from the painted patches",
+    ("r2g", "specific"): "inside the inpainting mask, by the object’s tokens",
+    ("g2r", "unified"): "on the reference object, from all patches",
+    ("r2g", "unified"): "inside the inpainting mask, by all reference tokens",
+}
+"""(direction, level) to what its median is of."""
 
 _NOT_SHOWN = {"samples", "layers", "timesteps", "metadata", "digest", "images", "seeds"}
 
@@ -36,35 +46,26 @@ def front_samples(collected: Collected, details: int) -> int:
 
 def _room(collected: Collected, details: int) -> tuple[int, int]:
     """Longer side of a picture (pixels), and the samples that there is room for."""
-    pictures = 3 + sum(key in collected.maps for key in ((way, level) for way, level, _ in MAPS))
-    return tile_size(0, pictures, min(details, len(collected.samples)), MOST)
+    pictures = 3 + sum((way, level) in collected.maps for way, level, _ in MAPS)
+    return thumbnail_size(0, pictures, min(details, len(collected.samples)), MOST)
 
 
-def front_content(
+def front_page_values(
     run: AnyRun,
     collected: Collected,
     tables: Mapping[str, pl.DataFrame],
-    refusals: Sequence[Refusal],
+    refusals: Sequence[SampleRefused],
     details: int,
     levels: Mapping[str, tuple[str, int]],
     step: Callable[[], None],
 ) -> dict[str, Any]:
-    """Gather the values of the front page's template.
+    """Values of the page's template; `levels` are pages: file to (name, samples that it shows).
 
-    Parameters
-    ----------
-    run, collected, tables, refusals
-        What a study found.
-    details
-        Samples shown in detail, at most.
-    levels
-        Pages of the levels: file to (name, samples that it shows).
-    step
-        Called after each sample.
+    `details` counts the samples shown with their pictures, at most; `step` is called after each.
     """
     attrs = next(iter(collected.maps.values())).attrs
     units = units_of(attrs)
-    scored = pl.concat([tables[level] for level in ("unified", "specific") if level in tables])
+    scored = one_score_each(tables)
     longest, count = _room(collected, details)
     shown = collected.samples[:count]
     ends = _scale_ends(collected, shown)
@@ -84,7 +85,7 @@ def front_content(
         "rows": _rows(scored, collected, len(detailed)),
         "charts": front_charts(tables, scored, units, list(run.layers)),
         "details": detailed,
-        "scales": {level: density_scale(end, units.bar) for level, end in ends.items()},
+        "scales": {level: density_bar(end, units.bar) for level, end in ends.items()},
         "refusals": refusals,
         "absent": collected.absent,
         "provenance": provenance(run),
@@ -119,8 +120,8 @@ def _detail(
     units: Units,
 ) -> dict[str, Any]:
     """Pictures of one sample, in groups that share a colour scale."""
-    groups: dict[str, list[Tile]] = {
-        level: [image_tile(panel, ends.get(level, 2.0), longest, units.sign) for panel in panels]
+    groups = {
+        level: [image_thumbnail(panel, ends.get(level, 2.0), longest, units.sign) for panel in panels]
         for level, panels in sample_panels(collected, sample, SampleImages.read(run, sample)).items()
     }
     notes = run.record(sample).get("annotations", {})
@@ -136,8 +137,14 @@ def _present(scored: pl.DataFrame) -> list[dict[str, str]]:
     """The kinds of map that this study has."""
     found = set(scored.select("direction", "level").iter_rows())
     return [
-        {"key": f"{way}_{level}", "direction": way, "level": level, "name": name, "colour": colour}
-        for way, level, name, colour in SERIES
+        {
+            "key": f"{way}_{level}",
+            "direction": way,
+            "level": level,
+            "name": name,
+            "colour": CSS_VARIABLES[colour],
+        }
+        for way, level, name, colour in KINDS
         if (way, level) in found
     ]
 
@@ -163,27 +170,14 @@ def _rows(scored: pl.DataFrame, collected: Collected, shown: int) -> list[dict[s
 
 def _headline(scored: pl.DataFrame) -> list[dict[str, Any]]:
     """Median value inside the mask, for each kind of map that has one."""
-    words = {
-        ("g2r", "specific"): "on the reference object, from the painted patches",
-        ("r2g", "specific"): "inside the inpainting mask, by the object’s tokens",
-        ("g2r", "unified"): "on the reference object, from all patches",
-        ("r2g", "unified"): "inside the inpainting mask, by all reference tokens",
-    }
+    colours = {(way, level): CSS_VARIABLES[colour] for way, level, _, colour in KINDS}
     found = []
-    for (direction, level), text in words.items():
-        rows = of(scored, direction, level)
+    for (way, level), words in HEADLINES.items():
+        rows = scored.filter(direction=way, level=level)
         middle, score = rows["inside"].median(), rows["imacs"].median()
         if isinstance(middle, float) and isinstance(score, float):
-            colour = next(colour for way, own, _, colour in SERIES if (way, own) == (direction, level))
-            found.append(
-                {
-                    "value": f"{middle:.2f}",
-                    "words": text,
-                    "imacs": f"{score:.2f}",
-                    "name": direction.upper(),
-                    "colour": colour,
-                }
-            )
+            item = {"value": f"{middle:.2f}", "imacs": f"{score:.2f}", "words": words}
+            found.append(item | {"name": way.upper(), "colour": colours[way, level]})
     return found
 
 

@@ -1,28 +1,32 @@
 """The report's pages of the levels: what a level means, scores along it, its mean maps, and every sample's.
 
-A page reads a sample at a time, and shows as many as keep its pictures below `i2am.analysis.report.thumbnails.PAGE_BYTES`.
+A page reads a sample at a time, and shows as many as keep its pictures below
+`i2am.analysis.report.thumbnails.PAGE_BYTES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import xarray as xr
 
 from i2am.analysis.drawing.colours import limit
-from i2am.analysis.drawing.level_panels import heading, level_block, plain_panel, specific_panels
-from i2am.analysis.drawing.panels import NO_IMAGES, SampleImages, block
+from i2am.analysis.drawing.level_panels import sample_block
+from i2am.analysis.drawing.panels import NO_IMAGES, Block, SampleImages
 from i2am.analysis.drawing.units import Units, drawable, units_of
 from i2am.analysis.grids.direction import DIRECTIONS
 from i2am.analysis.maps.mean_over_samples import MeanMaps
-from i2am.analysis.report.level_charts import Chart, level_charts, level_heats
+from i2am.analysis.report.level_charts import level_charts, level_heats
 from i2am.analysis.report.page_list import LevelPage
-from i2am.analysis.report.svg.heat_table import HeatTable
-from i2am.analysis.report.svg.scale_bar import Scale, density_scale
-from i2am.analysis.report.thumbnails import TileGrid, image_tiles, tile_grid, tile_size
+from i2am.analysis.report.scale_bar import density_bar
+from i2am.analysis.report.thumbnails import (
+    ThumbnailGrid,
+    images_side_by_side,
+    maps_over_image,
+    thumbnail_size,
+)
 
 if TYPE_CHECKING:
     from i2am.analysis.maps.stored import Collected
@@ -35,34 +39,7 @@ MOST_SPECIFIC = 288
 """Longer side of a picture of a chosen region, at most (pixels)."""
 
 
-@dataclass(frozen=True, slots=True)
-class SampleGrids:
-    """One sample of a page: its anchor, id, and a grid for each direction."""
-
-    anchor: str
-    sample: str
-    grids: tuple[TileGrid, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PageContent:
-    """Everything that a level's page shows; `hidden` counts the samples that it does not."""
-
-    level: str
-    name: str
-    lede: str
-    notes: tuple[str, ...]
-    keys: tuple[tuple[str, str], ...]
-    charts: tuple[tuple[str, Chart], ...]
-    heats: tuple[HeatTable, ...]
-    means: tuple[TileGrid, ...]
-    mean_scale: Scale | None
-    samples: tuple[SampleGrids, ...]
-    scale: Scale
-    hidden: int
-
-
-def page_content(
+def level_page_values(
     run: AnyRun,
     collected: Collected,
     tables: Mapping[str, pl.DataFrame],
@@ -70,21 +47,9 @@ def page_content(
     page: LevelPage,
     details: int,
     step: Callable[[], None],
-) -> PageContent:
-    """Gather what the page of a level shows.
-
-    Parameters
-    ----------
-    run, collected, tables, means
-        What a study found.
-    page
-        The level.
-    details
-        Samples shown, at most.
-    step
-        Called after each sample.
-    """
-    level = page.level
+) -> dict[str, Any]:
+    """Values of a page's template; `details`: samples shown, at most; `step` is called after each."""
+    level, order = page.level, list(run.layers)
     longest, count = _room(collected, level, details)
     shown = collected.samples[:count]
     maps = {way: collected.maps[way, level] for way in DIRECTIONS if (way, level) in collected.maps}
@@ -93,27 +58,27 @@ def page_content(
     samples = []
     for number, sample in enumerate(shown):
         images = SampleImages.read(run, sample)
-        grids = tuple(
-            _grid(run, own.sel(sample=sample), images, end, longest, units) for own in maps.values()
-        )
-        samples.append(SampleGrids(f"s{number}", sample, grids))
+        blocks = [sample_block(drawable(own.sel(sample=sample)), images, run) for own in maps.values()]
+        grids = [_grid(level, block, end, longest, units) for block in blocks]
+        samples.append({"anchor": f"s{number}", "sample": sample, "grids": grids})
         step()
     average = [drawable(means[way, level]) for way in maps if (way, level) in means]
     mean_end = limit(average)
-    return PageContent(
-        level=level,
-        name=page.name,
-        lede=page.lede,
-        notes=tuple(_notes(list(maps.values()))),
-        keys=tuple((way.upper(), f"var(--{way})") for way in maps),
-        charts=tuple(level_charts(tables, level, units, list(run.layers))),
-        heats=tuple(level_heats(tables, level, units, list(run.layers), shown)),
-        means=tuple(_mean_grid(own, mean_end, longest, units) for own in average),
-        mean_scale=density_scale(mean_end, units.bar) if average else None,
-        samples=tuple(samples),
-        scale=density_scale(end, units.bar),
-        hidden=len(collected.samples) - len(shown),
-    )
+    mean_blocks = [sample_block(own, NO_IMAGES, None, "mean over samples") for own in average]
+    return {
+        "level": level,
+        "name": page.name,
+        "lede": page.lede,
+        "notes": list(_notes(list(maps.values()))),
+        "ways": list(maps),
+        "charts": level_charts(tables, level, units, order),
+        "heats": list(level_heats(tables, level, units, order, shown)),
+        "means": [maps_over_image(block, mean_end, longest, units.sign) for block in mean_blocks],
+        "mean_scale": density_bar(mean_end, units.bar) if average else None,
+        "samples": samples,
+        "scale": density_bar(end, units.bar),
+        "hidden": len(collected.samples) - len(shown),
+    }
 
 
 def shown_samples(collected: Collected, level: str, details: int) -> int:
@@ -122,32 +87,20 @@ def shown_samples(collected: Collected, level: str, details: int) -> int:
 
 
 def _room(collected: Collected, level: str, details: int) -> tuple[int, int]:
-    """Longer side of a tile (pixels), and the samples that there is room for."""
+    """Longer side of a thumbnail (pixels), and the samples that there is room for."""
     wanted = min(details, len(collected.samples))
     found = [maps for (_, own), maps in collected.maps.items() if own == level]
     if level == "specific":
-        return tile_size(0, 2 * len(found), wanted, MOST_SPECIFIC)
-    tiles = sum(maps.sizes[level] for maps in found)
-    longest, count = tile_size(tiles, 2 * len(found), wanted + 1, MOST)  # one more: the mean maps
+        return thumbnail_size(0, 2 * len(found), wanted, MOST_SPECIFIC)
+    maps = sum(own.sizes[level] for own in found)
+    longest, count = thumbnail_size(maps, 2 * len(found), wanted + 1, MOST)  # one more: the mean maps
     return longest, max(count - 1, 0)
 
 
-def _grid(
-    run: AnyRun, maps: xr.DataArray, images: SampleImages, end: float, longest: int, units: Units
-) -> TileGrid:
-    """One sample's maps of one direction."""
-    own = drawable(maps)
-    if own.attrs["level"] == "specific":
-        panels = specific_panels(own, images, run, "map")
-        return image_tiles(block(heading(own.attrs), panels), end, longest, units.sign)
-    return tile_grid(level_block(own, images), end, longest, units.sign)
-
-
-def _mean_grid(maps: xr.DataArray, end: float, longest: int, units: Units) -> TileGrid:
-    if maps.attrs["level"] == "specific":
-        panel = plain_panel(maps, NO_IMAGES, "mean over samples")
-        return tile_grid(block(heading(maps.attrs), [panel]), end, longest, units.sign)
-    return tile_grid(level_block(maps, NO_IMAGES), end, longest, units.sign)
+def _grid(level: str, block: Block, end: float, longest: int, units: Units) -> ThumbnailGrid:
+    """A region's map stands beside the image that it was chosen on; other maps share one image."""
+    make = images_side_by_side if level == "specific" else maps_over_image
+    return make(block, end, longest, units.sign)
 
 
 def _notes(maps: Sequence[xr.DataArray]) -> Iterator[str]:

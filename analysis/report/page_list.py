@@ -22,54 +22,43 @@ class LevelPage:
     lede: str
 
 
-LEVEL_PAGES: Mapping[str, LevelPage] = {
-    "time": LevelPage(
+_PAGES = (
+    LevelPage(
         "time",
         "time.html",
         "Time",
         "When does the reference come in? The denoiser’s steps are split into groups of neighbours; a map is "
         "the mean over the steps of one group, over all heads and layers.",
     ),
-    "head": LevelPage(
+    LevelPage(
         "head",
         "head.html",
         "Heads",
         "Which head carries the reference? A map is the mean over all steps and over the head of one number "
         "in every layer; heads of one number in two layers share no more than that number.",
     ),
-    "layer": LevelPage(
+    LevelPage(
         "layer",
         "layer.html",
         "Layers",
         "Where in the model does the reference act? A map is the mean over the steps and heads of one layer, "
         "brought to the size of the finest grid: coarse layers look smooth because they have few patches.",
     ),
-    "specific": LevelPage(
+    LevelPage(
         "specific",
         "specific.html",
         "Regions",
         "What did one region do? G2R of chosen generated patches shows which parts of the reference made "
         "them; R2G of chosen reference tokens shows where they went. The region is marked on its image.",
     ),
-}
+)
+
+LEVEL_PAGES: Mapping[str, LevelPage] = {page.level: page for page in _PAGES}
 """Level to its page, in the order of the links."""
 
 
-def site(collected: Collected, more: Mapping[str, str]) -> dict[str, str]:
-    """Links between the pages of a report.
-
-    Parameters
-    ----------
-    collected
-        Its levels have pages as far as there are maps.
-    more
-        Further pages: file name to title.
-
-    Returns
-    -------
-    dict
-        File name to title, the front page first.
-    """
+def page_links(collected: Collected, more: Mapping[str, str]) -> dict[str, str]:
+    """File to title of the front page, of each level that has maps, and of further pages (file to title)."""
     found = {level for _, level in collected.maps}
     levels = {page.file: page.name for level, page in LEVEL_PAGES.items() if level in found}
     return {FRONT: "Overview", **levels, **more}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,16 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from i2am.analysis.drawing.text import printable
+
 _TEMPLATES = Path(__file__).parent / "templates"
-_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Controls, marks that turn the direction of what follows, and halves of surrogate pairs."""
 
 
 @lru_cache(maxsize=1)
 def environment() -> jinja2.Environment:
     """Templates of this package, with escaping on, and an error for a name that is not given.
 
-    `script` is the report's own script and `script_digest` what a content security policy calls it: a browser
-    runs this one and no other.
+    The content security policy of a page names `script` by its digest: a browser runs no other script.
     """
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -42,5 +40,11 @@ def environment() -> jinja2.Environment:
 def _shown(value: Any) -> Any:
     """A text from data without characters that change how the rest of the page reads."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", value)
+        return printable(value)
     return value
+
+
+def write_page(folder: Path, file: str, template: str, values: dict[str, Any]) -> None:
+    """Render a template into a file; `values` hold `title` and `pages` (file to title) for the frame."""
+    page = environment().get_template(template).render(here=file, **values)
+    (folder / file).write_text(page, encoding="utf-8")

@@ -64,14 +64,11 @@ def imacs(
 
     Raises
     ------
-    ShapeMismatch
-        If a mask's shape cannot belong to its map.
-    NoAnswer
-        If a mask is empty or full: then one of the two means does not exist.
-    InputError
-        If the direction is neither known nor given, or contradicts the maps', or the penalty is negative.
-    UnknownName
-        For a direction or protocol that does not exist, or a sample that the masks lack.
+    ShapeMismatch, NoAnswer
+        If a mask cannot belong to its map; if it is empty or full, so that one of the means does not exist.
+    InputError, UnknownName
+        For a direction that is missing or contradicts the maps', a negative penalty, an unknown direction or
+        protocol, or a sample that the masks lack.
     """
     if protocol not in ("corrected", "official"):
         raise UnknownName("protocol", protocol, ("corrected", "official"))
@@ -129,9 +126,8 @@ def _score_each_sample(
     if not labelled and np.ndim(masks[0]) == 1:  # one mask for all
         masks = [masks] * count
     if not labelled and len(masks) != count:
-        raise ShapeMismatch(
-            "masks", expected=f"one, or one for each of {count} samples", got=f"{len(masks)} masks"
-        )
+        expected = f"one, or one for each of {count} samples"
+        raise ShapeMismatch("masks", expected=expected, got=f"{len(masks)} masks")
     parts = [
         imacs(maps.isel(sample=n), masks if labelled else masks[n], direction, penalty, protocol)
         for n in range(count)
@@ -206,9 +202,8 @@ def matching_masks(
     inside = boolean_mask(masks)
     lead = shape[:-2]
     if len(shape) < 2 or inside.ndim < 2:
-        raise ShapeMismatch(
-            "maps and masks", expected="[..., y, x]", got=f"maps {shape}, masks {inside.shape}"
-        )
+        got = f"maps {shape}, masks {inside.shape}"
+        raise ShapeMismatch("maps and masks", expected="[..., y, x]", got=got)
     if inside.ndim == 3 and len(lead) > 1:
         inside = inside.reshape(inside.shape[0], *([1] * (len(lead) - 1)), *inside.shape[1:])
     size: Grid = (inside.shape[-2], inside.shape[-1])

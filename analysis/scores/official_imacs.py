@@ -30,7 +30,7 @@ Float64 = NDArray[np.float64]
 def official_score(
     values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float = 3.0
 ) -> float:
-    """Official IMACS of a raw map [y, x] against a mask of the size at which to score (512 x 384 in the paper)."""
+    """Official IMACS of a raw map [y, x]; the mask has the size at which to score, 512 x 384 in the paper."""
     check_inside_and_outside(mask)
     inside = mask.astype(np.float64)
     if not np.isfinite(values).all():

@@ -1,10 +1,10 @@
 """The summary of a study: means over samples with bootstrap intervals, one row for each kind of map.
 
-Columns: those that name a kind of map (KEYS); samples (with or without a score), scored and missing; for each of
-imacs, inside and share the mean over samples (``imacs_mean``), its interval (``imacs_mean_low`` and
-``imacs_mean_high``, null for fewer than two samples) and quartiles (``imacs_q25``, ``imacs_median``,
-``imacs_q75``); and the confidence of the intervals. Samples are taken in the order of their ids, so the order
-in the tables changes nothing.
+Columns: those that name a kind of map (KEYS); ``samples``, and how many are ``scored`` or ``missing``; for
+each of imacs, inside and share the mean over samples (``imacs_mean``), its interval (``imacs_mean_low``,
+``imacs_mean_high``; null for fewer than two samples) and quartiles (``imacs_q25``, ``imacs_median``,
+``imacs_q75``); and the ``confidence`` of the intervals. Samples are sorted by id, so that their order in the
+tables changes nothing.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
 DAAM, for the paper's comparison: over all reference tokens, where it is 1 everywhere and says nothing, and
 over the object's tokens, where the run knows them. The shares, of layers whose log-sum-exp was stored. Kept
-in the maps store, a group METHOD/DIRECTION each, and in one table with the columns of `i2am.analysis.scores.tables`.
+in the maps store, a group METHOD/DIRECTION each, and in one table with the columns of a level's table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,9 @@ from i2am.analysis.grids.direction import Direction
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.maps.question import Level
 from i2am.analysis.maps.token_sources import Method
+from i2am.analysis.maps.write import BLOCK, BlockwiseMaps, write_maps
 from i2am.analysis.marginals.quantities import REGION_IMAGE
 from i2am.analysis.scores.tables import frame, sample_mask, score_rows
-from i2am.analysis.study.collect import BLOCK, settled, write_maps
 from i2am.storage.errors import NoAnswer
 
 if TYPE_CHECKING:
@@ -38,30 +37,10 @@ QUESTIONS: tuple[tuple[Method, Direction, Level], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Baselines:
-    """Rows of every baseline map, and what has no answer."""
-
-    table: pl.DataFrame
-    absent: tuple[str, ...]
-
-
 def collect_baselines(
     run: AnyRun, names: Sequence[str], options: StudyOptions, path: Path, emit: Listener
-) -> Baselines:
-    """Compute the baselines of a study into its maps store, and score them.
-
-    Parameters
-    ----------
-    run, names
-        Samples to map; none of them damaged.
-    options
-        Selections, size and penalty. The official protocol has no baselines: then there are none.
-    path
-        The maps store.
-    tell
-        Told after each kind of map.
-    """
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Compute the baselines into a study's maps store; return their scores, and what has no answer."""
     tables: list[pl.DataFrame] = []
     absent: list[str] = []
     asked = _questions(run, options)
@@ -82,13 +61,13 @@ def collect_baselines(
             storage_options=options.storage_options,
         )
         try:
-            question, along = settled(ask, run, names)
+            maps = BlockwiseMaps.resolve(ask, run, names)
         except NoAnswer as error:
             absent.append(f"{method}, {direction.upper()}, {level} level: {error}")
             continue
         # The two directions may have different grids.
         group = f"{method}/{direction}"
-        write_maps({level: question}, names, path, group, along)
+        write_maps({level: maps}, names, path, group)
         opened = xr.open_zarr(path, group=group, consolidated=False, chunks=None)[level]
         for start in range(0, len(names), BLOCK):
             rows: list[dict[str, Any]] = []
@@ -97,11 +76,11 @@ def collect_baselines(
                 rows.extend(score_rows(opened.sel(sample=sample), mask, options.penalty))
             tables.append(frame(rows))
         emit(StageAdvanced("baselines", number, len(asked)))
-    return Baselines(pl.concat(tables) if tables else frame([]), tuple(absent))
+    return pl.concat(tables) if tables else frame([]), tuple(absent)
 
 
 def _questions(run: AnyRun, options: StudyOptions) -> list[tuple[Method, Direction, Level]]:
-    """Those of QUESTIONS that this run can be asked."""
+    """Those of QUESTIONS that this run can be asked; the official protocol has no baselines."""
     if options.protocol == "official":
         return []
     joint = any(layer.lse for layer in run.layers.values())

@@ -1,49 +1,33 @@
-"""The samples of a study that are what was written: a cheap look at each, then its marginals."""
+"""Finding damaged samples: a cheap look at each, then its marginals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from i2am.analysis.events import Listener, Refusal, SampleRefused, StageStarted
+from i2am.analysis.events import Listener, SampleRefused, StageStarted
 from i2am.analysis.marginals.compute_missing import compute_missing_marginals
+from i2am.analysis.marginals.store import StorePlace
 from i2am.analysis.output_directory import Timings
 from i2am.storage.errors import DamagedSample, DamageError
 
 if TYPE_CHECKING:
-    from i2am.analysis.options import StudyOptions
     from i2am.storage.reading.run_collection import AnyRun
 
 
-def sound_samples(
-    runs: Sequence[tuple[AnyRun, StudyOptions]],
+def split_damaged(
+    runs: Sequence[tuple[AnyRun, StorePlace]],
     names: Sequence[str],
-    known: dict[str, str],
+    known: Mapping[str, str],
+    layers: Sequence[str] | None,
+    storage_options: Mapping[str, Any] | None,
     emit: Listener,
     timings: Timings,
-) -> tuple[tuple[str, ...], tuple[Refusal, ...]]:
-    """Check samples, and make sure that their marginals are there.
+) -> tuple[tuple[str, ...], tuple[SampleRefused, ...]]:
+    """Check samples that every run holds, and compute their marginals; return the undamaged and the damaged.
 
-    Parameters
-    ----------
-    runs
-        Each holds all the samples; with the layers, and the place of the derived store.
-    names
-        The samples asked for.
-    known
-        Those of them that are known to be damaged, and why.
-    tell, laps
-        Told of the stages.
-
-    Returns
-    -------
-    samples, refusals
-        Those that are sound, in order; and the others, with the reason.
-
-    Raises
-    ------
-    DamagedSample
-        If none is sound.
+    `runs` come with their store of marginals; `known` are samples that are known to be damaged, and why. If
+    all are damaged, `DamagedSample` is raised.
     """
     damaged = dict(known)
 
@@ -52,35 +36,22 @@ def sound_samples(
 
     emit(StageStarted("check", len(names)))
     for run, _ in runs:
-        damaged |= damaged_samples(run, left())
+        damaged |= find_damaged(run, left())
     timings.end("check")
-    for run, options in runs:
-        damaged |= compute_missing_marginals(
-            run, left(), options.layers, options.store, options.storage_options, emit
-        )
+    for run, store in runs:
+        damaged |= compute_missing_marginals(run, left(), layers, store, storage_options, emit)
     timings.end("marginals")
-    for sample, reason in damaged.items():
-        emit(SampleRefused(sample, reason))
+    refused = tuple(SampleRefused(sample, reason) for sample, reason in damaged.items())
+    for refusal in refused:
+        emit(refusal)
     if not left():
-        sample, reason = next(iter(damaged.items()))
-        others = f"and so is every other sample asked for ({len(damaged)}): {reason}"
-        raise DamagedSample(sample, None, others)
-    return tuple(left()), tuple(Refusal(sample, reason) for sample, reason in damaged.items())
+        others = f"and so is every other sample asked for ({len(damaged)}): {refused[0].reason}"
+        raise DamagedSample(refused[0].sample, None, others)
+    return tuple(left()), refused
 
 
-def damaged_samples(run: AnyRun, names: Sequence[str]) -> dict[str, str]:
-    """Look at every sample cheaply.
-
-    Parameters
-    ----------
-    run, names
-        Samples that it holds.
-
-    Returns
-    -------
-    dict
-        Damaged samples and why.
-    """
+def find_damaged(run: AnyRun, names: Sequence[str]) -> dict[str, str]:
+    """Look at every sample cheaply; return the damaged ones, and why."""
     damaged: dict[str, str] = {}
     for name in names:
         try:

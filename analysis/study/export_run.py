@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from i2am.analysis.events import Listener, StageAdvanced, StageStarted, ignore
+from i2am.analysis.events import Listener, counter, ignore
 from i2am.analysis.marginals.compute_missing import compute_missing_marginals
 from i2am.analysis.marginals.store import MarginalStore, marginals_path, open_marginals
 from i2am.analysis.output_directory import refuse_inside_run
@@ -85,7 +85,7 @@ def export(
             "what to export", expected="samples, or the marginals alone, or both", got="neither",
             remedy="i2am prune copies whole runs",
         )  # fmt: skip
-    advance = _counting(emit, len(names))
+    advance = counter(emit, "export", len(names))
     if not marginals:
         return prune(source, out, samples=names, storage_options=storage_options, on_sample=advance)
     beside = marginals_path(os.fspath(out))
@@ -103,19 +103,6 @@ def _chosen(run: Run, samples: Sequence[str] | None) -> tuple[str, ...]:
     if not chosen:
         raise EmptyRun(f"nothing to export of {run.path}", expected="at least one committed sample")
     return chosen
-
-
-def _counting(emit: Listener, total: int) -> Any:
-    done = 0
-
-    def advance(sample: str) -> None:
-        """Count a sample."""
-        nonlocal done
-        done += 1
-        emit(StageAdvanced("export", done, total))
-
-    emit(StageStarted("export", total))
-    return advance
 
 
 @contextmanager

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 import xarray as xr
 
-from i2am.analysis.drawing.charts import profiles, strips
+from i2am.analysis.drawing.charts import profiles
 from i2am.analysis.drawing.colours import limit
-from i2am.analysis.drawing.level_panels import GRID_LEVELS, heading, level_block, plain_panel, specific_panels
-from i2am.analysis.drawing.matplotlib_style import G2R_COLOUR, R2G_COLOUR, save
-from i2am.analysis.drawing.panels import NO_IMAGES, Block, SampleImages, block
+from i2am.analysis.drawing.level_panels import sample_block
+from i2am.analysis.drawing.matplotlib_style import save
+from i2am.analysis.drawing.panels import NO_IMAGES, SampleImages, block
 from i2am.analysis.drawing.sample_panels import sample_maps, sample_panels
 from i2am.analysis.drawing.sheet import sheet
 from i2am.analysis.drawing.units import drawable, kind_words, units_of
-from i2am.analysis.events import Listener, StageAdvanced, StageStarted
+from i2am.analysis.events import Listener, counter
 from i2am.analysis.grids.direction import DIRECTIONS
-from i2am.analysis.maps.mean_over_samples import MeanMaps, mean_maps
-from i2am.analysis.maps.stored import read_eagerly
+from i2am.analysis.maps.mean_over_samples import MeanMaps
+from i2am.analysis.report.front_charts import one_score_each, score_strips
 from i2am.analysis.report.page_list import LEVEL_PAGES
-from i2am.analysis.scores.tables import profile
 
 if TYPE_CHECKING:
     from i2am.analysis.maps.stored import Collected
     from i2am.storage.reading.run_collection import AnyRun
-
-SERIES = (
-    ("r2g", "unified", "R2G, all reference tokens", R2G_COLOUR),
-    ("r2g", "specific", "R2G, the object's tokens", "#d38a6b"),
-    ("g2r", "unified", "G2R, all patches", G2R_COLOUR),
-    ("g2r", "specific", "G2R, painted patches", "#6f9fc8"),
-)
-"""(direction, level, name, colour) of the distributions."""
 
 BY = {
     "unified": "",
@@ -51,52 +42,35 @@ PRIOR = "Mean over samples: objects lie elsewhere in each, so this is what all m
 def write_figures(
     run: AnyRun,
     collected: Collected,
-    tables: dict[str, pl.DataFrame],
+    tables: Mapping[str, pl.DataFrame],
+    means: MeanMaps,
     out: Path,
     count: int,
     emit: Listener,
-    means: MeanMaps | None = None,
 ) -> None:
-    """Draw the figures of a study.
+    """Draw the figures of a study into a new directory; `count` samples get figures of their own.
 
-    Parameters
-    ----------
-    run, collected, tables
-        What to draw.
-    out
-        Directory to make: ``sample-NNNN.png`` and ``LEVEL-NNNN.png`` of the first samples,
-        ``mean-LEVEL.png``, ``density.png``, ``imacs.png``, ``profiles.png``.
-    count
-        Samples that get figures of their own.
-    tell
-        Told after each sample and level.
-    means
-        Mean maps over samples; computed if not given.
+    ``sample-NNNN.png`` and ``LEVEL-NNNN.png`` of samples, ``mean-LEVEL.png``, ``density.png``, ``imacs.png``
+    and ``profiles.png``.
     """
     out.mkdir()
-    collected = read_eagerly(collected)
-    averages = mean_maps(collected) if means is None else means
     chosen = collected.samples[:count]
     levels = [level for level in LEVEL_PAGES if any(own == level for _, own in collected.maps)]
-    total = len(chosen) * (1 + len(levels)) + 1
-    emit(StageStarted("figures", total))
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        emit(StageAdvanced("figures", done, total))
-
+    step = counter(emit, "figures", len(chosen) * (1 + len(levels)) + 1)
     _overviews(run, collected, chosen, out, step)
     for level in levels:
         _level(run, collected, chosen, level, out, step)
     for level in ("unified", *levels):
-        own = [averages[way, level] for way in DIRECTIONS if (way, level) in averages]
+        own = [means[way, level] for way in DIRECTIONS if (way, level) in means]
         if own:
             blocks = [sample_block(drawable(maps), NO_IMAGES, None) for maps in own]
             title = f"Mean over samples{BY[level]}{_kinds(own)}"
             save(sheet(blocks, title, units_of(own[0].attrs).bar, PRIOR), out / f"mean-{level}.png")
-    _distributions(tables, collected, list(run.layers), out)
+    units = units_of(next(iter(collected.maps.values())).attrs)
+    charts = (*score_strips(one_score_each(tables), units), profiles(tables, units, list(run.layers)))
+    for name, chart in zip(("density", "imacs", "profiles"), charts, strict=True):
+        if chart is not None:
+            chart.save(out / f"{name}.png")
     step()
 
 
@@ -131,15 +105,6 @@ def _level(
         step()
 
 
-def sample_block(maps: xr.DataArray, images: SampleImages, run: AnyRun | None) -> Block:
-    """Drawable maps ([level axis], y, x) of one sample, direction and level, with a heading."""
-    if maps.attrs["level"] in GRID_LEVELS:
-        return level_block(maps, images)
-    if maps.attrs["level"] == "specific":
-        return block(heading(maps.attrs), specific_panels(maps, images, run, "map"))
-    return block(heading(maps.attrs), [plain_panel(maps, images, "map")])
-
-
 def _kinds(maps: Sequence[xr.DataArray]) -> str:
     """Words for a title that says which directions are no attention."""
     words = [
@@ -148,27 +113,3 @@ def _kinds(maps: Sequence[xr.DataArray]) -> str:
         if own.attrs["kind"] != "attention"
     ]
     return f": {', '.join(dict.fromkeys(words))}" if words else ""
-
-
-def _distributions(
-    tables: dict[str, pl.DataFrame], collected: Collected, order: Sequence[str], out: Path
-) -> None:
-    """Density and IMACS over samples, and over every level."""
-    units = units_of(next(iter(collected.maps.values())).attrs)
-    scored = pl.concat([tables[level] for level in ("unified", "specific") if level in tables])
-    rows = []
-    for direction, level, name, colour in SERIES:
-        values = scored.filter((pl.col("direction") == direction) & (pl.col("level") == level))
-        if values["imacs"].count():
-            rows.append((name, values, colour))
-    if rows:
-        inside = [(name, values["inside"].to_numpy(), colour) for name, values, colour in rows]
-        scores = [(name, values["imacs"].to_numpy(), colour) for name, values, colour in rows]
-        words = f"mean {units.name} inside the mask, {units.unit}"
-        title = "Attention inside the mask"
-        save(strips(inside, words, units.uniform, title), out / "density.png")
-        save(strips(scores, "IMACS, from -penalty to 1", None, "IMACS"), out / "imacs.png")
-    levels = [level for level in GRID_LEVELS if level in tables and tables[level]["imacs"].count()]
-    if levels:
-        spread = profile(pl.concat([tables[level] for level in levels]))
-        save(profiles(spread, levels, units, order), out / "profiles.png")

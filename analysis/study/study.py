@@ -9,9 +9,8 @@
     OUT/report/*.html      self-contained: index.html, a page for each level, and one for the aggregations
     OUT/study.json         what was done; marks the directory's contents as a study's
 
-Everything is made in a temporary directory inside OUT and renamed into place at the end, so that a study
-that fails leaves the one before it as it was. A damaged sample is refused and reported; the others are
-studied.
+Everything is made in a scratch folder inside OUT and renamed into place at the end, so that a study that
+fails leaves the one before it as it was. A damaged sample is left out and named; the others are studied.
 """
 
 from __future__ import annotations
@@ -28,17 +27,24 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from i2am.analysis.aggregations.tables import Aggregated, collect_aggregations
-from i2am.analysis.events import Listener, Refusal, StudyFinished, ignore
+from i2am.analysis.events import Listener, SampleRefused, StudyFinished, ignore
 from i2am.analysis.grids.selection import select
 from i2am.analysis.maps.stored import Collected
 from i2am.analysis.options import StudyOptions, check_options
-from i2am.analysis.output_directory import Kind, Timings, without_damaged, workplace
+from i2am.analysis.output_directory import OutputKind, Timings, output_directory, retry_without_damaged
 from i2am.analysis.scores.summary import summarise
 from i2am.analysis.study.baselines import collect_baselines
 from i2am.analysis.study.collect import collect_maps, collect_tables
-from i2am.analysis.study.damaged_samples import damaged_samples, sound_samples
-from i2am.analysis.study.up_to_date import earlier, made_from, new_samples, outputs, still_holds
+from i2am.analysis.study.damaged_samples import find_damaged, split_damaged
+from i2am.analysis.study.up_to_date import (
+    earlier_study,
+    is_up_to_date,
+    new_samples,
+    output_sizes,
+    study_inputs,
+)
 from i2am.storage.errors import NoAnswer
+from i2am.storage.reading.open import open_any
 from i2am.storage.reading.run_collection import members_of
 
 if TYPE_CHECKING:
@@ -46,45 +52,25 @@ if TYPE_CHECKING:
     from i2am.storage.reading.run_collection import AnyRun
 
 OUTPUTS = ("maps.zarr", "aggregations.zarr", "tables", "figures", "report", "study.json")
-"""Everything that a study writes into its directory; nothing else there is touched. The last is the mark."""
+"""Everything that a study writes into its directory; nothing else there is touched."""
 
-STUDY = Kind("a study", OUTPUTS, "study.json")
+STUDY = OutputKind("a study", OUTPUTS, "study.json")
 
 
 @dataclass(frozen=True, slots=True)
 class StudyResult:
-    """What a study made.
-
-    Attributes
-    ----------
-    out, report, maps
-        Directory, report page and maps store.
-    tables
-        Table name to frame.
-    samples
-        Ids that were studied.
-    refusals
-        Damaged samples that were left out; the command line exits with 1 if there are any.
-    absent
-        What could not be computed, and why, one line each.
-    seconds
-        Wall clock of each stage.
-    new
-        Ids among `samples` that the study before this one in `out` did not have, or had with other data.
-    up_to_date
-        The study before this one still holds, and was left as it is.
-    """
+    """What a study made."""
 
     out: Path
-    report: Path
+    report: Path  # the front page
     maps: Path
     tables: dict[str, pl.DataFrame]
-    samples: tuple[str, ...]
-    refusals: tuple[Refusal, ...]
-    absent: tuple[str, ...]
-    seconds: dict[str, float] = field(default_factory=dict)
-    new: tuple[str, ...] = ()
-    up_to_date: bool = False
+    samples: tuple[str, ...]  # that were studied
+    refusals: tuple[SampleRefused, ...]  # damaged samples that were left out
+    absent: tuple[str, ...]  # what could not be computed, and why, one line each
+    seconds: dict[str, float] = field(default_factory=dict)  # wall clock of each stage
+    new: tuple[str, ...] = ()  # samples that the study before in `out` did not have, or had with other data
+    up_to_date: bool = False  # the study before still holds, and was left as it is
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -125,64 +111,53 @@ def analyze(
         What to study.
     on_event
         Called with the events of `i2am.analysis.events`, in this process.
-    overwrite
-        Replace things of the names in OUTPUTS that no study wrote.
-    again
-        Make it anew even if it would come out the same.
-
-    Returns
-    -------
-    StudyResult
-        Paths, tables and refusals.
+    overwrite, again
+        Replace things of the names in OUTPUTS that no study wrote; and a study that would come out the same.
 
     Raises
     ------
-    AlreadyExists
-        If `out` holds something under one of the names in OUTPUTS that no study wrote.
-    NoPermission, NotFound
-        If `out` cannot be made.
+    AlreadyExists, NoPermission, NotFound
+        If `out` holds something under one of the names in OUTPUTS that no study wrote, or cannot be made.
     EmptyRun, UnknownName
         From the run and the selection.
     DamagedSample
-        If no sample is left that is not damaged.
+        If every sample is damaged.
     """
-    from i2am.storage.reading.open import open_any
-
     emit = on_event or ignore
-    begun = time.perf_counter()
+    start = time.perf_counter()
     options = options or StudyOptions()
     check_options(options)
     opened = open_any(run, options.storage_options)
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
-    before, inputs = earlier(Path(out)), made_from(opened, names, options)
-    if not again and still_holds(inputs, before, Path(out)) and not damaged_samples(opened, names):
-        with suppress(OSError, pl.exceptions.PolarsError):  # a damaged table: it is made anew
-            found = _as_it_was(before, Path(out))
-            emit(StudyFinished(str(out), time.perf_counter() - begun))
+    before, inputs = earlier_study(Path(out)), study_inputs(opened, names, options)
+    if not again and is_up_to_date(inputs, before, Path(out)) and not find_damaged(opened, names):
+        with suppress(OSError, pl.exceptions.PolarsError):  # a damaged table: the study is made anew
+            found = _read_result(before, Path(out))
+            emit(StudyFinished(str(out), time.perf_counter() - start))
             return found
-    with workplace(Path(out), STUDY, overwrite) as place:
+    with output_directory(Path(out), STUDY, overwrite) as place:
 
         def attempt(damaged: dict[str, str], made: Path) -> StudyResult:
-            return _study(opened, names, damaged, options, place.directory, made, emit)
+            return _study(opened, names, damaged, options, place.path, made, emit)
 
-        result, made = without_damaged(names, place.staging, attempt)
+        result, made = retry_without_damaged(names, place.staging, attempt)
         fresh = set(new_samples(inputs, before))
         result = replace(result, new=tuple(name for name in result.samples if name in fresh))
         _write_facts(made, opened, result, inputs)
         place.publish(made)
-    emit(StudyFinished(str(place.directory), time.perf_counter() - begun))
+    emit(StudyFinished(str(out), time.perf_counter() - start))
     return result
 
 
 def _write_facts(made: Path, run: AnyRun, result: StudyResult, inputs: dict[str, Any]) -> None:
-    """What was done, and from what."""
+    """Write ``study.json``: what was done, and from what."""
     runs = [own.path for own in members_of(run)]
     facts = result.to_json() | {"run": run.path, "runs": runs, "inputs": inputs}
-    facts["outputs"] = outputs(made, OUTPUTS)
+    facts["outputs"] = output_sizes(made, OUTPUTS)
     (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _as_it_was(facts: dict[str, Any], directory: Path) -> StudyResult:
+def _read_result(facts: dict[str, Any], directory: Path) -> StudyResult:
     """The result of a study that is left as it is."""
     return StudyResult(
         out=directory,
@@ -207,7 +182,9 @@ def _study(
     emit: Listener,
 ) -> StudyResult:
     timings = Timings()
-    good, refusals = sound_samples([(run, options)], names, known, emit, timings)
+    good, refusals = split_damaged(
+        [(run, options.store)], names, known, options.layers, options.storage_options, emit, timings
+    )
     collected = collect_maps(run, good, options, staging / "maps.zarr", emit)
     if not collected.maps:
         raise NoAnswer(
@@ -242,15 +219,15 @@ def _tables(
     run: AnyRun, collected: Collected, options: StudyOptions, staging: Path, emit: Listener
 ) -> tuple[dict[str, pl.DataFrame], tuple[str, ...]]:
     """Write the tables of all levels, of the baselines, and the summary; and what has no answer."""
-    tables = collect_tables(run, collected, options, emit)
-    baselines = collect_baselines(run, collected.samples, options, staging / "maps.zarr", emit)
-    if baselines.table.height:
-        tables["baselines"] = baselines.table
+    tables = collect_tables(run, collected, options.penalty, emit)
+    baselines, absent = collect_baselines(run, collected.samples, options, staging / "maps.zarr", emit)
+    if baselines.height:
+        tables["baselines"] = baselines
     tables["summary"] = summarise(tables, options.confidence)
     (staging / "tables").mkdir()
     for name, table in tables.items():
         table.write_parquet(staging / "tables" / f"{name}.parquet")
-    return tables, baselines.absent
+    return tables, absent
 
 
 def _draw(
@@ -258,7 +235,7 @@ def _draw(
     collected: Collected,
     aggregated: Aggregated,
     tables: dict[str, pl.DataFrame],
-    refusals: tuple[Refusal, ...],
+    refusals: tuple[SampleRefused, ...],
     options: StudyOptions,
     staging: Path,
     emit: Listener,
@@ -268,24 +245,15 @@ def _draw(
     from i2am.analysis.maps.mean_over_samples import mean_maps
     from i2am.analysis.maps.stored import read_eagerly
     from i2am.analysis.report.aggregation_page import PAGE, write_aggregation_page
-    from i2am.analysis.report.page_list import site
+    from i2am.analysis.report.page_list import page_links
     from i2am.analysis.report.write import write_report
     from i2am.analysis.study.figures import write_figures
 
-    means = mean_maps(read_eagerly(collected))
-    write_figures(run, collected, tables, staging / "figures", options.figures, emit, means)
+    stored = read_eagerly(collected)
+    means = mean_maps(stored)
+    write_figures(run, stored, tables, means, staging / "figures", options.figures, emit)
     timings.end("figures")
-    pages = {PAGE: "Aggregations"} if options.aggregations else {}
-    write_report(
-        run,
-        collected,
-        tables,
-        staging / "report",
-        refusals=refusals,
-        details=options.details,
-        pages=pages,
-        means=means,
-        on_event=emit,
-    )
-    write_aggregation_page(aggregated, staging, run.name, emit, site(collected, pages))
+    links = page_links(collected, {PAGE: "Aggregations"} if options.aggregations else {})
+    write_report(run, stored, tables, means, staging / "report", links, options.details, refusals, emit)
+    write_aggregation_page(aggregated, staging, run.name, emit, links)
     timings.end("report")

@@ -1,4 +1,4 @@
-"""Whether an earlier study is still what would be made now, told by what its study.json says it is from."""
+"""Whether an earlier study is up to date: its study.json says from what it was made."""
 
 from __future__ import annotations
 
@@ -19,35 +19,26 @@ if TYPE_CHECKING:
     from i2am.analysis.options import StudyOptions
     from i2am.storage.reading.run_collection import AnyRun
 
-_ELSEWHERE = ("store", "storage_options")
+_PLACES = ("store", "storage_options")
 """Options that say where things are kept, not what they are."""
 
 
-def made_from(run: AnyRun, names: Sequence[str], options: StudyOptions) -> dict[str, Any]:
-    """Everything that a study depends on.
+def study_inputs(run: AnyRun, names: Sequence[str], options: StudyOptions) -> dict[str, Any]:
+    """Everything that a study depends on, as JSON types.
 
-    Parameters
-    ----------
-    run, names, options
-        The study.
-
-    Returns
-    -------
-    dict
-        JSON-ready: ``runs`` (ids), ``samples`` (id to fingerprint, None if its record is damaged),
-        ``options``, ``aggregations`` (name to a digest of its code), ``software``.
+    A sample's fingerprint is None if its record is damaged; an aggregation stands with a digest of its code.
     """
-    said = {name: value for name, value in asdict(options).items() if name not in _ELSEWHERE}
+    relevant = {name: value for name, value in asdict(options).items() if name not in _PLACES}
     return {
         "runs": [own.run_id for own in members_of(run)],
         "samples": {name: _fingerprint(run, name) for name in names},
-        "options": json.loads(json.dumps(said, default=repr)),
+        "options": json.loads(json.dumps(relevant, default=repr)),
         "aggregations": {name: _code(name) for name in options.aggregations},
         "software": {"i2am": _version(), "kernel": KERNEL_VERSION},
     }
 
 
-def earlier(out: Path) -> dict[str, Any]:
+def earlier_study(out: Path) -> dict[str, Any]:
     """What the study in a directory wrote about itself; empty if there is none, or none that can be read."""
     try:
         facts = json.loads((out / "study.json").read_bytes())
@@ -57,47 +48,21 @@ def earlier(out: Path) -> dict[str, Any]:
 
 
 def new_samples(inputs: dict[str, Any], before: dict[str, Any]) -> tuple[str, ...]:
-    """Samples that an earlier study did not have, or had with other data.
-
-    Parameters
-    ----------
-    inputs
-        Of :func:`made_from`.
-    before
-        Of :func:`earlier`.
-    """
+    """Samples that an earlier study did not have, or had with other data."""
     old = before.get("inputs")
     known = old.get("samples", {}) if isinstance(old, dict) and old.get("runs") == inputs["runs"] else {}
     return tuple(name for name, digest in inputs["samples"].items() if known.get(name) != digest)
 
 
-def still_holds(inputs: dict[str, Any], before: dict[str, Any], out: Path) -> bool:
-    """Whether an earlier study is whole, left nothing out, and was made from the same.
-
-    Parameters
-    ----------
-    inputs
-        Of :func:`made_from`.
-    before
-        Of :func:`earlier`.
-    out
-        Its directory.
-    """
+def is_up_to_date(inputs: dict[str, Any], before: dict[str, Any], out: Path) -> bool:
+    """Whether an earlier study is whole, left nothing out, and was made from the same."""
     if before.get("inputs") != inputs or before.get("refusals") or None in inputs["samples"].values():
         return False
-    return bool(before.get("outputs")) and outputs(out, before["outputs"]) == before["outputs"]
+    return bool(before.get("outputs")) and output_sizes(out, before["outputs"]) == before["outputs"]
 
 
-def outputs(out: Path, names: Iterable[str]) -> dict[str, list[int]]:
-    """Files and bytes below each of some names in a directory: what a study says that it made.
-
-    Parameters
-    ----------
-    out
-        The directory.
-    names
-        Files and folders in it; those that are not there are left out.
-    """
+def output_sizes(out: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """(files, bytes) below each of some names in a directory, as far as they exist."""
     found = {}
     for name in names:
         place = out / name

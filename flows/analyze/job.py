@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from i2am.flows.config.models import AnalysisConfig
 from i2am.flows.config.selections import selected
-from i2am.flows.console.progress import Progress, report
+from i2am.flows.console.progress import Progress, emit
 
 if TYPE_CHECKING:
     from i2am.analysis.events import Event
@@ -16,33 +16,9 @@ if TYPE_CHECKING:
 def run_analysis(
     run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool = False, again: bool = False
 ) -> dict[str, Any]:
-    """Analyse a run into a directory.
+    """Analyse a run, or several as one, into a local directory: what `i2am analyze --json` writes.
 
-    Parameters
-    ----------
-    run
-        Path or URL; or several, or a pattern: they are read as one run.
-    out
-        Local directory of the results.
-    config
-        What to draw, how, and on which Dask cluster.
-    overwrite
-        Replace results in ``out`` that no analysis wrote.
-    again
-        Make it anew even if nothing changed since the one in ``out``.
-
-    Returns
-    -------
-    dict
-        JSON-ready: ``run``, ``out``, ``report``, ``maps``, ``tables`` (name to path), ``samples`` (ids),
-        ``refusals`` (sample, reason), ``absent`` (what has no answer), ``seconds`` (by stage), ``new`` (ids
-        that the analysis before lacked), ``up_to_date`` (it was left as it is), ``scores`` (rows of the
-        unified table).
-
-    Raises
-    ------
-    InputError, DamageError
-        See :func:`i2am.analysis.study.study.analyze` and :func:`i2am.flows.analyze.dask_cluster.computing`.
+    `overwrite` replaces results that no analysis wrote; `again` computes them even if nothing has changed.
     """
     from i2am.analysis.study.study import analyze
     from i2am.flows.analyze.dask_cluster import computing
@@ -50,7 +26,7 @@ def run_analysis(
 
     with computing(config, overwrite):
         opened = open_any(run, label=config.label)
-        result = analyze(opened, out, _options(config), on_event=listen, overwrite=overwrite, again=again)
+        result = analyze(opened, out, _options(config), on_event=emit_event, overwrite=overwrite, again=again)
     columns = ["sample", "direction", "region", "imacs", "inside", "outside", "share", "kind", "note"]
     return (
         {"run": run if isinstance(run, str) else ", ".join(run)}
@@ -62,38 +38,24 @@ def run_analysis(
 def _options(config: AnalysisConfig) -> StudyOptions:
     from i2am.analysis.options import StudyOptions
 
+    same = ("time_groups", "penalty", "protocol", "confidence", "size", "details", "figures")
     return StudyOptions(
         layers=tuple(config.layers) if config.layers else None,
         steps=selected(config.steps),
         heads=selected(config.heads),
         samples=tuple(config.samples) if config.samples else None,
-        time_groups=config.time_groups,
-        penalty=config.penalty,
-        protocol=config.protocol,
-        confidence=config.confidence,
-        size=config.size,
         aggregations=tuple(config.aggregations),
-        details=config.details,
-        figures=config.figures,
+        **{name: getattr(config, name) for name in same},
     )
 
 
-def listen(event: Event) -> None:
-    """Tell of a stage's progress, a hundredth of it at least.
-
-    Parameters
-    ----------
-    event
-        Of an analysis.
-    """
+def emit_event(event: Event) -> None:
+    """Pass on the progress of a stage of an analysis, one line for each hundredth at most."""
     from i2am.analysis.events import StageAdvanced, StageStarted
 
     if isinstance(event, StageStarted):
-        report(Progress(event.stage, 0, event.total))
-    elif isinstance(event, StageAdvanced) and _worth_telling(event.done, event.total):
-        report(Progress(event.stage, event.done, event.total, event.stage))
-
-
-def _worth_telling(done: int, total: int) -> bool:
-    """Whether another hundredth of a stage is done: a log has a line for each, at most."""
-    return done * 100 // total > (done - 1) * 100 // total
+        emit(Progress(event.stage, 0, event.total))
+    elif isinstance(event, StageAdvanced):
+        done, total = event.done, event.total
+        if done * 100 // total > (done - 1) * 100 // total:
+            emit(Progress(event.stage, done, total, event.stage))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.config.selections import selected, selected_layers
+from i2am.flows.config.selections import selected
 from i2am.flows.console.describe_run import describe
 from i2am.flows.console.output import one_line
-from i2am.flows.console.progress import Progress, report
+from i2am.flows.console.progress import Progress, emit
 from i2am.flows.datasets.open import SampleSet, open_samples
 from i2am.storage.errors import ConfigError, NotFound, UnknownName
 from i2am.storage.format.marginals_only import need_attention
@@ -28,92 +27,48 @@ _MAY_DIFFER = frozenset({"out", "storage_options", "sweep"})
 """Keys that may change between the start of a capture and its resumption."""
 
 
-@dataclass(frozen=True, slots=True)
-class Todo:
-    """Which samples of a capture are to be taken.
-
-    Attributes
-    ----------
-    only
-        Ids; None for all.
-    retry_failed
-        Take those again that were set aside as failed; otherwise they are passed over.
-    keep_going
-        Set a sample aside that fails, and go on; otherwise its error ends the capture.
-    """
-
-    only: tuple[str, ...] | None = None
-    retry_failed: bool = False
-    keep_going: bool = False
-
-
-def run_capture(config: CaptureConfig, todo: Todo | None = None) -> dict[str, Any]:
+def run_capture(
+    config: CaptureConfig,
+    *,
+    only: Sequence[str] | None = None,
+    retry_failed: bool = False,
+    keep_going: bool = False,
+) -> dict[str, Any]:
     """Run a capture, or go on with one; samples that are committed are not touched.
 
-    Parameters
-    ----------
-    config
-        The capture, with absolute paths.
-    todo
-        Which samples; None for all that are neither committed nor set aside.
+    ``only`` names the samples to take; ``retry_failed`` takes those again that were recorded as failed;
+    ``keep_going`` records a sample that fails and goes on, otherwise its error ends the capture.
 
-    Returns
-    -------
-    dict
-        JSON-ready: ``run`` (its path), ``captured`` (now), ``committed``, ``declared``, ``bytes`` and
-        ``files`` of all committed samples, ``seconds``, ``samples`` (id, seed, seconds, bytes of each that is
-        committed), ``failed`` (sample and error of each that is set aside).
-
-    Raises
-    ------
-    ConfigError
-        If the run exists with another configuration; the message names the keys that differ.
-    InputError
-        If samples, pipeline or run are not as the configuration says.
+    Returns what ``--json`` writes: ``run`` (its path), ``captured`` (now), ``committed``, ``declared``,
+    ``bytes`` and ``files`` of the committed samples, ``seconds``, ``samples`` (id, seed, seconds and bytes of
+    each that is committed), ``failed`` (sample and error of each that failed).
     """
     started = time.perf_counter()
     samples = open_samples(config)
-    todo = todo or Todo()
-    before, ids = waiting(config, samples, todo)
+    before, ids = missing_samples(config, samples, only=only, retry_failed=retry_failed)
     if ids:
-        report(Progress("capture", before, len(samples.ids)))
-        capture_samples(config, samples, prepare(config), ids, before, keep_going=todo.keep_going)
+        emit(Progress("capture", before, len(samples.ids)))
+        capture_samples(config, samples, prepare(config), ids, before, keep_going=keep_going)
     return summarise(config, before, time.perf_counter() - started)
 
 
-def waiting(config: CaptureConfig, samples: SampleSet, todo: Todo) -> tuple[int, list[str]]:
-    """Ask the run what there is to do, and take back the failures that are to be tried again.
-
-    Parameters
-    ----------
-    config, samples
-        The capture and its samples.
-    todo
-        Which of them.
-
-    Returns
-    -------
-    committed : int
-        Samples that are there.
-    ids : list of str
-        Samples to take now, in declared order.
-
-    Raises
-    ------
-    ConfigError
-        If the run exists with another configuration.
-    UnknownName
-        If `todo` names a sample that there is not.
-    """
+def missing_samples(
+    config: CaptureConfig,
+    samples: SampleSet,
+    *,
+    only: Sequence[str] | None = None,
+    retry_failed: bool = False,
+) -> tuple[int, list[str]]:
+    """Ask the run how many samples are committed, and which are to be taken now, in declared order."""
     known = frozenset(samples.ids)
-    for id in todo.only or ():
+    for id in only or ():
         if id not in known:
             raise UnknownName("sample", id, samples.ids)
     existing = _existing(config)
     committed = set(existing.samples) if existing is not None else set()
-    chosen = set(samples.ids if todo.only is None else todo.only) - committed
+    chosen = set(samples.ids if only is None else only) - committed
     failed = failures(config.out, config.storage_options or None) if existing is not None else {}
-    if todo.retry_failed:
+    if retry_failed:
         clear_failures(config.out, chosen & set(failed), config.storage_options or None)
     else:
         chosen -= set(failed)
@@ -121,26 +76,10 @@ def waiting(config: CaptureConfig, samples: SampleSet, todo: Todo) -> tuple[int,
 
 
 def summarise(config: CaptureConfig, before: int, seconds: float) -> dict[str, Any]:
-    """Collect what :func:`run_capture` returns.
-
-    Parameters
-    ----------
-    config
-        The capture.
-    before
-        Samples that were committed when it began.
-    seconds
-        How long it took.
-
-    Returns
-    -------
-    dict
-        JSON-ready.
-    """
+    """Collect what :func:`run_capture` returns; ``before`` samples were committed when it began."""
     options = config.storage_options or None
     run = open_run(config.out, options)
     facts = describe(run)
-    aside = failures(config.out, options)
     return {
         "run": config.out,
         "captured": facts["samples"]["committed"] - before,
@@ -150,14 +89,16 @@ def summarise(config: CaptureConfig, before: int, seconds: float) -> dict[str, A
         "files": facts["files"],
         "seconds": seconds,
         "samples": [_row(run, sample) for sample in run.samples],
-        "failed": [{"sample": each.sample, "error": each.error} for each in aside.values()],
+        "failed": [
+            {"sample": each.sample, "error": each.error} for each in failures(config.out, options).values()
+        ],
     }
 
 
-def kept(config: CaptureConfig) -> dict[str, Any]:
-    """Return what a configuration keeps, as arguments of ``i2am.capture`` and ``i2am.pipeline.probe.probe``."""
+def capture_arguments(config: CaptureConfig) -> dict[str, Any]:
+    """Arguments of ``i2am.capture`` and ``i2am.pipeline.probe.probe`` that a configuration gives."""
     return {
-        "layers": selected_layers(config.layers),
+        "layers": selected(config.layers),
         "steps": selected(config.steps),
         "heads": selected(config.heads),
         "adapter": config.adapter,
@@ -169,30 +110,12 @@ def kept(config: CaptureConfig) -> dict[str, Any]:
 
 
 def comparable(config: CaptureConfig) -> dict[str, Any]:
-    """Return what two captures must share for one to go on with the other, as JSON, without credentials."""
+    """What two captures must share for one to go on with the other, as JSON, without credentials."""
     return config.model_dump(mode="json", exclude=set(_MAY_DIFFER), exclude_none=True)
 
 
 def prepare(config: CaptureConfig) -> tuple[Any, Call]:
-    """Load the pipeline, and check how it will be called before anything is generated.
-
-    Parameters
-    ----------
-    config
-        The capture.
-
-    Returns
-    -------
-    pipe, call
-        The pipeline and its :class:`i2am.pipeline.jobs.Call`.
-
-    Raises
-    ------
-    UnknownName
-        If the pipeline's call does not take an argument that the configuration gives.
-    InputError
-        If the pipeline cannot be loaded as described.
-    """
+    """Load the pipeline, and check how it will be called before anything is generated."""
     from i2am.flows.capture.load_pipeline import call_inputs, load_pipeline
 
     pipe = load_pipeline(config)
@@ -216,63 +139,55 @@ def capture_samples(
     *,
     keep_going: bool = False,
 ) -> None:
-    """Capture some samples with a pipeline that is loaded.
-
-    Parameters
-    ----------
-    config, samples
-        The capture and all its samples.
-    prepared
-        Of :func:`prepare`.
-    ids
-        The samples to take.
-    committed
-        Samples that are there, for the progress.
-    keep_going
-        Set a sample aside that fails, and go on.
-
-    Raises
-    ------
-    InputError
-        If a sample fails and nothing is to be set aside, or if none could be captured and there is no run.
-    """
+    """Capture ``ids`` with a pipeline that is loaded; ``committed`` samples are there, for the progress."""
     from i2am.pipeline.capture import capture
-    from i2am.pipeline.events import SampleDone, Waiting
     from i2am.pipeline.jobs import run_job
 
     pipe, call = prepared
-    done, total = committed, len(samples.ids)
     failed: dict[str, Exception] = {}
 
-    def listen(event: Event) -> None:
-        """Count committed samples."""
+    def on_failure(batch: Sequence[str], error: Exception) -> None:
+        failed.update(dict.fromkeys(batch, error))
+
+    arguments: dict[str, Any] = capture_arguments(config)
+    if config.storage_options:
+        arguments["storage_options"] = config.storage_options
+    try:
+        with capture(
+            pipe,
+            config.out,
+            list(samples.ids),
+            attrs={"configuration": comparable(config), "seeds": dict(samples.seeds)},
+            on_event=_progress_of(committed, len(samples.ids)),
+            **arguments,
+        ) as cap:
+            run_job(
+                cap, pipe, samples.load, call, config.batch_size,
+                only=ids, on_failure=on_failure if keep_going else None,
+            )  # fmt: skip
+    finally:
+        recorded = _record_failures(config, failed)
+    if failed and not recorded:
+        raise next(iter(failed.values()))  # nothing worked, and there is no run to record it in
+
+
+def _progress_of(done: int, total: int) -> Callable[[Event], None]:
+    """Turn events of a capture into progress."""
+    from i2am.pipeline.events import SampleDone, Waiting
+
+    def on_event(event: Event) -> None:
         nonlocal done
         if isinstance(event, SampleDone):
             done += 1
-            report(Progress("capture", done, total, event.sample))
+            emit(Progress("capture", done, total, event.sample))
         elif isinstance(event, Waiting):
-            report(Progress("wait for another process", 0, len(event.samples), event.samples[0]))
+            emit(Progress("wait for another process", 0, len(event.samples), event.samples[0]))
 
-    def fail(batch: Sequence[str], error: Exception) -> None:
-        """Remember a batch that failed."""
-        failed.update(dict.fromkeys(batch, error))
-
-    options: dict[str, Any] = {"storage_options": config.storage_options} if config.storage_options else {}
-    notes = {"configuration": comparable(config), "seeds": dict(samples.seeds)}
-    try:
-        with capture(
-            pipe, config.out, list(samples.ids), **kept(config), attrs=notes, on_event=listen, **options
-        ) as cap:
-            on_failure = fail if keep_going else None
-            run_job(cap, pipe, samples.load, call, config.batch_size, only=ids, on_failure=on_failure)
-    finally:
-        noted = _note(config, failed)
-    if failed and not noted:
-        raise next(iter(failed.values()))  # nothing worked, and there is no run to note it in
+    return on_event
 
 
-def _note(config: CaptureConfig, failed: Mapping[str, Exception]) -> bool:
-    """Set samples aside; False if there is none, or no run to note it in."""
+def _record_failures(config: CaptureConfig, failed: Mapping[str, Exception]) -> bool:
+    """Record samples as failed; False if there is none, or no run to record them in."""
     if not failed or _existing(config) is None:
         return False
     lines = {id: one_line(error)[:500] for id, error in failed.items()}

@@ -14,29 +14,9 @@ from i2am.storage.errors import CaptureError, ConfigError, MissingDependency, No
 
 
 def load_pipeline(config: CaptureConfig) -> Any:
-    """Load the pipeline, on its device, with its own progress bar off.
-
-    Parameters
-    ----------
-    config
-        The capture.
-
-    Returns
-    -------
-    diffusers.DiffusionPipeline or any callable
-        Ready to be called.
-
-    Raises
-    ------
-    MissingDependency
-        If the ``capture`` extra is not installed.
-    ConfigError, NotFound, UnknownName, CaptureError
-        If the source cannot be loaded as described.
-    """
+    """Load the pipeline, on its device, with its own progress bar off."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
-        os.environ.setdefault(
-            f"{library}_VERBOSITY", "error"
-        )  # their advice is for those who write pipelines
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")  # advice for those who write pipelines
     for package in ("torch", "diffusers"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(f"capture needs {package}", remedy="pip install 'i2am[capture]'")
@@ -59,19 +39,7 @@ def load_pipeline(config: CaptureConfig) -> Any:
 
 
 def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str]:
-    """Find which argument of the pipeline's call takes which image of a sample.
-
-    Returns
-    -------
-    dict of str to str
-        Argument name to ``source``, ``reference``, ``mask``, ``prompt``, ...; an argument that the
-        configuration's call gives is not asked of the samples.
-
-    Raises
-    ------
-    CaptureError
-        If no adapter knows the class and the configuration does not say.
-    """
+    """Which argument of the pipeline's call takes which image or text of a sample."""
     if config.inputs is not None:
         return dict(config.inputs)
     from i2am.pipeline.adapters.registry import find_adapter

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson, Quiet, RetryFailed, RunOut
-from i2am.flows.console.output import emit, human_bytes, note, say
+from i2am.flows.console.output import human_bytes, log, print_json, print_line
 
 
 def capture(
@@ -16,7 +16,7 @@ def capture(
     out: RunOut = None,
     retry_failed: RetryFailed = False,
     keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Set a sample aside that fails, and go on with the next.")
+        bool, typer.Option("--keep-going", help="Record a sample that fails, and go on with the next.")
     ] = False,
     prefect: Annotated[
         bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
@@ -28,59 +28,39 @@ def capture(
     """Run or resume a capture.
 
     What is committed is never done again; a run of another configuration is refused. Exit status 1: samples
-    are set aside as failed.
+    failed.
     """
     from i2am.flows.config.load_yaml import load_capture
-    from i2am.flows.console.progress import shown
+    from i2am.flows.console.progress import show_progress
     from i2am.flows.prefect.choose import as_flow, both_refused
 
     settings = load_capture(config, out)
     choice = as_flow(both_refused(prefect, direct))
-    with shown(quiet):
+    with show_progress(quiet):
         if choice:
             from i2am.flows.prefect.capture_flow import capture_flow
 
             summary = capture_flow(settings, retry_failed, keep_going)
         else:
-            from i2am.flows.capture.job import Todo, run_capture
+            from i2am.flows.capture.job import run_capture
 
-            summary = run_capture(settings, Todo(retry_failed=retry_failed, keep_going=keep_going))
+            summary = run_capture(settings, retry_failed=retry_failed, keep_going=keep_going)
     show_capture(summary, as_json)
 
 
 def show_capture(summary: dict[str, Any], as_json: bool) -> None:
-    """Say what was captured and what was set aside.
-
-    Parameters
-    ----------
-    summary
-        Of :func:`i2am.flows.capture.job.run_capture`.
-    as_json
-        Write it as it is.
-
-    Raises
-    ------
-    typer.Exit
-        With status 1 if samples are set aside.
-    """
-    for entry in summary["failed"]:
-        note(f"i2am: set aside: {entry['sample']}: {entry['error']}")
+    """Write what was captured and what failed; exit status 1 if a sample did."""
+    failed = summary["failed"]
+    for entry in failed:
+        log(f"i2am: failed: {entry['sample']}: {entry['error']}")
     if as_json:
-        emit(summary)
+        print_json(summary)
     else:
-        _say(summary)
-    if summary["failed"]:
-        raise typer.Exit(1)
-
-
-def _say(summary: dict[str, Any]) -> None:
-    say(
-        f"{summary['run']}: captured {summary['captured']} samples in {summary['seconds']:.1f} s, "
-        f"{summary['committed']} of {summary['declared']} committed, {human_bytes(summary['bytes'])} "
-        f"in {summary['files']} files"
-        + (
-            f"; {len(summary['failed'])} set aside, i2am capture --retry-failed takes them again"
-            if summary["failed"]
-            else ""
+        retry = f"; {len(failed)} failed, i2am capture --retry-failed takes them again" if failed else ""
+        print_line(
+            f"{summary['run']}: captured {summary['captured']} samples in {summary['seconds']:.1f} s, "
+            f"{summary['committed']} of {summary['declared']} committed, {human_bytes(summary['bytes'])} "
+            f"in {summary['files']} files{retry}"
         )
-    )
+    if failed:
+        raise typer.Exit(1)

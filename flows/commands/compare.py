@@ -7,107 +7,81 @@ from typing import Annotated, Any
 
 import typer
 
-from i2am.flows.commands.options import AsJson, Cluster, Label, Quiet, Workers
-from i2am.flows.console.output import emit, note, say, table
+from i2am.flows.commands import options
+from i2am.flows.console.output import number, percent, print_json, print_line, print_table
 
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="Run: a folder NAME.zarr, a URL, or a pattern.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Likewise; differences are B - A.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier comparison is replaced.")],
-    layer: Annotated[
-        list[str] | None, typer.Option(help="Layer or pattern such as '*up*'; repeat for more.")
-    ] = None,
-    sample: Annotated[list[str] | None, typer.Option(help="Sample to compare; repeat for more.")] = None,
-    steps: Annotated[str | None, typer.Option(help="Steps to keep: 3 or 0,4 or 0:10.")] = None,
-    heads: Annotated[str | None, typer.Option(help="Heads to keep: 3 or 0,4 or 0:4.")] = None,
-    size: Annotated[str | None, typer.Option(help="Size of the maps: ROWSxCOLUMNS.")] = None,
-    time_groups: Annotated[int, typer.Option(min=1, help="Groups of the time level.")] = 5,
-    penalty: Annotated[float, typer.Option(help="Weight of attention outside the mask.")] = 3.0,
-    confidence: Annotated[float, typer.Option(help="Of the intervals over pairs.")] = 0.95,
-    protocol: Annotated[
-        str, typer.Option(help="corrected, or official: the paper's own code.")
-    ] = "corrected",
+    layer: options.LayerNames = None,
+    sample: options.SampleNames = None,
+    steps: options.Steps = None,
+    heads: options.Heads = None,
+    size: options.Size = None,
+    time_groups: options.TimeGroups = 5,
+    penalty: options.Penalty = 3.0,
+    confidence: options.Confidence = 0.95,
+    protocol: options.Protocol = "corrected",
     details: Annotated[int, typer.Option(min=0, help="Pairs to draw: those that differ most.")] = 6,
-    label: Label = False,
-    workers: Workers = None,
-    cluster: Cluster = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace results that no comparison wrote.")
-    ] = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    label: options.Label = False,
+    workers: options.Workers = None,
+    cluster: options.Cluster = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Two runs, sample by sample: differences in maps and IMACS. Exit status 1: some were damaged."""
     from i2am.analysis.compare.compare import compare as compare_runs
     from i2am.flows.analyze.dask_cluster import computing
-    from i2am.flows.analyze.job import listen
-    from i2am.flows.config import selections
-    from i2am.flows.config.load_yaml import amended
-    from i2am.flows.config.models import Computing
-    from i2am.flows.console.progress import shown
+    from i2am.flows.analyze.job import emit_event
+    from i2am.flows.console.progress import show_progress
     from i2am.flows.subprocesses import termination_interrupts
     from i2am.storage.reading.open import open_any
 
-    question: dict[str, Any] = {
-        "layers": layer,
-        "samples": sample,
-        "steps": selections.from_option("--steps", steps),
-        "heads": selections.from_option("--heads", heads),
-        "size": selections.size("--size", size),
-        "time_groups": time_groups,
-        "penalty": penalty,
-        "confidence": confidence,
-        "protocol": protocol,
-        "details": details,
-    }
-    where = amended(Computing(), workers=workers, cluster=cluster)
+    question: dict[str, Any] = {"layers": layer, "samples": sample, "steps": steps, "heads": heads}
+    question |= {"size": size, "time_groups": time_groups, "penalty": penalty}
+    question |= {"confidence": confidence, "protocol": protocol, "details": details}
+    where = options.computing(workers, cluster)
     first, second = open_any(a, label=label), open_any(b, label=label)
-    with shown(quiet), termination_interrupts(), computing(where):
-        found = compare_runs(first, second, out, **question, on_event=listen, overwrite=overwrite)
+    with show_progress(quiet), termination_interrupts(), computing(where):
+        found = compare_runs(first, second, out, **question, on_event=emit_event, overwrite=overwrite)
     summary = found.to_json()
-    for entry in summary["refusals"]:
-        note(f"i2am: refused: {entry['reason']}")
-    emit(summary) if as_json else _show(summary)
-    if summary["refusals"]:
-        raise typer.Exit(1)
+    if as_json:
+        print_json(summary)
+    else:
+        _print(summary)
+    options.exit_if_refused(summary["refusals"])
 
 
-def _show(summary: dict[str, Any]) -> None:
+def _print(summary: dict[str, Any]) -> None:
     for line in summary["absent"]:
-        say(f"note: {line}")
+        print_line(f"note: {line}")
     alone = summary["alone"]
     left = f"; left out: {alone['a']} in A alone, {alone['b']} in B alone" if any(alone.values()) else ""
-    say(f"compared {len(summary['samples'])} pairs{left}")
-    table(
+    print_line(f"compared {len(summary['samples'])} pairs{left}")
+    print_table(
         ["direction", "score", "pairs", "A", "B", "B - A", "from", "to", "rose in"],
         [
-            [
-                row["direction"],
-                row["metric"],
-                row["pairs"],
-                *(_number(row[name]) for name in ("mean_a", "mean_b", "difference", "low", "high")),
-                "" if row["rose"] is None else f"{100 * row['rose']:.0f}%",
-            ]
+            [row["direction"], row["metric"], row["pairs"]]
+            + [number(row[name]) for name in ("mean_a", "mean_b", "difference", "low", "high")]
+            + [percent(row["rose"])]
             for row in summary["summary"]
         ],
-        right=tuple(range(2, 9)),
+        right=range(2, 9),
     )
-    table(
+    print_table(
         ["direction", "distance of maps", "correlation", "pixels whose interval excludes 0"],
         [
             [
                 row["direction"],
-                _number(row["distance"]),
-                _number(row["correlation"]),
-                "" if row["excluding_zero"] is None else f"{100 * row['excluding_zero']:.0f}%",
+                number(row["distance"]),
+                number(row["correlation"]),
+                percent(row["excluding_zero"]),
             ]
             for row in summary["map_summary"]
         ],
-        right=(1, 2, 3),
+        right=range(1, 4),
     )
-    say(f"report: {summary['report']}")
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    print_line(f"report: {summary['report']}")

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from i2am.flows.console.output import human_bytes, note, say
-from i2am.flows.prefect.server import temporary_server
+from i2am.flows.console.output import human_bytes, log, print_line
 from i2am.flows.subprocesses import run, termination_interrupts
 from i2am.storage.errors import AlreadyExists
 
 _HEADER = "# Written by i2am demo; i2am capture reads it too."
 _MADE = (
-    "capture.yaml",
-    "run.zarr",
-    "run.zarr.marginals.zarr",
-    "maps.zarr",
-    "tables",
-    "figures",
-    "report",
-    "study.json",
-)
+    "capture.yaml", "run.zarr", "run.marginals.zarr",
+    "maps.zarr", "tables", "figures", "report", "study.json",
+)  # fmt: skip
 
 
 def demo(
@@ -51,29 +40,30 @@ def demo(
     """
     started = time.monotonic()
     config = _prepare(out, samples, steps, resume, overwrite)
-    with termination_interrupts(), _orchestration(direct) as env:
-        captured = _step("capture", [str(config), "--json"], env)
+    way = ["--direct"] if direct else []
+    with termination_interrupts():
+        captured = _step("capture", str(config), *way)
         clock = time.monotonic()
-        analysed = _step("analyze", [str(out / "run.zarr"), "--out", str(out), "--json"], env)
-    say(
+        analysed = _step("analyze", str(out / "run.zarr"), "--out", str(out), *way)
+    print_line(
         f"captured {captured['captured']} samples in {captured['seconds']:.0f} s "
         f"({human_bytes(captured['bytes'])}, {captured['files']} files), "
         f"analysed {len(analysed['samples'])} in {time.monotonic() - clock:.0f} s; "
         f"{time.monotonic() - started:.0f} s in all"
     )
-    say(f"report: {out / 'report' / 'index.html'}")
+    print_line(f"report: {out / 'report' / 'index.html'}")
 
 
 def _prepare(out: Path, samples: int, steps: int, resume: bool, overwrite: bool) -> Path:
     """Make the folder and write the capture's configuration into it."""
     config = out / "capture.yaml"
     existing = [name for name in _MADE if (out / name).exists()]
-    if existing and overwrite and _is_ours(config):
+    ours = _is_ours(config)
+    if existing and overwrite and ours:
         for name in existing:
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif existing and not (resume and _is_ours(config)):
-        ours = _is_ours(config)
+    elif existing and not (resume and ours):
         raise AlreadyExists(
             f"{out} holds {', '.join(existing)} already",
             remedy="go on with --resume, start again with --overwrite, or choose another --out"
@@ -98,25 +88,13 @@ def _is_ours(config: Path) -> bool:
     return config.is_file() and config.read_text(encoding="utf-8", errors="replace").startswith(_HEADER)
 
 
-@contextmanager
-def _orchestration(direct: bool) -> Iterator[Mapping[str, str]]:
-    """Give the environment of the steps: with Prefect's temporary server where Prefect is installed."""
-    if direct or importlib.util.find_spec("prefect") is None:
-        yield os.environ
-        return
-    note("starting Prefect's temporary server")
-    with tempfile.TemporaryDirectory(prefix="i2am-prefect-") as home, temporary_server(Path(home)) as env:
-        yield env
-
-
-def _step(command: str, arguments: list[str], env: Mapping[str, str]) -> dict[str, Any]:
+def _step(command: str, *arguments: str) -> dict[str, Any]:
     """Run one command in a process of its own and read its JSON; its errors are already on standard error."""
-    direct = [] if "PREFECT_API_URL" in env else ["--direct"]
-    # Threads that wait by spinning would starve the server, and each other on a busy machine.
-    env = {"OMP_WAIT_POLICY": "passive", **env}
-    status, output = run([sys.executable, "-m", "i2am", command, *arguments, *direct], env=env)
+    # Threads that wait by spinning would starve each other on a busy machine.
+    env = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    status, output = run([sys.executable, "-m", "i2am", command, *arguments, "--json"], env=env)
     if status < 0:
-        note(f"i2am: {command} was ended by signal {-status}; i2am demo --resume goes on from there")
+        log(f"i2am: {command} was ended by signal {-status}; i2am demo --resume goes on from there")
         raise typer.Exit(128 - status)
     if status:
         raise typer.Exit(status)

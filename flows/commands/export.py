@@ -2,63 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from i2am.flows.commands.options import AsJson, Cluster, Quiet, Workers
-from i2am.flows.console.output import emit, human_bytes, say
-
-if TYPE_CHECKING:
-    from i2am.analysis.events import Event
+from i2am.flows.commands import options
+from i2am.flows.console.output import human_bytes, print_json, print_line
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
+    run: options.OneRun,
     out: Annotated[str, typer.Option(help="The new run; nothing may be there.")],
-    sample: Annotated[list[str] | None, typer.Option(help="Sample to take; repeat for more.")] = None,
+    sample: options.SampleNames = None,
     marginals: Annotated[
         bool, typer.Option("--marginals", help="Leave the attention out: maps and scores, no new questions.")
     ] = False,
-    workers: Workers = None,
-    cluster: Cluster = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    workers: options.Workers = None,
+    cluster: options.Cluster = None,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Copy samples to share, with their whole attention or with their marginals alone.
 
     What --marginals makes answers all levels in both directions, IMACS, tables and report.
     """
+    from i2am.analysis.marginals.store import marginals_path
     from i2am.analysis.study.export_run import export as copy_part
     from i2am.flows.analyze.dask_cluster import computing
-    from i2am.flows.config.load_yaml import amended
-    from i2am.flows.config.models import Computing
+    from i2am.flows.analyze.job import emit_event
     from i2am.flows.console.describe_run import describe
-    from i2am.flows.console.progress import shown
+    from i2am.flows.console.progress import show_progress
     from i2am.storage.locations.open import locate
     from i2am.storage.reading.open import open_run
 
     source = open_run(run)
-    with shown(quiet), computing(amended(Computing(), workers=workers, cluster=cluster)):
-        made = copy_part(source, out, samples=sample, marginals=marginals, on_event=_listen)
+    with show_progress(quiet), computing(options.computing(workers, cluster)):
+        made = copy_part(source, out, samples=sample, marginals=marginals, on_event=emit_event)
     sizes = {"before": describe(source)["bytes"], "after": describe(made)["bytes"]}
-    beside = None
-    if marginals:
-        from i2am.analysis.marginals.store import marginals_path
-
-        beside = marginals_path(out)
+    beside = marginals_path(out) if marginals else None
+    if beside is not None:
         sizes["after"] += sum(size for _, size in locate(beside).files())
     if as_json:
-        emit({"run": out, "marginals": beside, "samples": list(made.samples), "bytes": sizes})
+        print_json({"run": out, "marginals": beside, "samples": list(made.samples), "bytes": sizes})
         return
     what = f"without attention, marginals in {beside}" if beside is not None else "with attention"
     count = f"{len(made.samples)} sample{'s' if made.samples[1:] else ''}"
-    say(f"{out}: {count} {what}; {human_bytes(sizes['after'])} of {human_bytes(sizes['before'])}")
-
-
-def _listen(event: Event) -> None:
-    from i2am.analysis.events import StageAdvanced
-    from i2am.flows.console.progress import Progress, report
-
-    if isinstance(event, StageAdvanced):
-        report(Progress(event.stage, event.done, event.total, event.stage))
+    print_line(f"{out}: {count} {what}; {human_bytes(sizes['after'])} of {human_bytes(sizes['before'])}")

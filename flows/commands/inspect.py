@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 from i2am.flows.commands.options import AsJson, Label, OneOrMoreRuns
-from i2am.flows.console.output import emit, human_bytes, say, table
+from i2am.flows.console.output import human_bytes, print_json, print_line, print_table
 
 
-def inspect(
-    run: OneOrMoreRuns,
-    label: Label = False,
-    as_json: AsJson = False,
-) -> None:
+def inspect(run: OneOrMoreRuns, label: Label = False, as_json: AsJson = False) -> None:
     """What is in a run, how complete."""
     from i2am.flows.console.describe_run import describe
     from i2am.storage.reading.open import open_any
 
     facts = describe(open_any(run, label=label))
     if as_json:
-        emit(facts)
+        print_json(facts)
         return
-    samples = facts["samples"]
+    samples, missing = facts["samples"], facts["samples"]["missing"]
     for own in facts["runs"]:
-        say(f"{own['path']}: {own['samples']} samples")
-    say(f"{facts['path']}: {samples['committed']} of {samples['declared']} samples committed")
+        print_line(f"{own['path']}: {own['samples']} samples")
+    print_line(f"{facts['path']}: {samples['committed']} of {samples['declared']} samples committed")
     for key, value in facts["provenance"].items():
-        say(f"  {key}: {value}")
-    say(f"  steps: {facts['steps']}; images: {', '.join(facts['images']) or 'none'}")
-    say(f"  stored: {human_bytes(facts['bytes'])} in {facts['files']} files of samples")
-    table(
+        print_line(f"  {key}: {value}")
+    print_line(f"  steps: {facts['steps']}; images: {', '.join(facts['images']) or 'none'}")
+    print_line(f"  stored: {human_bytes(facts['bytes'])} in {facts['files']} files of samples")
+    print_table(
         ["layer", "stored as", "dtype", "heads × dim", "generated", "reference", "key", "role"],
         [
             [
-                layer["name"],
-                layer["representation"],
-                layer["dtype"],
+                *(layer[key] for key in ("name", "representation", "dtype")),
                 f"{layer['heads']} × {layer['head_dim']}",
                 _grid(layer["gen_grid"]),
                 _grid(layer["ref_grid"], layer["ref_prefix"]),
@@ -43,8 +37,8 @@ def inspect(
             for layer in facts["layers"]
         ],
     )
-    if samples["missing"]:
-        say(f"missing: {', '.join(samples['missing'][:20])}{' ...' if len(samples['missing']) > 20 else ''}")
+    if missing:
+        print_line(f"missing: {', '.join(missing[:20])}{' ...' if len(missing) > 20 else ''}")
 
 
 def _grid(grid: list[int], prefix: int = 0) -> str:

@@ -1,11 +1,30 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what becomes of them."""
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from i2am.flows.console.output import log
+
+if TYPE_CHECKING:
+    from i2am.flows.config.models import Computing
+
+
+def _read_by(parser: str, help: str) -> Any:
+    """An option that a function of `selections` reads; that module is heavy, and so loaded late."""
+
+    def read(param: typer.CallbackParam, value: str | None) -> Any:
+        from i2am.flows.config import selections
+
+        return None if value is None else getattr(selections, parser)(param.opts[0], value)
+
+    return typer.Option(callback=read, metavar="<str>", help=help)
+
+
+OneRun: TypeAlias = Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")]
 OneOrMoreRuns: TypeAlias = Annotated[
     list[str],
     typer.Argument(
@@ -17,14 +36,26 @@ OneOrMoreRuns: TypeAlias = Annotated[
 Label: TypeAlias = Annotated[
     bool, typer.Option("--label", help="Name samples RUN/SAMPLE, where several runs share ids.")
 ]
-Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
-RunOut: TypeAlias = Annotated[
-    str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")
+
+SampleNames: TypeAlias = Annotated[list[str] | None, typer.Option(help="Sample to take; repeat for more.")]
+LayerNames: TypeAlias = Annotated[
+    list[str] | None, typer.Option(help="Layer or pattern such as '*up*'; repeat for more.")
 ]
-RetryFailed: TypeAlias = Annotated[
-    bool, typer.Option("--retry-failed", help="Take samples again that were set aside as failed.")
+Steps: TypeAlias = Annotated[Any, _read_by("parse_indices", "Steps to keep: 3 or 0,4 or 0:10 or ::2.")]
+Heads: TypeAlias = Annotated[Any, _read_by("parse_indices", "Heads to keep: 3 or 0,4 or 0:4.")]
+At: TypeAlias = Annotated[
+    Any,
+    _read_by(
+        "parse_region", "Specific level: patch 12,8; box 2,3,9,12; patches '1,2;1,3'; or a mask's name."
+    ),
 ]
+Size: TypeAlias = Annotated[Any, _read_by("parse_size", "Size of the maps: ROWSxCOLUMNS.")]
+Level: TypeAlias = Annotated[str, typer.Option(help="unified, time, head, layer or specific.")]
+TimeGroups: TypeAlias = Annotated[int, typer.Option(min=1, help="Groups of the time level.")]
+Penalty: TypeAlias = Annotated[float, typer.Option(help="Weight of attention outside the mask.")]
+Confidence: TypeAlias = Annotated[float, typer.Option(help="Of the intervals over samples.")]
+Protocol: TypeAlias = Annotated[str, typer.Option(help="corrected, or official: the paper's own code.")]
+
 Workers: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="Threads or worker processes; absent: one for each core.")
 ]
@@ -32,3 +63,36 @@ Cluster: TypeAlias = Annotated[
     str | None,
     typer.Option(help="threads, processes, slurm, tcp://HOST:PORT, a scheduler file .json, or module.Class."),
 ]
+Overwrite: TypeAlias = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is at --out, whatever wrote it.")
+]
+Prefect: TypeAlias = Annotated[
+    bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
+]
+Direct: TypeAlias = Annotated[bool, typer.Option("--direct", help="Run without Prefect.")]
+
+RunOut: TypeAlias = Annotated[
+    str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")
+]
+RetryFailed: TypeAlias = Annotated[
+    bool, typer.Option("--retry-failed", help="Take samples again that were set aside as failed.")
+]
+Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+
+
+def computing(workers: int | None, cluster: str | None) -> Computing:
+    """The configuration of Dask from --workers and --cluster."""
+    from i2am.flows.config.models import Computing
+    from i2am.flows.config.validate import override
+
+    return override(Computing(), workers=workers, cluster=cluster)
+
+
+def exit_if_refused(refusals: Iterable[Mapping[str, str]]) -> None:
+    """Log each damaged sample that was left out; exit with status 1 if there is one."""
+    reasons = [entry["reason"] for entry in refusals]
+    for reason in reasons:
+        log(f"i2am: refused: {reason}")
+    if reasons:
+        raise typer.Exit(1)

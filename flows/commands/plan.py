@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson
-from i2am.flows.console.output import emit, human_bytes, say, table
+from i2am.flows.console.output import human_bytes, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from i2am.flows.config.models import CaptureConfig
     from i2am.storage.writing.plan import Plan
 
 
@@ -29,32 +28,7 @@ def plan(
 
     settings = load_capture(config)
     predicted = forecast(settings)
-    if as_json:
-        emit(to_json(predicted, settings))
-    else:
-        _show(predicted, settings)
-    if "://" not in settings.out:
-        predicted.check_disk(settings.out)
-
-
-def to_json(predicted: Plan, settings: CaptureConfig) -> dict[str, Any]:
-    """Return a forecast as JSON types.
-
-    Parameters
-    ----------
-    predicted
-        Plan of the whole run.
-    settings
-        The capture, for its path and batch size.
-
-    Returns
-    -------
-    dict
-        ``run``, ``samples``, ``steps``, ``codec``, ``bytes``, ``files``, ``peak_memory`` (bytes), and
-        ``layers``, each with ``layer``, ``representation``, ``dtype``, ``bytes_per_sample``,
-        ``score_bytes_per_sample`` and ``files_per_sample``.
-    """
-    return {
+    facts = {
         "run": settings.out,
         "samples": predicted.samples,
         "steps": predicted.steps,
@@ -74,30 +48,32 @@ def to_json(predicted: Plan, settings: CaptureConfig) -> dict[str, Any]:
             for layer in predicted.layers
         ],
     }
+    if as_json:
+        print_json(facts)
+    else:
+        _print(facts, predicted)
+    if "://" not in settings.out:
+        predicted.check_disk(settings.out)
 
 
-def _show(predicted: Plan, settings: CaptureConfig) -> None:
-    table(
+def _print(facts: dict[str, Any], predicted: Plan) -> None:
+    print_table(
         ["layer", "stored as", "dtype", "per sample", "as full scores", "files"],
         [
             [
-                layer.name,
-                layer.representation,
-                layer.dtype,
-                human_bytes(layer.sample_bytes),
-                human_bytes(layer.score_bytes),
-                layer.sample_files,
+                *(layer[key] for key in ("layer", "representation", "dtype")),
+                *(human_bytes(layer[f"{key}_per_sample"]) for key in ("bytes", "score_bytes")),
+                layer["files_per_sample"],
             ]
-            for layer in predicted.layers
+            for layer in facts["layers"]
         ],
-        right=(3, 4, 5),
+        right=range(3, 6),
     )
-    say(
+    print_line(
         f"each of {predicted.samples} samples: {human_bytes(predicted.sample_bytes)} in "
-        f"{predicted.sample_files} files; "
-        f"full scores would take {human_bytes(predicted.score_bytes)}"
+        f"{predicted.sample_files} files; full scores would take {human_bytes(predicted.score_bytes)}"
     )
-    say(
-        f"the run: {human_bytes(predicted.total_bytes)} in {predicted.total_files} files; "
-        f"{human_bytes(predicted.memory(settings.batch_size))} of memory for writing"
+    print_line(
+        f"the run: {human_bytes(facts['bytes'])} in {facts['files']} files; "
+        f"{human_bytes(facts['peak_memory'])} of memory for writing"
     )

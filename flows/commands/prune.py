@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import count, product
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from i2am.flows.commands.options import AsJson, Quiet
-from i2am.flows.console.output import emit, human_bytes, note, say
+from i2am.flows.commands import options
+from i2am.flows.console.output import human_bytes, log, print_json, print_line
 
 if TYPE_CHECKING:
     from i2am.analysis.grids.direction import Direction
@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 
 
 def prune(
-    run: Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")],
+    run: options.OneRun,
     out: Annotated[str, typer.Option(help="The new run; one that was interrupted is gone on with.")],
-    sample: Annotated[list[str] | None, typer.Option(help="Sample to keep; repeat for more.")] = None,
-    layer: Annotated[
-        list[str] | None, typer.Option(help="Layer or pattern such as '*up*' to keep; repeat for more.")
-    ] = None,
-    steps: Annotated[str | None, typer.Option(help="Steps to keep: 3 or 0,4 or ::2.")] = None,
-    heads: Annotated[str | None, typer.Option(help="Heads to keep: 3 or 0,4 or 0:4.")] = None,
+    sample: options.SampleNames = None,
+    layer: options.LayerNames = None,
+    steps: options.Steps = None,
+    heads: options.Heads = None,
     bits: Annotated[
         int | None, typer.Option(min=1, help="Bits of the fraction to keep: float16 has 10, float32 23.")
     ] = None,
@@ -35,55 +33,43 @@ def prune(
     check: Annotated[
         int, typer.Option(min=0, help="Samples on which the error of rounding is measured.")
     ] = 4,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Copy a part of a run, exactly or with rounded numbers, and measure what rounding does to the maps."""
-    from i2am.flows.config import selections
     from i2am.flows.console.describe_run import describe
-    from i2am.flows.console.progress import Progress, report, shown
+    from i2am.flows.console.progress import Progress, emit, show_progress
     from i2am.storage.reading.open import open_run
     from i2am.storage.tools.prune import prune as copy_part
 
     source = open_run(run)
-    index = selections.from_option("--steps", steps), selections.from_option("--heads", heads)
-    total, done = len(sample or source.samples), 0
-
-    def listen(name: str) -> None:
-        """Count a sample."""
-        nonlocal done
-        done += 1
-        report(Progress("prune", done, total, name))
-
-    with shown(quiet):
+    total, done = len(sample or source.samples), count(1)
+    part: dict[str, Any] = {"samples": sample, "layers": layer, "steps": steps, "heads": heads}
+    with show_progress(quiet):
         made = copy_part(
             source,
             out,
-            samples=sample,
-            layers=layer,
-            steps=index[0],
-            heads=index[1],
+            **part,
             bits=bits,
             codec=codec,
-            on_sample=listen,
+            on_sample=lambda name: emit(Progress("prune", next(done), total, name)),
         )
-    errors = _errors(source, made, *index, check) if bits is not None and check else []
-    sizes = {"before": describe(source)["bytes"], "after": describe(made)["bytes"]}
+    errors = _errors(source, made, steps, heads, check) if bits is not None and check else []
+    before, after = describe(source)["bytes"], describe(made)["bytes"]
     if as_json:
-        emit({"run": out, "samples": list(made.samples), "bytes": sizes, "errors": errors})
+        sizes = {"before": before, "after": after}
+        print_json({"run": out, "samples": list(made.samples), "bytes": sizes, "errors": errors})
         return
-    say(
-        f"{out}: {len(made.samples)} samples, {human_bytes(sizes['after'])} of {human_bytes(sizes['before'])}"
-    )
+    print_line(f"{out}: {len(made.samples)} samples, {human_bytes(after)} of {human_bytes(before)}")
     for each in errors:
-        say(
+        print_line(
             f"{each['direction']} {each['level']} maps differ by {each['worst']:.2g} at most and "
             f"{each['mean']:.2g} on average (1 is uniform attention), on {each['samples']} samples"
         )
 
 
-def _errors(source: Run, made: Run, steps: Indices | None, heads: Indices | None, count: int) -> list[Any]:
-    """Differences of the maps to those of the same layers, steps and heads of the source."""
+def _errors(source: Run, made: Run, steps: Indices | None, heads: Indices | None, checked: int) -> list[Any]:
+    """Differences between the maps of the new run and those of the same part of the source."""
     import numpy as np
 
     from i2am.analysis.maps.attribution import attribution_maps
@@ -93,38 +79,19 @@ def _errors(source: Run, made: Run, steps: Indices | None, heads: Indices | None
     if heads is not None:
         heads = next(iter(kept.values()))
         if any(rows != heads for rows in kept.values()):  # the analysis takes the same heads of every layer
-            note("i2am: the error of the maps is not measured: layers keep different heads")
+            log("i2am: the error of the maps is not measured: layers keep different heads")
             return []
-    layers, samples = list(made.layers), list(made.samples[:count])
-    choices = ((source, steps, heads), (made, None, None))
+    part: dict[str, Any] = {"layers": list(made.layers), "samples": list(made.samples[:checked])}
     directions: tuple[Direction, ...] = ("r2g", "g2r")
     levels: tuple[Level, ...] = ("unified", "layer")
     found = []
     for direction, level in product(directions, levels):
         try:
-            old, new = (
-                attribution_maps(
-                    run,
-                    direction,
-                    level,
-                    layers,
-                    at,
-                    rows,
-                    samples,
-                    store=False,
-                ).to_numpy()
-                for run, at, rows in choices
-            )
+            old = attribution_maps(source, direction, level, steps=steps, heads=heads, **part, store=False)
+            new = attribution_maps(made, direction, level, **part, store=False)
+            difference = np.abs(old.to_numpy() - new.to_numpy())
         except NoAnswer:
             continue
-        difference = np.abs(old - new)
-        found.append(
-            {
-                "direction": direction,
-                "level": level,
-                "worst": float(difference.max()),
-                "mean": float(difference.mean()),
-                "samples": len(samples),
-            }
-        )
+        size = {"worst": float(difference.max()), "mean": float(difference.mean())}
+        found.append({"direction": direction, "level": level, **size, "samples": len(part["samples"])})
     return found

@@ -1,19 +1,20 @@
-"""``i2am sweep``: a capture over several processes, as a Prefect flow."""
+"""``i2am sweep``: a capture over several processes, which Prefect may watch."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from i2am.flows.commands.capture import show_capture
 from i2am.flows.commands.options import AsJson, Quiet, RetryFailed, RunOut
-from i2am.flows.console.output import note
+from i2am.flows.console.output import log
+
+if TYPE_CHECKING:
+    from i2am.flows.config.models import CaptureConfig
 
 
 def sweep(
@@ -24,19 +25,23 @@ def sweep(
         str | None, typer.Option(help="GPUs, one process for each: 0,1,2,3, as CUDA_VISIBLE_DEVICES.")
     ] = None,
     retry_failed: RetryFailed = False,
+    prefect: Annotated[
+        bool, typer.Option("--prefect", help="Run as a Prefect flow, on a temporary server if need be.")
+    ] = False,
+    direct: Annotated[bool, typer.Option("--direct", help="Run without Prefect.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run or resume a capture over several processes, as a Prefect flow.
+    """Run or resume a capture over several processes.
 
-    Uses the server that PREFECT_API_URL names, or a temporary one. A process that is lost is replaced, a
-    server that is lost is waited for, a sample that fails is set aside; run the command again to go on. Exit
-    status 1: samples are set aside, or shards were given up.
+    A process that is lost is replaced, a sample that fails is recorded; run the command again to go on. Where
+    PREFECT_API_URL names a server, the sweep is a Prefect flow there; it goes on if the server is lost. Exit
+    status 1: samples failed, or shards were given up.
     """
     from i2am.flows.config.load_yaml import load_capture
     from i2am.flows.config.models import Sweep
-    from i2am.flows.console.progress import shown
-    from i2am.flows.prefect.choose import as_flow
+    from i2am.flows.console.progress import show_progress
+    from i2am.flows.prefect.choose import as_flow, both_refused
     from i2am.flows.subprocesses import termination_interrupts
 
     settings = load_capture(config, out)
@@ -44,46 +49,29 @@ def sweep(
     changes = {key: value for key, value in given.items() if value is not None}
     spread = Sweep.model_validate({**settings.sweep.model_dump(), **changes})
     settings = settings.model_copy(update={"sweep": spread})
-    as_flow(True)
-    with shown(quiet), termination_interrupts(), _server():
-        from i2am.flows.prefect.server_loss import ServerGone, leave, sweep_through_losses
+    choice = as_flow(both_refused(prefect, direct))
+    with show_progress(quiet), termination_interrupts():
+        if choice:
+            summary = _with_prefect(settings, retry_failed)
+        else:
+            from i2am.flows.sweep.sweep import run_sweep
 
-        try:
-            summary, recorded = sweep_through_losses(settings, retry_failed)
-        except ServerGone as error:
-            note(f"i2am: {error}")
-            leave(error.exit_status)
-    status = _show(summary, as_json)
-    if not recorded:
-        leave(status)
-    if status:
-        raise typer.Exit(status)
-
-
-def _show(summary: dict[str, Any], as_json: bool) -> int:
-    """Say what came of the sweep; the exit status."""
+            summary = run_sweep(settings, retry_failed)
     for line in summary["lost"]:
-        note(f"i2am: given up: {line}")
-    try:
-        show_capture(summary, as_json)
-    except typer.Exit as leaving:
-        return leaving.exit_code
-    return 1 if summary["lost"] else 0
+        log(f"i2am: given up: {line}")
+    show_capture(summary, as_json)
+    if summary["lost"]:
+        raise typer.Exit(1)
 
 
-@contextmanager
-def _server() -> Iterator[None]:
-    """The server of the environment, or a temporary one."""
-    if os.environ.get("PREFECT_API_URL"):
-        yield
-        return
-    from i2am.flows.prefect.server import temporary_server
+def _with_prefect(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
+    """Run the flow on the server of the environment, or on a temporary one."""
+    if not os.environ.get("PREFECT_API_URL"):
+        from i2am.flows.prefect.server import temporary_server
 
-    with tempfile.TemporaryDirectory(prefix="i2am-prefect-") as home, temporary_server(Path(home)) as env:
-        os.environ.update(env)
-        try:
-            yield
-        finally:
-            from prefect.logging.handlers import APILogHandler
+        with tempfile.TemporaryDirectory(prefix="i2am-prefect-") as home, temporary_server(Path(home)) as env:
+            os.environ.update(env)
+            return _with_prefect(config, retry_failed)
+    from i2am.flows.prefect.sweep_flow import sweep_as_flow
 
-            APILogHandler().flush()  # while there is somebody to take them
+    return sweep_as_flow(config, retry_failed)

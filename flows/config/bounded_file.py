@@ -1,4 +1,4 @@
-"""Read a file that somebody else may have made: an ordinary file, and no more of it than is bearable."""
+"""Read a file of unknown origin: regular files only, and never more than a given number of bytes."""
 
 from __future__ import annotations
 
@@ -10,41 +10,20 @@ from i2am.storage.errors import ConfigError, NoPermission, NotFound
 
 
 def read_bounded(path: Path, what: str, most: int, remedy: str | None = None) -> bytes:
-    """The bytes of a file.
+    """The bytes of a regular file of at most `most` bytes; `what` names it in errors.
 
-    Parameters
-    ----------
-    path
-        The file; a symbolic link to one will do. A pipe or a device would never end, and is refused.
-    what
-        Names it in errors.
-    most
-        Bytes that it may have; never more are read.
-    remedy
-        Where it does not exist.
-
-    Returns
-    -------
-    bytes
-        All of it.
-
-    Raises
-    ------
-    NotFound, NoPermission
-        It is not there, or may not be read.
-    ConfigError
-        It is no ordinary file, or larger.
+    Symbolic links are followed. `remedy` is for a file that does not exist.
     """
     try:
-        # without O_NONBLOCK, opening a pipe that nobody writes to waits for ever
+        # without O_NONBLOCK, opening a pipe that nobody writes to never returns
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NotFound(f"{what} {path} does not exist", remedy=remedy) from None
     except PermissionError:
         raise NoPermission(f"{what} {path} may not be read", remedy="change its permissions") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        words = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{what} {str(path)[:200]}", expected="a file", got=words) from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{what} {str(path)[:200]}", expected="a file", got=reason) from None
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):

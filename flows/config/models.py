@@ -1,4 +1,4 @@
-"""What a capture and an analysis are told: the configuration files' shape, checked before anything runs."""
+"""The models of the configuration files of a capture and of an analysis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from i2am.flows.config.base import Name, Seed, Size, Strict
 from i2am.flows.config.samples import Samples
-from i2am.flows.config.selections import Layers, Selection
+from i2am.flows.config.selections import IndexField, LayersField
+
+SLURM = "dask_jobqueue.SLURMCluster"
+"""What ``cluster: slurm`` stands for."""
 
 
 class EmbeddedSource(Strict):
@@ -43,7 +46,7 @@ class PretrainedSource(Strict):
 
 
 class FactorySource(Strict):
-    """A pipeline made by the user's own function ``module:function(device=..., dtype=..., **arguments)``."""
+    """A pipeline that the user's ``module:function`` returns, given device, dtype and `arguments`."""
 
     kind: Literal["factory"]
     function: Annotated[
@@ -73,12 +76,12 @@ class Sweep(Strict):
         Field(min_length=1, description="one process for each, as CUDA_VISIBLE_DEVICES names them"),
     ] = None
     workers: Annotated[int, Field(ge=1, description="processes where no GPUs are named")] = 1
-    shard: Annotated[int, Field(ge=1, description="samples of one task, rounded up to whole batches")] = 64
+    shard: Annotated[int, Field(ge=1, description="samples of one shard, rounded up to whole batches")] = 64
     retries: Annotated[int, Field(ge=0, description="of a shard whose process is lost or fails")] = 3
     backoff: Annotated[float, Field(ge=0, description="seconds before the first retry; doubles")] = 10.0
     patience: Annotated[
-        float, Field(ge=0, description="seconds to wait for a Prefect server that is lost")
-    ] = 300.0
+        float, Field(ge=0, description="seconds that a finished sweep waits for a lost Prefect server")
+    ] = 30.0
 
 
 class CaptureConfig(Strict):
@@ -106,9 +109,9 @@ class CaptureConfig(Strict):
     timesteps: Annotated[
         list[float] | None, Field(min_length=1, description="of all steps, where nothing announces them")
     ] = None
-    layers: Layers | None = None
-    steps: Selection | None = None
-    heads: Selection | None = None
+    layers: LayersField | None = None
+    steps: IndexField | None = None
+    heads: IndexField | None = None
     representation: Literal["auto", "factors", "scores"] = "auto"
     device: str = "cpu"
     dtype: Literal["float16", "bfloat16", "float32"] = "float32"
@@ -171,22 +174,20 @@ class ClusterClass(Strict):
 
 
 def _cluster_shorthand(value: Any) -> Any:
-    """``processes``, ``slurm``, ``tcp://...``, ``file.json``, ``module.Class``; kinds told by their keys."""
+    """``processes``, ``slurm``, ``tcp://...``, ``file.json``, ``module.Class``; mappings without ``kind``."""
     if isinstance(value, str):
-        if value == "slurm":
-            return {"kind": "class", "class": SLURM}
-        if "://" in value:
-            return {"kind": "address", "address": value}
-        if value.endswith(".json"):
-            return {"kind": "address", "scheduler_file": value}
-        return {"kind": "class", "class": value} if "." in value else {"kind": value}
-    if isinstance(value, dict) and value.get("kind") == "slurm":
-        return {"class": SLURM, **value, "kind": "class"}
-    if isinstance(value, dict) and "kind" not in value:
-        if "address" in value or "scheduler_file" in value:
-            return {"kind": "address", **value}
-        if "class" in value:
-            return {"kind": "class", **value}
+        shorthands = {
+            "address": "://" in value,
+            "scheduler_file": value.endswith(".json"),
+            "class": "." in value,
+        }
+        value = {next((key for key, fits in shorthands.items() if fits), "kind"): value}
+    if isinstance(value, dict):
+        if value.get("kind") == "slurm":
+            return {"class": SLURM, **value, "kind": "class"}
+        for key, kind in (("address", "address"), ("scheduler_file", "address"), ("class", "class")):
+            if key in value:
+                return {"kind": kind, **value}
     return value
 
 
@@ -218,8 +219,8 @@ class AnalysisConfig(Computing):
 
     layers: Annotated[list[str] | None, Field(min_length=1)] = None
     samples: Annotated[list[str] | None, Field(min_length=1)] = None
-    steps: Selection | None = None
-    heads: Selection | None = None
+    steps: IndexField | None = None
+    heads: IndexField | None = None
     time_groups: Annotated[int, Field(ge=1)] = 5
     penalty: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="weight of attention outside the mask in IMACS")
@@ -233,11 +234,3 @@ class AnalysisConfig(Computing):
     aggregations: Annotated[list[str], Field(description="names, or module:name")] = []
     details: Annotated[int, Field(ge=0, description="samples shown in full in the report")] = 24
     figures: Annotated[int, Field(ge=0, description="samples that get figures of their own")] = 12
-
-
-QUEUES = "dask_jobqueue"
-"""The package."""
-
-
-SLURM = f"{QUEUES}.SLURMCluster"
-"""What ``cluster: slurm`` stands for."""

@@ -1,20 +1,26 @@
-"""Selections of steps, heads and positions as users write them, in a file or on the command line."""
+"""Texts that select: indices of steps, heads and layers, patches of a map, the size of a map.
+
+Indices are written ``3``, ``0,4`` or as a slice ``0:10``. They select in the order given, each once, negative
+ones from the end: see :func:`i2am.storage.index_selection.select_indices`.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import PlainValidator
 
 from i2am.storage.errors import ConfigError
 
+Each = TypeVar("Each", int, str | int)
+
 _SLICE = re.compile(r"-?\d*:-?\d*(:-?\d*)?")
 _EXPECTED = "indices such as 3 or 0,4, or a slice such as 0:10 or ::2"
 
 
-def _checked(value: Any) -> list[int] | str:
-    """Read ``3``, ``[0, 4]``, ``"0,4"`` or a slice such as ``"0:10"``; give indices or the slice's text."""
+def _indices(value: Any) -> list[int] | str:
+    """Indices, or the text of a slice, which JSON can hold; ValueError for anything else."""
     if isinstance(value, str) and _SLICE.fullmatch(text := value.replace(" ", "")):
         if text.endswith(":0") and text.count(":") == 2:
             raise ValueError(_EXPECTED + " with a step other than 0")
@@ -29,115 +35,38 @@ def _checked(value: Any) -> list[int] | str:
     return numbers
 
 
-Selection: TypeAlias = Annotated[list[int] | str, PlainValidator(_checked)]
-"""Indices, or a slice as text; a pydantic field type."""
+def _layers(value: Any) -> list[str | int] | str:
+    """Names, patterns and numbers, or the text of a slice; ValueError for anything else."""
+    if isinstance(value, str):
+        return str(_indices(value)) if _SLICE.fullmatch(value.replace(" ", "")) else [value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    if not isinstance(value, list) or not value or any(type(v) not in (int, str) or v == "" for v in value):
+        raise ValueError("layer names or patterns, numbers in the model's order, or a slice such as 0:10")
+    return list(value)
 
 
-def selected(selection: list[int] | str | None) -> list[int] | slice | None:
-    """Turn a checked selection into what indexes an axis.
+IndexField: TypeAlias = Annotated[list[int] | str, PlainValidator(_indices)]
+LayersField: TypeAlias = Annotated[list[str | int] | str, PlainValidator(_layers)]
 
-    Parameters
-    ----------
-    selection
-        A checked ``Selection``; None selects everything.
 
-    Returns
-    -------
-    list of int, slice or None
-        The index.
-    """
+def selected(selection: list[Each] | str | None) -> list[Each] | slice | None:
+    """What a field of a configuration selects, as an index of its axis."""
     if isinstance(selection, str):
         return slice(*(int(part) if part else None for part in selection.split(":")))
     return selection
 
 
-def _checked_layers(value: Any) -> list[str | int] | str:
-    """Read names and patterns, numbers, or a slice such as ``"0:10"``."""
-    if isinstance(value, str):
-        return str(_checked(value)) if _SLICE.fullmatch(value.replace(" ", "")) else [value]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return [value]
-    named = isinstance(value, list) and all(type(each) in (int, str) and each != "" for each in value)
-    if not named or not value:
-        raise ValueError("layer names or patterns, numbers in the model's order, or a slice such as 0:10")
-    return list(value)
-
-
-Layers: TypeAlias = Annotated[list[str | int] | str, PlainValidator(_checked_layers)]
-"""Layer names, patterns and numbers, or a slice as text; a pydantic field type."""
-
-
-def selected_layers(layers: list[str | int] | str | None) -> list[str | int] | slice | None:
-    """Turn checked ``Layers`` into what :func:`i2am.pipeline.capture.capture` takes.
-
-    Parameters
-    ----------
-    layers
-        A checked ``Layers``; None selects everything.
-
-    Returns
-    -------
-    list, slice or None
-        Names and numbers, or a slice.
-    """
-    if isinstance(layers, str):
-        return slice(*(int(part) if part else None for part in layers.split(":")))
-    return layers
-
-
-def from_option(name: str, text: str | None) -> list[int] | slice | None:
-    """Read a selection given on the command line.
-
-    Parameters
-    ----------
-    name
-        The option, for the error: ``--steps``.
-    text
-        What the user wrote; None where the option is absent.
-
-    Returns
-    -------
-    list of int, slice or None
-        The index.
-
-    Raises
-    ------
-    ConfigError
-        If the text is no selection.
-    """
-    if text is None:
-        return None
+def parse_indices(option: str, text: str) -> list[int] | slice | None:
+    """Indices or a slice, such as ``0,4`` or ``0:10``; `option` names it in the error."""
     try:
-        return selected(_checked(text))
+        return selected(_indices(text))
     except ValueError as error:
-        raise ConfigError(name, expected=str(error), got=repr(text)) from None
+        raise ConfigError(option, expected=str(error), got=repr(text)) from None
 
 
-Region: TypeAlias = tuple[int, ...] | list[tuple[int, ...]] | str
-"""(row, column), (top, left, bottom, right), a list of patches, or the name of a mask image."""
-
-
-def region(name: str, text: str) -> Region:
-    """Read the patches that a specific map is about, as given on the command line.
-
-    Parameters
-    ----------
-    name
-        The option, for the error: ``--at``.
-    text
-        ``12,8`` a patch; ``2,3,9,12`` a box; ``12,8;12,9`` patches; a word: the name of a mask image of the
-        run.
-
-    Returns
-    -------
-    tuple of int, list of tuple, or str
-        The region.
-
-    Raises
-    ------
-    ConfigError
-        If the text is none of these.
-    """
+def parse_region(option: str, text: str) -> tuple[int, ...] | list[tuple[int, ...]] | str:
+    """Patch ``12,8``, box ``2,3,9,12`` (top, left, bottom, right), patches ``1,2;1,3``, or a mask's name."""
     if re.fullmatch(r"[A-Za-z_]\w*", text):
         return text
     try:
@@ -149,35 +78,17 @@ def region(name: str, text: str) -> Region:
     if len(patches) > 1 and all(len(patch) == 2 for patch in patches):
         return patches
     raise ConfigError(
-        name,
+        option,
         expected="row,column such as 12,8, a box 2,3,9,12, patches 12,8;12,9, or the name of a mask image",
         got=repr(text),
     )
 
 
-def size(name: str, text: str | None) -> tuple[int, int] | None:
-    """Read ``ROWSxCOLUMNS`` or one number for both, as given on the command line.
-
-    Parameters
-    ----------
-    name
-        The option, for the error: ``--size``.
-    text
-        What the user wrote; None where the option is absent.
-
-    Returns
-    -------
-    tuple of int or None
-        Rows and columns.
-
-    Raises
-    ------
-    ConfigError
-        If the text is no size.
-    """
-    if text is None:
-        return None
+def parse_size(option: str, text: str) -> tuple[int, int]:
+    """Rows and columns from ``64x48``, or one number for both."""
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
     if not match or not int(match[1]) or match[2] == "0":
-        raise ConfigError(name, expected="ROWSxCOLUMNS such as 64x48, or one number for both", got=repr(text))
+        raise ConfigError(
+            option, expected="ROWSxCOLUMNS such as 64x48, or one number for both", got=repr(text)
+        )
     return int(match[1]), int(match[2] or match[1])

@@ -1,7 +1,8 @@
-"""What the commands write: results on standard output, progress and errors on standard error.
+"""What the commands write, and the only words for it.
 
-Names, attributes and error texts may come from a store or a data set that somebody else made. None of their
-characters reaches the terminal that does more than stand there: no control, escape or bidirectional one.
+Results go to standard output: :func:`print_line`, :func:`print_table`, :func:`print_json`. Progress and
+errors go to standard error: :func:`log`, :func:`log_traceback`. Names and error texts may come from a store
+or a data set of unknown origin: none of their control, escape or bidirectional characters is written.
 """
 
 from __future__ import annotations
@@ -9,66 +10,24 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from i2am.storage.errors import I2AMError
+from i2am.storage.human_bytes import human_bytes as human_bytes
 from i2am.storage.terminal_safe import visible
 
+LONGEST_ERROR = 500
+"""Characters that are shown of an error of a library."""
 
-def say(line: str) -> None:
-    """Write one line of a result to standard output."""
+
+def print_line(line: str) -> None:
+    """Write one line of a result."""
     sys.stdout.write(visible(line) + "\n")
 
 
-def note(line: str) -> None:
-    """Write one line about the work, such as progress or an error, to standard error."""
-    sys.stderr.write(visible(" ".join(line.split())) + "\n")
-    sys.stderr.flush()
-
-
-def defect() -> None:
-    """Write the traceback of the exception that is being handled to standard error."""
-    for line in traceback.format_exc().splitlines():
-        sys.stderr.write(visible(line) + "\n")
-
-
-def one_line(error: Exception) -> str:
-    """Say an error in one line; one that was not raised on purpose is named by its class."""
-    text = str(error) if isinstance(error, I2AMError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
-
-
-def emit(document: Mapping[str, Any]) -> None:
-    """Write a result for programs: one JSON document on standard output; NaN and infinity become null.
-
-    Text stays readable; characters that :func:`visible` would replace are escaped, and so are not lost.
-    """
-    text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("\n".join(_each(line, _json_escape) for line in text.split("\n")) + "\n")
-
-
-def human_bytes(count: float) -> str:
-    """Format a number of bytes with a decimal prefix: 1536 -> ``1.5 kB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()) -> None:
-    """Write a table to standard output.
-
-    Parameters
-    ----------
-    columns
-        Headings.
-    rows
-        Cells, turned into text as they are: no markup is read from data.
-    right
-        Indices of the columns that are set flush right (numbers).
-    """
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[int] = ()) -> None:
+    """Write a table; cells are plain text without markup, the columns `right` are set flush right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -83,26 +42,54 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False).print(grid)
 
 
-def _each(text: str, replace: Callable[[str], str]) -> str:
-    """``text`` with what does not print replaced, one character at a time."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else replace(c) for c in text)
+def print_json(document: Mapping[str, Any]) -> None:
+    """Write one JSON document; NaN and infinity become null, characters that do not print are escaped."""
+    text = json.dumps(_jsonable(document), indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text) + "\n")
 
 
-def _json_escape(character: str) -> str:
+def log(line: str) -> None:
+    """Write one line about the work, such as progress or an error."""
+    sys.stderr.write(visible(" ".join(line.split())) + "\n")
+    sys.stderr.flush()
+
+
+def log_traceback() -> None:
+    """Write the traceback of the exception that is being handled."""
+    for line in traceback.format_exc().splitlines():
+        sys.stderr.write(visible(line) + "\n")
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line; an error of a library is cut and preceded by its class."""
+    if isinstance(error, I2AMError):
+        return str(error)
+    return " ".join(f"{type(error).__name__}: {error}"[:LONGEST_ERROR].split())
+
+
+def number(value: float | None) -> str:
+    """A number with three digits after the point; empty where there is none."""
+    return "" if value is None else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """A share as whole per cents; empty where there is none."""
+    return "" if value is None else f"{100 * value:.0f}%"
+
+
+def _escaped(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
-def _plain(value: Any) -> Any:
-    """Turn what JSON does not know (numpy scalars, paths, tuples, NaN) into what it knows."""
+def _jsonable(value: Any) -> Any:
+    """`value` with NumPy scalars, paths, tuples and NaN turned into what JSON knows."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_jsonable(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return _jsonable(value.tolist())
     if isinstance(value, float):
         return value if value - value == 0 else None
-    if value is None or isinstance(value, (str, int)):
-        return value
-    return str(value)
+    return value if value is None or isinstance(value, (str, int)) else str(value)

@@ -1,4 +1,7 @@
-"""Show how far a job is: a bar in a terminal, a line for each finished unit in a log."""
+"""Progress of a job: a bar in a terminal, in a log a line for each finished unit.
+
+Jobs :func:`emit` events; :func:`listening` hands them to a listener, :func:`show_progress` to the terminal.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from i2am.flows.console.output import note
+from i2am.flows.console.output import log
 from i2am.storage.terminal_safe import visible
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One step forward of a job.
-
-    Attributes
-    ----------
-    stage
-        What is being done, such as ``capture``.
-    done, total
-        Units finished and units in all; a unit is a sample or a file.
-    what
-        The unit that was finished; empty at the start of a stage.
-    """
+    """`done` of `total` samples or files of a stage; `what` was finished last, empty at the start."""
 
     stage: str
     done: int
@@ -36,28 +29,25 @@ class Progress:
 OnProgress: TypeAlias = Callable[[Progress], None]
 """Called from the thread that does the work; must return soon."""
 
-
 _listener: ContextVar[OnProgress | None] = ContextVar("listener", default=None)
-"""Who hears of progress; a context variable, because the parameters of a Prefect flow must be plain data."""
+"""A context variable, because the parameters of a Prefect flow must be plain data."""
 
 
-def report(event: Progress) -> None:
-    """Tell the listener of this context, if there is one."""
-    listener = _listener.get()
-    if listener is not None:
+def emit(event: Progress) -> None:
+    """Hand an event to the listeners of this context."""
+    if (listener := _listener.get()) is not None:
         listener(event)
 
 
 @contextmanager
-def heard_by(listener: OnProgress) -> Iterator[None]:
-    """Send every :func:`report` of the block to ``listener``, and on to the one before it."""
-    before = _listener.get()
+def listening(listener: OnProgress) -> Iterator[None]:
+    """Send every event of the block to `listener`, and on to the listener around it."""
+    outer = _listener.get()
 
     def both(event: Progress) -> None:
-        """Tell this listener, then the one outside."""
         listener(event)
-        if before is not None:
-            before(event)
+        if outer is not None:
+            outer(event)
 
     token = _listener.set(both)
     try:
@@ -67,27 +57,21 @@ def heard_by(listener: OnProgress) -> Iterator[None]:
 
 
 @contextmanager
-def shown(quiet: bool = False) -> Iterator[None]:
-    """Show the progress of the block on standard error.
-
-    Parameters
-    ----------
-    quiet
-        Show nothing.
-    """
+def show_progress(quiet: bool = False) -> Iterator[None]:
+    """Show the progress of the block on standard error, unless `quiet`."""
     if quiet:
         yield
     elif not sys.stderr.isatty():
-        with heard_by(_log):
+        with listening(_log_event):
             yield
     else:
-        with _bars() as show, heard_by(show):
+        with _bars() as show, listening(show):
             yield
 
 
-def _log(event: Progress) -> None:
+def _log_event(event: Progress) -> None:
     if event.what:
-        note(f"{event.stage} {event.done}/{event.total}: {event.what}")
+        log(f"{event.stage} {event.done}/{event.total}: {event.what}")
 
 
 @contextmanager
@@ -107,7 +91,6 @@ def _bars() -> Iterator[OnProgress]:
         tasks = {}
 
         def show(event: Progress) -> None:
-            """Move the bar of the event's stage."""
             if event.stage not in tasks:
                 tasks[event.stage] = bars.add_task(visible(event.stage), total=event.total, what="")
             what = "" if event.done == event.total else visible(event.what)

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from i2am.flows.config.samples import Coco
-from i2am.flows.datasets.common import SampleInput, SampleSet, folder_of, inside, once, read_text, resized
+from i2am.flows.console.output import one_line
+from i2am.flows.datasets.common import (
+    SampleInput,
+    SampleSet,
+    check_ids,
+    existing_folder,
+    file_inside,
+    read_text,
+    resized,
+)
 from i2am.flows.datasets.images import read_image
 from i2am.storage.errors import ConfigError, ShapeMismatch
 
@@ -33,45 +42,27 @@ class Box(NamedTuple):
 
 
 def open_coco(config: Coco, seed: int, limit: int | None, size: tuple[int, int] | None) -> SampleSet:
-    """One sample for each image that has an object of the right size.
+    """One sample for each image with an object of the right size; `left_out` counts the other images.
 
-    Parameters
-    ----------
-    config
-        Annotation file, folder of images, bounds on the box's share of its image (inclusive).
-    seed
-        Of the first sample.
-    limit
-        First samples to take.
-    size
-        Rows and columns that source and mask are resized to, and the reference as well.
-
-    Returns
-    -------
-    SampleSet
-        Ids are COCO's image ids with twelve digits; ``left_out`` counts images without such an object.
-
-    Raises
-    ------
-    NotFound, NoPermission, ConfigError
-        If a file is not there, or the annotations are not COCO's.
+    Ids are COCO's image ids with twelve digits.
     """
-    folder = folder_of(config.images, "image folder")
+    folder = existing_folder(config.images, "image folder")
     images, objects = _read(config.annotations)
     boxes = {
         number: box
         for number, image in images.items()
-        if (box := choose(image, objects.get(number, []), config.smallest, config.largest)) is not None
+        if (box := first_box(image, objects.get(number, []), config.smallest, config.largest)) is not None
     }
     left_out = len(images) - len(boxes)
     chosen = dict(list(boxes.items())[:limit])
     names = {f"{number:012d}": number for number in chosen}
-    once(list(names), f"objects of {config.annotations} that cover {config.smallest} to {config.largest}")
-    files = {id: inside(folder, str(images[number]["file_name"]), id) for id, number in names.items()}
+    check_ids(
+        list(names), f"objects of {config.annotations} that cover {config.smallest} to {config.largest}"
+    )
+    files = {id: file_inside(folder, str(images[number]["file_name"]), id) for id, number in names.items()}
     seeds = {id: seed + position for position, id in enumerate(names)}
 
     def load(id: str) -> SampleInput:
-        """Cut one sample out of its image."""
         source, image = read_image(files[id], "source"), images[names[id]]
         if source.size != (image["width"], image["height"]):
             raise ShapeMismatch(
@@ -84,25 +75,12 @@ def open_coco(config: Coco, seed: int, limit: int | None, size: tuple[int, int] 
     return SampleSet(seeds, load, left_out)
 
 
-def choose(
+def first_box(
     image: Mapping[str, Any], objects: list[Mapping[str, Any]], smallest: float, largest: float
 ) -> Box | None:
-    """The box of the first object, in the file's order, that covers the right share of its image.
+    """The first box, in the file's order, whose share of its image's area is in the bounds, both included.
 
-    Parameters
-    ----------
-    image
-        COCO's entry: ``width`` and ``height`` in pixels.
-    objects
-        COCO's annotations of this image: ``bbox`` [left, top, width, height]; crowds, and boxes
-        without a pixel inside the image, are passed over.
-    smallest, largest
-        Share of the image's area, both included.
-
-    Returns
-    -------
-    Box or None
-        In whole pixels; None if there is none.
+    Crowds, and boxes without a pixel inside the image, are passed over.
     """
     width, height = float(image["width"]), float(image["height"])
     for each in objects:
@@ -130,15 +108,16 @@ def _read(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Mapping
             raise ValueError(f"an image has a width and a height from 1 to {MAX_SIDE}")
         objects: dict[int, list[Mapping[str, Any]]] = {}
         for each in content["annotations"]:
-            kept = {"bbox": [float(n) for n in each["bbox"]], "iscrowd": each.get("iscrowd", 0)}
-            if len(kept["bbox"]) != 4 or not all(map(math.isfinite, kept["bbox"])):
+            box = [float(n) for n in each["bbox"]]
+            if len(box) != 4 or not all(map(math.isfinite, box)):
                 raise ValueError("a bbox has four numbers")
-            objects.setdefault(int(each["image_id"]), []).append(kept)
+            found = {"bbox": box, "iscrowd": each.get("iscrowd", 0)}
+            objects.setdefault(int(each["image_id"]), []).append(found)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"annotation file {path}",
             expected="COCO's images (id, file_name, width, height) and annotations (image_id, bbox)",
-            got=f"{type(error).__name__}: {error}"[:120],
+            got=one_line(error),
         ) from None
     return images, objects
 

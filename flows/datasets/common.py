@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from i2am.flows.config.bounded_file import read_bounded
-from i2am.flows.datasets.images import MASKS, size_of
+from i2am.flows.console.output import one_line
+from i2am.flows.datasets.images import MASKS, read_image, size_of
 from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch
 from i2am.storage.format.file_names import sample_file
 
@@ -18,26 +19,12 @@ MAX_BYTES = 1 << 26
 """Bytes of a list of samples (64 MiB: some 300,000 lines)."""
 
 MAX_SAMPLES = 1_000_000
-"""Samples of a data set."""
-
 _NAME = re.compile(r"[^\0\ud800-\udfff]+")
 
 
 @dataclass(frozen=True, slots=True)
 class SampleInput:
-    """What one generation starts from.
-
-    Attributes
-    ----------
-    id
-        Name of the sample in the run.
-    seed
-        Of its noise.
-    images
-        Name (``source``, ``reference``, ``mask``, and ``reference_mask`` where it is known) to a PIL image.
-    texts
-        Name (``prompt``, ``negative_prompt``) to text.
-    """
+    """What one generation starts from: PIL images and texts by name, such as ``source`` and ``prompt``."""
 
     id: str
     seed: int
@@ -47,16 +34,9 @@ class SampleInput:
 
 @dataclass(frozen=True, slots=True)
 class SampleSet:
-    """Samples by id: ids and seeds are known at once, images are read by ``load``.
+    """Samples by id: ids and seeds are known at once, images are read by `load`.
 
-    Attributes
-    ----------
-    seeds
-        Id to seed, in order.
-    load
-        Reads one sample.
-    left_out
-        Entries of the data set that its rule leaves out.
+    `left_out` counts entries of the data set that its rule leaves out.
     """
 
     seeds: Mapping[str, int]
@@ -69,14 +49,8 @@ class SampleSet:
         return tuple(self.seeds)
 
 
-def folder_of(path: Path, what: str) -> Path:
-    """The resolved folder at ``path``.
-
-    Raises
-    ------
-    NotFound
-        If there is none.
-    """
+def existing_folder(path: Path, what: str) -> Path:
+    """The resolved path of a folder; NotFound if there is none."""
     if not path.is_dir():
         raise NotFound(
             f"{what} {path} does not exist", remedy="paths are read from the configuration's folder"
@@ -85,28 +59,16 @@ def folder_of(path: Path, what: str) -> Path:
 
 
 def read_text(path: Path, what: str, most: int = MAX_BYTES) -> str:
-    """The text of a file of at most ``most`` bytes.
-
-    Raises
-    ------
-    NotFound, NoPermission, ConfigError
-        If it is not there, may not be read, is too large, or is no text.
-    """
+    """The text of a file of at most `most` bytes."""
     raw = read_bounded(path, what, most, "paths are read from the configuration's folder")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{what} {path}", expected="text in UTF-8", got=first_line(error)) from None
+        raise ConfigError(f"{what} {path}", expected="text in UTF-8", got=one_line(error)) from None
 
 
-def below(folder: Path, name: str, what: str) -> Path:
-    """The place ``name`` below ``folder``, which is resolved; symbolic links are followed first.
-
-    Raises
-    ------
-    ConfigError
-        If it lies outside.
-    """
+def path_inside(folder: Path, name: str, what: str) -> Path:
+    """The path `name` below a resolved folder; ConfigError if symbolic links or ``..`` lead out of it."""
     path = Path(os.path.realpath(folder / name)) if _NAME.fullmatch(name) else folder.parent
     if not path.is_relative_to(folder):
         raise ConfigError(
@@ -118,29 +80,17 @@ def below(folder: Path, name: str, what: str) -> Path:
     return path
 
 
-def inside(folder: Path, name: str, sample: str) -> Path:
-    """The file ``name`` of a sample, below ``folder``, which is resolved.
-
-    Raises
-    ------
-    ConfigError, NotFound
-        If it lies outside, or is not there, or is a folder, pipe or device.
-    """
-    path = below(folder, name, f"sample {sample!r}: path")
+def file_inside(folder: Path, name: str, sample: str) -> Path:
+    """The existing file `name` of a sample, below a resolved folder."""
+    path = path_inside(folder, name, f"sample {sample!r}: path")
     if not os.path.isfile(path):
         words = f"sample {sample!r}: image {str(path)[:300]} does not exist"
         raise NotFound(words, remedy="correct the data set")
     return path
 
 
-def once(ids: list[str], what: str) -> None:
-    """Check that each id stands once, and that there is one; that a run can hold it, and not too many.
-
-    Raises
-    ------
-    ConfigError, InputError
-        If not.
-    """
+def check_ids(ids: list[str], what: str) -> None:
+    """Check that there are ids, not too many, that a run can hold, each once."""
     if not ids:
         raise ConfigError(what, expected="at least one row", got="none")
     if len(ids) > MAX_SAMPLES:
@@ -154,13 +104,7 @@ def once(ids: list[str], what: str) -> None:
 
 
 def check_sizes(sample: str, images: Mapping[str, Path]) -> None:
-    """Compare the sizes of source and mask from their headers alone.
-
-    Raises
-    ------
-    ShapeMismatch
-        If they differ.
-    """
+    """Compare the sizes of source and mask, by their headers alone."""
     if not {"source", "mask"} <= set(images):
         return
     source, mask = (size_of(images[name]) for name in ("source", "mask"))
@@ -174,7 +118,7 @@ def check_sizes(sample: str, images: Mapping[str, Path]) -> None:
 
 
 def resized(image: Any, name: str, size: tuple[int, int] | None) -> Any:
-    """``image`` with ``size`` rows and columns: bicubic, a mask to its nearest pixel."""
+    """`image` with `size` rows and columns: bicubic, a mask to its nearest pixel."""
     from PIL import Image
 
     if size is None or image.size == size[::-1]:
@@ -182,6 +126,25 @@ def resized(image: Any, name: str, size: tuple[int, int] | None) -> Any:
     return image.resize(size[::-1], Image.Resampling.NEAREST if name in MASKS else Image.Resampling.BICUBIC)
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Files and texts of one sample."""
+
+    files: Mapping[str, Path]
+    texts: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+
+
+def from_files(entries: Mapping[str, Entry], first_seed: int, size: tuple[int, int] | None) -> SampleSet:
+    """Samples by id, in order; those without a seed get `first_seed` plus their position."""
+    seeds = {
+        id: first_seed + number if entry.seed is None else entry.seed
+        for number, (id, entry) in enumerate(entries.items())
+    }
+
+    def load(id: str) -> SampleInput:
+        entry = entries[id]
+        images = {name: resized(read_image(file, name), name, size) for name, file in entry.files.items()}
+        return SampleInput(id, seeds[id], images, dict(entry.texts))
+
+    return SampleSet(seeds, load)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from i2am.flows.console.output import one_line
 from i2am.storage.errors import ConfigError, InputError, NoPermission, NotFound
 
 MASKS = ("mask", "reference_mask", "warped_mask")
@@ -20,13 +21,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
 def read_image(path: Path, name: str) -> Any:
-    """A picture as PIL reads it, in grey for a mask, else in RGB.
-
-    Raises
-    ------
-    NotFound, ConfigError, NoPermission
-        If it is gone, damaged, animated or huge, or may not be read.
-    """
+    """A picture that PIL reads whole and that has one frame: in grey for a mask, else in RGB."""
     with _opened(path) as image:
         if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a JPEG with its thumbnail
             raise ConfigError(
@@ -36,25 +31,13 @@ def read_image(path: Path, name: str) -> Any:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Columns and rows of a picture, from its header alone.
-
-    Raises
-    ------
-    NotFound, ConfigError, NoPermission
-        As :func:`read_image`.
-    """
+    """Columns and rows of a picture, from its header alone."""
     with _opened(path) as image:
         return int(image.width), int(image.height)
 
 
 def check_pixels(what: str, columns: int, rows: int) -> None:
-    """Refuse a size that would not fit in memory.
-
-    Raises
-    ------
-    ConfigError
-        If there are more than `MAX_PIXELS`.
-    """
+    """Refuse a size that would not fit in memory."""
     if columns * rows > MAX_PIXELS:
         raise ConfigError(what, expected=f"at most {MAX_PIXELS} pixels", got=f"{columns}×{rows}")
 
@@ -75,7 +58,6 @@ def _opened(path: Path) -> Iterator[Any]:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - PIL's decoders raise anything on bytes that are not what they seem
-        words = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise ConfigError(
-            f"image {path}", expected="a picture that PIL reads whole", got=words[:200]
+            f"image {path}", expected="a picture that PIL reads whole", got=one_line(error)
         ) from None

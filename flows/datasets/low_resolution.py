@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from i2am.flows.config.samples import LowResolution
-from i2am.flows.datasets.common import SampleInput, SampleSet, folder_of, inside, once, read_text
+from i2am.flows.datasets.common import (
+    SampleInput,
+    SampleSet,
+    check_ids,
+    existing_folder,
+    file_inside,
+    read_text,
+)
 from i2am.flows.datasets.images import check_pixels, read_image
 
 _ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
-MAX_PROMPT = 1 << 16
-"""Bytes of a prompt."""
+MAX_PROMPT_BYTES = 1 << 16
 
 
 def open_low_resolution(
@@ -19,35 +25,15 @@ def open_low_resolution(
 ) -> SampleSet:
     """One sample for each picture of the folder, in the order of their names.
 
-    Parameters
-    ----------
-    config
-        Folder, scale, and what the sides are multiples of.
-    seed
-        Of the first sample.
-    limit
-        First pictures to take.
-    size
-        Rows and columns of all inputs, in place of the scale.
-
-    Returns
-    -------
-    SampleSet
-        The upscaled picture is ``source`` and ``reference``; ``prompt`` is the text of NAME.txt, or empty.
-
-    Raises
-    ------
-    NotFound, ConfigError
-        If the folder is not there or empty, or two pictures have one name.
+    The upscaled picture is ``source`` and ``reference``; ``prompt`` is the text of NAME.txt, or empty.
     """
-    folder = folder_of(config.folder, "image folder")
+    folder = existing_folder(config.folder, "image folder")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)[:limit]
-    once([path.stem for path in found], f"pictures in {folder}")
-    files = {path.stem: inside(folder, path.name, path.stem) for path in found}
+    check_ids([path.stem for path in found], f"pictures in {folder}")
+    files = {path.stem: file_inside(folder, path.name, path.stem) for path in found}
     seeds = {id: seed + number for number, id in enumerate(files)}
 
     def load(id: str) -> SampleInput:
-        """Read and upscale one picture."""
         from PIL import Image
 
         image = read_image(files[id], "source")
@@ -71,4 +57,4 @@ def _prompt(folder: Path, image: Path) -> str:
     text = image.with_suffix(".txt")
     if not text.is_file():
         return ""
-    return read_text(inside(folder, str(text), image.stem), "prompt", MAX_PROMPT).strip()
+    return read_text(file_inside(folder, str(text), image.stem), "prompt", MAX_PROMPT_BYTES).strip()

@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from i2am.flows.datasets.common import SampleSet, check_sizes, inside, once
-from i2am.flows.datasets.files import Entry, from_files
+from i2am.flows.datasets.common import Entry, SampleSet, check_ids, check_sizes, file_inside, from_files
 from i2am.flows.datasets.images import MASKS
 from i2am.flows.datasets.table import read_table
 from i2am.storage.errors import ConfigError, UnknownName
@@ -19,31 +18,7 @@ IMAGES = (*MASKS, "source", "reference", "agnostic", "densepose", "warped")
 def open_manifest(
     path: Path, needed: Collection[str], seed: int, limit: int | None, size: tuple[int, int] | None
 ) -> SampleSet:
-    """Samples of a table.
-
-    Parameters
-    ----------
-    path
-        A .csv or .parquet file with a column ``id``.
-    needed
-        Images and texts that the pipeline is given.
-    seed
-        Of the first sample, where the table has no column ``seed``.
-    limit
-        First rows to take.
-    size
-        Rows and columns that images are resized to.
-
-    Returns
-    -------
-    SampleSet
-        The samples.
-
-    Raises
-    ------
-    NotFound, NoPermission, ConfigError, UnknownName, ShapeMismatch
-        As :func:`i2am.flows.datasets.open.open_samples` says.
-    """
+    """Samples of a table with a column ``id``, and one for each image and text that the pipeline needs."""
     rows = read_table(path, limit)
     if not rows:
         raise ConfigError(f"manifest {path}", expected="at least one row", got="none")
@@ -51,7 +26,7 @@ def open_manifest(
         if column not in rows[0]:
             raise UnknownName(f"column in {path}", column, rows[0], remedy=f"add a column {column!r}")
     ids = [str(row["id"]) for row in rows]
-    once(ids, f"manifest {path}")
+    check_ids(ids, f"manifest {path}")
     folder = path.parent.resolve()
     entries = {id: _entry(folder, id, row, needed) for id, row in zip(ids, rows, strict=True)}
     return from_files(entries, seed, size)
@@ -59,7 +34,7 @@ def open_manifest(
 
 def _entry(folder: Path, sample: str, row: Mapping[str, Any], needed: Collection[str]) -> Entry:
     """A row's images, inside the folder, mask and source of one size; its texts; its seed."""
-    files = {name: inside(folder, str(row[name]), sample) for name in IMAGES if row.get(name)}
+    files = {name: file_inside(folder, str(row[name]), sample) for name in IMAGES if row.get(name)}
     texts = {
         str(name): str(value)
         for name, value in row.items()

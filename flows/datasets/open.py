@@ -14,24 +14,7 @@ from i2am.storage.errors import ConfigError
 
 
 def open_samples(config: CaptureConfig) -> SampleSet:
-    """Find the samples of a configuration, and check all that can be checked without reading pixels.
-
-    Parameters
-    ----------
-    config
-        The capture.
-
-    Returns
-    -------
-    SampleSet
-        Ids in order, and how to load one.
-
-    Raises
-    ------
-    NotFound, NoPermission, ConfigError, UnknownName, ShapeMismatch
-        A table, list or image is missing or unreadable, a column is absent, an id stands twice, a path leaves
-        its folder, or a mask has another size than its source.
-    """
+    """Find the samples of a configuration, and check all that can be checked without reading pixels."""
     samples = config.samples
     common = (config.seed, samples.limit, samples.size)
     if samples.scenes is not None:

@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 
+from i2am.flows.console.output import one_line
 from i2am.flows.datasets.table import MAX_COLUMNS, PARQUET_BYTES, PARQUET_SECONDS
 
 MAX_OUTPUT = 1 << 28
@@ -19,13 +20,7 @@ MAX_OUTPUT = 1 << 28
 
 
 def main(most: int) -> None:
-    """Read, and write the first ``most`` rows.
-
-    Parameters
-    ----------
-    most
-        Rows.
-    """
+    """Write the first `most` rows."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (PARQUET_BYTES, PARQUET_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (PARQUET_SECONDS, PARQUET_SECONDS))
@@ -48,7 +43,7 @@ def main(most: int) -> None:
         if size > MAX_OUTPUT:
             raise ValueError(f"more than {MAX_OUTPUT} bytes of text")
     except (polars.exceptions.PolarsError, ValueError, OSError) as error:
-        found = {"error": (str(error).splitlines() or [type(error).__name__])[0][:200]}
+        found = {"error": one_line(error)}
     sys.stdout.write(json.dumps(found) + "\n")
     sys.stdout.flush()
     if not found:

@@ -7,21 +7,9 @@ from i2am.flows.datasets.common import SampleInput, SampleSet
 
 
 def open_scenes(config: Scenes) -> SampleSet:
-    """One scene for each seed.
-
-    Parameters
-    ----------
-    config
-        How many, and the first seed.
-
-    Returns
-    -------
-    SampleSet
-        Ids ``scene-SEED``.
-    """
+    """One scene for each seed, with the id ``scene-SEED``."""
 
     def load(id: str) -> SampleInput:
-        """Make the images of one sample."""
         from PIL import Image
 
         from i2am.pipeline.embedded.scenes import make_scene

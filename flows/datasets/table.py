@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,25 +32,7 @@ Row = dict[str, Any]
 
 
 def read_table(path: Path, limit: int | None) -> list[Row]:
-    """Rows of a table.
-
-    Parameters
-    ----------
-    path
-        A .csv file, whose cells are all text, or a .parquet file.
-    limit
-        First rows to take; None: all.
-
-    Returns
-    -------
-    list of dict
-        Column to value; an empty cell is None or "".
-
-    Raises
-    ------
-    NotFound, NoPermission, ConfigError
-        It is not there, may not be read, is no such table, or is larger than a list of samples is.
-    """
+    """The first rows of a .csv file, whose cells are all text, or of a .parquet file."""
     what = f"manifest {path}"
     if path.suffix not in (".csv", ".parquet"):
         raise ConfigError(what, expected="a .csv or .parquet file", got=path.suffix or "no ending")
@@ -64,12 +45,11 @@ def read_table(path: Path, limit: int | None) -> list[Row]:
     except (csv.Error, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        words = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ConfigError(what, expected="a table with a heading", got=words) from None
+        raise ConfigError(what, expected="a table with a heading", got=str(error)[:200]) from None
 
 
 class _Lines(Iterator[str]):
-    """Lines of a text; refuses a row that goes on and on, before it is in memory as cells."""
+    """Lines of a text; a row that is too long is refused before it is in memory as cells."""
 
     def __init__(self, text: str) -> None:
         self.lines = io.StringIO(text, newline="")
@@ -92,7 +72,10 @@ def _csv(raw: bytes) -> Iterator[Row]:
     heading = next(reader, None)
     if not heading:
         raise ValueError("an empty file")
-    _check_columns(heading)
+    if len(heading) > MAX_COLUMNS:
+        raise ValueError(f"{len(heading)} columns; at most {MAX_COLUMNS}")
+    if len(set(heading)) < len(heading):
+        raise ValueError("two columns of one name")
     for cells in reader:
         lines.row = 0
         if len(cells) > len(heading):
@@ -102,14 +85,10 @@ def _csv(raw: bytes) -> Iterator[Row]:
 
 
 def _parquet(raw: bytes, most: int) -> Iterator[Row]:
-    # -P: a data set's folder may be the working directory, and hold a polars.py of its own
+    # -P: the working directory may be the data set's, with a polars.py of its own
     command = [sys.executable, "-P", "-m", "i2am.flows.datasets.parquet_rows", str(most)]
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path}
     try:
-        done = subprocess.run(
-            command, input=raw, capture_output=True, timeout=PARQUET_SECONDS, check=False, env=environment
-        )
+        done = subprocess.run(command, input=raw, capture_output=True, timeout=PARQUET_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise ValueError(f"one that takes more than {PARQUET_SECONDS} s to read") from None
     if done.returncode:
@@ -119,10 +98,3 @@ def _parquet(raw: bytes, most: int) -> Iterator[Row]:
     if "error" in answer:
         raise ValueError(answer["error"])
     return map(json.loads, lines[1:])
-
-
-def _check_columns(names: list[str]) -> None:
-    if len(names) > MAX_COLUMNS:
-        raise ValueError(f"{len(names)} columns; at most {MAX_COLUMNS}")
-    if len(set(names)) < len(names):
-        raise ValueError("two columns of one name")

@@ -10,38 +10,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from i2am.flows.config.samples import VitonHD
-from i2am.flows.datasets.common import SampleSet, below, folder_of, inside, once, read_text
-from i2am.flows.datasets.files import Entry, from_files
+from i2am.flows.datasets.common import (
+    Entry,
+    SampleSet,
+    check_ids,
+    existing_folder,
+    file_inside,
+    from_files,
+    path_inside,
+    read_text,
+)
 from i2am.storage.errors import ConfigError
 
 
 def open_viton_hd(config: VitonHD, seed: int, limit: int | None, size: tuple[int, int] | None) -> SampleSet:
     """Pairs of a person (``source``) and a garment (``reference``).
 
-    Parameters
-    ----------
-    config
-        Root, split and pairing.
-    seed
-        Of the first sample.
-    limit
-        First pairs to take.
-    size
-        Rows and columns that images are resized to.
-
-    Returns
-    -------
-    SampleSet
-        With ``mask`` (where the garment goes: the agnostic mask), ``reference_mask`` (the garment's own),
-        ``agnostic``, ``densepose``, ``warped`` and ``warped_mask`` where their folders exist.
-
-    Raises
-    ------
-    NotFound, NoPermission, ConfigError
-        If the list or an image is not there, or a line is no pair.
+    ``mask`` is where the garment goes, ``reference_mask`` the garment's own; ``agnostic``, ``densepose``,
+    ``warped`` and ``warped_mask`` are there where their folders exist.
     """
-    root = folder_of(config.root, "VITON-HD folder")
-    listing = below(root, f"{config.split}_pairs.txt", "list of pairs")
+    root = existing_folder(config.root, "VITON-HD folder")
+    listing = path_inside(root, f"{config.split}_pairs.txt", "list of pairs")
     pairs = [line.split() for line in read_text(listing, "list of pairs").splitlines() if line.strip()]
     for number, pair in enumerate(pairs, 1):
         if len(pair) != 2:
@@ -50,8 +39,8 @@ def open_viton_hd(config: VitonHD, seed: int, limit: int | None, size: tuple[int
             )
     chosen = [(person, person if config.pairing == "paired" else cloth) for person, cloth in pairs][:limit]
     ids = [f"{Path(person).stem}_{Path(cloth).stem}" for person, cloth in chosen]
-    once(ids, str(listing))
-    folder = folder_of(below(root, config.split, "split"), "split")
+    check_ids(ids, str(listing))
+    folder = existing_folder(path_inside(root, config.split, "split"), "split")
     warps = "cloth-warp" if config.pairing == "paired" else "unpaired-cloth-warp"
     return from_files(
         {id: Entry(_files(folder, id, *pair, warps)) for id, pair in zip(ids, chosen, strict=True)},
@@ -71,4 +60,4 @@ def _files(folder: Path, sample: str, person: str, cloth: str, warps: str) -> di
         "warped_mask": f"{warps}-mask/{person}",
     }
     wanted |= {name: path for name, path in extra.items() if (folder / path.partition("/")[0]).is_dir()}
-    return {name: inside(folder, path, sample) for name, path in wanted.items()}
+    return {name: file_inside(folder, path, sample) for name, path in wanted.items()}

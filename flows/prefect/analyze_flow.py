@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from i2am.flows.analyze.job import run_analysis
 from i2am.flows.config.models import AnalysisConfig
-from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.console.progress import Progress, listening
 from i2am.flows.prefect.markdown import cells, plain
 
 
@@ -18,38 +18,20 @@ from i2am.flows.prefect.markdown import cells, plain
 def analyze_run(
     run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool, again: bool
 ) -> dict[str, Any]:
-    """Make marginals, maps, tables, figures and report, and log the stages.
-
-    Parameters
-    ----------
-    run, out, config, overwrite, again
-        As for :func:`i2am.flows.analyze.job.run_analysis`.
-
-    Returns
-    -------
-    dict
-        Its summary.
-    """
+    """Make marginals, maps, tables, figures and report, and log the stages."""
     logger = get_run_logger()
 
     def listen(event: Progress) -> None:
-        """Log each stage as it ends."""
         if event.what and event.done == event.total:
             logger.info("%s done (%d)", event.stage, event.total)
 
-    with heard_by(listen):
+    with listening(listen):
         return run_analysis(run, out, config, overwrite, again)
 
 
 @task(name="publish analysis", cache_policy=NO_CACHE, persist_result=False)
 def publish_analysis(summary: dict[str, Any]) -> None:
-    """Write the result as artifacts: a table of the scores and a summary.
-
-    Parameters
-    ----------
-    summary
-        Of :func:`i2am.flows.analyze.job.run_analysis`.
-    """
+    """Publish a table of the scores and a summary as artifacts."""
     create_table_artifact(
         table=cells(summary["scores"]), key="i2am-analysis-scores", description=plain(summary["run"])
     )
@@ -74,33 +56,7 @@ def _told(summary: dict[str, Any]) -> str:
 def analyze_flow(
     run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool = False, again: bool = False
 ) -> dict[str, Any]:
-    """Analyse a run into a directory.
-
-    Parameters
-    ----------
-    run
-        Path or URL, as seen by the worker; or several, or a pattern.
-    out
-        Directory of the results.
-    config
-        What to draw and how.
-    overwrite
-        Replace results in ``out`` that no analysis wrote.
-    again
-        Make it anew even if nothing changed since the one in ``out``.
-
-    Returns
-    -------
-    dict
-        The summary of :func:`i2am.flows.analyze.job.run_analysis`.
-    """
-    return run_analyze(run, out, config, overwrite, again)
-
-
-def run_analyze(
-    run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool, again: bool
-) -> dict[str, Any]:
-    """Do what :func:`analyze_flow` does, inside the flow that calls it; its parameters and result."""
+    """Analyse a run into a directory, as :func:`i2am.flows.analyze.job.run_analysis` does."""
     summary = analyze_run(run, out, config, overwrite, again)
     publish_analysis(summary)
     return summary

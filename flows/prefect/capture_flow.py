@@ -7,43 +7,26 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
-from i2am.flows.capture.job import Todo, run_capture
+from i2am.flows.capture.job import run_capture
 from i2am.flows.config.models import CaptureConfig
 from i2am.flows.console.output import human_bytes
+from i2am.flows.console.progress import listening
 from i2am.flows.prefect.markdown import cells, plain
-from i2am.flows.prefect.progress import watched
+from i2am.flows.prefect.reporter import Reporter
 
 
 @task(name="capture samples", cache_policy=NO_CACHE, persist_result=False)
 def capture_all(config: CaptureConfig, retry_failed: bool, keep_going: bool) -> dict[str, Any]:
-    """Run or resume the capture, and keep a progress artifact up to date.
-
-    Parameters
-    ----------
-    config
-        The capture.
-    retry_failed, keep_going
-        As for :class:`i2am.flows.capture.job.Todo`.
-
-    Returns
-    -------
-    dict
-        The summary of :func:`i2am.flows.capture.job.run_capture`.
-    """
-    with watched("i2am-capture-progress", config.out):
-        return run_capture(config, Todo(retry_failed=retry_failed, keep_going=keep_going))
+    """Run or resume the capture, and report its progress."""
+    with Reporter("capture", config.out, str(flow_run.id)) as reporter, listening(reporter.on_progress):
+        return run_capture(config, retry_failed=retry_failed, keep_going=keep_going)
 
 
 @task(name="publish capture", cache_policy=NO_CACHE, persist_result=False)
 def publish_capture(summary: dict[str, Any]) -> None:
-    """Write the result as artifacts: a table of the samples and a summary.
-
-    Parameters
-    ----------
-    summary
-        Of :func:`i2am.flows.capture.job.run_capture`.
-    """
+    """Publish a table of the samples and a summary as artifacts."""
     create_table_artifact(
         table=cells(summary["samples"]), key="i2am-capture-samples", description=plain(summary["run"])
     )
@@ -62,20 +45,7 @@ def publish_capture(summary: dict[str, Any]) -> None:
 def capture_flow(
     config: CaptureConfig, retry_failed: bool = False, keep_going: bool = False
 ) -> dict[str, Any]:
-    """Run or resume a capture.
-
-    Parameters
-    ----------
-    config
-        The capture; paths as seen by the worker.
-    retry_failed, keep_going
-        As for :class:`i2am.flows.capture.job.Todo`.
-
-    Returns
-    -------
-    dict
-        The summary of :func:`i2am.flows.capture.job.run_capture`.
-    """
+    """Run or resume a capture; parameters and summary of :func:`i2am.flows.capture.job.run_capture`."""
     summary = capture_all(config, retry_failed, keep_going)
     publish_capture(summary)
     return summary

@@ -1,8 +1,8 @@
-"""Deployments on a Prefect server: work pools, concurrency limits, and the flows of `i2am.flows.prefect.deployed_flows`."""
+"""Deployments on a Prefect server: work pools, and the flows of `i2am.flows.prefect.deployed_flows`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,8 @@ from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.prefect.deployed_flows import ANALYSIS, SWEEP, nightly_analysis, nightly_sweep
 from i2am.flows.prefect.server import answers
-from i2am.flows.sweep.gpu_lease import ensure_limit, limit_name
 from i2am.storage.errors import ConfigError, InputError
 
 
@@ -37,21 +35,9 @@ class Pools:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """When deployments run by themselves.
+    """When deployments run by themselves: cron expressions such as ``0 1 * * *``, or None.
 
-    Attributes
-    ----------
-    sweep, analysis
-        Cron expressions, such as ``0 1 * * *``; None: only when asked.
-    timezone
-        In which they are read.
-    after_sweep
-        Run the analysis whenever the sweep's flow run completes.
-
-    Raises
-    ------
-    ConfigError
-        If an expression or the time zone is none.
+    ``after_sweep`` runs the analysis whenever the sweep's flow run completes.
     """
 
     sweep: str | None = None
@@ -64,7 +50,6 @@ class Times:
             self.schedules(cron)
 
     def schedules(self, cron: str | None) -> list[CronSchedule]:
-        """The schedule of a cron expression, or none."""
         try:
             return [CronSchedule(cron=cron, timezone=self.timezone)] if cron is not None else []
         except ValidationError as error:
@@ -77,18 +62,7 @@ class Times:
 
 @contextmanager
 def on_server(api: str | None) -> Iterator[SyncPrefectClient]:
-    """Speak to the server for the block.
-
-    Parameters
-    ----------
-    api
-        URL of the server.
-
-    Raises
-    ------
-    InputError
-        If there is none, if it does not answer, or if it refuses something.
-    """
+    """A client of the server for the block; what the server refuses is raised as InputError."""
     if not api:
         raise InputError(
             "a deployment needs a Prefect server",
@@ -109,20 +83,7 @@ def on_server(api: str | None) -> Iterator[SyncPrefectClient]:
 
 
 def ensure_pools(client: SyncPrefectClient, pools: Pools) -> list[str]:
-    """Create the work pools that are missing, of type process.
-
-    Parameters
-    ----------
-    client
-        Of the server.
-    pools
-        Their names; one that exists stays as it is, whatever its type.
-
-    Returns
-    -------
-    list of str
-        Those that were created.
-    """
+    """Create the work pools that are missing, of type process; returns their names."""
     made = []
     for name, what in ((pools.gpu, "captures: one worker on each GPU machine"), (pools.cpu, "analyses")):
         try:
@@ -133,101 +94,60 @@ def ensure_pools(client: SyncPrefectClient, pools: Pools) -> list[str]:
     return made
 
 
-def ensure_limits(client: SyncPrefectClient, gpus: Sequence[str | int], host: str | None) -> list[str]:
-    """Create the concurrency limits of some GPUs, of one slot each, where they are missing.
+def deploy(
+    api: str | None,
+    pools: Pools,
+    times: Times,
+    config: Path | None = None,
+    name: str | None = None,
+    analysis: dict[str, str | None] | None = None,
+) -> dict[str, Any]:
+    """Bring the server up to date: work pools, the sweep of ``config``, and its analysis.
 
-    Parameters
-    ----------
-    client
-        Of the server.
-    gpus
-        As ``CUDA_VISIBLE_DEVICES`` names them.
-    host
-        Name of the worker's machine; None: this one.
-
-    Returns
-    -------
-    list of str
-        Their names.
+    Files are given as the worker sees them; ``analysis`` has ``out`` and ``config``. Returns what
+    ``i2am deploy --json`` writes.
     """
-    names = [limit_name(str(gpu), host) for gpu in gpus]
-    for name in names:
-        ensure_limit(client, name)
-    return names
+    deployments: dict[str, str] = {}
+    with on_server(api) as client:
+        created = ensure_pools(client, pools)
+        if config is not None:
+            name, file = name or config.stem, str(config.resolve())
+            sweep = _apply(nightly_sweep, name, pools.gpu, {"config": file}, times.schedules(times.sweep))
+            deployments[f"{SWEEP}/{name}"] = sweep
+            if analysis is not None:
+                parameters = {"run": file, **analysis}
+                schedules = times.schedules(times.analysis)
+                triggers = [_after(sweep, name)] if times.after_sweep else []
+                made = _apply(nightly_analysis, name, pools.cpu, parameters, schedules, triggers)
+                deployments[f"{ANALYSIS}/{name}"] = made
+    return {"server": api, "pools": [pools.gpu, pools.cpu], "created": created, "deployments": deployments}
 
 
-def deploy_sweep(config: Path, name: str, pools: Pools, times: Times) -> str:
-    """Create the deployment of a sweep, or bring it up to date.
-
-    Parameters
-    ----------
-    config
-        File of the capture's configuration, as the worker sees it; checked now, and read by every run.
-    name
-        Of the deployment.
-    pools, times
-        Where and when it runs.
-
-    Returns
-    -------
-    str
-        Id of the deployment.
-    """
-    load_capture(config)
-    parameters = {"config": str(config.resolve())}
-    return _apply(nightly_sweep, name, pools.gpu, parameters, times.schedules(times.sweep))
-
-
-def deploy_analysis(
-    parameters: dict[str, Any], name: str, pools: Pools, times: Times, sweep_id: str | None = None
-) -> str:
-    """Create the deployment of an analysis, or bring it up to date.
-
-    Parameters
-    ----------
-    parameters
-        Of :func:`i2am.flows.prefect.deployed_flows.nightly_analysis`.
-    name
-        Of the deployment.
-    pools, times
-        Where and when it runs.
-    sweep_id
-        Id of the deployment after whose runs it runs, where `times` says so.
-
-    Returns
-    -------
-    str
-        Id of the deployment.
-    """
-    triggers = []
-    if times.after_sweep:
-        triggers = [
-            DeploymentEventTrigger(
-                name=f"{ANALYSIS}/{name} after {SWEEP}/{name}",
-                expect={"prefect.flow-run.Completed"},
-                match_related={
-                    "prefect.resource.id": f"prefect.deployment.{sweep_id}",
-                    "prefect.resource.role": "deployment",
-                },
-            )
-        ]
-    return _apply(nightly_analysis, name, pools.cpu, parameters, times.schedules(times.analysis), triggers)
+def _after(sweep: str, name: str) -> DeploymentEventTrigger:
+    return DeploymentEventTrigger(
+        name=f"{ANALYSIS}/{name} after {SWEEP}/{name}",
+        expect={"prefect.flow-run.Completed"},
+        match_related={
+            "prefect.resource.id": f"prefect.deployment.{sweep}",
+            "prefect.resource.role": "deployment",
+        },
+    )
 
 
 def _apply(
     flow: Flow[Any, Any],
     name: str,
     pool: str,
-    parameters: dict[str, Any],
+    parameters: Mapping[str, str | None],
     schedules: Sequence[CronSchedule],
     triggers: Sequence[DeploymentEventTrigger] = (),
 ) -> str:
-    """Create or update one deployment: it is then what is said here, whatever it was before."""
+    """Create or replace one deployment; returns its id."""
     deployment = RunnerDeployment.from_flow(
         flow,
         name=name,
         work_pool_name=pool,
-        parameters=parameters,
+        parameters=dict(parameters),
         schedules=list(schedules),
         triggers=list(triggers),
         # A run that is due while the one before is at work waits for it: two would share samples.

@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from i2am.flows.config.load_yaml import load_capture, load_config
 from i2am.flows.config.models import AnalysisConfig
-from i2am.flows.prefect.analyze_flow import run_analyze
-from i2am.flows.prefect.sweep_flow import run_sweep, threads
+from i2am.flows.prefect.analyze_flow import analyze_flow
+from i2am.flows.prefect.reporter import Reporter
+from i2am.flows.prefect.sweep_flow import reported_sweep
 from i2am.storage.errors import CaptureError
 
 SWEEP, ANALYSIS = "i2am-nightly-sweep", "i2am-nightly-analysis"
 """Names of the flows; a deployment is addressed as ``FLOW/NAME``."""
 
 
-@flow(name=SWEEP, flow_run_name="sweep {config}", persist_result=False, task_runner=threads)
+@flow(name=SWEEP, flow_run_name="sweep {config}", persist_result=False)
 def nightly_sweep(config: str, out: str | None = None, retry_failed: bool = False) -> dict[str, Any]:
-    """Capture everything that a configuration lacks; samples that fail are set aside.
+    """Capture everything that a configuration lacks; samples that fail are recorded.
 
     Parameters
     ----------
@@ -32,19 +34,11 @@ def nightly_sweep(config: str, out: str | None = None, retry_failed: bool = Fals
     out
         The run to write instead of the one that the file names.
     retry_failed
-        Take samples again that were set aside.
-
-    Returns
-    -------
-    dict
-        As :func:`i2am.flows.prefect.sweep_flow.run_sweep`.
-
-    Raises
-    ------
-    CaptureError
-        If shards were given up: the flow run fails, and the next one goes on from what is there.
+        Take samples again that failed before.
     """
-    summary = run_sweep(load_capture(config, out), retry_failed)
+    settings = load_capture(config, out)
+    with Reporter("sweep", settings.out, str(flow_run.id), settings.sweep.patience) as reporter:
+        summary = reported_sweep(settings, retry_failed, reporter)
     if summary["lost"]:
         raise CaptureError(
             f"{len(summary['lost'])} shards were given up",
@@ -71,14 +65,9 @@ def nightly_analysis(
     overwrite
         Replace results in ``out`` that no analysis wrote.
     again
-        Make it anew even if nothing changed.
-
-    Returns
-    -------
-    dict
-        The summary of :func:`i2am.flows.analyze.job.run_analysis`.
+        Analyse anew even if nothing changed.
     """
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
     if Path(run).suffix in (".yaml", ".yml"):
         run = load_capture(run).out
-    return run_analyze(run, out, settings, overwrite, again)
+    return analyze_flow.fn(run, out, settings, overwrite, again)

@@ -15,34 +15,15 @@ _MARKS = re.compile(r"[!-+.:-@[-`{-~]")
 def plain(text: object) -> str:
     """One line of Markdown that shows ``text`` as it is, inside a paragraph, heading, list or table cell.
 
-    Parameters
-    ----------
-    text
-        A path, a sample's id, an error: anything.
-
-    Returns
-    -------
-    str
-        Punctuation as numeric entities, which CommonMark never reads as structure; characters that do not
-        print are replaced, white space becomes single spaces.
+    Punctuation becomes numeric entities, which CommonMark never reads as structure; characters that do not
+    print are replaced, white space becomes single spaces.
     """
     line = visible(" ".join(str(text).split()))
     return _MARKS.sub(lambda mark: f"&#{ord(mark.group())};", line)
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a table artifact, whose cells are plain text already, without characters that do not print.
-
-    Parameters
-    ----------
-    rows
-        One mapping for each row.
-
-    Returns
-    -------
-    list of dict
-        The same rows; what is no text stays as it is.
-    """
+    """Rows of a table artifact, whose cells are plain text already, without characters that do not print."""
     return [
         {key: visible(value) if isinstance(value, str) else value for key, value in row.items()}
         for row in rows

@@ -1,4 +1,4 @@
-"""One capture process, as its parent sees it: started with the first shard, asked for one after another."""
+"""One capture process, as its parent sees it: started with the first shard, given one after another."""
 
 from __future__ import annotations
 
@@ -17,64 +17,38 @@ from i2am.flows.subprocesses import child
 from i2am.storage.errors import InputError
 
 IDLE_SECONDS = 20.0
-"""Seconds that a process with nothing to do gets to leave; torch takes its time."""
+"""Seconds that an idle process gets to leave; torch takes its time."""
 
 
 class WorkerLost(RuntimeError):
     """A capture process ended, or gave up, before its shard was done; another may do better."""
 
 
-class Worker:
-    """One capture process; started with the first shard.
+class WorkerProcess:
+    """A capture process that is started anew after it was lost; ``gpu`` is its ``CUDA_VISIBLE_DEVICES``.
 
-    Parameters
-    ----------
-    config
-        The capture.
-    gpu
-        Value of ``CUDA_VISIBLE_DEVICES``; None leaves it as it is.
-
-    Attributes
-    ----------
-    gpu
-        As given.
-    place
-        Host, GPU and process id of the process that was started last.
+    ``place`` names host, GPU and process of the last start; the process inherits ``pass_fds``.
     """
 
-    def __init__(self, config: CaptureConfig, gpu: str | None) -> None:
+    def __init__(self, config: CaptureConfig, gpu: str | None = None) -> None:
         self._config, self.gpu = config, gpu
-        self._life = ExitStack()
+        self.pass_fds: tuple[int, ...] = ()
+        self.place = ""
+        self._resources = ExitStack()
         self._process: subprocess.Popen[str] | None = None
         self._idle, self._retired, self._lock = True, False, threading.RLock()
-        self.place = ""
 
-    def ask(self, ids: Sequence[str]) -> Iterator[str]:
-        """Have a shard captured.
+    def capture(self, ids: Sequence[str]) -> Iterator[str]:
+        """Capture a shard; yields each sample as it is committed.
 
-        Parameters
-        ----------
-        ids
-            Its samples; those that are committed or set aside are passed over.
-
-        Yields
-        ------
-        str
-            Each sample as it is committed.
-
-        Raises
-        ------
-        WorkerLost
-            If the process ends or gives up; the next shard gets a new one.
-        InputError
-            If the user has to mend something.
+        Raises WorkerLost if the process ends or gives up, InputError if the user has to correct something.
         """
         self._idle = False
         try:
             process = self._process or self._start()
             self._send(process, json.dumps({"ids": list(ids)}))
             for line in process.stdout or ():
-                message: dict[str, Any] = json.loads(line)
+                message = _parse(line)
                 if "done" in message:
                     yield message["done"]
                 elif "end" in message:
@@ -89,14 +63,14 @@ class Worker:
             raise
 
     def close(self) -> None:
-        """Let an idle process leave; one at work is interrupted."""
+        """Let an idle process leave; interrupt one that is at work."""
         with self._lock:
             process, self._process = self._process, None
             if process is not None and process.stdin is not None:
                 with suppress(BrokenPipeError, subprocess.TimeoutExpired):
                     process.stdin.close()
                     process.wait(IDLE_SECONDS if self._idle else 0)
-            self._life.close()
+            self._resources.close()
 
     def retire(self) -> None:
         """Close, and never start a process again."""
@@ -110,7 +84,8 @@ class Worker:
         with self._lock:
             if self._retired:
                 raise WorkerLost("the capture processes were ended")
-            process = self._process = self._life.enter_context(child(command, env=env, talk=True))
+            started = child(command, env=env, talk=True, pass_fds=self.pass_fds)
+            process = self._process = self._resources.enter_context(started)
         gpu = f" GPU {self.gpu}" if self.gpu is not None else ""
         self.place = f"{socket.gethostname()}{gpu} process {process.pid}"
         self._send(process, self._config.model_dump_json(by_alias=True))
@@ -125,3 +100,11 @@ class Worker:
             process.stdin.flush()
         except BrokenPipeError as error:
             raise WorkerLost(f"the capture process ended with status {process.wait()}") from error
+
+
+def _parse(line: str) -> dict[str, Any]:
+    try:
+        message: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise WorkerLost("the capture process ended in the middle of a message") from error
+    return message

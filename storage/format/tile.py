@@ -65,6 +65,16 @@ class Tile:
     def read(cls, value: Tile | Sequence[int] | None) -> Tile | None:
         """Take a tile, its six numbers, or None.
 
+        Parameters
+        ----------
+        value : Tile, sequence of int or None
+            What a user gave.
+
+        Returns
+        -------
+        Tile or None
+            The tile.
+
         Raises
         ------
         InputError

@@ -11,63 +11,39 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from i2am.storage.errors import NoPermission, StorageFull
+from i2am.storage.errors import I2AMError, NoPermission, StorageFull
 
 STAGING = ".staging"
-"""Directory below a local run for what is not finished; nothing in it belongs to the run."""
-
+"""Directory below a local run for unfinished files; nothing in it belongs to the run."""
 
 STREAM_BYTES = 4 << 20
 """Bytes that `Location.stream` yields at a time."""
 
 
 class TooLarge(ValueError):
-    """A file has more bytes than whoever asked for it would read."""
+    """A file has more bytes than its reader accepts."""
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
 
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
 def system_errors(place: str) -> Iterator[None]:
-    """Turn the system's "full" and "not allowed" into `StorageFull` and `NoPermission`.
-
-    Parameters
-    ----------
-    place : str
-        What was being read or written.
-
-    Raises
-    ------
-    StorageFull, NoPermission
-        In place of the `OSError`; every other error passes.
-    """
+    """Turn the system's errors about space and permission into `StorageFull` and `NoPermission`."""
     try:
         yield
-    except (StorageFull, NoPermission):
-        raise
     except OSError as error:
-        raise translate(error, place) from error
+        if (translated := translate(error, place)) is error:
+            raise
+        raise translated from error
 
 
 def translate(error: OSError, place: str) -> OSError:
-    """Return the project's error for a system error, or the error itself.
-
-    Parameters
-    ----------
-    error : OSError
-        What the system raised.
-    place : str
-        What was being read or written.
-
-    Returns
-    -------
-    OSError
-        `StorageFull`, `NoPermission`, or `error`.
-    """
+    """Return `StorageFull` or `NoPermission` for a system error, or the error itself."""
+    if isinstance(error, I2AMError):
+        return error
     if error.errno in _FULL:
         return StorageFull(
             f"no space left for {place}",
@@ -84,43 +60,24 @@ def translate(error: OSError, place: str) -> OSError:
 
 
 class Location(Protocol):
-    """What the store needs from the place where a run lives. Paths are relative, with ``/``."""
+    """What the store needs from the place where a run lives.
+
+    Paths are relative, with ``/``. Reading a file that does not exist raises FileNotFoundError.
+    """
 
     url: str
     root: Path | None
 
     def read(self, path: str, most: int | None = None) -> bytes:
-        """Return a whole file.
-
-        Raises
-        ------
-        FileNotFoundError
-            If it does not exist.
-        TooLarge
-            If it has more than `most` bytes, which are not read then.
-        """
+        """Return a whole file; raise `TooLarge`, without reading it, if it has more than `most` bytes."""
         ...
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
-        """Return byte ranges (start, stop) of a file that must have `size` bytes.
-
-        Raises
-        ------
-        FileNotFoundError
-            If it does not exist.
-        ValueError
-            If it has another size.
-        """
+        """Return byte ranges (start, stop); raise ValueError if the file has another size than `size`."""
         ...
 
     def stream(self, path: str) -> Iterator[bytes]:
-        """Yield a whole file in blocks of a few megabytes.
-
-        Raises
-        ------
-        FileNotFoundError
-            If it does not exist.
-        """
+        """Yield a whole file in blocks of `STREAM_BYTES`."""
         ...
 
     def size(self, path: str) -> int | None:
@@ -152,20 +109,7 @@ Buffer = bytes | memoryview | np.ndarray[Any, Any]
 
 
 def write_all(fd: int, buffers: Sequence[Buffer]) -> None:
-    """Write buffers one after another, whatever the system takes at a time.
-
-    Parameters
-    ----------
-    fd : int
-        Open file descriptor.
-    buffers : sequence of bytes-like
-        C-contiguous.
-
-    Raises
-    ------
-    OSError
-        As the system reports it.
-    """
+    """Write C-contiguous buffers one after another, whatever the system takes at a time."""
     views = [np.frombuffer(b, np.uint8).data for b in buffers]
     while views:
         written = os.writev(fd, views)

@@ -33,7 +33,7 @@ class FileLock:
 
 
 def try_lock(path: Path, *, create: bool = True) -> FileLock | None:
-    """Lock a file, created where absent if `create`; return None if somebody else holds its lock.
+    """Lock a file, created where absent if `create`; return None if its lock is held already.
 
     A link is not followed. Threads of one process exclude each other as processes do.
     """
@@ -67,10 +67,7 @@ def locked_folder(parent: Path, prefix: str) -> FileLock:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove a folder whose process has ended, as told by its lock.
-
-    Raises FileNotFoundError if the folder has no lock.
-    """
+    """Remove a folder whose process has ended; raise FileNotFoundError if the folder has no lock."""
     if (lock := try_lock(folder / LOCK, create=False)) is not None:
         with lock:
             shutil.rmtree(folder, ignore_errors=True)

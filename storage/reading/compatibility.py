@@ -14,7 +14,7 @@ _SHARED = ("heads", "head_dim", "ref_prefix", "lse", "role", "logit_scale")
 
 
 def geometry(spec: LayerSpec) -> tuple[object, ...]:
-    """Return what of a layer may differ between resolutions."""
+    """Return the grids and tiles of a layer, which may differ between resolutions."""
     return spec.gen_grid, spec.ref_grid, spec.tile, spec.ref_tile
 
 
@@ -55,5 +55,5 @@ def _difference(one: Run, other: Run) -> str | None:
 
 
 def _kind(spec: LayerSpec) -> tuple[bool, bool]:
-    """Whether the reference has places, and more than one token: it decides which maps there are."""
+    """Whether the reference has a grid, and more than one token: both decide which maps exist."""
     return spec.ref_grid == (0, 0), spec.ref == 1

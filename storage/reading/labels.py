@@ -36,7 +36,7 @@ class LabelledRun(Run):
 
     def _record(self, sample: str) -> CommitRecord:
         if sample not in self._committed:
-            return super()._record(sample)  # which says what is wrong, in labelled names
+            return super()._record(sample)  # raises an error with the labelled name
         try:
             return self._run._record(sample.removeprefix(self._label))
         except DamagedSample as error:
@@ -44,7 +44,7 @@ class LabelledRun(Run):
 
 
 def run_labels(paths: Sequence[str]) -> list[str]:
-    """Return a short name for each run, with as many folders before it as tell them apart."""
+    """Return the name of each run without ``.zarr``, with as many parent folders as make the names differ."""
     parts = [path.rstrip("/").removesuffix(".zarr").split("/") for path in paths]
     used = [1] * len(parts)
     while True:

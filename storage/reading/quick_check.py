@@ -1,4 +1,4 @@
-"""A cheap look at the samples of a run: their files are there, and of the size that was committed."""
+"""A quick check of samples: their files are there, and of the size that was committed."""
 
 from __future__ import annotations
 

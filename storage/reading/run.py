@@ -88,12 +88,17 @@ class Run:
         return self._header.samples
 
     def position(self, sample: str) -> int:
-        """Return the index of a declared sample in `declared`, and on axis 0 of every stored array.
+        """Return the index of a declared sample.
 
-        Raises
-        ------
-        UnknownName
-            If it is not declared.
+        Parameters
+        ----------
+        sample : str
+            Its id.
+
+        Returns
+        -------
+        int
+            In `declared`, and on axis 0 of every stored array; `UnknownName` if it is not declared.
         """
         return self._header.position(sample)
 
@@ -217,18 +222,7 @@ class Run:
     def read_kind(
         self, spec: LayerSpec, kind: str, sample: str, steps: Sequence[int], heads: Sequence[int]
     ) -> Array:
-        """Read one stored array: "query", "key", "scores" or "lse".
-
-        Returns
-        -------
-        ndarray
-            (step, head, ...) in the stored dtype.
-
-        Raises
-        ------
-        UnknownName, DamagedSample, NoAnswer
-            As `read`.
-        """
+        """Read "query", "key", "scores" or "lse", (step, head, ...) in the stored dtype; see `Run.read`."""
         need_attention(self.attrs, self.path, f"attention of layer {spec.name!r}")
         return self._read_layout(self._header.layouts[spec.name][kind], spec.name, sample, steps, heads)
 
@@ -272,6 +266,11 @@ class Run:
     def record(self, sample: str) -> dict[str, Any]:
         """Return the commit record of a sample.
 
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+
         Returns
         -------
         dict
@@ -287,6 +286,11 @@ class Run:
     def fingerprint(self, sample: str) -> str:
         """Return a digest that changes whenever the sample's data would.
 
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
+
         Returns
         -------
         str
@@ -300,17 +304,16 @@ class Run:
         return self._record(sample).digest
 
     def files(self, sample: str) -> dict[str, int]:
-        """Return the files of a sample, its commit record left out: path below the run to bytes.
-
-        Raises
-        ------
-        UnknownName, DamagedSample
-            If the sample does not exist, or its record is damaged.
-        """
+        """Return path and bytes of each file of a sample but its commit record; see `Run.record`."""
         return {path: file.bytes for path, file in self._record(sample).files.items()}
 
     def check(self, sample: str) -> None:
         """Check quickly that the files of a sample are there, and that sizes and metadata agree.
+
+        Parameters
+        ----------
+        sample : str
+            A committed sample.
 
         Raises
         ------
@@ -324,13 +327,7 @@ class Run:
         self._checker.check(self._record(sample))
 
     def spec(self, layer: str | LayerSpec) -> LayerSpec:
-        """Return the layer of a name, its representation decided.
-
-        Raises
-        ------
-        UnknownName
-            If there is no such layer.
-        """
+        """Return the layer of a name, or raise `UnknownName`; see `Run.layers`."""
         name = layer.name if isinstance(layer, LayerSpec) else layer
         if name not in self._header.layers:
             raise UnknownName("layer", name, self._header.layers)
@@ -339,10 +336,15 @@ class Run:
     def step_group(self, layer: str | LayerSpec) -> int:
         """Return how many steps share a stored chunk: a good unit to read by.
 
-        Raises
-        ------
-        UnknownName
-            If there is no such layer.
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+
+        Returns
+        -------
+        int
+            At least 1; `UnknownName` if there is no such layer.
         """
         spec = self.spec(layer)
         kind = "scores" if spec.representation == "scores" else "query"

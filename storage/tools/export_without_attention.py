@@ -17,7 +17,7 @@ from i2am.storage.format.zarr_metadata import root_document
 from i2am.storage.locations.base import Location
 from i2am.storage.locations.open import locate
 from i2am.storage.reading.run import Run
-from i2am.storage.writing.atomic_directory import overtaken
+from i2am.storage.writing.atomic_directory import created_meanwhile
 
 IMAGES = "images/"
 """What the paths of images begin with."""
@@ -50,7 +50,7 @@ def copy_without_attention(
         if on_sample is not None:
             on_sample(sample)
     if not target.write_new(ROOT, root_document(signed({**attributes, "kept": MARGINALS}))):
-        raise overtaken(target.url)
+        raise created_meanwhile(target.url)
 
 
 def _document(source: Location, path: str, digest: str | None) -> bytes:

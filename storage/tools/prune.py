@@ -61,7 +61,7 @@ def prune(
     storage_options: Mapping[str, Any] | None = None,
     on_sample: Callable[[str], None] | None = None,
 ) -> Run:
-    """Copy a part of a run into a new one, which is returned; go on with one that was interrupted.
+    """Copy a part of a run into a new one; go on with one that was interrupted.
 
     What is kept is the same to the bit unless `bits` is given. The source is not touched.
 
@@ -71,16 +71,13 @@ def prune(
         The source.
     out : str or path-like
         The new run.
-    samples : sequence of str, optional
-        Committed samples to keep.
-    layers : sequence of str, optional
-        Names or patterns such as ``*up*``.
+    samples, layers : sequence of str, optional
+        Committed samples, and names of layers or patterns such as ``*up*``, to keep.
     steps, heads : slice or sequence of int, optional
         What to keep; a layer must have all the heads that are named.
     bits : int, optional
-        Bits of the fraction to keep, from 1 to those of the dtype (float16 10, bfloat16 7, float32 23):
-        queries, keys and scores are rounded to nearest. NaN, infinities and what would round to infinity
-        stay.
+        Bits of the fraction to keep of queries, keys and scores, from 1 to those of the dtype (float16 10,
+        bfloat16 7, float32 23); see `round_bits`.
     codec : str, optional
         Key of `i2am.storage.format.codecs.CODECS`; the source's unless `bits` is given, then ROUNDED_CODEC.
     storage_options : mapping, optional
@@ -88,14 +85,17 @@ def prune(
     on_sample : callable, optional
         Called with each sample that was copied.
 
+    Returns
+    -------
+    Run
+        The new run.
+
     Raises
     ------
     UnknownName, InputError
         If the selection fits nothing, or the bits do not fit the dtypes.
-    AlreadyExists
-        If `out` is another run, or was pruned in another way.
-    NoAnswer
-        If the source was exported with its marginals alone.
+    AlreadyExists, NoAnswer
+        If `out` is another run or pruning; if the source was exported with its marginals alone.
     DamagedSample, StorageFull, NoPermission
         If the source is damaged, or `out` cannot be written; samples copied before remain.
     """

@@ -190,7 +190,7 @@ def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[
         if sample is None or sample in records:
             check.problem(sample, path, "is no part of what was committed")
         elif f"{FOLDER}/{sample_file(sample)}.json" in check.found:
-            continue  # its record is damaged, which is said already
+            continue  # its record is damaged, and reported above
         elif sample_file(sample) not in staged:
             check.problem(sample, path, "belongs to a sample whose commit record is missing")
         else:
@@ -217,7 +217,7 @@ def _run_check(check: _Check) -> None:
                 images[path] = image["sha256"]
                 seen.add(path)
             elif images.get(path, metadata.get(path)) != image["sha256"]:
-                check.problem(sample, path, "the commit record knows another content")
+                check.problem(sample, path, "its digest disagrees with the commit record")
         for path, wanted in record.files.items():
             if whole or path in check.found or not path.startswith("attention/"):
                 check.data(sample, path, wanted)

@@ -15,22 +15,13 @@ from i2am.storage.format.shard import FileRecord, ShardWriter
 
 Array = np.ndarray[Any, Any]
 Rows = Callable[[slice], Array]
-"""Given a slice of axis 2 (heads), returns those rows of one step, C-contiguous and in the stored dtype."""
+"""Slice of axis 2 (heads) to those rows of one step, C-contiguous and in the stored dtype."""
 
 
 class ArrayWriter:
-    """Cut one sample of one array into chunks and append them to its shards. Used by one thread at a time.
+    """Cut one sample of one array into chunks and append them to its shards, in local files named `stem`.N.
 
-    Parameters
-    ----------
-    layout : ArrayLayout
-        How the array is cut.
-    index : int
-        Index of the sample.
-    run_id : str
-        Id of the run.
-    stem : Path
-        Local path that the shards' files are named after.
+    Used by one thread at a time.
     """
 
     def __init__(self, layout: ArrayLayout, index: int, run_id: str, stem: Path) -> None:
@@ -57,26 +48,13 @@ class ArrayWriter:
         writer.append(row * self._layout.grid[1] + block, self._codec.encode(chunk))
 
     def put(self, step: int, rows: Rows) -> None:
-        """Take one step.
-
-        Parameters
-        ----------
-        step : int
-            Index along axis 1, each one once.
-        rows : callable
-            Yields the step's values by blocks of axis 2.
-
-        Raises
-        ------
-        OSError
-            As the system reports it.
-        """
+        """Take one step, each index once; its rows are asked for in blocks of heads."""
         layout = self._layout
         steps, heads = layout.chunk[1], layout.chunk[2]
         if steps == 1:
             for block in range(layout.grid[1]):
                 chunk = rows(slice(block * heads, (block + 1) * heads))
-                self._count(chunk)
+                self.nonfinite += count_nonfinite(chunk)
                 self._emit(step, block, chunk)
             return
         group, row = divmod(step, steps)
@@ -85,7 +63,7 @@ class ArrayWriter:
             buffer = np.empty(layout.chunk[1:], layout.dtype)
             buffer[layout.shape[1] - group * steps :] = np.nan
         buffer[row] = rows(slice(0, heads))
-        self._count(buffer[row])
+        self.nonfinite += count_nonfinite(buffer[row])
         filled += 1
         if filled == min(steps, layout.shape[1] - group * steps):
             self._emit(group, 0, buffer)
@@ -93,36 +71,11 @@ class ArrayWriter:
             self._partial[group] = buffer, filled
 
     def put_whole(self, values: Array) -> None:
-        """Take all of the sample at once, where it is a single chunk.
-
-        Parameters
-        ----------
-        values : ndarray
-            Shape and dtype of the layout, without the sample axis.
-
-        Raises
-        ------
-        OSError
-            As the system reports it.
-        """
+        """Take a sample that is a single chunk."""
         self._emit(0, 0, np.ascontiguousarray(values))
 
-    def _count(self, values: Array) -> None:
-        self.nonfinite += count_nonfinite(values)
-
     def finish(self) -> dict[str, tuple[Path, FileRecord]]:
-        """Complete all shards.
-
-        Returns
-        -------
-        dict
-            Path below the run to (local file, size and checksum).
-
-        Raises
-        ------
-        OSError
-            As the system reports it.
-        """
+        """Complete all shards; return path below the run to (local file, size and checksum)."""
         return {
             self._layout.key(self._index, shard): (self._local(shard), writer.finish())
             for shard, writer in sorted(self._shards.items())

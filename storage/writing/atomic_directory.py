@@ -1,8 +1,7 @@
-"""A run that is being made: built in a hidden folder beside its place, and renamed there when it is whole.
+"""A directory that is built in a hidden folder beside its place, and renamed there when it is complete.
 
-The folder is ``.NAME.new``; each builder has a place of its own in it, held by a lock that the system
-releases when the process ends, however it ends. So what a living process builds is never mistaken for what a
-dead one left, whatever the clocks say.
+The folder is ``.NAME.new``. Each process builds in a folder of its own below it and holds its lock, so that
+what dead processes left is told from what living ones build.
 """
 
 from __future__ import annotations
@@ -21,73 +20,42 @@ from i2am.storage.writing.staging import LocalStaging, sweep
 
 @contextmanager
 def atomic_directory(root: Path) -> Iterator[Path]:
-    """Build a directory that appears all at once, or not at all.
+    """Yield an empty directory that is moved to `root` when the block ends, and removed after an exception.
 
-    Parameters
-    ----------
-    root : Path
-        Its place; nothing, or an empty directory, may be there.
-
-    Yields
-    ------
-    Path
-        An empty directory to build in. Its files must be safely on the medium when the block ends.
-
-    Raises
-    ------
-    AlreadyExists
-        If something has come to that place in the meantime.
-    StorageFull, NoPermission
-        From the system.
+    Nothing, or an empty directory, may be at `root`; else `AlreadyExists` is raised. The files must be synced
+    when the block ends.
     """
-    nest = _nest(root)
+    hidden = _hidden_folder(root)
     with system_errors(str(root)):
-        nest.mkdir(parents=True, exist_ok=True)
-        clear_unborn(root)
-        hold = LocalStaging(nest, uuid.uuid4().hex)
+        hidden.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(root)
+        staging = LocalStaging(hidden, uuid.uuid4().hex)
         try:
-            made = hold.folder / root.name
+            made = staging.folder / root.name
             made.mkdir()
             yield made
             for directory, _, _ in os.walk(made):
                 sync_directory(Path(directory))
             _rename(made, root)
         finally:
-            hold.discard()
-            _drop(nest)
+            staging.discard()
+            _remove_if_empty(hidden)
 
 
-def clear_unborn(root: Path) -> None:
-    """Remove what processes left that ended while they were making a directory; the living keep theirs.
-
-    Parameters
-    ----------
-    root : Path
-        The directory's place.
-    """
-    nest = _nest(root)
-    if nest.is_dir():
-        sweep(nest, lambda _: ())
-        _drop(nest)
+def clear_unfinished(root: Path) -> None:
+    """Remove what processes left that ended before their directory was complete; living ones keep theirs."""
+    hidden = _hidden_folder(root)
+    if hidden.is_dir():
+        sweep(hidden, lambda _: ())
+        _remove_if_empty(hidden)
 
 
-def overtaken(place: str) -> AlreadyExists:
-    """Return the error for a place that was free a moment ago.
-
-    Parameters
-    ----------
-    place : str
-        Path or URL.
-
-    Returns
-    -------
-    AlreadyExists
-        To be raised.
-    """
+def created_meanwhile(place: str) -> AlreadyExists:
+    """Return the error for a place that was free when it was looked at."""
     return AlreadyExists(f"{place} already exists", remedy="another process has just created it")
 
 
-def _nest(root: Path) -> Path:
+def _hidden_folder(root: Path) -> Path:
     return root.with_name(f".{root.name}.new")
 
 
@@ -96,13 +64,13 @@ def _rename(made: Path, root: Path) -> None:
         os.rename(made, root)
     except OSError as error:
         if os.path.lexists(root) and (not root.is_dir() or os.listdir(root)):
-            raise overtaken(str(root)) from error
+            raise created_meanwhile(str(root)) from error
         raise
     sync_directory(root.parent)
 
 
-def _drop(nest: Path) -> None:
-    with suppress(OSError):  # others build there
-        (nest / STAGING).rmdir()
+def _remove_if_empty(hidden: Path) -> None:
+    with suppress(OSError):  # other processes build there
+        (hidden / STAGING).rmdir()
     with suppress(OSError):
-        nest.rmdir()
+        hidden.rmdir()

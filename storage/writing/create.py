@@ -1,4 +1,4 @@
-"""`create_run` and `resume_run`: a run appears all at once, and is taken up again where it stands."""
+"""`create_run` and `resume_run`. A new run appears all at once, or not at all."""
 
 from __future__ import annotations
 
@@ -15,33 +15,22 @@ from i2am.storage.format.zarr_metadata import root_document
 from i2am.storage.locations.base import Location, system_errors
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.open import locate
-from i2am.storage.writing.atomic_directory import atomic_directory, clear_unborn, overtaken
+from i2am.storage.writing.atomic_directory import atomic_directory, clear_unfinished, created_meanwhile
 from i2am.storage.writing.declaration import checked_timesteps, complete_header, make_header
 from i2am.storage.writing.plan import plan_header
 from i2am.storage.writing.writer import RunWriter
 
 
 def refuse_existing(location: Location) -> None:
-    """Check that a new run may be made at a place.
-
-    Parameters
-    ----------
-    location : Location
-        Nothing, or an empty directory, may be there.
-
-    Raises
-    ------
-    AlreadyExists
-        If there is more.
-    """
+    """Raise `AlreadyExists` unless nothing, or an empty directory, is at the place of a new run."""
     if isinstance(location, LocalLocation):
         with system_errors(location.url):
-            there = os.path.lexists(location.url) and (
+            taken = os.path.lexists(location.url) and (
                 not os.path.isdir(location.url) or bool(os.listdir(location.url))
             )
     else:
-        there = location.size(ROOT) is not None or bool(location.names("commits"))
-    if there:
+        taken = location.size(ROOT) is not None or bool(location.names("commits"))
+    if taken:
         raise AlreadyExists(
             f"{location.url} already exists",
             remedy="choose another path, resume the run with resume_run, or remove it first",
@@ -84,7 +73,7 @@ def create_run(
     timesteps : iterable of number
         The scheduler's value for each denoiser call.
     samples : iterable of str
-        Ids of all samples that the run shall have.
+        Ids of all samples of the run.
     attrs, image_shapes : mapping, optional
         Entries of ``attributes["i2am"]`` (model, software, ...); image name to (y, x, channel).
     storage_options : mapping, optional
@@ -138,47 +127,34 @@ def _write_new(location: Location, header: Header, queue_bytes: int | None, thre
     for name, data in documents.items():
         location.write(name, data)
     if not location.write_new(ROOT, root):
-        raise overtaken(location.url)
+        raise created_meanwhile(location.url)
     return header
 
 
 def _refuse_change(
     header: Header, layers: Iterable[LayerSpec] | None, timesteps: Iterable[Any] | None
 ) -> None:
-    if timesteps is not None and (got := checked_timesteps(timesteps)) != header.timesteps:
-        raise InputError(
-            "timesteps",
-            expected=f"those of the run, {header.timesteps[:5]}...",
-            got=f"{got[:5]}...",
-            remedy="resume with the same settings, or create another run",
-        )
+    """Raise `InputError` where layers or timesteps differ from the run's."""
+
+    def differ(what: str, expected: str, got: str) -> InputError:
+        remedy = "resume with the same settings, or create another run"
+        return InputError(what, expected=expected, got=got, remedy=remedy)
+
+    if timesteps is not None and (times := checked_timesteps(timesteps)) != header.timesteps:
+        raise differ("timesteps", f"those of the run, {header.timesteps[:5]}...", f"{times[:5]}...")
     if layers is None:
         return
     given = {spec.name: spec for spec in layers}
-    if set(given) != set(header.layers):
-        differ = sorted(set(given) ^ set(header.layers))
-        raise InputError(
-            "layers",
-            expected="those of the run",
-            got=f"a difference in {', '.join(differ[:5])}",
-            remedy="resume with the same settings, or create another run",
-        )
+    if names := sorted(set(given) ^ set(header.layers)):
+        raise differ("layers", "those of the run", f"a difference in {', '.join(names[:5])}")
     for name, spec in given.items():
         stored = header.layers[name].to_json()
-        wanted = (
-            spec.to_json()
-            if spec.representation != "auto"
-            else {**spec.to_json(), "representation": stored["representation"]}
-        )
-        wanted["scale"] = spec.logit_scale
+        wanted = {**spec.to_json(), "scale": spec.logit_scale}
+        if spec.representation == "auto":
+            wanted["representation"] = stored["representation"]
         for field, value in wanted.items():
             if stored[field] != value:
-                raise InputError(
-                    f"layer {name!r}: {field}",
-                    expected=f"{stored[field]!r} as in the run",
-                    got=repr(value),
-                    remedy="resume with the same settings, or create another run",
-                )
+                raise differ(f"layer {name!r}: {field}", f"{stored[field]!r} as in the run", repr(value))
 
 
 def resume_run(
@@ -221,7 +197,7 @@ def resume_run(
     header = load_header(location)
     need_attention(header.attributes, location.url, "capturing into it")
     if isinstance(location, LocalLocation):
-        clear_unborn(Path(location.url))
+        clear_unfinished(Path(location.url))
     _refuse_change(header, layers, timesteps)
     writer = RunWriter(location, header, queue_bytes=queue_bytes, threads=threads)
     if isinstance(location, LocalLocation) and (missing := writer.missing):

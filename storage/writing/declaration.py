@@ -1,4 +1,4 @@
-"""What a run shall be: the declaration checked, and turned into its header and metadata documents."""
+"""The declaration of a new run: checked, and turned into its header and metadata documents."""
 
 from __future__ import annotations
 
@@ -34,23 +34,7 @@ def _checked_samples(samples: Iterable[str]) -> tuple[str, ...]:
 
 
 def checked_timesteps(timesteps: Iterable[Any]) -> tuple[Timestep, ...]:
-    """Check the scheduler's values.
-
-    Parameters
-    ----------
-    timesteps : iterable of number
-        One for each denoiser call; NumPy numbers too.
-
-    Returns
-    -------
-    tuple of number
-        As Python numbers.
-
-    Raises
-    ------
-    InputError
-        If there is none, or one is not a finite number.
-    """
+    """Return the scheduler's values as Python numbers; raise `InputError` unless all are finite."""
     values: list[Timestep] = []
     for value in timesteps:
         number = value.item() if isinstance(value, np.generic) else value
@@ -82,25 +66,7 @@ def make_header(
     codec: str | None = None,
     shard_bytes: int | None = None,
 ) -> Header:
-    """Decide everything about a run without writing it.
-
-    Parameters
-    ----------
-    layers, timesteps, samples, attrs, image_shapes, codec, shard_bytes
-        As in `i2am.storage.writing.create.create_run`.
-
-    Returns
-    -------
-    Header
-        Without run id, metadata digests and creation time.
-
-    Raises
-    ------
-    InputError
-        If something is missing, twice there, or impossible.
-    UnknownName
-        If there is no such codec.
-    """
+    """Decide all about a run but its id, creation time and digests; takes the arguments of `create_run`."""
     ids, times = _checked_samples(samples), checked_timesteps(timesteps)
     specs = _resolved(layers, len(times))
     own = jsonable(dict(attrs or {}))
@@ -128,18 +94,7 @@ def make_header(
 
 
 def complete_header(header: Header) -> tuple[Header, dict[str, bytes]]:
-    """Give a new run its id, and make all its files but the root document.
-
-    Parameters
-    ----------
-    header : Header
-        As `make_header` returns it.
-
-    Returns
-    -------
-    header, documents
-        The header with run id, creation time, metadata digests and digest; path below the run to content.
-    """
+    """Return the header with id, creation time and digests, and path to content of all files but the root."""
     layers = [(spec, header.layouts[name]) for name, spec in header.layers.items()]
     images = [header.image(name, shape) for name, shape in header.images.items()]
     documents = hierarchy_documents(layers, images)

@@ -1,6 +1,6 @@
-"""Samples that were set aside because they could not be captured: ``failures/<sample>.json`` in the run.
+"""Samples that could not be captured: ``failures/<sample>.json`` in the run, one line of text each.
 
-Not part of what a run holds: a reader passes over them, and a sample that is committed later has none.
+They are not part of the data: readers pass over them, and those of committed samples no longer count.
 """
 
 from __future__ import annotations
@@ -18,50 +18,25 @@ from i2am.storage.locations.base import Location, TooLarge
 from i2am.storage.locations.open import locate
 
 FOLDER = "failures"
-"""Directory of the notes."""
+"""Directory of the failures in a run."""
 
 MAX_BYTES = 1 << 20
-"""Bytes of a note that are read."""
+"""A larger file is not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a sample was set aside.
-
-    Parameters
-    ----------
-    sample : str
-        Sample id.
-    error : str
-        One line.
-    at : str
-        UTC time, ISO 8601.
-    """
+    """Why a sample could not be captured."""
 
     sample: str
-    error: str
-    at: str
+    error: str  # one line
+    at: str  # UTC, ISO 8601
 
 
 def record_failure(
     path: str | os.PathLike[str], errors: Mapping[str, str], storage_options: Mapping[str, Any] | None = None
 ) -> None:
-    """Note that samples of an existing run failed; an earlier note of the same sample is replaced.
-
-    Parameters
-    ----------
-    path : str or path-like
-        The run.
-    errors : mapping
-        Sample id to one line.
-    storage_options : mapping, optional
-        Options of the file system, for URLs.
-
-    Raises
-    ------
-    StorageFull, NoPermission
-        If the note cannot be written.
-    """
+    """Record that samples of an existing run failed (id to one line); earlier failures are replaced."""
     location, now = locate(path, storage_options), datetime.now(UTC).isoformat(timespec="seconds")
     for sample, error in errors.items():
         document = signed(asdict(Failure(sample, error, now)))
@@ -71,17 +46,7 @@ def record_failure(
 def clear_failures(
     path: str | os.PathLike[str], samples: Iterable[str], storage_options: Mapping[str, Any] | None = None
 ) -> None:
-    """Remove the notes of samples, so that they are captured again.
-
-    Parameters
-    ----------
-    path : str or path-like
-        The run.
-    samples : iterable of str
-        Sample ids; those without a note are passed over.
-    storage_options : mapping, optional
-        Options of the file system, for URLs.
-    """
+    """Remove the failures of samples, so that they are captured again."""
     location = locate(path, storage_options)
     for sample in samples:
         location.remove(_place(sample))
@@ -90,19 +55,9 @@ def clear_failures(
 def failures(
     path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Failure]:
-    """Return the samples that are set aside and not committed.
+    """Return the failed samples that are not committed.
 
-    Parameters
-    ----------
-    path : str or path-like
-        The run, or a place where none is.
-    storage_options : mapping, optional
-        Options of the file system, for URLs.
-
-    Returns
-    -------
-    dict
-        Sample id to its failure. A damaged note counts as none: the sample is simply tried again.
+    There need not be a run. A damaged file counts as none: the sample is simply tried again.
     """
     location = locate(path, storage_options)
     names = [name for name in location.names(FOLDER) if name.endswith(".json")]

@@ -1,4 +1,4 @@
-"""What `Sink.put` takes: arrays checked against their layer, and turned into pieces of stored arrays."""
+"""The arrays given to `Sink.put`: checked against their layer, and turned into pieces of stored arrays."""
 
 from __future__ import annotations
 
@@ -18,93 +18,40 @@ Array = np.ndarray[Any, Any]
 Rows = Callable[[slice], Array]
 
 _SERIAL = 1 << 16
-"""Multiplications that OpenBLAS does on the calling thread: its own threads spin after each product, and
-would take processors from a model that runs beside the writers (15% of a generation on two cores)."""
+"""Multiplications that OpenBLAS does on the calling thread. Its own threads spin after each product, which
+took 15% of the processors from a model that ran beside the writers on two cores."""
 
 _FEWEST = 8
 """Rows of queries below which a product is left whole."""
 
-_AXES = {
-    "query": "[head, gen, dim]",
-    "key": "[head, ref, dim]",
-    "scores": "[head, gen, ref]",
-    "lse": "[head, gen]",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One step of one stored array.
-
-    Parameters
-    ----------
-    kind : str
-        "query", "key", "scores" or "lse".
-    at : int
-        Index along the step axis.
-    rows : callable
-        Slice of heads to their values in the stored dtype; the work is done when it is called.
-    nbytes : int
-        Bytes that the piece keeps alive.
-    """
+    """One step of one stored array: its rows are computed, in the stored dtype, when they are asked for."""
 
     kind: str
-    at: int
-    rows: Rows
-    nbytes: int
+    at: int  # index along the step axis
+    rows: Rows  # slice of heads to their values
+    nbytes: int  # kept alive by the piece
 
 
 def checked(spec: LayerSpec, kind: str, array: Array) -> Array:
-    """Check shape and kind of number of an incoming array.
-
-    Parameters
-    ----------
-    spec : LayerSpec
-        The layer.
-    kind : str
-        "query", "key", "scores" or "lse".
-    array : ndarray
-        Heads first, as `i2am.storage.writing.sink.Sink.put` describes.
-
-    Returns
-    -------
-    ndarray
-        The array itself.
-
-    Raises
-    ------
-    ShapeMismatch
-        If it does not fit.
-    """
+    """Return an array; raise `ShapeMismatch` if its shape or kind of number does not fit the layer."""
     what = f"layer {spec.name!r}: {kind}"
-    sizes = {
-        "query": (spec.gen, spec.head_dim),
-        "key": (spec.ref, spec.head_dim),
-        "scores": (spec.gen, spec.ref),
-        "lse": (spec.gen,),
-    }
-    shape = (spec.heads, *sizes[kind])
+    shape, axes = {
+        "query": ((spec.heads, spec.gen, spec.head_dim), "[head, gen, dim]"),
+        "key": ((spec.heads, spec.ref, spec.head_dim), "[head, ref, dim]"),
+        "scores": ((spec.heads, spec.gen, spec.ref), "[head, gen, ref]"),
+        "lse": ((spec.heads, spec.gen), "[head, gen]"),
+    }[kind]
     if array.shape != shape:
-        raise ShapeMismatch(what, expected=f"{shape} {_AXES[kind]}", got=str(array.shape))
+        raise ShapeMismatch(what, expected=f"{shape} {axes}", got=str(array.shape))
     check_float(what, array)
     return array
 
 
 def check_choice(spec: LayerSpec, given: Mapping[str, Array]) -> None:
-    """Check that the arrays that came together suit the layer's representation.
-
-    Parameters
-    ----------
-    spec : LayerSpec
-        The layer, its representation decided.
-    given : mapping
-        Kind to array.
-
-    Raises
-    ------
-    InputError
-        Saying which arrays would be right.
-    """
+    """Raise `InputError` if the arrays of one call do not suit the layer's representation."""
     what = f"layer {spec.name!r}"
     if not given:
         raise InputError(f"{what}: no array", expected="query and key, or scores")
@@ -127,18 +74,7 @@ def check_choice(spec: LayerSpec, given: Mapping[str, Array]) -> None:
 
 
 def same_bits(left: Array, right: Array) -> bool:
-    """Compare two arrays bit for bit, so that NaN equals itself and -0 does not equal 0.
-
-    Parameters
-    ----------
-    left, right : ndarray
-        Any two arrays.
-
-    Returns
-    -------
-    bool
-        Whether dtype, shape and all bytes agree.
-    """
+    """Compare two arrays bit for bit, so that NaN equals itself and -0 does not equal 0."""
     if left is right:
         return True
     if left.dtype != right.dtype or left.shape != right.shape:
@@ -150,30 +86,9 @@ def same_bits(left: Array, right: Array) -> bool:
 def pieces(
     spec: LayerSpec, step: int, given: Mapping[str, Array], key: Array | None, *, new: bool
 ) -> list[Piece]:
-    """Turn what came for one step into pieces of stored arrays.
+    """Turn the arrays of one step into pieces of stored arrays; none if only a static key came again.
 
-    Parameters
-    ----------
-    spec : LayerSpec
-        The layer, its representation decided.
-    step : int
-        Index of the denoiser call.
-    given : mapping
-        Kind to array, checked.
-    key : ndarray or None
-        The key to multiply with: the one given, or the static one that came before.
-    new : bool
-        Whether the key is to be stored.
-
-    Returns
-    -------
-    list of Piece
-        At least one, unless only a static key came again.
-
-    Raises
-    ------
-    InputError
-        If query or key are missing where scores are to be computed.
+    `key` is the one given, or the static one that came before; `new` says whether it is to be stored.
     """
     found = []
     for kind, dtype in (("lse", "float32"), ("scores", _scores_dtype(spec))):

@@ -1,7 +1,6 @@
-"""What a run will cost, before it is written: bytes, files and peak memory.
+"""Bytes, files and peak memory of a run, predicted before it is written.
 
-Without compression the bytes of arrays are exact; with it they rest on the ratios measured by
-benchmarks/codecs.py.
+Without compression the bytes of arrays are exact; with it they follow the ratios of benchmarks/codecs.py.
 """
 
 from __future__ import annotations
@@ -22,39 +21,22 @@ from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.layout import ArrayLayout
 from i2am.storage.format.shard import FileRecord
 from i2am.storage.format.zarr_metadata import root_document
+from i2am.storage.human_bytes import human_bytes
 from i2am.storage.writing.declaration import complete_header, make_header
 from i2am.storage.writing.write_queue import DEFAULT_QUEUE, default_threads
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """One layer's share of a plan.
-
-    Parameters
-    ----------
-    name : str
-        Layer.
-    representation : {"factors", "scores"}
-        What is stored.
-    dtype : str
-        The model's dtype.
-    sample_bytes : int
-        Bytes of one sample on disk.
-    score_bytes : int
-        Bytes that the full scores of one sample would need, uncompressed, in the layer's dtype.
-    sample_files : int
-        Files of one sample.
-    buffer_bytes : int
-        Memory for inner chunks that are being filled, for each sample under way.
-    """
+    """One layer's share of a plan, of one sample."""
 
     name: str
-    representation: str
-    dtype: str
+    representation: str  # "factors" or "scores"
+    dtype: str  # the model's
     sample_bytes: int
-    score_bytes: int
+    score_bytes: int  # of the full scores, uncompressed, in the layer's dtype
     sample_files: int
-    buffer_bytes: int
+    buffer_bytes: int  # memory for chunks that are being filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +47,8 @@ class Plan:
     ----------
     layers : tuple of LayerPlan
         In the order of the model.
-    samples : int
-        Declared samples.
-    steps : int
-        Denoiser calls.
+    samples, steps : int
+        Declared samples; denoiser calls.
     codec : str
         The run's codec.
     image_bytes, image_files : int
@@ -77,10 +57,8 @@ class Plan:
         The commit record of one sample, without annotations.
     metadata_bytes, metadata_files : int
         Written once, when the run is created.
-    queue_bytes : int
-        Arrays that may wait to be written.
-    work_bytes : int
-        Memory of the writer threads.
+    queue_bytes, work_bytes : int
+        Memory of arrays that wait to be written, and of the writer threads.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -126,81 +104,24 @@ class Plan:
         return self.memory(1)
 
     def memory(self, batch: int) -> int:
-        """Return the bytes of memory that the writer takes at most.
-
-        Parameters
-        ----------
-        batch : int
-            Samples under way at a time.
-
-        Returns
-        -------
-        int
-            Full queue, chunks being filled, and the threads' own.
-        """
+        """Bytes of memory that the writer takes at most, with `batch` samples under way at a time."""
         return self.queue_bytes + self.work_bytes + batch * sum(layer.buffer_bytes for layer in self.layers)
 
     def check_disk(self, path: str | os.PathLike[str], samples: int | None = None) -> None:
-        """Refuse what would not fit.
-
-        Parameters
-        ----------
-        path : str or path-like
-            The run, which need not exist yet.
-        samples : int, optional
-            Samples that are still to be written, with the metadata on disk already; else the whole run
-            counts.
-
-        Raises
-        ------
-        StorageFull
-            With the bytes that are needed and those that are free.
-        """
+        """Raise `StorageFull` if the disk of a path cannot hold the run, or `samples` more of a run there."""
         needs = self.total_bytes if samples is None else samples * self.sample_bytes
         free = free_bytes(path)
         if needs > free:
             raise StorageFull(
                 f"{os.fspath(path)}: the run does not fit its disk",
-                expected=f"at least {readable(needs)} free",
-                got=f"{readable(free)} free",
+                expected=f"at least {human_bytes(needs)} free",
+                got=f"{human_bytes(free)} free",
                 remedy="choose fewer samples, layers or steps, or another disk, or free some space",
             )
 
 
-def readable(nbytes: int) -> str:
-    """Write a number of bytes for people.
-
-    Parameters
-    ----------
-    nbytes : int
-        Bytes.
-
-    Returns
-    -------
-    str
-        Such as ``1.35 GB`` (powers of 1000).
-    """
-    size = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.4g} TB"
-
-
 def free_bytes(path: str | os.PathLike[str]) -> int:
-    """Return the free space where a path is or would be.
-
-    Parameters
-    ----------
-    path : str or path-like
-        Need not exist; the nearest directory above it counts.
-
-    Returns
-    -------
-    int
-        Bytes.
-    """
+    """Return the free bytes on the disk where a path is or would be."""
     place = Path(os.path.abspath(path))
     while not place.exists():
         place = place.parent
@@ -208,14 +129,9 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def _stored(layout: ArrayLayout, dtype: str) -> int:
-    if (
-        len(layout.shape) == 5
-        and layout.dtype == "float32"
-        and dtype == "bfloat16"
-        and "scores" not in layout.path
-    ):
-        return layout.stored_bytes(expected_ratio(layout.codec, "bfloat16"))
-    return layout.stored_bytes(expected_ratio(layout.codec, layout.dtype))
+    factors = len(layout.shape) == 5 and layout.dtype == "float32" and "scores" not in layout.path
+    numbers = "bfloat16" if factors and dtype == "bfloat16" else layout.dtype
+    return layout.stored_bytes(expected_ratio(layout.codec, numbers))
 
 
 def _layer(spec: LayerSpec, layouts: Mapping[str, ArrayLayout], steps: int) -> LayerPlan:
@@ -254,22 +170,7 @@ def plan_header(
     queue_bytes: int | None = None,
     threads: int | None = None,
 ) -> Plan:
-    """Predict the cost of a run whose header is complete.
-
-    Parameters
-    ----------
-    header : Header
-        With run id and digests.
-    documents : mapping
-        The run's metadata but the root document, path to content.
-    queue_bytes, threads : int, optional
-        See `i2am.storage.writing.writer.RunWriter`.
-
-    Returns
-    -------
-    Plan
-        The prediction.
-    """
+    """Predict the cost of a run from its complete header and its documents other than the root."""
     steps = len(header.timesteps)
     images = [header.image(name, shape) for name, shape in header.images.items()]
     largest = max(layout.chunk_bytes for arrays in header.layouts.values() for layout in arrays.values())
@@ -302,27 +203,18 @@ def plan(
     attrs: Mapping[str, Any] | None = None,
     threads: int | None = None,
 ) -> Plan:
-    """Predict bytes, files and peak memory of a run; takes what `i2am.storage.writing.create.create_run` takes.
+    """Predict bytes, files and peak memory of a run.
 
     Parameters
     ----------
-    layers : iterable of LayerSpec
-        In the order of the model.
-    timesteps : iterable of number
-        The scheduler's value for each denoiser call.
-    samples : iterable of str
-        Ids.
-    image_shapes : mapping, optional
-        Image name to (y, x, channel).
-    codec, shard_bytes, queue_bytes, attrs, threads : optional
-        As in `create_run`.
+    layers, timesteps, samples, image_shapes, codec, shard_bytes, queue_bytes, attrs, threads
+        As in `i2am.create_run`.
     path : str or path-like, optional
-        Where the run shall be: the plan is checked against its disk.
+        Where the run will be: the plan is checked against its disk.
 
     Returns
     -------
     Plan
-        The prediction.
 
     Raises
     ------

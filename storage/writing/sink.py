@@ -29,21 +29,8 @@ Array = np.ndarray[Any, Any]
 class Sink:
     """Takes the arrays of one sample; made by `RunWriter.sample`, which commits or discards it.
 
-    Methods return at once unless the queue is full; an error of a background thread comes out at the next
+    Methods return at once unless the queue is full; an error of a background thread is raised by the next
     call. Safe to use from several threads.
-
-    Parameters
-    ----------
-    header : Header
-        The run's header.
-    sample : str
-        Sample id.
-    staging : Staging
-        Where the files wait.
-    workers : Workers
-        Who encodes and writes.
-    images : callable
-        Image name to (layout, SHA-256 of its zarr.json); raises `UnknownName`.
     """
 
     def __init__(
@@ -51,19 +38,19 @@ class Sink:
         header: Header,
         sample: str,
         staging: Staging,
-        workers: WriteQueue,
-        images: Callable[[str], tuple[ArrayLayout, str]],
+        queue: WriteQueue,
+        find_image: Callable[[str], tuple[ArrayLayout, str]],  # name to layout and SHA-256 of its zarr.json
     ) -> None:
         self.sample = sample
         self._header = header
         self._index = header.position(sample)
         self._staging = staging
-        self._workers = workers
-        self._find_image = images
+        self._queue = queue
+        self._find_image = find_image
         self._batch = Batch()
         self._lock = threading.Lock()
         self._arrays: dict[tuple[str, str], tuple[int, ArrayWriter]] = {}
-        self._got: dict[tuple[str, str], set[int]] = {}
+        self._steps: dict[tuple[str, str], set[int]] = {}  # (layer, kind) to the steps that were given
         self._keys: dict[str, Array] = {}
         self._images: dict[str, dict[str, Any]] = {}
         self._notes: dict[str, Any] = {}
@@ -127,27 +114,26 @@ class Sink:
             if array is not None
         }
         check_choice(spec, given)
-        for lane, writer, piece in self._accept(spec, int(step), given):
-            self._workers.submit(lane, partial(writer.put, piece.at, piece.rows), piece.nbytes, self._batch)
+        for (lane, writer), piece in self._accept(spec, int(step), given):
+            self._queue.submit(lane, partial(writer.put, piece.at, piece.rows), piece.nbytes, self._batch)
 
     def _accept(
         self, spec: LayerSpec, step: int, given: dict[str, Array]
-    ) -> list[tuple[int, ArrayWriter, Piece]]:
-        """Check against what came before, and only then take note: a refused call changes nothing."""
+    ) -> list[tuple[tuple[int, ArrayWriter], Piece]]:
+        """Check a call against earlier ones, and only then record it: a refused call changes nothing."""
         with self._lock:
             self._check_open()
             key, new = self._static_key(spec, given.get("key"))
             found = pieces(spec, step, given, key, new=new)
             for piece in found:
-                if piece.at in self._got.get((spec.name, piece.kind), ()):
+                if piece.at in self._steps.get((spec.name, piece.kind), ()):
                     raise InputError(f"layer {spec.name!r}: {piece.kind} of step {step} was given before")
             if key is not None and new and spec.static_key:
                 self._keys[spec.name] = key
-            return [(*self._expect(spec.name, piece), piece) for piece in found]
-
-    def _expect(self, layer: str, piece: Piece) -> tuple[int, ArrayWriter]:
-        self._got.setdefault((layer, piece.kind), set()).add(piece.at)
-        return self._writer(layer, piece.kind, self._header.layouts[layer][piece.kind])
+            for piece in found:
+                self._steps.setdefault((spec.name, piece.kind), set()).add(piece.at)
+            layouts = self._header.layouts[spec.name]
+            return [(self._writer(spec.name, piece.kind, layouts[piece.kind]), piece) for piece in found]
 
     def put_image(self, name: str, image: Array) -> None:
         """Store one image of the sample.
@@ -182,7 +168,7 @@ class Sink:
                 raise InputError(f"image {name!r} of sample {self.sample!r} was given before")
             self._images[name] = {"shape": list(layout.shape[1:]), "sha256": digest}
             lane, writer = self._writer("images", name, layout)
-        self._workers.submit(lane, partial(writer.put_whole, array), array.nbytes, self._batch)
+        self._queue.submit(lane, partial(writer.put_whole, array), array.nbytes, self._batch)
 
     def annotate(self, **notes: Any) -> None:
         """Add entries to the sample's commit record.
@@ -197,10 +183,10 @@ class Sink:
         InputError
             If JSON cannot hold a value.
         """
-        checked = jsonable(notes)
+        notes = jsonable(notes)
         with self._lock:
             self._check_open()
-            self._notes.update(checked)
+            self._notes.update(notes)
 
     def witness(self, agreements: Mapping[str, Mapping[str, Any]]) -> None:
         """Record for each layer how what was stored compared with what the attention kernel was given."""
@@ -239,12 +225,11 @@ class Sink:
         missing = []
         for layer, layouts in self._header.layouts.items():
             for kind, layout in layouts.items():
-                lacking = sorted(set(range(layout.shape[1])) - self._got.get((layer, kind), set()))
-                if lacking:
-                    steps = ", ".join(map(str, lacking[:5])) + (
-                        f", ... ({len(lacking)})" if len(lacking) > 5 else ""
-                    )
-                    missing.append(f"{layer} {kind}" + (f" step {steps}" if layout.shape[1] > 1 else ""))
+                steps = sorted(set(range(layout.shape[1])) - self._steps.get((layer, kind), set()))
+                if steps:
+                    more = f", ... ({len(steps)})" if len(steps) > 5 else ""
+                    named = f" step {', '.join(map(str, steps[:5]))}{more}"
+                    missing.append(f"{layer} {kind}" + (named if layout.shape[1] > 1 else ""))
         if missing:
             shown = " | ".join(missing[:6]) + (f" | ... ({len(missing)} arrays)" if len(missing) > 6 else "")
             raise InputError(
@@ -257,11 +242,6 @@ class Sink:
     def commit(self) -> CommitRecord:
         """Wait for the writers, move the files into place and write the commit record.
 
-        Returns
-        -------
-        CommitRecord
-            What was committed.
-
         Raises
         ------
         InputError
@@ -272,26 +252,29 @@ class Sink:
         with self._lock:
             self._check_open()
             self._open = False
-        self._workers.wait(self._batch)
+        self._queue.wait(self._batch)
         self._check_complete()
         done: dict[str, tuple[Path, FileRecord]] = {}
+
+        def finish(writer: ArrayWriter) -> None:
+            done.update(writer.finish())
+
         for lane, writer in self._arrays.values():
-            self._workers.submit(lane, partial(self._finish, writer, done), 0, self._batch)
-        self._workers.wait(self._batch)
-        counts = {w.path: w.nonfinite for _, w in self._arrays.values() if w.nonfinite}
+            self._queue.submit(lane, partial(finish, writer), 0, self._batch)
+        self._queue.wait(self._batch)
         record = CommitRecord(
             self._header.run_id,
             self.sample,
             self._index,
             datetime.now(UTC).isoformat(timespec="seconds"),
-            {path: file for path, (_, file) in sorted(done.items())},
-            self._images,
-            counts,
-            self._notes,
-            self._witness,
+            files={path: file for path, (_, file) in sorted(done.items())},
+            images=self._images,
+            nonfinite={w.path: w.nonfinite for _, w in self._arrays.values() if w.nonfinite},
+            annotations=self._notes,
+            witness=self._witness,
         )
         content = record.to_bytes()
-        if len(content) > MAX_RECORD:  # no reader would take it
+        if len(content) > MAX_RECORD:  # no reader would accept it
             raise InputError(
                 f"sample {self.sample!r}: its commit record",
                 expected=f"at most {MAX_RECORD:,} bytes",
@@ -303,13 +286,9 @@ class Sink:
         self._staging.discard()
         return record
 
-    @staticmethod
-    def _finish(writer: ArrayWriter, done: dict[str, tuple[Path, FileRecord]]) -> None:
-        done.update(writer.finish())
-
     def discard(self) -> None:
         """Stop, and leave nothing of the sample behind."""
         with self._lock:
             self._open = False
-        self._workers.cancel(self._batch)
+        self._queue.cancel(self._batch)
         self._staging.discard()

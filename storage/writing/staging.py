@@ -1,8 +1,8 @@
-"""Where the files of a sample wait until they are complete, and the step that makes them exist.
+"""Where the files of a sample wait until they are complete, and the step that makes the sample exist.
 
-On a local disk that is ``.staging/<sample>/`` inside the run, held by a lock on the file ``lock`` in it,
-which the system releases when the process ends, however it ends. Elsewhere it is a temporary directory of
-this machine, and the sample is held by a claim (`i2am.storage.writing.lease`).
+On a local disk they wait in ``.staging/<sample>/`` inside the run, held by a lock on the file ``lock`` in it.
+Elsewhere they wait in a temporary directory of this machine, and the sample is held by a lease
+(`i2am.storage.writing.lease`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from i2am.storage.format.file_names import sample_file, sample_of_file
 from i2am.storage.locations.base import STAGING, Location, system_errors
 from i2am.storage.locations.file_lock import LOCK, FileLock, locked_folder, remove_abandoned, try_lock
 from i2am.storage.locations.local import LocalLocation, sync_directory
-from i2am.storage.locations.no_links import PlainFolders, refuse_link
+from i2am.storage.locations.no_links import check_folder
 from i2am.storage.locations.remote import RemoteLocation
 from i2am.storage.writing.lease import Lease
 
@@ -48,105 +48,84 @@ class Staging(Protocol):
 
 
 class LocalStaging:
-    """Staging on the run's own file system.
-
-    Parameters
-    ----------
-    root : Path
-        The run's directory.
-    sample : str
-        Sample id.
-
-    Raises
-    ------
-    SampleBusy
-        If another writer holds the sample.
-    """
+    """Staging on the run's own file system. Raises `SampleBusy` if another writer holds the sample."""
 
     def __init__(self, root: Path, sample: str) -> None:
         self._root = root
         self.folder = root / STAGING / sample_file(sample)
         with system_errors(str(self.folder)):
-            lock = _take(self.folder)
-            if lock is None:
+            self._lock: FileLock | None = _lock(root, self.folder.name)
+            if self._lock is None:
                 raise SampleBusy(
                     f"sample {sample!r} is being written by another process",
                     remedy="wait for it, or give each process its own samples",
                 )
-            self._lock: FileLock | None = lock
             _clear(self.folder)
 
     def prepare(self, leftovers: Iterable[str]) -> None:
-        """Remove what a crashed writer left; see `Staging`."""
         with system_errors(str(self._root)):
             _unlink(self._root, leftovers)
 
     def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
-        """Rename the files into place, then the commit record; see `Staging`."""
         placed: list[Path] = []
-        plain = PlainFolders(self._root)
         with system_errors(str(self._root)):
             try:
-                for path in (*files, record):
-                    plain.check(path.rpartition("/")[0])
+                for folder in {path.rpartition("/")[0] for path in (*files, record)}:
+                    check_folder(self._root, folder)
                 for path, source in files.items():
                     placed.append(self._root / path)
                     os.replace(source, self._root / path)
                 for directory in {path.parent for path in placed}:
                     sync_directory(directory)
-                target = self._root / record
                 source = self.folder / "record"
                 with source.open("xb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                placed.append(target)
-                os.replace(source, target)
-                sync_directory(target.parent)
+                placed.append(self._root / record)
+                os.replace(source, self._root / record)
+                sync_directory(placed[-1].parent)
             except BaseException:
                 for place in reversed(placed):
                     place.unlink(missing_ok=True)
                 raise
 
     def discard(self) -> None:
-        """Remove the directory, then release the lock; see `Staging`."""
-        if self._lock is None:
-            return
-        try:
-            with system_errors(str(self.folder)):
-                _clear(self.folder)
-                (self.folder / LOCK).unlink(missing_ok=True)
-                _remove_if_empty(self.folder)
-        finally:
-            self._lock.release()
-            self._lock = None
+        if self._lock is not None:
+            with self._lock, system_errors(str(self.folder)):
+                self._lock = None
+                _remove(self.folder)
 
 
-def _take(folder: Path) -> FileLock | None:
-    """Lock a staging directory, made where needed; None if somebody else holds it."""
-    refuse_link(folder.parent)
-    refuse_link(folder)
+def _lock(root: Path, name: str) -> FileLock | None:
+    """Lock a staging directory, made where needed; None if another process holds it."""
+    check_folder(root, f"{STAGING}/{name}")
+    folder = root / STAGING / name
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return try_lock(folder / LOCK)
-        except FileNotFoundError:  # the last holder has just removed the directory, or the one above it
+        except FileNotFoundError:  # the last writer has just removed the directory, or the one above it
             continue
 
 
 def _clear(folder: Path) -> None:
     for entry in os.scandir(folder):
-        if entry.name != LOCK:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        elif entry.name != LOCK:
+            os.unlink(entry.path)
+
+
+def _remove(folder: Path) -> None:
+    _clear(folder)
+    (folder / LOCK).unlink(missing_ok=True)
+    _remove_if_empty(folder)
 
 
 def _unlink(root: Path, paths: Iterable[str]) -> None:
-    plain = PlainFolders(root)
     for path in paths:
-        plain.check(path.rpartition("/")[0])
+        check_folder(root, path.rpartition("/")[0])
         (root / path).unlink(missing_ok=True)
 
 
@@ -154,7 +133,7 @@ def _remove_if_empty(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError as error:
-        busy = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # or somebody was quicker
+        busy = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # or another process was quicker
         if not busy and folder.is_dir() and not os.listdir(folder):
             raise
 
@@ -162,137 +141,92 @@ def _remove_if_empty(folder: Path) -> None:
 def sweep(root: Path, leftovers: Callable[[str], Iterable[str]]) -> None:
     """Remove what crashed writers left, and ``.staging`` itself if it is empty then.
 
-    A sample that is not committed has files in place only while it has an entry in ``.staging``; so they go
-    together.
-
-    Parameters
-    ----------
-    root : Path
-        The run's directory. What living writers hold is left alone.
-    leftovers : callable
-        Sample id to the files that it may have in place without being committed; none if it is committed.
+    A sample that is not committed has files in place only while it has an entry in ``.staging``, so the files
+    and the entry go together. `leftovers` maps a sample id to the files that it may have in place without
+    being committed. What living writers hold is left alone.
     """
     staging = root / STAGING
     with system_errors(str(staging)):
-        refuse_link(staging)
+        check_folder(root, STAGING)
         try:
             entries = list(os.scandir(staging))
         except (FileNotFoundError, NotADirectoryError):
             return
         for entry in entries:
-            path = Path(entry.path)
             if entry.is_dir(follow_symlinks=False):
-                lock = _take(path)
-                if lock is not None:
-                    _unlink(root, leftovers(sample_of_file(entry.name)))
-                    _clear(path)
-                    (path / LOCK).unlink(missing_ok=True)
-                    _remove_if_empty(path)
-                    lock.release()
+                if (lock := _lock(root, entry.name)) is not None:
+                    with lock:
+                        _unlink(root, leftovers(sample_of_file(entry.name)))
+                        _remove(Path(entry.path))
             elif entry.name.endswith(".tmp") and entry.is_file(follow_symlinks=False):
-                _sweep_file(path)
+                with suppress(FileNotFoundError):
+                    if (lock := try_lock(Path(entry.path), create=False)) is not None:
+                        with lock:
+                            os.unlink(entry.path)
         _remove_if_empty(staging)
 
 
-def _sweep_file(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        if (lock := try_lock(path, create=False)) is not None:
-            with lock:
-                path.unlink()
-
-
 class RemoteStaging:
-    """Staging in a temporary directory, uploaded object by object while a claim is held.
+    """Staging in a temporary directory, uploaded object by object while a lease is held.
 
-    Parameters
-    ----------
-    location : RemoteLocation
-        Where the run lives.
-    sample : str
-        Sample id.
-
-    Raises
-    ------
-    SampleBusy
-        If another writer holds the sample.
+    Raises `SampleBusy` if another writer holds the sample.
     """
 
     def __init__(self, location: RemoteLocation, sample: str) -> None:
         self._location, self._sample = location, sample
-        self._answers = True
+        self._available = True
         for abandoned in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
             with suppress(OSError):  # another user's
                 remove_abandoned(abandoned)
         self._folder_lock = locked_folder(Path(tempfile.gettempdir()), _PREFIX)
         self.folder = self._folder_lock.path.parent
         try:
-            self._claim = Lease(location, sample)
+            self._lease = Lease(location, sample)
         except BaseException:
-            self._drop_folder()
+            self._remove_folder()
             raise
 
-    def _drop_folder(self) -> None:
+    def _remove_folder(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self._folder_lock.release()
 
     def prepare(self, leftovers: Iterable[str]) -> None:
-        """Remove what a writer that is gone had put; see `Staging`."""
-        if self._claim.inherited:
+        if self._lease.taken_over:
             for path in leftovers:
                 self._location.remove(path)
 
     def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
-        """Upload the files, then the commit record; see `Staging`."""
         placed: list[str] = []
         try:
             for path, source in files.items():
-                self._claim.hold()
+                self._lease.check()
                 placed.append(path)
                 self._location.upload(path, source)
-            self._claim.hold()
+            self._lease.check()
             placed.append(record)
             if not self._location.write_new(record, content):
                 raise AlreadyExists(f"sample {self._sample!r} of {self._location.url} is committed")
         except (SampleBusy, AlreadyExists):
-            raise  # what lies there now is another's
+            raise  # what lies there now belongs to another writer
         except StoreUnavailable:
-            self._answers = False  # the claim stays, and tells whoever comes next to clear up
+            self._available = False  # the lease stays, so that the next writer clears up
             raise
         except BaseException:
             try:
                 for path in reversed(placed):
                     self._location.remove(path)
             except StoreUnavailable:
-                self._answers = False
+                self._available = False
             raise
 
     def discard(self) -> None:
-        """Remove the temporary directory and release the sample; see `Staging`."""
         if self.folder.exists():
-            self._drop_folder()
-        self._claim.release(remove=self._answers)
+            self._remove_folder()
+        self._lease.release(remove=self._available)
 
 
 def stage(location: Location, sample: str) -> Staging:
-    """Open the staging place of a sample.
-
-    Parameters
-    ----------
-    location : Location
-        Where the run lives.
-    sample : str
-        Sample id.
-
-    Returns
-    -------
-    Staging
-        Empty.
-
-    Raises
-    ------
-    SampleBusy
-        If another writer holds the sample.
-    """
+    """Open the staging place of a sample, empty; raise `SampleBusy` if another writer holds the sample."""
     if isinstance(location, LocalLocation):
         return LocalStaging(Path(location.url), sample)
     if isinstance(location, RemoteLocation):

@@ -1,8 +1,8 @@
 """Background threads that encode and write, behind a queue that is bounded in bytes.
 
 Each lane is served by one thread, in order, so a file has one writer and its bytes do not depend on timing. A
-slow disk makes `Workers.submit` wait: the producer slows down and memory stays bounded. An error stops the
-jobs of its batch alone and comes out at the batch's next `submit` or `wait`.
+slow disk makes `WriteQueue.submit` wait: the producer slows down and memory stays bounded. An error stops
+the jobs of its own batch alone and is raised by the batch's next `submit` or `wait`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,7 @@ Job = Callable[[], None]
 
 
 def default_threads() -> int:
-    """Return how many writer threads a run gets.
-
-    Returns
-    -------
-    int
-        One per processor, at most 4.
-    """
+    """Return how many writer threads a run gets."""
     return max(1, min(4, os.cpu_count() or 1))
 
 
@@ -41,15 +35,7 @@ class Batch:
 
 
 class WriteQueue:
-    """A fixed number of threads with one bounded queue.
-
-    Parameters
-    ----------
-    threads : int
-        Number of threads, started with the first job.
-    queue_bytes : int
-        Bytes that may be queued or in work at a time; a single larger job is let in alone.
-    """
+    """A fixed number of threads with one queue, bounded in bytes; a single larger job is let in alone."""
 
     def __init__(self, threads: int, queue_bytes: int) -> None:
         self._change = threading.Condition()
@@ -59,37 +45,13 @@ class WriteQueue:
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    @property
-    def lanes(self) -> int:
-        """Number of threads."""
-        return len(self._lanes)
-
     def submit(self, lane: int, job: Job, nbytes: int, batch: Batch) -> None:
-        """Queue a job; wait while the queue is full.
+        """Queue a job that keeps `nbytes` alive; wait while the queue is full.
 
-        Parameters
-        ----------
-        lane : int
-            Jobs of equal lane run in order, on one thread.
-        job : callable
-            Takes and returns nothing.
-        nbytes : int
-            Bytes that the job keeps alive.
-        batch : Batch
-            What it belongs to.
-
-        Raises
-        ------
-        Exception
-            The batch's first error, if a job of it has failed.
+        Jobs of one lane run in order, on one thread. Raises the batch's first error.
         """
         with self._change:
-            while (
-                batch.error is None
-                and self._bytes
-                and self._bytes + nbytes > self._limit
-                and not self._closed
-            ):
+            while self._bytes and self._bytes + nbytes > self._limit and not (batch.error or self._closed):
                 self._change.wait()
             if batch.error is not None:
                 raise batch.error
@@ -97,8 +59,8 @@ class WriteQueue:
                 raise RuntimeError("the writer is closed")
             if not self._threads:
                 self._threads = [
-                    threading.Thread(target=self._run, args=(i,), name=f"i2am-writer-{i}", daemon=True)
-                    for i in range(len(self._lanes))
+                    threading.Thread(target=self._run, args=(lane,), name=f"i2am-writer-{i}", daemon=True)
+                    for i, lane in enumerate(self._lanes)
                 ]
                 for thread in self._threads:
                     thread.start()
@@ -108,18 +70,7 @@ class WriteQueue:
             self._change.notify_all()
 
     def wait(self, batch: Batch) -> None:
-        """Wait until no job of a batch is under way.
-
-        Parameters
-        ----------
-        batch : Batch
-            The batch.
-
-        Raises
-        ------
-        Exception
-            The batch's first error, unless it was cancelled.
-        """
+        """Wait until no job of a batch is under way; raise its first error unless it was cancelled."""
         with self._change:
             while batch.pending:
                 self._change.wait()
@@ -127,13 +78,7 @@ class WriteQueue:
                 raise batch.error
 
     def cancel(self, batch: Batch) -> None:
-        """Skip the jobs of a batch that have not begun, and wait for the rest.
-
-        Parameters
-        ----------
-        batch : Batch
-            The batch.
-        """
+        """Skip the jobs of a batch that have not begun, and wait for the rest."""
         with self._change:
             batch.cancelled = True
         self.wait(batch)
@@ -146,8 +91,7 @@ class WriteQueue:
         for thread in self._threads:
             thread.join()
 
-    def _run(self, lane: int) -> None:
-        queue = self._lanes[lane]
+    def _run(self, queue: deque[tuple[Job, int, Batch]]) -> None:
         while True:
             with self._change:
                 while not queue and not self._closed:
@@ -161,7 +105,7 @@ class WriteQueue:
                     job()
                 except OSError as caught:
                     error = translate(caught, str(caught.filename or "the run"))
-                except BaseException as caught:  # noqa: BLE001 (handed to whoever waits)
+                except BaseException as caught:  # noqa: BLE001 (raised where the batch is waited for)
                     error = caught
             del job  # the arrays it holds are freed before the bytes are given back
             with self._change:

@@ -1,4 +1,4 @@
-"""`RunWriter`: samples into a run that exists."""
+"""`RunWriter`: writes samples into an existing run."""
 
 from __future__ import annotations
 
@@ -33,10 +33,6 @@ class RunWriter:
 
     Parameters
     ----------
-    location : Location
-        Where the run lives.
-    header : Header
-        The run's header.
     queue_bytes : int, optional
         Bytes of arrays that may wait to be written; `Sink.put` waits beyond that.
     threads : int, optional
@@ -53,9 +49,9 @@ class RunWriter:
     ) -> None:
         self._location = location
         self._header = header
-        self._workers = WriteQueue(threads or default_threads(), queue_bytes or DEFAULT_QUEUE)
+        self._queue = WriteQueue(threads or default_threads(), queue_bytes or DEFAULT_QUEUE)
         self._images: dict[str, tuple[ArrayLayout, str]] = {}
-        self._answers = True
+        self._available = True
         self._sweep()
 
     @property
@@ -91,28 +87,17 @@ class RunWriter:
     @property
     def committed(self) -> tuple[str, ...]:
         """Ids of the samples that exist, in declared order; looked up anew each time."""
-        there = committed_names(self._location)
-        return tuple(s for s in self._header.samples if s in there)
+        found = committed_names(self._location)
+        return tuple(s for s in self._header.samples if s in found)
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Ids of the samples that do not exist yet, in declared order; looked up anew each time."""
-        there = committed_names(self._location)
-        return tuple(s for s in self._header.samples if s not in there)
+        found = committed_names(self._location)
+        return tuple(s for s in self._header.samples if s not in found)
 
     def is_committed(self, sample: str) -> bool:
-        """Return whether a sample exists, looked up anew.
-
-        Parameters
-        ----------
-        sample : str
-            Sample id.
-
-        Returns
-        -------
-        bool
-            Cheaper than `committed` for one sample.
-        """
+        """Return whether a sample exists, looked up anew; cheaper than `committed` for one sample."""
         return self._location.size(record_path(sample)) is not None
 
     def add_image(self, name: str, shape: Sequence[int]) -> None:
@@ -127,26 +112,22 @@ class RunWriter:
 
         Raises
         ------
-        InputError
-            If name or shape are impossible.
-        ShapeMismatch
-            If the image is declared with another shape.
+        InputError, ShapeMismatch
+            If name or shape are impossible; if the image is declared with another shape.
         """
         layout = self._header.image(name, shape)
         path, document = image_document(layout)
-        if not self._location.write_new(path, document):
-            self._match_image(name, layout, document, self._location.read(path))
+        if not self._location.write_new(path, document) and self._location.read(path) != document:
+            raise self._other_image(name, layout)
         self._images[name] = layout, sha256(document)
 
-    def _match_image(self, name: str, layout: ArrayLayout, wanted: bytes, found: bytes) -> None:
-        if wanted == found:
-            return
+    def _other_image(self, name: str, layout: ArrayLayout) -> DamagedRun | ShapeMismatch:
         declared = self._header.images.get(name)
         if declared == layout.shape[1:]:
-            raise DamagedRun(
+            return DamagedRun(
                 f"{self.path}: images/{name}/zarr.json is damaged", remedy="restore it from a copy of the run"
             )
-        raise ShapeMismatch(
+        return ShapeMismatch(
             f"image {name!r}",
             expected="the shape it was declared with" + (f", {declared}" if declared else ""),
             got=str(layout.shape[1:]),
@@ -177,12 +158,8 @@ class RunWriter:
 
         Raises
         ------
-        UnknownName
-            If the id is not declared.
-        AlreadyExists
-            If the sample is committed.
-        SampleBusy
-            If another process is writing it.
+        UnknownName, AlreadyExists, SampleBusy
+            If the id is not declared; if the sample is committed; if another process is writing it.
         """
         self._header.position(sample)
         self._refuse_committed(sample)
@@ -190,7 +167,7 @@ class RunWriter:
         try:
             self._refuse_committed(sample)  # again: it may have been committed before the lock was held
             staging.prepare(self._leftovers(sample) or ())
-            sink = Sink(self._header, sample, staging, self._workers, self._image)
+            sink = Sink(self._header, sample, staging, self._queue, self._image)
         except BaseException:
             staging.discard()
             raise
@@ -198,18 +175,18 @@ class RunWriter:
             yield sink
             sink.commit()
         except BaseException as error:
-            self._answers = not isinstance(error, StoreUnavailable)
+            self._available = not isinstance(error, StoreUnavailable)
             sink.discard()
             raise
 
     def _sweep(self) -> None:
         if isinstance(self._location, LocalLocation):
             sweep(Path(self._location.url), lambda sample: self._leftovers(sample) or ())
-        if isinstance(self._location, RemoteLocation):
+        elif isinstance(self._location, RemoteLocation):
             sweep_leases(self._location, self._leftovers)
 
     def _leftovers(self, sample: str) -> list[str] | None:
-        """Return the files that a sample may have in place without being committed; None if it is."""
+        """Return the files that an uncommitted sample may have in place; None if it is committed."""
         if sample not in self._header.positions:
             return []
         if self.is_committed(sample):
@@ -227,8 +204,8 @@ class RunWriter:
 
     def close(self) -> None:
         """Finish what is queued, end the threads, and remove what crashed writers left."""
-        self._workers.close()
-        if self._answers:  # a server that has just been given up is not asked once more
+        self._queue.close()
+        if self._available:  # a server that has just failed for minutes is not asked once more
             self._sweep()
 
     def __enter__(self) -> RunWriter:

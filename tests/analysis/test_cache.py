@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -134,7 +135,7 @@ def test_what_was_read_lately_is_not_read_again(run, tmp_path, computed):
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first():
-    kept = MemoryCache(max_bytes=5 * (800 + ENTRY_BYTES))
+    cache = MemoryCache(max_bytes=5 * (800 + ENTRY_BYTES))
     made = []
 
     def make(number):
@@ -142,12 +143,12 @@ def test_memory_is_bounded_and_the_oldest_goes_first():
         return np.full(100, number)  # 800 bytes
 
     for number in (1, 2, 3, 4, 5, 1, 6, 1, 2):
-        assert kept.get(number, lambda number=number: make(number))[0] == number
+        assert cache.get(number, lambda number=number: make(number))[0] == number
     assert made == [1, 2, 3, 4, 5, 6, 2]
-    assert kept.get("large", lambda: np.zeros(2000)).size == 2000
-    assert "large" not in kept
+    assert cache.get("large", lambda: np.zeros(2000)).size == 2000
+    assert "large" not in cache
     with pytest.raises(ValueError, match="read-only"):
-        kept.get(1, lambda: make(1))[0] = 7
+        cache.get(1, lambda: make(1))[0] = 7
 
 
 def test_groups_of_samples_are_one_task_where_all_is_stored(run):
@@ -163,9 +164,9 @@ def test_groups_of_samples_are_one_task_where_all_is_stored(run):
 def test_slabs_of_steps_fill_the_same_bytes(run, tmp_path, monkeypatch, slab_bytes):
     monkeypatch.setattr(i2am.analysis.reduction.reduce, "SLAB_BYTES", slab_bytes)
     store = str(tmp_path / "slabs.zarr")
-    told = []
-    assert compute_missing_marginals(run, run.samples, store=store, emit=told.append) == {}
-    assert told[-1].done == told[-1].total == 4
+    events = []
+    assert compute_missing_marginals(run, run.samples, store=store, emit=events.append) == {}
+    assert events[-1].done == events[-1].total == 4
     plain = open_marginals(run, str(tmp_path / "plain.zarr"))
     for spec in run.layers.values():
         for sample in run.samples:
@@ -175,7 +176,7 @@ def test_slabs_of_steps_fill_the_same_bytes(run, tmp_path, monkeypatch, slab_byt
         for name in ("slabs.zarr", "plain.zarr")
     )
     assert filled == exact
-    assert compute_missing_marginals(run, run.samples, store=store, emit=told.append) == {}
+    assert compute_missing_marginals(run, run.samples, store=store, emit=events.append) == {}
 
 
 def test_a_damaged_sample_is_named_whatever_the_slabs(run, tmp_path, monkeypatch):
@@ -193,3 +194,22 @@ def test_a_damaged_record_is_said_by_the_values_not_by_the_question(run, tmp_pat
     assert np.isfinite(maps.sel(sample="two")).all()
     with pytest.raises(DamagedSample, match="sample 'one'"):
         maps.compute()
+
+
+def test_zarr_writes_the_metadata_and_any_version_of_it_is_accepted(run, tmp_path):
+    store = open_marginals(run, str(tmp_path / "marginals.zarr"))
+    spec = run.layers["a"]
+    store.load_or_compute(spec, "one")
+    path = tmp_path / "marginals.zarr" / "a" / "g2r" / "zarr.json"
+    document = json.loads(path.read_bytes())
+    assert document["dimension_names"] == ["sample", "step", "head", "ref"]
+    del document["storage_transformers"]  # older versions of zarr write no empty members
+    path.write_text(json.dumps(document))
+    written = path.read_bytes()
+    assert store.wrong_documents(spec) == []
+    store.load_or_compute(spec, "two")
+    assert path.read_bytes() == written
+    path.write_text(json.dumps(document | {"shape": [9, 9, 9, 9]}))
+    assert store.wrong_documents(spec) == ["a/g2r/zarr.json"]
+    store.save(spec, "two", store.load(spec, "two"))
+    assert store.wrong_documents(spec) == []

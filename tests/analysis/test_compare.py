@@ -171,7 +171,7 @@ def test_a_run_compared_with_itself_differs_in_nothing(two, tmp_path):
     assert (same.tables["map_summary"]["excluding_zero"] == 0).all()
     # Nothing is outlined, so the difference is one colour throughout: that of the middle of the scale.
     drawn = colours.to_density(same.maps["r2g", "unified"]["difference"], 1.0)
-    assert np.unique(paint(drawn, colours.END, (32, 24)).reshape(-1, 3), axis=0).shape == (1, 3)
+    assert np.unique(paint(drawn, colours.DENSITY_END, (32, 24)).reshape(-1, 3), axis=0).shape == (1, 3)
     assert "0% of the pixels outlined" in same.report.read_text()
 
 
@@ -244,6 +244,22 @@ def test_shards_compare_as_the_run_that_they_are_parts_of(two, found, tmp_path):
     assert many.tables["scores"].equals(found.tables["scores"])
     with pytest.raises(NoAnswer, match="samples of the same id"):
         compare(open_runs(tmp_path / "a-*.zarr", label=True), two[1])
+
+
+def test_maps_are_made_a_block_of_samples_at_a_time(two, found, monkeypatch):
+    """No graph holds all samples; the numbers are the same."""
+    asked = []
+
+    def spy(*args, samples, **options):
+        asked.append(len(samples))
+        return attribution_maps(*args, samples=samples, **options)
+
+    monkeypatch.setattr("i2am.analysis.compare.maps.attribution_maps", spy)
+    monkeypatch.setattr("i2am.analysis.maps.write.BLOCK", 1)
+    single = compare(*two, time_groups=2)
+    assert set(asked) == {1}
+    for key, maps in found.maps.items():
+        xr.testing.assert_equal(single.maps[key], maps)
 
 
 def test_a_sample_damaged_in_either_run_is_left_out(two, tmp_path):
@@ -353,9 +369,15 @@ def test_blocks_of_pixels_change_nothing(tmp_path, monkeypatch):
 
 
 def test_the_scale_of_differences():
-    assert colours.limit([np.zeros(4)]) == 1e-4
-    assert colours.limit([np.array([0.013, -0.018, np.nan])]) == 0.02
-    ends = paint(colours.to_density(np.array([[-2.0, 0.0, 2.0]]), 2.0), colours.END, (1, 3))
+    assert colours.difference_limit([np.zeros(4)]) == 1e-4
+    assert colours.difference_limit([np.array([0.013, -0.018, np.nan])]) == 0.02
+    ends = paint(colours.to_density(np.array([[-2.0, 0.0, 2.0]]), 2.0), colours.DENSITY_END, (1, 3))
     np.testing.assert_array_equal(ends[0, [0, 2]], palette(255)[[0, -1]])
-    assert [words for _, words in colours.ticks(0.5, "×")] == ["-0.5×", "-0.25×", "0", "+0.25×", "+0.5×"]
-    assert re.search(r"rgb\(", colours.scale(1.0, "×", "B − A").colours[0])
+    assert [words for _, words in colours.difference_ticks(0.5, "×")] == [
+        "-0.5×",
+        "-0.25×",
+        "0",
+        "+0.25×",
+        "+0.5×",
+    ]
+    assert re.search(r"rgb\(", colours.difference_bar(1.0, "×", "B − A").colours[0])

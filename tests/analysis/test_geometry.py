@@ -80,10 +80,10 @@ def made(case, tmp_path_factory):
         scores = run.scores("a").compute()[0].astype(np.float64)
     columns = np.exp(scores - scores.max(axis=-2, keepdims=True))
     columns /= columns.sum(axis=-2, keepdims=True)
-    placed = case.ref[0] * case.ref[1]
-    tokens = slice(case.prefix, None) if placed else slice(None)
+    spatial = case.ref[0] * case.ref[1]
+    tokens = slice(case.prefix, None) if spatial else slice(None)
     r2g = columns[..., tokens].mean(axis=-1) * scores.shape[2]
-    if placed == 0 or scores.shape[3] == 1:
+    if spatial == 0 or scores.shape[3] == 1:
         return run, r2g, None
     rows = np.exp(scores - scores.max(axis=-1, keepdims=True))
     rows /= rows.sum(axis=-1, keepdims=True)

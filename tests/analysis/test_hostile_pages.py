@@ -51,13 +51,13 @@ ELEMENTS = {
     *("html", "head", "meta", "title", "style", "body", "a", "header", "p", "h1", "h2", "h3", "h4", "nav"),
     *("main", "section", "div", "span", "b", "strong", "ul", "li", "dl", "dt", "dd", "details", "summary"),
     *("pre", "code", "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "img", "article"),
-    *("svg", "g", "text", "line", "circle", "polygon", "polyline", "label", "input", "output", "script"),
+    *("svg", "g", "text", "path", "circle", "label", "input", "output", "script"),
 }
 ATTRIBUTES = {
     *("lang", "charset", "name", "content", "http-equiv", "class", "href", "id", "style", "title", "scope"),
     *("colspan", "rowspan", "data-key", "data-value", "tabindex", "role", "aria-label", "aria-live", "src"),
-    *("alt", "width", "height", "loading", "viewbox", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "r"),
-    *("points", "text-anchor", "hidden", "type", "autocomplete", "aria-current"),
+    *("alt", "width", "height", "loading", "viewbox", "x", "y", "cx", "cy", "r", "d"),
+    *("transform", "hidden", "type", "autocomplete", "aria-current"),
 }
 
 

@@ -19,7 +19,7 @@ from i2am.analysis.drawing.level_panels import (
     specific_panels,
 )
 from i2am.analysis.drawing.panels import MOST_COLUMNS, NO_IMAGES, Block, Panel, SampleImages, block
-from i2am.analysis.drawing.save_maps import MAX_TILES, save_maps
+from i2am.analysis.drawing.save_maps import MOST_MAPS, save_maps
 from i2am.analysis.drawing.sheet import CAPTION, MARGIN, TITLE, layout, scale_end, sheet
 from i2am.analysis.drawing.text import BAR_WIDTH, TIP, fitting, font
 from i2am.analysis.drawing.units import drawable, units_of
@@ -131,7 +131,7 @@ def test_a_level_has_a_panel_for_each_label_after_its_image(run):
     assert titles["head"] == ["reference", "head 0", "head 1"]
     assert titles["layer"] == ["reference", "down.0", "up.1"]
     panels = level_block(maps["layer"], images).panels
-    assert panels[2].whole == "net.up.1.attn"
+    assert panels[2].full_title == "net.up.1.attn"
     np.testing.assert_array_equal(panels[2].values, maps["layer"].values[1])
     np.testing.assert_array_equal(panels[2].image, run.image("reference", "one"))
     assert level_block(maps["head"], NO_IMAGES).panels[0].title == "head 0"
@@ -226,8 +226,8 @@ def test_without_its_run_a_picture_is_of_maps_alone(run, tmp_path):
 
 def test_too_many_maps_for_one_picture(run, tmp_path):
     maps = attribution_maps(run, "g2r", "head")
-    many = xr.concat([maps] * (MAX_TILES // 4 + 1), "sample").assign_attrs(maps.attrs)
-    with pytest.raises(InputError, match=f"a picture of {MAX_TILES + 4} maps; expected at most {MAX_TILES}"):
+    many = xr.concat([maps] * (MOST_MAPS // 4 + 1), "sample").assign_attrs(maps.attrs)
+    with pytest.raises(InputError, match=f"a picture of {MOST_MAPS + 4} maps; expected at most {MOST_MAPS}"):
         save_maps(many, tmp_path / "F.png")
     assert list(tmp_path.iterdir()) == []
 

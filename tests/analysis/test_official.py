@@ -216,7 +216,7 @@ def named(*names, **more):
     return [layer(name, **more) for name in names]
 
 
-def kept(run, direction, **more):
+def default_layers(run, direction, **more):
     return attribution_maps(run, direction, protocol="official", **more).attrs["layers"]
 
 
@@ -224,9 +224,9 @@ def test_the_official_layers_are_asked_unless_others_are_named(tmp_path):
     unet = named("down_blocks.0.attn2", "mid_block.attn2", "up_blocks.1.attn2", ref=(0, 0), ref_prefix=1)
     warp = named("warp_flow_blks.3.attn2", "warp_flow_blks.4.attn2")
     run, _ = build(tmp_path / "a.zarr", [*unet, *warp])
-    assert kept(run, "r2g") == ["down_blocks.0.attn2", "up_blocks.1.attn2"]
-    assert kept(run, "g2r") == ["warp_flow_blks.4.attn2"]
-    assert kept(run, "r2g", layers="mid_block.attn2") == ["mid_block.attn2"]
+    assert default_layers(run, "r2g") == ["down_blocks.0.attn2", "up_blocks.1.attn2"]
+    assert default_layers(run, "g2r") == ["warp_flow_blks.4.attn2"]
+    assert default_layers(run, "r2g", layers="mid_block.attn2") == ["mid_block.attn2"]
     assert attribution_maps(run, "r2g", protocol="official").attrs["left_out"] == [
         "mid_block.attn2",
         "warp_flow_blks.3.attn2",

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from i2am.analysis.drawing.save_maps import save_maps
 from i2am.analysis.maps.attribution import attribution_maps
@@ -67,6 +68,16 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path):
     save_maps(maps, tmp_path / "maps.zarr", run, overwrite=True)
     with pytest.raises(AlreadyExists, match="exists"):
         save_maps(maps, tmp_path / "maps.zarr", run)
+
+
+def test_saved_maps_are_written_in_blocks_and_are_the_maps(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("i2am.analysis.maps.write.BLOCK", 1)
+    maps = attribution_maps(run, "r2g", "time", time_groups=2)
+    save_maps(maps, tmp_path / "maps.zarr")
+    found = xr.open_zarr(tmp_path / "maps.zarr", consolidated=False)[
+        "r2g" if maps.name == "r2g" else maps.name or "maps"
+    ]
+    xr.testing.assert_identical(found.compute().drop_encoding(), maps.compute().drop_encoding())
 
 
 def test_a_sample_without_its_images_leaves_the_others_alone(run, tmp_path):

@@ -1,4 +1,4 @@
-"""Colours, outlines, marks and data URLs: the ground of figures and pages."""
+"""Colours, outlines, marks and data URLs: what figures and pages are made of."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 
 from i2am.analysis.drawing.colours import LIMITS, limit, paint, palette, position
 from i2am.analysis.drawing.images import (
-    TILE_COLOURS,
+    MAP_COLOURS,
     YELLOW,
+    backdrop_url,
     covered,
     data_url,
     edge,
     fit,
-    ground_url,
     map_url,
     mark,
     outline,
@@ -32,9 +32,9 @@ from i2am.analysis.report.thumbnails import (
     LEAST,
     MAP_BYTES,
     PAGE_BYTES,
-    image_tile,
-    map_tile,
-    tile_size,
+    image_thumbnail,
+    map_thumbnail,
+    thumbnail_size,
 )
 
 
@@ -120,35 +120,35 @@ def test_a_marked_patch_keeps_its_pixels_and_has_a_ring_around_it(patch):
     np.testing.assert_array_equal(drawn[far], image[far])
 
 
-def test_the_browser_multiplies_map_and_ground_into_the_painted_panel():
+def test_the_browser_multiplies_map_and_backdrop_into_the_painted_panel():
     rng = np.random.default_rng(2)
     image = rng.integers(0, 255, (48, 36, 3)).astype(np.uint8)
     values = np.exp(rng.normal(size=(8, 6)))
     shape = fit(image.shape, 96)
     map_ = np.asarray(decoded(map_url(values, 4.0, shape)).convert("RGB")).astype(float)
-    grey = np.asarray(decoded(ground_url(image, shape, None))).astype(float)
+    grey = np.asarray(decoded(backdrop_url(image, shape, None))).astype(float)
     expected = paint(values, 4.0, shape, scaled(image, shape)).astype(float)
     # The palettes differ: 63 colours in a page, 255 in a figure.
-    step = np.abs(np.diff(palette(TILE_COLOURS).astype(int), axis=0)).max()
+    step = np.abs(np.diff(palette(MAP_COLOURS).astype(int), axis=0)).max()
     assert np.abs(map_ * grey[..., None] / 255 - expected).max() <= step / 2 + 3
 
 
-def test_one_density_has_one_colour_in_every_tile():
+def test_one_density_has_one_colour_in_every_thumbnail():
     here, there = np.full((3, 4), 0.5), np.full((3, 4), 2.0)
     there[1, 1] = here[0, 0]
     shape = (3, 4)
     colours = [np.asarray(decoded(map_url(values, 4.0, shape)).convert("RGB")) for values in (here, there)]
     np.testing.assert_array_equal(colours[0][0, 0], colours[1][1, 1])
-    place = position(0.5, 4.0) * (TILE_COLOURS - 1)
-    np.testing.assert_array_equal(colours[0][0, 0], palette(TILE_COLOURS)[round(float(place))])
+    place = position(0.5, 4.0) * (MAP_COLOURS - 1)
+    np.testing.assert_array_equal(colours[0][0, 0], palette(MAP_COLOURS)[round(float(place))])
 
 
-def test_lines_are_yellow_over_a_map_and_leave_the_ground_to_it():
+def test_lines_are_yellow_over_a_map_and_leave_the_backdrop_to_it():
     lines = np.zeros((8, 8), bool)
     lines[2] = True
     tile = np.asarray(decoded(map_url(np.ones((2, 2)), 4.0, (8, 8), lines)).convert("RGB"))
     assert (tile[2] == YELLOW).all()
-    assert (np.asarray(decoded(ground_url(np.zeros((4, 4, 3), np.uint8), (8, 8), lines)))[2] == 255).all()
+    assert (np.asarray(decoded(backdrop_url(np.zeros((4, 4, 3), np.uint8), (8, 8), lines)))[2] == 255).all()
 
 
 @pytest.mark.parametrize("longest", [LEAST, 176, 320])
@@ -156,15 +156,15 @@ def test_pictures_of_noise_stay_below_their_bytes(longest):
     rng = np.random.default_rng(3)
     noise = rng.integers(0, 255, (longest, longest, 3)).astype(np.uint8)
     pixels = longest**2
-    tile = map_tile(Panel("", noise, np.exp(4 * rng.normal(size=(longest, longest)))), 8.0, longest, "×")
+    tile = map_thumbnail(Panel("", noise, np.exp(4 * rng.normal(size=(longest, longest)))), 8.0, longest, "×")
     assert len(tile.url) <= MAP_BYTES * pixels
-    assert len(image_tile(Panel("", noise), 8.0, longest, "×").url) <= IMAGE_BYTES * pixels
+    assert len(image_thumbnail(Panel("", noise), 8.0, longest, "×").url) <= IMAGE_BYTES * pixels
     assert len(data_url(noise)) <= IMAGE_BYTES * pixels
 
 
 @given(st.integers(0, 500), st.integers(0, 8), st.integers(0, 5000), st.integers(LEAST, 320))
 def test_a_page_has_room_for_what_it_shows(maps, images, samples, most):
-    longest, shown = tile_size(maps, images, samples, most)
+    longest, shown = thumbnail_size(maps, images, samples, most)
     assert LEAST <= longest <= most
     assert 0 <= shown <= samples
     weight = maps * MAP_BYTES + images * IMAGE_BYTES

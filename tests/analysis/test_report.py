@@ -16,13 +16,12 @@ import xarray as xr
 from PIL import Image
 
 from i2am.analysis.drawing.colours import palette
-from i2am.analysis.drawing.images import TILE_COLOURS
+from i2am.analysis.drawing.images import MAP_COLOURS
 from i2am.analysis.drawing.panels import Panel, block
 from i2am.analysis.maps.mean_over_samples import mean_maps
 from i2am.analysis.maps.stored import Collected
 from i2am.analysis.options import StudyOptions
 from i2am.analysis.report import thumbnails
-from i2am.analysis.report.svg.strip_chart import nice_ticks
 from i2am.analysis.report.templating import environment
 from i2am.analysis.study.study import analyze
 from tests.analysis.builders import build, layer
@@ -125,7 +124,7 @@ def test_a_level_has_every_map_of_every_sample_shown_and_their_means(page, name,
     found = Page(text)
     assert found.tags.count("img") == 3 * maps + means
     assert text.count('loading="lazy"') == found.tags.count("img")
-    assert text.count("--ground: url(data:") == 3 * 2
+    assert text.count("--backdrop: url(data:") == 3 * 2
     assert found.tags.count("article") == 3
     assert "The first 3 of 4" in text
     assert "positional bias" in text
@@ -150,7 +149,7 @@ def test_one_density_has_one_colour_all_over_a_page(tmp_path):
     run, _ = build(tmp_path / "run.zarr", LAYERS, steps=4, samples=("a", "b"), data=data)
     report = analyze(run, tmp_path / "out", StudyOptions(figures=0)).report
     tiles = Page((report.parent / "head.html").read_text()).pictures
-    uniform = palette(TILE_COLOURS)[TILE_COLOURS // 2]
+    uniform = palette(MAP_COLOURS)[MAP_COLOURS // 2]
     heads = {"head 0": [], "head 1": []}
     for words, url in tiles:
         heads[words.partition(":")[0].replace("0", "head 0", 1) if words[0] == "0" else "head 1"].append(
@@ -231,14 +230,6 @@ def test_colour_bars_and_scores_are_in_units(page):
     assert re.search(r"IMACS <b>-?\d\.\d\d</b>; \d+\.\d\d× inside", text)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 1.0), (0.97, 1.02), (1.0, 1.0), (0, 640)])
-def test_ticks_cover_the_values_in_few_round_steps(low, high):
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low + 1e-9
-    assert ticks[-1] >= high - 1e-9
-    assert 1 <= len(ticks) <= 9
-
-
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 def test_a_real_browser_runs_no_script_of_the_data_and_sorts_the_table(page, tmp_path):
     """The page's own script is followed by a probe that sorts by a number and by the id, and filters."""
@@ -277,7 +268,7 @@ def test_a_real_browser_draws_a_tile_as_the_figures_do(tmp_path):
     mask[20:50, 30:70] = True
     image = rng.integers(0, 255, (96, 96, 3)).astype(np.uint8)
     panel = Panel("a", image, np.exp(rng.normal(size=(6, 6))), mask)
-    grid = thumbnails.tile_grid(block("", [panel]), 4.0, 96, "×")
+    grid = thumbnails.maps_over_image(block("", [panel]), 4.0, 96, "×")
     page = (
         "<!doctype html><style>{% include 'report.css' %}{% include 'charts.css' %}</style>"
         "{% from 'macros.html.j2' import tiles %}<div style='width: 96px'>{{ tiles(grid) }}</div>"

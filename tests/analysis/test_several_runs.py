@@ -203,15 +203,15 @@ def test_buckets_equal_each_buckets_own_maps_at_one_size(buckets, direction, lev
     at = {"r2g": "reference_mask", "g2r": "mask"}[direction] if level == "specific" else None
     asked = {"at": at, "time_groups": 2}
     names = ["s2", "l2", "s1", "l1"]
-    joined = attribution_maps(buckets, direction, level, samples=names, size=size, **asked)
+    combined = attribution_maps(buckets, direction, level, samples=names, size=size, **asked)
     own = size or (12, 9)
-    assert joined.shape[-2:] == own
+    assert combined.shape[-2:] == own
     for name in names:
         home = buckets.home(name)
         wanted = attribution_maps(home, direction, level, samples=name, size=own, **asked)
-        np.testing.assert_array_equal(joined.sel(sample=name), wanted[0])
+        np.testing.assert_array_equal(combined.sel(sample=name), wanted[0])
         rows = {"large.zarr": 12, "small.zarr": 8}[home.name]
-        assert joined.sel(sample=name)["own_rows"] == rows
+        assert combined.sel(sample=name)["own_rows"] == rows
     with pytest.raises(ShapeMismatch, match=r"12, 9 by 12, 9 in .*large.*8, 6 by 8, 6 in .*small.*one size"):
         buckets.scores("a")
 
@@ -304,7 +304,7 @@ def test_samples_that_are_not_there(shards, tmp_path):
 
 def test_timesteps_that_differ_are_nan_in_a_study_too(tmp_path, monkeypatch):
     """Whatever run the first block of samples comes from."""
-    monkeypatch.setattr("i2am.analysis.study.collect.BLOCK", 2)
+    monkeypatch.setattr("i2am.analysis.maps.write.BLOCK", 2)
     for number, (names, times) in enumerate(((["a", "b", "c"], [900, 100]), (["d"], [800, 100]))):
         spec = layer("x", dtype="float32")
         with create_run(tmp_path / f"s{number}.zarr", [spec], times, names) as writer:

@@ -204,8 +204,8 @@ def test_the_whole_study_runs_where_no_model_library_can_be_imported(run, tmp_pa
     import sys
     for name in ("torch", "diffusers", "transformers", "prefect"):
         sys.modules[name] = None  # importing it raises ImportError
-    from i2am.analysis.study.study import analyse
-    analyse({run.path!r}, {str(tmp_path / "out")!r})
+    from i2am.analysis.study.study import analyze
+    analyze({run.path!r}, {str(tmp_path / "out")!r})
     """
     subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)], cwd=ROOT, check=True, timeout=270

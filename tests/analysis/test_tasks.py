@@ -88,11 +88,11 @@ def other_scheduler(request):
 
 
 def check_order_and_progress():
-    told = []
-    found = run_tasks((dask.delayed(pow)(number, 2) for number in range(200)), told.append)
+    events = []
+    found = run_tasks((dask.delayed(pow)(number, 2) for number in range(200)), events.append)
     assert found == [number**2 for number in range(200)]
-    assert told == sorted(set(told))
-    assert told[-1] == 200
+    assert events == sorted(set(events))
+    assert events[-1] == 200
     assert run_tasks([]) == []
 
 

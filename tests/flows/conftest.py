@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,15 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(pristine: Path, tmp_path: Path) -> Path:
     """A run of three samples, to be damaged at will."""
     return Path(shutil.copytree(pristine, tmp_path / "run.zarr"))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a Prefect server that all tests of the session share: it takes long to start."""
+    from i2am.flows.prefect.server import temporary_server
+
+    with temporary_server(tmp_path_factory.mktemp("prefect")) as env:
+        yield env
 
 
 @pytest.fixture

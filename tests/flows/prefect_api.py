@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from i2am.flows.prefect.server import answers
 
 
 def _release(package: str) -> tuple[int, int]:
@@ -71,3 +78,40 @@ def alive(pids: dict[int, str]) -> dict[int, str]:
         if same and stat != "Z":
             left[pid] = command
     return left
+
+
+class UserServer:
+    """A server as a user starts it, that can be killed and started again on its port and its database."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.env = {
+            "PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+        }  # fmt: skip
+        self._command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+        self._command += ["--port", str(port)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, wait: bool = True) -> None:
+        self._process = subprocess.Popen(
+            self._command, env={**os.environ, **self.env}, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        if wait:
+            wait_for(lambda: answers(self.env["PREFECT_API_URL"]), what="the server does not answer")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()

@@ -13,7 +13,7 @@ from i2am.flows.capture.forecast import forecast
 from i2am.flows.capture.job import run_capture
 from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.console.progress import Progress, listening
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from tests.flows.conftest import Outcome
@@ -37,7 +37,7 @@ def files(run: Path) -> dict[str, tuple[int, int, bytes]]:
 
 def test_a_capture_and_its_summary(settings: Callable[..., CaptureConfig], tmp_path: Path) -> None:
     events: list[Progress] = []
-    with heard_by(events.append):
+    with listening(events.append):
         summary = run_capture(settings())
     run = open_run(tmp_path / "tiny.zarr")
     assert run.samples == ("scene-0000000", "scene-0000001")
@@ -75,7 +75,7 @@ def test_a_capture_goes_on_where_it_stopped(settings: Callable[..., CaptureConfi
         if event.done == 1:
             raise Stop
 
-    with pytest.raises(Stop), heard_by(stop):
+    with pytest.raises(Stop), listening(stop):
         run_capture(whole)
     before = files(tmp_path / "tiny.zarr")
     assert open_run(tmp_path / "tiny.zarr").samples == ("scene-0000000",)

@@ -19,8 +19,8 @@ from i2am.analysis.events import Event, StageAdvanced, StageStarted
 from i2am.analysis.options import StudyOptions
 from i2am.analysis.study.study import analyze
 from i2am.flows.analyze.dask_cluster import computing
-from i2am.flows.config.load_yaml import amended
 from i2am.flows.config.models import Computing
+from i2am.flows.config.validate import override
 from i2am.storage.errors import ClusterError, MissingDependency
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
@@ -72,7 +72,7 @@ def study(
     options = StudyOptions(
         figures=0, details=0, store=str(out / "kept.zarr"), aggregations=("own_aggregation:peak",)
     )
-    with chdir(Path(run.path).parent), computing(amended(Computing(), **where)):
+    with chdir(Path(run.path).parent), computing(override(Computing(), **where)):
         analyze(run, os.path.relpath(out / "results"), options, on_event=tell)
     found: dict[str, bytes | pl.DataFrame] = {}
     for path in sorted(out.rglob("*")):
@@ -128,7 +128,7 @@ def test_a_cluster_by_address(study_run: Run, expected: Any, foreign: Cluster, t
     same(study(study_run, tmp_path / "there", listen, cluster=str(foreign.file)), expected)
     assert told == sorted(set(told))
     assert told[-1] == 4
-    with computing(amended(Computing(), cluster=str(foreign.file))):
+    with computing(override(Computing(), cluster=str(foreign.file))):
         from distributed import default_client
 
         for state in default_client().run(state_of_worker).values():
@@ -187,14 +187,14 @@ def test_a_cluster_that_loses_a_worker_at_work_and_then_its_scheduler(
         with (
             dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
             pytest.raises(ClusterError, match="the Dask scheduler was lost"),
-            computing(amended(Computing(), cluster=str(cluster.file))),
+            computing(override(Computing(), cluster=str(cluster.file))),
         ):
             numbers = (dask.delayed(abs)(-number) for number in range(100_000))
             run_tasks(numbers, lambda _: cluster.scheduler.kill())
 
 
-def test_a_task_that_costs_worker_after_worker_is_one_clear_error() -> None:
-    where = amended(Computing(), cluster="processes", workers=1)
+def test_a_task_that_kills_every_worker_is_one_error() -> None:
+    where = override(Computing(), cluster="processes", workers=1)
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         pytest.raises(ClusterError, match="ended every worker that ran it; got workers lost: 1"),
@@ -210,7 +210,7 @@ def test_workers_that_would_compute_something_else_are_refused(
 ) -> None:
     from distributed import Client
 
-    where = amended(Computing(), cluster=str(foreign.file))
+    where = override(Computing(), cluster=str(foreign.file))
     with Client(scheduler_file=str(foreign.file)) as client:
         client.run(break_package, harm)
         try:
@@ -226,7 +226,7 @@ def test_without_distributed_there_are_threads(monkeypatch: pytest.MonkeyPatch) 
         assert run_tasks([dask.delayed(abs)(-1)]) == [1]
     with (
         pytest.raises(MissingDependency, match=r"needs? dask.distributed; .*pip install 'i2am\[flows\]'"),
-        computing(amended(Computing(), cluster="processes")),
+        computing(override(Computing(), cluster="processes")),
     ):
         pass
 
@@ -236,14 +236,14 @@ def test_what_was_configured_before_comes_back_even_after_an_error() -> None:
     for cluster in ("threads", "processes"):
         with (
             pytest.raises(RuntimeError, match="mine"),
-            computing(amended(Computing(), cluster=cluster, workers=1)),
+            computing(override(Computing(), cluster=cluster, workers=1)),
         ):
             raise RuntimeError("mine")
         assert (dask.config.get("scheduler", None), dask.config.get("num_workers", None)) == before
     assert children() == []
 
 
-def test_a_worker_that_is_lost_while_it_is_asked_is_no_reason_to_give_up(tmp_path: Path) -> None:
+def test_the_version_check_survives_the_loss_of_a_worker(tmp_path: Path) -> None:
     """The other answers; if all are lost the command says so."""
     from distributed import Client
 

@@ -14,7 +14,7 @@ import xarray as xr
 from PIL import Image
 
 from i2am.analysis.scores.imacs import imacs
-from i2am.flows.console.output import emit, human_bytes
+from i2am.flows.console.output import human_bytes, print_json
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.open import open_run
 from i2am.storage.writing.create import create_run
@@ -23,7 +23,7 @@ from tests.flows.conftest import LAYERS, SAMPLES, Outcome, spawn, write_run
 I2am = Callable[..., Outcome]
 
 
-def test_inspect_tells_programs_everything(i2am: I2am, run: Path) -> None:
+def test_inspect_as_json_is_complete(i2am: I2am, run: Path) -> None:
     outcome = i2am("inspect", run, "--json")
     assert outcome.status == 0
     facts = outcome.json
@@ -37,7 +37,7 @@ def test_inspect_tells_programs_everything(i2am: I2am, run: Path) -> None:
     assert facts["bytes"] == sum(path.stat().st_size for path in stored)
 
 
-def test_inspect_tells_people_what_is_missing(i2am: I2am, tmp_path: Path) -> None:
+def test_inspect_lists_missing_samples(i2am: I2am, tmp_path: Path) -> None:
     outcome = i2am("inspect", write_run(tmp_path / "part.zarr", commit=1))
     assert outcome.status == 0
     assert "1 of 3 samples committed" in outcome.out
@@ -54,7 +54,7 @@ def test_names_from_a_store_cannot_steer_the_terminal(i2am: I2am, tmp_path: Path
         assert name in outcome.out
 
 
-def test_verify_of_a_sound_run(i2am: I2am, run: Path) -> None:
+def test_verify_of_an_undamaged_run(i2am: I2am, run: Path) -> None:
     outcome = i2am("verify", run, "--quiet")
     assert (outcome.status, outcome.err) == (0, "")
     assert "ok; 3 samples" in outcome.out
@@ -191,7 +191,9 @@ def test_bytes_for_people() -> None:
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    emit({"a": float("nan"), "b": np.float32(0.5), "c": (1, Path("x")), "d": float("inf"), "e": np.arange(2)})
+    print_json(
+        {"a": float("nan"), "b": np.float32(0.5), "c": (1, Path("x")), "d": float("inf"), "e": np.arange(2)}
+    )
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": 0.5, "c": [1, "x"], "d": None, "e": [0, 1]}
 
 

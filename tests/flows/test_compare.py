@@ -20,7 +20,7 @@ def other(tmp_path: Path) -> Path:
     return write_run(tmp_path / "other.zarr", (*SAMPLES[1:], "z"))
 
 
-def test_it_tells_people_and_programs_the_same(i2am: I2am, run: Path, other: Path, tmp_path: Path) -> None:
+def test_text_and_json_agree(i2am: I2am, run: Path, other: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     told = i2am("compare", run, other, "--out", out, "--details", "1")
     assert told.status == 0
@@ -73,7 +73,9 @@ def test_patterns_selections_and_clusters(i2am: I2am, run: Path, other: Path, tm
     assert done.json["summary"][0]["low"] is None
 
 
-def test_damage_is_told_and_sets_the_exit_status(i2am: I2am, run: Path, other: Path, tmp_path: Path) -> None:
+def test_damage_is_logged_and_sets_the_exit_status(
+    i2am: I2am, run: Path, other: Path, tmp_path: Path
+) -> None:
     record = run / "commits" / "b.json"
     record.write_text(record.read_text().replace('"sample"', '"simple"'))
     done = i2am("compare", run, other, "--out", tmp_path / "out", "--quiet")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from i2am.flows.config.load_yaml import MAX_BYTES, load_capture, load_config, parse_config
 from i2am.flows.config.models import AnalysisConfig, CaptureConfig
-from i2am.flows.config.selections import from_option, region, selected, size
+from i2am.flows.config.selections import parse_indices, parse_region, parse_size, selected
 from i2am.storage.errors import ConfigError, I2AMError, NotFound
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -41,18 +41,18 @@ def test_the_analysis_example_is_valid() -> None:
         (GOOD + "bath_size: 3", r"unknown key 'bath_size'; did you mean 'batch_size'\?$"),
         (GOOD.replace("count", "cuont"), r"unknown key 'samples\.scenes\.cuont'; did you mean 'count'\?$"),
         (GOOD.replace("out:", "ouput:"), r"unknown key 'ouput'; did you mean 'out'\?$"),
-        (GOOD + "zzz: 1", r"unknown key 'zzz'; expected one of adapter, batch_size, "),
+        (GOOD + "zzz: 1", r"unknown key 'zzz'; see examples/"),
         (
             GOOD.replace("embedded", "{kind: pretrained, location: x, clas: Y}"),
             r"unknown key 'pipeline\.clas'; did you mean 'class'\?$",
         ),
         (
             GOOD.replace("embedded", "embeded"),
-            r"'pipeline\.kind'; expected one of embedded, factory, pretrained; got 'emb",
+            r"'pipeline'; expected one of 'embedded', 'pretrained', 'factory'; got 'embeded'$",
         ),
         (
             GOOD.replace("embedded", "{location: x}"),
-            r"'pipeline\.kind'; expected one of embedded, factory, pretrained",
+            r"missing key 'pipeline\.kind'; add it",
         ),
         (
             GOOD.replace("embedded", "{kind: factory, function: build}"),
@@ -81,18 +81,17 @@ def test_the_analysis_example_is_valid() -> None:
         ("out: x", r"missing key 'pipeline'; add it"),
         ("- a", r"expected keys and values such as 'out: run\.zarr'; got a list"),
         ("", r"expected keys and values .*; got an empty file"),
-        ("out: 1\nout: 2", r"not valid YAML in line 2: the key 'out' stands there twice"),
-        ("a: &x [1]\nb: *x", r"not valid YAML in line 2: aliases are not allowed"),
+        ("out: 1\nout: 2", r"not valid YAML in line 2: duplicate key 'out'"),
         ("a: [", r"not valid YAML in line 1"),
         ("[" * 5000, r"not valid YAML"),
         (
             "out: !!python/object/apply:os.system [true]",
-            r"not valid YAML in line 1: tags such as",
+            r"not valid YAML in line 1: could not determine a constructor for the tag",
         ),
         ("a: \x00", r"not valid YAML"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(text: str, message: str) -> None:
+def test_errors_are_one_line_each(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         parse_config(text, CaptureConfig, "c.yaml")
     assert "\n" not in str(caught.value)
@@ -165,14 +164,14 @@ def test_no_text_is_more_than_a_config_error(text: str) -> None:
 
 @given(st.lists(st.integers(-50, 50), min_size=1))
 def test_a_list_of_indices_survives_the_command_line(numbers: list[int]) -> None:
-    assert from_option("--steps", ",".join(map(str, numbers))) == numbers
+    assert parse_indices("--steps", ",".join(map(str, numbers))) == numbers
 
 
 @given(*(st.none() | st.integers(-9, 9) for _ in range(2)), st.none() | st.integers(1, 4))
 def test_a_slice_selects_what_python_selects(start: int | None, stop: int | None, step: int | None) -> None:
     text = ":".join("" if part is None else str(part) for part in (start, stop, step))
     axis = list(range(7))
-    index = from_option("--steps", text)
+    index = parse_indices("--steps", text)
     assert isinstance(index, slice)
     assert axis[index] == axis[start:stop:step]
 
@@ -180,7 +179,7 @@ def test_a_slice_selects_what_python_selects(start: int | None, stop: int | None
 @pytest.mark.parametrize("text", ["", "a", "1,,2", "1:2:3:4", "1.5"])
 def test_other_selections_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--steps; expected indices"):
-        from_option("--steps", text)
+        parse_indices("--steps", text)
 
 
 @pytest.mark.parametrize(
@@ -193,19 +192,18 @@ def test_other_selections_are_refused(text: str) -> None:
     ],
 )
 def test_regions(text: str, expected: object) -> None:
-    assert region("--at", text) == expected
+    assert parse_region("--at", text) == expected
 
 
 @pytest.mark.parametrize("text", ["12", "1,2,3", "1,2;3", "a b", "", "1;2"])
 def test_other_regions_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--at; expected row,column such as 12,8"):
-        region("--at", text)
+        parse_region("--at", text)
 
 
 def test_sizes() -> None:
-    assert size("--size", "64x48") == (64, 48)
-    assert size("--size", "64") == (64, 64)
-    assert size("--size", None) is None
+    assert parse_size("--size", "64x48") == (64, 48)
+    assert parse_size("--size", "64") == (64, 64)
     for text in ("0", "64x", "axb", "-3", "64x0"):
         with pytest.raises(ConfigError, match="--size; expected ROWSxCOLUMNS"):
-            size("--size", text)
+            parse_size("--size", text)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.datasets.coco import choose
+from i2am.flows.datasets.coco import first_box
 from i2am.flows.datasets.open import open_samples
 from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch
 
@@ -139,7 +139,7 @@ def test_coco_boxes_against_a_literal_reading(data: Any) -> None:
     for left, top, across, down, crowd in objects:
         if not crowd and expected is None and 0.1 <= across * down / (width * height) <= 0.3:
             expected = (left, top, min(left + across, width), min(top + down, height))
-    assert choose({"width": width, "height": height}, annotations, 0.1, 0.3) == expected
+    assert first_box({"width": width, "height": height}, annotations, 0.1, 0.3) == expected
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_coco_that_is_not_whole(tmp_path: Path, content: str, words: str) -> Non
 def test_coco_boxes_without_a_pixel_are_passed_over(box: list[float]) -> None:
     image = {"width": 40, "height": 20}
     objects = [{"bbox": box}, {"bbox": [1, 2, 10, 10]}]
-    assert choose(image, objects[:1], 0.1, 0.3) is None
-    assert choose(image, objects, 0.1, 0.3) == (1, 2, 11, 12)
+    assert first_box(image, objects[:1], 0.1, 0.3) is None
+    assert first_box(image, objects, 0.1, 0.3) == (1, 2, 11, 12)
 
 
 def test_a_picture_that_is_gone_or_cut_short(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``i2am deploy`` against a real server: pools, limits, deployments, schedules and triggers, as it tells."""
+"""``i2am deploy`` against a real server: pools, deployments, schedules and triggers, as it shows them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,16 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from i2am.flows.prefect.server import temporary_server
 from tests.flows.conftest import ROOT, spawn
 from tests.flows.prefect_api import FIT, ask
 
 pytestmark = pytest.mark.timeout(400)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with temporary_server(tmp_path_factory.mktemp("prefect")) as env:
-        yield env
 
 
 def deployments(server: dict[str, str], name: str) -> dict[str, dict[str, Any]]:
@@ -43,19 +36,16 @@ def test_pools_deployments_schedules_and_trigger(
     analysis.write_text("details: 3\n")
     words = ("deploy", file, "--name", "lab", "--schedule", "0 1 * * *", "--timezone", "Europe/Berlin")
     words += ("--analysis-out", tmp_path / "results", "--analysis-config", analysis, "--after-sweep")
-    words += ("--analysis-schedule", "30 6 * * 0", "--json")
+    words += ("--analysis-schedule", "30 6 * * 0", "--pool-gpu", "lab-gpu", "--pool-cpu", "lab-cpu", "--json")
     first = spawn(*words, env=server)
     assert first.status == 0, first.err
-    assert first.json["created"] == ["i2am-gpu", "i2am-cpu"]
+    assert first.json["created"] == ["lab-gpu", "lab-cpu"]
     second = spawn(*words, env=server)
     assert second.status == 0, second.err
     assert second.json == first.json | {"created": []}
 
     pools = {pool["name"]: pool["type"] for pool in ask(server, "work_pools/filter", {})}
-    assert pools == {"i2am-gpu": "process", "i2am-cpu": "process"}
-    limits = {each["name"]: each["limit"] for each in ask(server, "v2/concurrency_limits/filter", {})}
-    host = socket.gethostname()
-    assert limits[f"i2am-gpu:{host}:0"] == limits[f"i2am-gpu:{host}:MIG-1"] == 1
+    assert pools["lab-gpu"] == pools["lab-cpu"] == "process"
 
     found = deployments(server, "lab")
     assert set(found) == {"i2am-nightly-sweep", "i2am-nightly-analysis"}
@@ -64,7 +54,7 @@ def test_pools_deployments_schedules_and_trigger(
         "i2am-nightly-sweep/lab": sweep["id"],
         "i2am-nightly-analysis/lab": study["id"],
     }
-    assert (sweep["work_pool_name"], study["work_pool_name"]) == ("i2am-gpu", "i2am-cpu")
+    assert (sweep["work_pool_name"], study["work_pool_name"]) == ("lab-gpu", "lab-cpu")
     assert sweep["entrypoint"] == "i2am.flows.prefect.deployed_flows.nightly_sweep"
     assert study["entrypoint"] == "i2am.flows.prefect.deployed_flows.nightly_analysis"
     assert not sweep["pull_steps"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from i2am.flows.prefect.server import wait_for_server
+from i2am.flows.prefect.server import answers
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from tests.flows.conftest import ROOT
@@ -73,7 +73,7 @@ class Desk:
                     )
                 )  # fmt: skip
             if "server" in command:
-                assert wait_for_server(self.api["PREFECT_API_URL"], 100)
+                wait_for(lambda: answers(self.api["PREFECT_API_URL"]), 100)
             return ""
         done = subprocess.run(
             ["bash", "-c", script], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL,
@@ -117,7 +117,7 @@ def test_the_page_and_a_cancelled_run(desk: Desk, config: Callable[..., Path]) -
     capture(3, "first.zarr")
     (desk.folder / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
     typed = commands()
-    assert len(typed) > 12
+    assert len(typed) > 10
     for command in typed:
         desk.type(command)
         if command == "prefect deployment run i2am-nightly-sweep/nightly":

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from i2am.flows.datasets import images, table
-from i2am.flows.datasets.common import MAX_BYTES, once
+from i2am.flows.datasets.common import MAX_BYTES, check_ids
 from i2am.flows.datasets.images import read_image, size_of
 from i2am.flows.datasets.open import open_samples
 from i2am.flows.datasets.table import MAX_COLUMNS, MAX_ROW, read_table
@@ -115,7 +115,7 @@ def test_a_prompt_that_is_a_link_out_of_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["manifest", "image", "pairs", "annotations"])
 @pytest.mark.parametrize("what", ["pipe", "device", "folder"])
-def test_what_is_no_file_is_not_waited_for(folder: Path, kind: str, what: str) -> None:
+def test_pipes_and_devices_do_not_block(folder: Path, kind: str, what: str) -> None:
     name = {"manifest": "m.csv", "image": "i.png", "pairs": "test_pairs.txt", "annotations": "c.json"}[kind]
     path = folder / name
     if what == "pipe":
@@ -264,7 +264,7 @@ def test_no_module_of_the_working_directory_is_run(folder: Path, monkeypatch: py
 def test_the_search_for_an_id_that_stands_twice_is_not_quadratic() -> None:
     ids = [f"s{n}" for n in range(200_000)]
     with pytest.raises(ConfigError, match="'s199999' more than once"):
-        once([*ids, ids[-1]], "list")
+        check_ids([*ids, ids[-1]], "list")
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from i2am.flows.console import output
-from i2am.flows.console.progress import Progress, report, shown
+from i2am.flows.console.progress import Progress, emit, show_progress
 from i2am.flows.prefect.markdown import cells, plain
 from i2am.storage.errors import InputError
 from i2am.storage.format.layer_spec import LayerSpec
@@ -53,8 +54,8 @@ def harmless(text: str) -> bool:
 
 
 @given(TEXT, TEXT)
-def test_what_is_said_is_harmless(line: str, other: str) -> None:
-    for write, stream in ((output.say, "stdout"), (output.note, "stderr")):
+def test_printed_lines_are_harmless(line: str, other: str) -> None:
+    for write, stream in ((output.print_line, "stdout"), (output.log, "stderr")):
         with pytest.MonkeyPatch.context() as patch:
             written = io.StringIO()
             patch.setattr(output.sys, stream, written)
@@ -70,7 +71,7 @@ def test_json_is_harmless_and_loses_nothing(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         written = io.StringIO()
         patch.setattr(output.sys, "stdout", written)
-        output.emit({"a": [text], text: 1.0, "b": "é×"})
+        output.print_json({"a": [text], text: 1.0, "b": "é×"})
     assert harmless(written.getvalue())
     assert json.loads(written.getvalue()) == {"a": [text], "b": "é×"} | {text: 1.0}
     assert "é×" in written.getvalue()
@@ -78,7 +79,7 @@ def test_json_is_harmless_and_loses_nothing(text: str) -> None:
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_a_table_reads_no_markup(payload: str, capsys: pytest.CaptureFixture[str]) -> None:
-    output.table(["name"], [[payload], ["[b]kept[/b]:smile:"]])
+    output.print_table(["name"], [[payload], ["[b]kept[/b]:smile:"]])
     out = capsys.readouterr().out
     assert harmless(out)
     assert "[b]kept[/b]:smile:" in out
@@ -125,9 +126,9 @@ def bars(what: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "200")
     with open(slave, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:
         patch.setattr("sys.stderr", stream)
-        with shown():
-            report(Progress("capture", 0, 3))
-            report(Progress("capture", 1, 3, what))
+        with show_progress():
+            emit(Progress("capture", 0, 3))
+            emit(Progress("capture", 1, 3, what))
     reader.join(10)
     import os
 
@@ -136,9 +137,9 @@ def bars(what: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    with shown():
+    with show_progress():
         for number, payload in enumerate(PAYLOADS):
-            report(Progress("capture", number, 99, payload))
+            emit(Progress("capture", number, 99, payload))
     err = capsys.readouterr().err
     assert harmless(err)
     assert len(err.splitlines()) == len(PAYLOADS)
@@ -242,8 +243,8 @@ def test_markdown_shows_a_text_and_nothing_else(text: str) -> None:
     inner = [child for token in tokens if token.type == "inline" for child in token.children or []]
     assert {child.type for child in inner} <= {"text", "text_special"}
     assert not {"html_block", "fence", "code_block", "hr"} & {token.type for token in tokens}
-    shown = ["".join(c.content for c in token.children or []) for token in tokens if token.type == "inline"]
-    assert shown == [f"a {wanted}".strip(), f"b {wanted}".strip(), "c", "d", f"e {wanted}".strip(), "f",
+    drawn = ["".join(c.content for c in token.children or []) for token in tokens if token.type == "inline"]
+    assert drawn == [f"a {wanted}".strip(), f"b {wanted}".strip(), "c", "d", f"e {wanted}".strip(), "f",
                      f"It: {wanted}".strip()]  # fmt: skip
     assert html.unescape(plain(text)) == wanted
 
@@ -251,10 +252,11 @@ def test_markdown_shows_a_text_and_nothing_else(text: str) -> None:
 def test_artifacts_are_made_of_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every artifact of the three flows, from summaries full of marks."""
     from i2am.flows.prefect import analyze_flow, capture_flow, sweep_flow
+    from i2am.flows.prefect.reporter import Reporter
 
     evil, steering = "<img src=x onerror=alert(1)>", "\x1b[2J"
     made: list[dict[str, Any]] = []
-    for module in (analyze_flow, capture_flow, sweep_flow):
+    for module in (analyze_flow, capture_flow):
         for kind in ("create_markdown_artifact", "create_table_artifact"):
             monkeypatch.setattr(module, kind, lambda **given: made.append(given))
     row = {"sample": steering, "reason": steering, "value": 1.5}
@@ -271,13 +273,26 @@ def test_artifacts_are_made_of_plain_text(monkeypatch: pytest.MonkeyPatch) -> No
         "scores": [row],
         "failed": [row],
         "lost": [evil],
+        "shards": [row],
         "refusals": [{"reason": evil}],
         "up_to_date": False,
         "new": [],
     }
     for publish in (analyze_flow.publish_analysis, capture_flow.publish_capture):
         publish.fn(summary)
-    sweep_flow._publish.fn(summary, [row])
+    monkeypatch.setattr(sweep_flow, "run_sweep", lambda *given: summary)
+    sent: list[dict[str, Any]] = []
+    client = SimpleNamespace(
+        request=lambda *words, json: sent.append(json) or SimpleNamespace(json=lambda: {"id": 1})
+    )
+    reporter = Reporter("sweep", evil)
+    sweep_flow.reported_sweep(None, False, reporter)  # type: ignore[arg-type]
+    while not reporter._calls.empty():
+        reporter._calls.get()(client)
+    made += [{"description": each["description"], each["type"]: each["data"]} for each in sent]
+    for each in made:
+        if isinstance(each.get("table"), str):
+            each["table"] = json.loads(each["table"])
     assert len(made) == 7
     for artifact in made:
         for text in (artifact.get("markdown", ""), artifact.get("description", "")):

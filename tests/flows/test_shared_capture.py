@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import i2am
-from i2am.flows.capture.job import Todo, capture_samples, prepare, run_capture, waiting
+from i2am.flows.capture.job import capture_samples, missing_samples, prepare, run_capture
 from i2am.flows.config.load_yaml import load_capture
-from i2am.flows.console.progress import Progress, heard_by
+from i2am.flows.console.progress import Progress, listening
 from i2am.flows.datasets.open import open_samples
 from i2am.pipeline import jobs
 from i2am.pipeline.recording import run_target
@@ -69,7 +69,7 @@ def test_a_sample_in_other_hands_is_waited_for(
 ) -> None:
     monkeypatch.setattr(jobs, "FIRST_PAUSE", 0.05)
     settings = load_capture(config(samples={"scenes": {"count": COUNT}}, batch_size=batch))
-    run_capture(settings, Todo(only=("scene-0000000",)))
+    run_capture(settings, only=("scene-0000000",))
     let_go, held = threading.Event(), threading.Event()
 
     def other() -> None:
@@ -96,7 +96,7 @@ def test_a_sample_in_other_hands_is_waited_for(
     thread.start()
     assert held.wait(20)
     try:
-        with heard_by(listen):
+        with listening(listen):
             summary: dict[str, Any] = run_capture(settings)
     finally:
         let_go.set()
@@ -120,7 +120,7 @@ def test_a_run_that_another_configuration_has_just_made_is_refused(
 
     def late(*args: Any, **options: Any) -> Any:
         monkeypatch.setattr(run_target, "create_run", make)
-        run_capture(first, Todo(only=("scene-0000000",)))
+        run_capture(first, only=("scene-0000000",))
         return make(*args, **options)
 
     monkeypatch.setattr(run_target, "create_run", late)
@@ -133,9 +133,9 @@ def test_a_run_made_while_the_model_was_loading_is_refused_too(config: Callable[
     first = load_capture(config())
     second = first.model_copy(update={"call": {**first.call, "guidance_scale": 3.5}})
     samples = open_samples(second)
-    before, ids = waiting(second, samples, Todo())
+    before, ids = missing_samples(second, samples)
     prepared = prepare(second)
-    run_capture(first, Todo(only=("scene-0000000",)))
+    run_capture(first, only=("scene-0000000",))
     with pytest.raises(i2am.ConfigError, match="just been made by another process"):
         capture_samples(second, samples, prepared, ids, before)
     assert open_run(first.out).samples == ("scene-0000000",)

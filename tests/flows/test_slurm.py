@@ -19,8 +19,9 @@ import pytest
 
 from i2am.flows.analyze import job_queue_cluster
 from i2am.flows.analyze.dask_cluster import computing
-from i2am.flows.config.load_yaml import amended, parse_config
+from i2am.flows.config.load_yaml import parse_config
 from i2am.flows.config.models import AnalysisConfig, ClusterClass, Computing
+from i2am.flows.config.validate import override
 from i2am.storage.errors import ConfigError
 from i2am.storage.format.layer_spec import LayerSpec
 from tests.analysis.builders import build
@@ -186,13 +187,13 @@ def test_slurm_by_its_short_name() -> None:
         parse_config("cluster: {kind: slurm, queue: cpu}", AnalysisConfig, "a.yaml")
 
 
-def test_what_a_job_gets_without_being_told() -> None:
+def test_default_arguments_of_a_job() -> None:
     """Written as dask-jobqueue would hand it to sbatch."""
     dask_jobqueue = pytest.importorskip("dask_jobqueue")
 
     def script(**arguments: object) -> str:
         with dask_jobqueue.SLURMCluster(
-            **job_queue_cluster.completed(dask_jobqueue.SLURMCluster, arguments)
+            **job_queue_cluster.job_arguments(dask_jobqueue.SLURMCluster, arguments)
         ) as made:
             return str(made.job_script())
 
@@ -207,14 +208,15 @@ def test_what_a_job_gets_without_being_told() -> None:
         configured = script()
     assert "--cpus-per-task=2" in configured
     assert "--output=" not in configured
-    assert job_queue_cluster.completed(dict, {"cores": 8}) == {"cores": 8}  # not of dask-jobqueue
+    assert job_queue_cluster.job_arguments(dict, {"cores": 8}) == {"cores": 8}  # not of dask-jobqueue
 
 
 def test_looking_for_the_class_leaves_ctrl_c_alone() -> None:
     """dask-jobqueue, when it is imported, makes Ctrl-C leave with the status 0."""
     code = (
-        "import signal; from i2am.flows.analyze.local_cluster import _find; before = signal.getsignal(signal.SIGINT); "
-        "_find('dask_jobqueue.SLURMCluster'); assert signal.getsignal(signal.SIGINT) is before"
+        "import signal; from i2am.flows.analyze.local_cluster import _cluster_class; "
+        "before = signal.getsignal(signal.SIGINT); "
+        "_cluster_class('dask_jobqueue.SLURMCluster'); assert signal.getsignal(signal.SIGINT) is before"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
@@ -223,7 +225,7 @@ def test_without_dask_jobqueue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     with (
         pytest.raises(ConfigError, match=r"pip install 'i2am\[slurm\]'"),
-        computing(amended(Computing(), cluster="slurm")),
+        computing(override(Computing(), cluster="slurm")),
     ):
         pass
 
@@ -239,7 +241,7 @@ def test_workers_that_are_lost_are_asked_for_again(monkeypatch: pytest.MonkeyPat
                 raise OSError("the queue does not answer")
 
     monkeypatch.setattr(job_queue_cluster, "RENEW_SECONDS", 0.01)
-    with job_queue_cluster.kept_at(Cluster(), 3):
+    with job_queue_cluster.worker_count(Cluster(), 3):
         while len(asked) < 3:
             time.sleep(0.01)
     count = len(asked)

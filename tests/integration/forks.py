@@ -140,7 +140,10 @@ def serve(config: str) -> None:
     """Answer until standard input ends; then kill what still runs."""
     from i2am.flows.capture.job import prepare
     from i2am.flows.config.load_yaml import load_capture
+    from i2am.storage.writing import lease
 
+    lease.LEASE_SECONDS = float(os.environ.get("TEST_LEASE_SECONDS", lease.LEASE_SECONDS))
+    lease.RENEW_SECONDS = lease.LEASE_SECONDS / 4
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     prepare(load_capture(config))

@@ -1,4 +1,7 @@
-"""`i2am demo` as a newcomer runs it: embedded model, Prefect's server, two processes, a report."""
+"""`i2am demo` as a newcomer runs it: embedded model, Prefect's server, two processes, a report.
+
+From an installed wheel, outside the checkout, among modules of the user's that are called like the project's.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,18 @@ import zarr
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from tests.flows.conftest import Outcome, spawn
+from tests.integration.installation import Installed, run, write_user_modules
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
-    out = tmp_path_factory.mktemp("demo") / "D"
-    return spawn("demo", "--out", out, "--samples", 3, "--steps", 4), out
+def demo(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    folder = tmp_path_factory.mktemp("demo")
+    write_user_modules(folder)
+    out = folder / "D"
+    done = run(installed.bin / "i2am", "demo", "--out", out, "--samples", 3, "--steps", 4, cwd=folder)
+    return Outcome(done.returncode, done.stdout, done.stderr), out
 
 
 def test_it_ends_with_the_path_of_the_report(demo: tuple[Outcome, Path]) -> None:

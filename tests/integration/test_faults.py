@@ -20,7 +20,7 @@ import pytest
 
 from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.datasets.open import open_samples
-from i2am.flows.sweep.worker_pool import Worker
+from i2am.flows.sweep.worker_process import WorkerProcess
 from i2am.storage.errors import InputError
 from i2am.storage.tools.verify import verify
 from i2am.storage.writing.failures import failures
@@ -145,17 +145,17 @@ def test_a_disk_that_fills_during_a_shard_of_a_sweep(whole: dict[str, Any], tmp_
         run = place / "run.zarr"
         config = load_capture(settings(tmp_path, run))
         ids = open_samples(config).ids
-        worker = Worker(config, None)
+        worker = WorkerProcess(config)
         filler = None
         with pytest.raises(InputError, match="no space left"):
-            for _ in worker.ask(ids):
+            for _ in worker.capture(ids):
                 filler = filler or fill_up(place)
         assert filler is not None
         assert failures(run) == {}
         kept = committed(run)
         filler.unlink()
         try:
-            captured = list(worker.ask(ids))
+            captured = list(worker.capture(ids))
         finally:
             worker.close()
         assert len(captured) == COUNT - sum(name.startswith("commits/") for name in kept)

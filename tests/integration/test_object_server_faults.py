@@ -37,6 +37,7 @@ def faulty(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     retry = {"max_retries": 8, "retry_timeout": timedelta(seconds=20), "backoff": pauses}
     monkeypatch.setattr("i2am.storage.locations.object_store.RETRY", retry)
     monkeypatch.setattr("i2am.storage.locations.object_store.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("i2am.storage.writing.lease.LEASE_SECONDS", 2.0)
     with proxy(server, Schedule(slow_seconds=0.02)) as made:
         monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
         yield made

@@ -30,7 +30,11 @@ def endpoint() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def server(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     folder = tmp_path_factory.mktemp("forks")
-    with forks(settings(folder, folder / "run.zarr"), folder, {"AWS_ENDPOINT_URL": endpoint}) as made:
+    with forks(
+        settings(folder, folder / "run.zarr"),
+        folder,
+        {"AWS_ENDPOINT_URL": endpoint, "TEST_LEASE_SECONDS": "8"},
+    ) as made:
         yield made
 
 

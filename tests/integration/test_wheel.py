@@ -1,4 +1,7 @@
-"""The wheel in an environment of its own: what it adds, what runs from it, what type checkers see."""
+"""The wheel in an environment of its own: what it adds, what runs from it, what type checkers see.
+
+`i2am demo` runs from it too: test_demo.py.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,14 @@ import inspect
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
-import sysconfig
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import i2am
-
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("storage", "pipeline", "analysis", "flows")
+from tests.integration.installation import PACKAGES, ROOT, Installed, run, run_well, write_user_modules
 
 USER_SCRIPT = """
 import i2am
@@ -56,72 +53,9 @@ def study(pipe: object, out: Path) -> float:
 WRONG_SCRIPT = "import i2am\ni2am.capture(None, 3)\n"
 
 
-def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    return subprocess.run(
-        list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=280, check=False
-    )
-
-
-def run_well(*command: object, cwd: Path) -> str:
-    done = run(*command, cwd=cwd)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@dataclass(frozen=True)
-class Installed:
-    """A virtual environment with the wheel, and the dependencies of the environment that runs the tests."""
-
-    bin: Path
-    added: set[str]
-    added_scripts: set[str]
-
-    @property
-    def python(self) -> Path:
-        return self.bin / "python"
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a wheel is built from."""
-    tree = tmp_path_factory.mktemp("tree")
-    for name in ("i2am", *PACKAGES):
-        unwanted = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=unwanted)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    return tree
-
-
-@pytest.fixture(scope="module")
-def wheel(tree: Path) -> Path:
-    build = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
-    return tree / run_well(sys.executable, "-c", build, cwd=tree).split()[-1]
-
-
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    folder = tmp_path_factory.mktemp("fresh")
-    run_well(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
-    (site,) = (folder / "lib").glob("python*/site-packages")
-    files, scripts = set(site.iterdir()), set((folder / "bin").iterdir())
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", folder / "bin" / "python"]
-    run_well(*pip, "install", "--no-deps", "--no-index", "--no-compile", wheel, cwd=folder)
-    added = {path.name for path in set(site.iterdir()) - files}
-    added_scripts = {path.name for path in set((folder / "bin").iterdir()) - scripts}
-    # A path file names folders of modules, but does not run their own path files: the editable install that
-    # the tests run from stays out.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return Installed(folder / "bin", added, added_scripts)
-
-
 @pytest.fixture
 def user_folder(tmp_path: Path) -> Path:
-    """A folder as in many research repositories, with modules that are called like the project's folders."""
-    (tmp_path / "storage").mkdir()
-    for name in ("pipeline.py", "analysis.py", "flows.py", "storage/__init__.py"):
-        (tmp_path / name).write_text("raise RuntimeError('the user’s own module was imported')\n")
+    write_user_modules(tmp_path)
     return tmp_path
 
 
@@ -149,13 +83,6 @@ def test_a_users_own_modules_of_the_same_names_are_not_in_the_way(
     run_well(installed.python, "script.py", cwd=user_folder)
     for command in ([installed.python, "-m", "i2am"], [installed.bin / "i2am"]):
         assert json.loads(run_well(*command, "verify", "run.zarr", "--json", cwd=user_folder))["ok"]
-
-
-def test_the_demo_runs_from_an_installation(installed: Installed, user_folder: Path) -> None:
-    command = ["demo", "--out", "D", "--samples", 1, "--steps", 2, "--direct"]
-    out = run_well(installed.bin / "i2am", *command, cwd=user_folder)
-    assert out.splitlines()[-1] == "report: D/report/index.html"
-    assert (user_folder / "D" / "report" / "index.html").exists()
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from tests.pipeline.spy import attention_witness
 
 def paint(pipe, count, guidance):
     return pipe(
-        image=[models.picture(i, 64, 64) for i in range(count)],
-        mask_image=[models.hole(64, 64) for _ in range(count)],
+        image=[models.picture(i, 32, 32) for i in range(count)],
+        mask_image=[models.hole(32, 32) for _ in range(count)],
         example_image=[models.picture(5 + i, 32, 32) for i in range(count)],
         num_inference_steps=3,
         guidance_scale=guidance,
@@ -28,8 +28,8 @@ def paint(pipe, count, guidance):
 def vary(pipe, count, guidance):
     return pipe(
         image=models.picture(3, 32, 32),
-        height=64,
-        width=48,
+        height=32,
+        width=24,
         num_inference_steps=3,
         guidance_scale=guidance,
         num_images_per_prompt=count,
@@ -41,7 +41,7 @@ def vary(pipe, count, guidance):
 @pytest.mark.parametrize(("count", "guidance"), [(1, 5.0), (3, 1.0), (3, 5.0)])
 @pytest.mark.parametrize(
     ("make", "call", "grid"),
-    [(models.paint_by_example, paint, (32, 32)), (models.image_variation, vary, (32, 24))],
+    [(models.paint_by_example, paint, (16, 16)), (models.image_variation, vary, (16, 12))],
 )
 def test_pooled_token_pipelines(tmp_path, make, call, grid, count, guidance):
     pipe = make()

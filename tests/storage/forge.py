@@ -35,9 +35,9 @@ def forge_record(run: Path, change: Change, sample: str = "a") -> None:
     path.write_bytes(canonical(signed(document)))
 
 
-def copied(sound: Path, to: Path) -> Path:
+def copied(undamaged: Path, to: Path) -> Path:
     """A copy to forge."""
-    return Path(shutil.copytree(sound, to))
+    return Path(shutil.copytree(undamaged, to))
 
 
 def shard(run_id: str, layout: ArrayLayout, chunks: list[bytes], key: str) -> bytes:

@@ -1,7 +1,7 @@
 """Everything that a reader does with a run, in a process with little memory; prints what came of it.
 
 ``python -m tests.storage.hostile_child BYTES STORE...``: one JSON line for each store and action. The first
-store is a sound one, which loads all libraries; BYTES is what may be taken beyond that.
+store is a undamaged one, which loads all libraries; BYTES is what may be taken beyond that.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ ACTIONS: dict[str, Callable[[str], object]] = {
     "read all": _read_all,
     "scores": _scores,
     "image": _image,
-    "verify": lambda path: "sound" if i2am.verify(path).ok else "problems",
+    "verify": lambda path: "undamaged" if i2am.verify(path).ok else "problems",
     "maps": _maps,
     "i2am inspect": _command("inspect"),
     "i2am verify": _command("verify", "--quiet"),

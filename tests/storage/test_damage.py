@@ -17,8 +17,8 @@ SAMPLES = ("a", "b")
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    path = tmp_path_factory.mktemp("damage") / "sound.zarr"
+def undamaged(tmp_path_factory):
+    path = tmp_path_factory.mktemp("damage") / "undamaged.zarr"
     write_run(path, SAMPLES)
     return path
 
@@ -57,8 +57,8 @@ def look(path, truth):
 
 
 @pytest.fixture(scope="module")
-def truth(sound):
-    run = i2am.open_run(sound)
+def truth(undamaged):
+    run = i2am.open_run(undamaged)
     return {sample: everything(run, sample) for sample in SAMPLES}
 
 
@@ -92,11 +92,11 @@ def belongs(path):
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, extend, delete])
-def test_damage_of_every_single_file(tmp_path, sound, truth, damage):
+def test_damage_of_every_single_file(tmp_path, undamaged, truth, damage):
     chance = random.Random(damage.__name__)
-    for name in files(sound):
+    for name in files(undamaged):
         copy = tmp_path / "copy.zarr"
-        shutil.copytree(sound, copy)
+        shutil.copytree(undamaged, copy)
         damage(copy / name, chance)
         report = i2am.verify(copy)
         assert not report.ok, f"{damage.__name__} of {name} was not found"
@@ -111,11 +111,11 @@ def test_damage_of_every_single_file(tmp_path, sound, truth, damage):
         shutil.rmtree(copy)
 
 
-def test_many_random_flips_in_data(tmp_path, sound, truth):
+def test_many_random_flips_in_data(tmp_path, undamaged, truth):
     chance = random.Random(3)
     copy = tmp_path / "copy.zarr"
-    shutil.copytree(sound, copy)
-    names = [name for name in files(sound) if belongs(name)]
+    shutil.copytree(undamaged, copy)
+    names = [name for name in files(undamaged) if belongs(name)]
     for _ in range(80):
         name = chance.choice(names)
         before = (copy / name).read_bytes()
@@ -127,12 +127,12 @@ def test_many_random_flips_in_data(tmp_path, sound, truth):
     assert i2am.verify(copy).ok
 
 
-def test_swapped_files_are_found_by_verify_and_by_the_reader(tmp_path, sound, truth):
-    names = files(sound)
+def test_swapped_files_are_found_by_verify_and_by_the_reader(tmp_path, undamaged, truth):
+    names = files(undamaged)
     data = [name for name in names if belongs(name)]
     by_size = {}
     for name in data:
-        by_size.setdefault((sound / name).stat().st_size, []).append(name)
+        by_size.setdefault((undamaged / name).stat().st_size, []).append(name)
     pairs = [tuple(group[:2]) for group in by_size.values() if len(group) > 1]
     assert len(pairs) >= 4
     pairs += [
@@ -142,7 +142,7 @@ def test_swapped_files_are_found_by_verify_and_by_the_reader(tmp_path, sound, tr
     ]
     for left, right in pairs:
         copy = tmp_path / "copy.zarr"
-        shutil.copytree(sound, copy)
+        shutil.copytree(undamaged, copy)
         os.rename(copy / left, copy / "tmp")
         os.rename(copy / right, copy / left)
         os.rename(copy / "tmp", copy / right)
@@ -153,12 +153,12 @@ def test_swapped_files_are_found_by_verify_and_by_the_reader(tmp_path, sound, tr
         shutil.rmtree(copy)
 
 
-def test_a_file_of_another_run_is_found(tmp_path, sound, truth):
+def test_a_file_of_another_run_is_found(tmp_path, undamaged, truth):
     other = tmp_path / "other.zarr"
     write_run(other, SAMPLES)
     name = "attention/down.0.attn2/query/c.0.0.0.0.0"
     copy = tmp_path / "copy.zarr"
-    shutil.copytree(sound, copy)
+    shutil.copytree(undamaged, copy)
     shutil.copy(other / name, copy / name)
     assert look(copy, truth) == {"a"}
     with pytest.raises(DamagedSample, match="it is the shard of another sample, array or run"):
@@ -168,9 +168,9 @@ def test_a_file_of_another_run_is_found(tmp_path, sound, truth):
         i2am.open_run(copy).record("b")
 
 
-def test_metadata_damage_is_noticed_by_the_cheap_check(tmp_path, sound):
+def test_metadata_damage_is_noticed_by_the_cheap_check(tmp_path, undamaged):
     copy = tmp_path / "copy.zarr"
-    shutil.copytree(sound, copy)
+    shutil.copytree(undamaged, copy)
     path = copy / "attention/mid.attn2/query/zarr.json"
     path.write_bytes(path.read_bytes().replace(b'"NaN"', b'"Nan"'))
     with pytest.raises(DamagedRun, match=r"attention/mid.attn2/query/zarr.json is damaged"):
@@ -179,9 +179,9 @@ def test_metadata_damage_is_noticed_by_the_cheap_check(tmp_path, sound):
     assert (problem.sample, problem.layer) == (None, "mid.attn2")
 
 
-def test_files_that_are_not_the_store_s_are_notes(tmp_path, sound):
+def test_files_that_are_not_the_store_s_are_notes(tmp_path, undamaged):
     copy = tmp_path / "copy.zarr"
-    shutil.copytree(sound, copy)
+    shutil.copytree(undamaged, copy)
     (copy / "README.txt").write_text("mine")
     (copy / ".staging").mkdir()
     (copy / ".staging/leftover.tmp").write_text("x")
@@ -199,36 +199,36 @@ def test_files_that_are_not_the_store_s_are_notes(tmp_path, sound):
         ("commits/z.json", None),
     ],
 )
-def test_files_that_a_plain_reader_would_take_for_data_are_problems(tmp_path, sound, name, sample):
+def test_files_that_a_plain_reader_would_take_for_data_are_problems(tmp_path, undamaged, name, sample):
     copy = tmp_path / "copy.zarr"
-    shutil.copytree(sound, copy)
+    shutil.copytree(undamaged, copy)
     (copy / name).write_bytes(b"x")
     assert [(p.sample, p.path) for p in i2am.verify(copy).problems] == [(sample, name)]
 
 
-def test_report_counts_what_was_read(sound):
+def test_report_counts_what_was_read(undamaged):
     seen = []
-    report = i2am.verify(sound, on_progress=seen.append)
+    report = i2am.verify(undamaged, on_progress=seen.append)
     assert report.ok
-    assert (report.samples, report.files) == (2, len(files(sound)))
-    assert report.bytes == sum((sound / name).stat().st_size for name in files(sound))
-    assert [p.files_done for p in seen] == list(range(1, len(files(sound)) + 1))
+    assert (report.samples, report.files) == (2, len(files(undamaged)))
+    assert report.bytes == sum((undamaged / name).stat().st_size for name in files(undamaged))
+    assert [p.files_done for p in seen] == list(range(1, len(files(undamaged)) + 1))
     assert seen[-1].bytes_done == seen[-1].bytes == report.bytes
     assert report.to_json()["ok"] is True
 
 
-def test_damage_errors_ask_for_exit_status_1(tmp_path, sound):
+def test_damage_errors_ask_for_exit_status_1(tmp_path, undamaged):
     copy = tmp_path / "copy.zarr"
-    shutil.copytree(sound, copy)
+    shutil.copytree(undamaged, copy)
     (copy / "commits/a.json").write_text("{}")
     with pytest.raises(DamageError) as caught:
         i2am.open_run(copy).fingerprint("a")
     assert caught.value.exit_status == 1
 
 
-def test_fingerprints_differ_between_contents(tmp_path, sound):
-    run = i2am.open_run(sound)
-    assert run.fingerprint("a") == i2am.open_run(sound).fingerprint("a")
+def test_fingerprints_differ_between_contents(tmp_path, undamaged):
+    run = i2am.open_run(undamaged)
+    assert run.fingerprint("a") == i2am.open_run(undamaged).fingerprint("a")
     assert (
         len(
             {

@@ -54,10 +54,10 @@ def test_a_newer_format(tmp_path, opener):
 def test_no_permission(tmp_path, opener, monkeypatch):
     write_run(tmp_path / "r.zarr", ["a"])
 
-    def refuse(self, path):
+    def refuse(path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("i2am.storage.locations.no_links.PlainFolders.open", refuse)
+    monkeypatch.setattr("i2am.storage.locations.local.open_file", refuse)
     with pytest.raises(NoPermission, match=r"no permission for .*Permission denied; check owner"):
         opener(tmp_path / "r.zarr")
 

@@ -23,15 +23,15 @@ DOWN, MID = "down.0.attn2", "mid.attn2"
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    path = tmp_path_factory.mktemp("hostile") / "sound.zarr"
+def undamaged(tmp_path_factory):
+    path = tmp_path_factory.mktemp("hostile") / "undamaged.zarr"
     write_run(path, ("a", "b"))
     return path
 
 
 @pytest.fixture
-def copy(sound, tmp_path):
-    return Path(shutil.copytree(sound, tmp_path / "r.zarr"))
+def copy(undamaged, tmp_path):
+    return Path(shutil.copytree(undamaged, tmp_path / "r.zarr"))
 
 
 def put(name, value, layer=0):

@@ -172,5 +172,5 @@ def test_a_bomb_within_all_limits_takes_bounded_memory(tmp_path):
         action: what for store, action, what in map(json.loads, done.stdout.splitlines()) if store == "big"
     }
     assert found == {
-        "check": "fine", "read": "fine", "scores": "fine", "verify": "sound", "i2am inspect": "exit 0"
+        "check": "fine", "read": "fine", "scores": "fine", "verify": "undamaged", "i2am inspect": "exit 0"
     }  # fmt: skip

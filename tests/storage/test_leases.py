@@ -1,4 +1,4 @@
-"""Samples on object storage have one writer at a time; the claims of those that are gone are taken over."""
+"""Samples on object storage have one writer at a time; leases that have run out are taken over."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import fsspec
 import pytest
 
 import i2am
+from i2am.storage.locations.object_store import ObjectStoreLocation
 from i2am.storage.locations.open import locate
-from i2am.storage.locations.remote import RemoteLocation
 from i2am.storage.writing import lease
 from i2am.storage.writing.lease import Lease, lease_path
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill
@@ -44,13 +44,9 @@ def new(url, samples=("a", "b")):
     return i2am.create_run(url, LAYERS, TIMESTEPS, samples, image_shapes=IMAGES)
 
 
-def as_another_machine(place, sample, beat=0):
-    """A claim as a process of another machine would have left it."""
-    content = json.dumps(
-        {"host": "elsewhere", "name": "node7", "pid": 1, "owner": "x", "beat": beat}
-    ).encode()
-    place.write(lease_path(sample), content)
-    return content
+def put_lease_of_another(place, sample, renewals=0):
+    content = {"id": "x", "name": "process 1 of node7", "renewals": renewals}
+    place.write(lease_path(sample), json.dumps(content).encode())
 
 
 def test_one_holds_a_sample_at_a_time(place):
@@ -60,12 +56,12 @@ def test_one_holds_a_sample_at_a_time(place):
     Lease(place, "b").release()
     first.release()
     second = Lease(place, "a")
-    assert not second.inherited
+    assert not second.taken_over
     second.release()
-    assert place.names("claims") == []
+    assert place.names("leases") == []
 
 
-def test_of_many_who_claim_a_sample_one_does(url):
+def test_of_many_who_take_a_lease_one_does(url):
     place = locate(url)
 
     def take(_):
@@ -80,11 +76,11 @@ def test_of_many_who_claim_a_sample_one_does(url):
     held[0].release()
 
 
-def test_a_claim_stands_while_its_owner_beats_and_falls_when_it_does_not(place, monkeypatch):
+def test_a_lease_holds_while_it_is_renewed_and_runs_out_when_it_is_not(place, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(lease.time, "monotonic", lambda: now[0])
-    for beat in range(4):
-        as_another_machine(place, "a", beat)
+    for renewals in range(4):
+        put_lease_of_another(place, "a", renewals)
         with pytest.raises(i2am.SampleBusy, match="process 1 of node7"):
             Lease(place, "a")
         now[0] += lease.LEASE_SECONDS - 1
@@ -92,12 +88,12 @@ def test_a_claim_stands_while_its_owner_beats_and_falls_when_it_does_not(place, 
         Lease(place, "a")
     now[0] += 2
     taken = Lease(place, "a")
-    assert taken.inherited
+    assert taken.taken_over
     taken.release()
 
 
-def test_beats_change_the_content_and_keep_the_claim(place, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
+def test_renewals_change_the_content_and_keep_the_lease(place, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.02)
     held = Lease(place, "a")
     seen = set()
     end = time.monotonic() + 20
@@ -105,26 +101,26 @@ def test_beats_change_the_content_and_keep_the_claim(place, monkeypatch):
         seen.add(place.read(lease_path("a")))
         time.sleep(0.01)
     assert len(seen) >= 4
-    held.hold()
+    held.check()
     held.release()
-    assert place.names("claims") == []
+    assert place.names("leases") == []
 
 
-def test_an_owner_that_was_overtaken_stops_and_touches_nothing(url, monkeypatch):
+def test_a_holder_that_was_overtaken_stops_and_touches_nothing(url, monkeypatch):
     place = locate(url)
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 3600)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 3600)
     with new(url) as writer:
         uploaded = []
-        real = RemoteLocation.upload
+        real = ObjectStoreLocation.upload
 
         def upload(self, path, source):
             real(self, path, source)
             uploaded.append(path)
-            if len(uploaded) == 2:  # a long pause, in which another machine takes the sample over
-                as_another_machine(place, "a")
+            if len(uploaded) == 2:  # a long pause, in which another process takes the sample over
+                put_lease_of_another(place, "a")
                 monkeypatch.setattr(lease, "LEASE_SECONDS", 0)
 
-        monkeypatch.setattr(RemoteLocation, "upload", upload)
+        monkeypatch.setattr(ObjectStoreLocation, "upload", upload)
         with (
             pytest.raises(i2am.SampleBusy, match="taken over by another process"),
             writer.sample("a") as sink,
@@ -132,37 +128,37 @@ def test_an_owner_that_was_overtaken_stops_and_touches_nothing(url, monkeypatch)
             fill(sink, LAYERS, STEPS, IMAGES)
         assert len(uploaded) == 2
         assert all(place.size(path) is not None for path in uploaded), "they may be the other's"
-        assert json.loads(place.read(lease_path("a")))["owner"] == "x"
+        assert json.loads(place.read(lease_path("a")))["id"] == "x"
         assert writer.missing == ("a", "b")
 
 
-def test_a_lost_answer_to_a_beat_costs_nothing(place, monkeypatch):
+def test_a_lost_answer_to_a_renewal_costs_nothing(place, monkeypatch):
     held = Lease(place, "a")
-    real = RemoteLocation.replace
+    real = type(place).replace
 
     def stored_but_not_said(self, path, old, new):
         real(self, path, old, new)
         raise i2am.StoreUnavailable("the answer was lost")
 
-    monkeypatch.setattr(RemoteLocation, "replace", stored_but_not_said)
+    monkeypatch.setattr(type(place), "replace", stored_but_not_said)
     with pytest.raises(i2am.StoreUnavailable):
-        held._beat()
-    monkeypatch.setattr(RemoteLocation, "replace", real)
+        held._renew()
+    monkeypatch.setattr(type(place), "replace", real)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0)
-    held.hold()
+    held.check()
     held.release()
-    assert place.names("claims") == []
+    assert place.names("leases") == []
 
 
 def _write_and_die(url):
     """Upload one file of sample a, and be killed."""
-    real = RemoteLocation.upload
+    real = ObjectStoreLocation.upload
 
     def upload(self, *args):
         real(self, *args)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    RemoteLocation.upload = upload
+    ObjectStoreLocation.upload = upload
     with i2am.resume_run(url) as writer, writer.sample("a") as sink:
         fill(sink, LAYERS, STEPS, IMAGES)
 
@@ -174,16 +170,21 @@ def killed_writer(url):
     assert process.exitcode == -signal.SIGKILL
 
 
-def test_the_claim_of_a_killed_process_is_swept_up_with_what_it_put(url):
+def test_the_lease_of_a_killed_process_is_removed_with_what_it_put_once_it_has_run_out(url, monkeypatch):
     new(url).close()
     killed_writer(url)
     place = locate(url)
-    assert place.names("claims") == ["a.json"]
+    assert place.names("leases") == ["a.json"]
     report = i2am.verify(url)
     assert report.ok, "a sample under way is no damage"
-    assert any("claims/a.json" in note for note in report.notes)
+    assert any("leases/a.json" in note for note in report.notes)
     with i2am.resume_run(url) as writer:
-        assert place.names("claims") == []
+        assert place.names("leases") == ["a.json"]
+        with pytest.raises(i2am.SampleBusy, match="runs out in 60 s"), writer.sample("a"):
+            pass
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0)
+    with i2am.resume_run(url) as writer:
+        assert place.names("leases") == []
         assert not any("/c.0." in path for path, _ in place.files())
         for sample in writer.missing:
             with writer.sample(sample) as sink:
@@ -194,17 +195,17 @@ def test_the_claim_of_a_killed_process_is_swept_up_with_what_it_put(url):
     assert report.notes == ()
 
 
-def test_the_claim_of_a_process_killed_after_its_commit_is_swept_up(url):
+def test_the_lease_of_a_process_killed_after_its_commit_is_removed(url):
     with new(url) as writer, writer.sample("a") as sink:
         fill(sink, LAYERS, STEPS, IMAGES)
-    as_another_machine(locate(url), "a")
+    put_lease_of_another(locate(url), "a")
     i2am.resume_run(url).close()
-    assert locate(url).names("claims") == []
+    assert locate(url).names("leases") == []
     assert i2am.verify(url).ok
 
 
 def test_a_lost_record_is_damage(url):
-    """Shards with neither record nor claim: nobody is at work on them."""
+    """Shards with neither record nor lease: nobody is at work on them."""
     with new(url) as writer, writer.sample("a") as sink:
         fill(sink, LAYERS, STEPS, IMAGES)
     locate(url).remove("commits/a.json")
@@ -213,61 +214,63 @@ def test_a_lost_record_is_damage(url):
     assert "commit record is missing" in str(report.problems[0])
 
 
-def test_a_server_that_is_lost_while_a_claim_is_given_up_loses_nothing(place, monkeypatch):
+def test_a_server_that_is_lost_while_a_lease_is_released_loses_nothing(place, monkeypatch):
     def lost(self, path):
         raise i2am.StoreUnavailable("gone")
 
     held = Lease(place, "a")
     with monkeypatch.context() as patch:
-        patch.setattr(RemoteLocation, "read", lost)
+        patch.setattr(type(place), "read", lost)
         held.release()
-    assert not any(thread.name == "i2am-claim" for thread in threading.enumerate())
-    assert place.names("claims") == ["a.json"]
-    place.remove("claims/a.json")
+    assert not any(thread.name == "i2am-lease" for thread in threading.enumerate())
+    assert place.names("leases") == ["a.json"]
+    place.remove("leases/a.json")
 
 
-def test_clearing_up_after_a_dead_owner_never_takes_what_another_committed_meanwhile(url, monkeypatch):
-    """Between the look at the claim and its taking over, another process writes the sample and is done."""
+def test_clearing_up_after_a_dead_holder_never_takes_what_another_committed_meanwhile(url, monkeypatch):
+    """Between the look at the lease and its takeover, another process writes the sample and is done."""
     new(url).close()
     killed_writer(url)
-    real = lease._is_gone
+    i2am.resume_run(url).close()
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0)
+    real = lease._has_run_out
 
     def slow(location, sample, content):
-        gone = real(location, sample, content)
-        monkeypatch.setattr(lease, "_is_gone", real)
+        assert real(location, sample, content)
+        monkeypatch.setattr(lease, "_has_run_out", real)
         with i2am.resume_run(url) as other, other.sample("a") as sink:
             fill(sink, LAYERS, STEPS, IMAGES)
-        return gone
+        return True
 
-    monkeypatch.setattr(lease, "_is_gone", slow)
+    monkeypatch.setattr(lease, "_has_run_out", slow)
     i2am.resume_run(url).close()
     run = i2am.open_run(url)
     assert run.samples == ("a",)
     run.check("a")
     assert i2am.verify(url).ok
-    assert locate(url).names("claims") == []
+    assert locate(url).names("leases") == []
 
 
-def test_a_beat_counts_from_when_it_was_asked(place, monkeypatch):
+def test_a_renewal_counts_from_when_it_was_asked(place, monkeypatch):
     """Others count from when they saw it, which may be long before its answer came."""
     now = [1000.0]
     monkeypatch.setattr(lease.time, "monotonic", lambda: now[0])
     held = Lease(place, "a")
-    real = RemoteLocation.replace
+    real = type(place).replace
 
     def late(self, path, old, new):
         done = real(self, path, old, new)
         now[0] += 2 * lease.LEASE_SECONDS
-        as_another_machine(place, "a")  # it has been taken over in the meantime
+        put_lease_of_another(place, "a")  # it has been taken over in the meantime
         return done
 
-    monkeypatch.setattr(RemoteLocation, "replace", late)
-    held._beat()
-    monkeypatch.setattr(RemoteLocation, "replace", real)
+    monkeypatch.setattr(type(place), "replace", late)
+    held._renew()
+    monkeypatch.setattr(type(place), "replace", real)
     with pytest.raises(i2am.SampleBusy, match="taken over"):
-        held.hold()
+        held.check()
     held.release()
-    assert json.loads(place.read(lease_path("a")))["owner"] == "x"
+    assert json.loads(place.read(lease_path("a")))["id"] == "x"
     place.remove(lease_path("a"))
 
 
@@ -290,13 +293,13 @@ def test_many_samples_are_checked_by_one_listing(url, monkeypatch):
             with writer.sample(name) as sink:
                 fill(sink, LAYERS, STEPS, IMAGES)
     run, asked = i2am.open_run(url), []
-    real = RemoteLocation.size
+    real = ObjectStoreLocation.size
 
     def size(self, path):
         asked.append(path)
         return real(self, path)
 
-    monkeypatch.setattr(RemoteLocation, "size", size)
+    monkeypatch.setattr(ObjectStoreLocation, "size", size)
     for name in names:
         run.check(name)
     assert len(asked) == 8 * len(run.files("s0"))

@@ -13,9 +13,9 @@ import pytest
 
 import i2am
 from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, MissingDependency, NotFound
+from i2am.storage.locations.fsspec_location import FsspecLocation
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.open import locate
-from i2am.storage.locations.remote import RemoteLocation
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill, image, write_run
 
 
@@ -128,7 +128,8 @@ class Contract:
             with monkeypatch.context() as broken:
                 for target in (
                     "i2am.storage.writing.staging.os.replace",
-                    "i2am.storage.locations.remote.RemoteLocation.upload",
+                    "i2am.storage.locations.fsspec_location.FsspecLocation.upload",
+                    "i2am.storage.locations.object_store.ObjectStoreLocation.upload",
                 ):
                     broken.setattr(target, fail)
                 with pytest.raises(OSError, match="No space left"), writer.sample("a") as sink:
@@ -186,7 +187,7 @@ def test_reading_remote_neighbours_together():
             return bytes(range(start, end))
 
     fs = Counting()
-    place = RemoteLocation(fs, "p", "x://p")
+    place = FsspecLocation(fs, "p", "x://p")
     assert place.read_ranges("f", [(0, 4), (4, 6), (8, 9), (9, 10)], 100) == [
         bytes(range(*r)) for r in [(0, 4), (4, 6), (8, 9), (9, 10)]
     ]
@@ -200,6 +201,7 @@ def test_unknown_protocols_are_refused():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.setitem(sys.modules, "obstore.fsspec", None)
     with pytest.raises(MissingDependency, match=r"no package for the protocol 's3'; .*install"):
         i2am.open_run("s3://bucket/run.zarr")

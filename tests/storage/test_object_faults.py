@@ -119,10 +119,10 @@ def test_of_many_who_create_an_object_one_does_though_none_is_told(faulty: Proxy
     faulty.schedule.choose = lambda method, path, nth: fault if method == "PUT" and nth < 8 else None
     name = f"race-{fault.replace(' ', '-')}"
     with ThreadPoolExecutor(8) as threads:
-        made = list(threads.map(lambda i: place(faulty, name).write_new("claim", bytes([i])), range(8)))
+        made = list(threads.map(lambda i: place(faulty, name).write_new("one", bytes([i])), range(8)))
     assert faulty.schedule.done[fault] == 8
     assert made.count(True) == 1
-    assert place(faulty, name).read("claim") == bytes([made.index(True)])
+    assert place(faulty, name).read("one") == bytes([made.index(True)])
 
 
 def test_a_whole_run_through_faults_of_every_kind(faulty: Proxy, server: str, tmp_path: Path) -> None:
@@ -190,7 +190,9 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(
     assert i2am.verify(url, options).ok
 
 
-def test_a_server_that_never_recovers_is_given_up_in_one_line(faulty: Proxy, server: str) -> None:
+def test_a_server_that_never_recovers_is_given_up_in_one_line(
+    faulty: Proxy, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quick = {"max_retries": 8, "retry_timeout": timedelta(seconds=20)}
     options = {"endpoint_url": faulty.endpoint, "retry_config": quick}
     url = f"s3://{BUCKET}/gone.zarr"
@@ -207,7 +209,9 @@ def test_a_server_that_never_recovers_is_given_up_in_one_line(faulty: Proxy, ser
         assert sum(faulty.schedule.asked.values()) <= 4 * 9  # a few requests, each tried nine times at most
         faulty.schedule.choose = lambda method, path, nth: None
     left = objects(server, "gone.zarr/").keys() - before.keys()
-    assert left == {"gone.zarr/claims/b.json"}, "it tells the next one to clear up"
+    assert left == {"gone.zarr/leases/b.json"}, "it tells the next one to clear up"
+    monkeypatch.setattr("i2am.storage.writing.lease.LEASE_SECONDS", 0)
+    i2am.resume_run(url, storage_options=options).close()  # sees the lease, and that it does not change
     with i2am.resume_run(url, storage_options=options) as writer:
         assert writer.missing == ("b",)
         with writer.sample("b") as sink:

@@ -11,7 +11,7 @@ import pytest
 import i2am
 from i2am.storage.errors import InputError, StorageFull
 from i2am.storage.format.layer_spec import LayerSpec
-from i2am.storage.writing.plan import readable
+from i2am.storage.human_bytes import human_bytes
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, fill, write_run
 
 
@@ -126,8 +126,8 @@ def test_a_plan_refuses_what_a_run_would():
         i2am.plan(MEDIUM, range(3), [])
 
 
-def test_sizes_are_readable():
-    assert [readable(n) for n in (0, 999, 1000, 1_350_000_000, 24_000_000_000, 2_400_000_000_000)] == [
+def test_sizes_for_people():
+    assert [human_bytes(n) for n in (0, 999, 1000, 1_350_000_000, 24_000_000_000, 2_400_000_000_000)] == [
         "0 B",
         "999 B",
         "1 kB",

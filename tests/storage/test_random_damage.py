@@ -82,14 +82,14 @@ def batter(url, times):
     sys.stdout.write(f"seed {seed}\n")
     chance = random.Random(seed)
     place = locate(url)
-    sound = {path: place.read(path) for path, _ in place.files()}
+    undamaged = {path: place.read(path) for path, _ in place.files()}
     opened = i2am.open_run(url)
     truth = {sample: numbers(opened, sample) for sample in SAMPLES}
     for _ in range(times):
         kind = chance.choice(("flip", "flip", "truncate", "extend", "delete", "swap"))
-        left, right = chance.sample(sorted(sound), 2)
-        harmed = dict(zip((left, right), harm(kind, sound[left], sound[right], chance), strict=True))
-        if all(harmed[path] == sound[path] for path in harmed):
+        left, right = chance.sample(sorted(undamaged), 2)
+        harmed = dict(zip((left, right), harm(kind, undamaged[left], undamaged[right], chance), strict=True))
+        if all(harmed[path] == undamaged[path] for path in harmed):
             continue  # two files with one content
         for path, data in harmed.items():
             put(place, path, data)
@@ -99,7 +99,7 @@ def batter(url, times):
         assert refused or not report.ok, said
         assert not report.ok, said
         for path in harmed:
-            place.write(path, sound[path])
+            place.write(path, undamaged[path])
     assert i2am.verify(url).ok
     assert not look(url, truth)
 

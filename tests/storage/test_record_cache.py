@@ -9,7 +9,7 @@ import pytest
 
 import i2am
 from i2am.storage.format.layer_spec import LayerSpec
-from i2am.storage.locations.remote import RemoteLocation
+from i2am.storage.locations.object_store import ObjectStoreLocation
 from i2am.storage.reading import record_cache
 from tests.storage.synthetic import write_run
 
@@ -26,14 +26,14 @@ def url(bucket):
 def reads(monkeypatch):
     """Which commit records are read, and by which thread."""
     seen: list[tuple[str, str]] = []
-    real = RemoteLocation.read
+    real = ObjectStoreLocation.read
 
     def read(self, path, most=None):
         if path.startswith("commits/s"):
             seen.append((path, threading.current_thread().name))
         return real(self, path, most)
 
-    monkeypatch.setattr(RemoteLocation, "read", read)
+    monkeypatch.setattr(ObjectStoreLocation, "read", read)
     monkeypatch.setattr(record_cache, "AHEAD", 8)
     return seen
 

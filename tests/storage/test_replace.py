@@ -50,7 +50,8 @@ def test_sweeps_take_nothing_from_living_writers(tmp_path, monkeypatch):
 def test_a_writer_that_is_killed_leaves_the_old_file_and_something_to_sweep(tmp_path, moment):
     place = LocalLocation(tmp_path)
     place.write("file", b"old")
-    code = "import os, signal; from pathlib import Path; from i2am.storage.locations.local import LocalLocation\n"
+    code = "import os, signal; from pathlib import Path\n"
+    code += "from i2am.storage.locations.local import LocalLocation\n"
     code += f"os.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
     code += f"LocalLocation(Path({str(tmp_path)!r})).write('file', b'new')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60)

@@ -12,18 +12,18 @@ from i2am.storage.writing.write_queue import Batch, WriteQueue
 
 
 @pytest.fixture
-def workers():
-    pool = WriteQueue(threads=2, queue_bytes=100)
-    yield pool
-    pool.close()
+def queue():
+    made = WriteQueue(threads=2, queue_bytes=100)
+    yield made
+    made.close()
 
 
-def test_a_full_queue_makes_the_producer_wait(workers):
+def test_a_full_queue_makes_the_producer_wait(queue):
     gate, batch, taken = threading.Event(), Batch(), []
 
     def produce():
         for i in range(5):
-            workers.submit(0, gate.wait, 40, batch)
+            queue.submit(0, gate.wait, 40, batch)
             taken.append(i)
 
     producer = threading.Thread(target=produce)
@@ -32,23 +32,23 @@ def test_a_full_queue_makes_the_producer_wait(workers):
     assert taken == [0, 1]
     gate.set()
     producer.join(5)
-    workers.wait(batch)
+    queue.wait(batch)
     assert taken == [0, 1, 2, 3, 4]
 
 
-def test_a_job_larger_than_the_queue_is_let_in_alone(workers):
+def test_a_job_larger_than_the_queue_is_let_in_alone(queue):
     batch, done = Batch(), []
-    workers.submit(0, lambda: done.append(1), 1000, batch)
-    workers.submit(1, lambda: done.append(2), 1000, batch)
-    workers.wait(batch)
+    queue.submit(0, lambda: done.append(1), 1000, batch)
+    queue.submit(1, lambda: done.append(2), 1000, batch)
+    queue.wait(batch)
     assert sorted(done) == [1, 2]
 
 
-def test_jobs_of_a_lane_keep_their_order(workers):
+def test_jobs_of_a_lane_keep_their_order(queue):
     batch, done = Batch(), {0: [], 1: []}
     for i in range(200):
-        workers.submit(i % 2, lambda i=i: done[i % 2].append(i), 10, batch)
-    workers.wait(batch)
+        queue.submit(i % 2, lambda i=i: done[i % 2].append(i), 10, batch)
+    queue.wait(batch)
     assert done == {0: list(range(0, 200, 2)), 1: list(range(1, 200, 2))}
 
 
@@ -63,23 +63,23 @@ def test_jobs_of_a_lane_keep_their_order(workers):
         (RuntimeError("bug"), RuntimeError),
     ],
 )
-def test_an_error_comes_out_with_its_class_and_stops_its_batch_alone(workers, raised, expected):
+def test_an_error_comes_out_with_its_class_and_stops_its_batch_alone(queue, raised, expected):
     bad, good, done = Batch(), Batch(), []
 
     def fail():
         raise raised
 
-    workers.submit(0, fail, 40, bad)
+    queue.submit(0, fail, 40, bad)
     with pytest.raises(expected):
-        workers.wait(bad)
+        queue.wait(bad)
     with pytest.raises(expected):
-        workers.submit(0, lambda: done.append("bad"), 40, bad)
-    workers.submit(0, lambda: done.append("good"), 40, good)
-    workers.wait(good)
+        queue.submit(0, lambda: done.append("bad"), 40, bad)
+    queue.submit(0, lambda: done.append("good"), 40, good)
+    queue.wait(good)
     assert done == ["good"]
 
 
-def test_a_waiting_producer_is_released_by_an_error(workers):
+def test_a_waiting_producer_is_released_by_an_error(queue):
     gate, batch, caught = threading.Event(), Batch(), []
 
     def fail():
@@ -89,7 +89,7 @@ def test_a_waiting_producer_is_released_by_an_error(workers):
     def produce():
         try:
             for _ in range(10):
-                workers.submit(0, fail, 60, batch)
+                queue.submit(0, fail, 60, batch)
         except StorageFull as error:
             caught.append(error)
 
@@ -102,12 +102,12 @@ def test_a_waiting_producer_is_released_by_an_error(workers):
     assert len(caught) == 1
 
 
-def test_cancelling_skips_what_has_not_begun(workers):
+def test_cancelling_skips_what_has_not_begun(queue):
     gate, batch, done = threading.Event(), Batch(), []
-    workers.submit(0, gate.wait, 1, batch)
+    queue.submit(0, gate.wait, 1, batch)
     for i in range(10):
-        workers.submit(0, lambda i=i: done.append(i), 1, batch)
+        queue.submit(0, lambda i=i: done.append(i), 1, batch)
     threading.Timer(0.05, gate.set).start()
-    workers.cancel(batch)
+    queue.cancel(batch)
     assert done == []
     assert batch.pending == 0
