@@ -157,6 +157,14 @@ class Adapter:
         """Guidance role of each block of rows in a denoiser call, in order: ``("uncond", "cond")``, say."""
         return self._known_roles(rows_per_sample, {1: ("cond",), 2: ("uncond", "cond")})
 
+    def guidance_is_on(self, pipe: Any) -> bool | None:
+        """Whether the pipeline says that it uses classifier-free guidance now; None if it does not say."""
+        try:
+            found = getattr(pipe, "do_classifier_free_guidance", None)
+        except AttributeError:  # before its first call
+            return None
+        return found if isinstance(found, bool) else None
+
     def calls(self, pipe: Any) -> tuple[str, ...]:
         """Roles of a step's successive calls where guidance, if on, makes separate calls; else empty."""
         return ()

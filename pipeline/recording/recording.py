@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from numpy.typing import NDArray
 
 from i2am.pipeline.adapters.contract import AnySite
@@ -138,15 +140,19 @@ class Recording:
         self._kept_steps: list[int] = []
         self._call: CallPosition | None = None
         self._tile: Tile | None = None
+        self._latents: torch.Tensor | None = None
         self._ended_steps = 0
         self._seen: set[str] = set()
         self._rows: dict[int, tuple[str, ...]] = {}
         self._specs: dict[str, LayerSpec] = {}
         self._before_run: list[tuple[SampleAttention, int, dict[str, Array]]] = []
         self._sinks: dict[int, Sink] | None = None
+        self._seen_guidance = False
         self._open_sinks = ExitStack()
         self.witness = Witness(copies.submit)
         self._started = time.perf_counter()
+        self.thread = threading.get_ident()
+        self.error: Exception | None = None
 
     @property
     def keeps_call(self) -> bool:
@@ -156,7 +162,9 @@ class Recording:
             return False
         return call.rows is None or not set(call.rows).isdisjoint(self._settings.splitter.roles)
 
-    def begin_call(self, now: Timestep, tile: Tile | None = None, label: str = "") -> None:
+    def begin_call(
+        self, now: Timestep, tile: Tile | None = None, label: str = "", latents: torch.Tensor | None = None
+    ) -> None:
         """A call of the denoiser begins, at the scheduler's timestep ``now``."""
         if not self._schedule:
             self._schedule = self._settings.schedule(now)
@@ -165,7 +173,7 @@ class Recording:
         call = self._tracker.begin(now, self._schedule, tile, label)
         if call.step == before:
             self._end_steps(before)
-        self._call, self._tile = call, tile
+        self._call, self._tile, self._latents = call, tile, latents
         self._seen.clear()
 
     def receive(self, layer: QueryKey) -> None:
@@ -182,6 +190,9 @@ class Recording:
         self._seen |= {name, layer.site.name}
         splitter, samples = self._settings.splitter, len(self._handles)
         rows = splitter.rows(layer, samples, call.rows)
+        if call.rows is None and len(rows) > 1 and not self._seen_guidance:
+            splitter.check_guidance(rows, samples, self._latents)
+            self._seen_guidance = True
         index = 0 if self._tile is not None else call.index  # all tiles have the same rows
         if len(rows) >= len(self._rows.get(index, ())):  # a ControlNet may see the cond rows alone
             self._rows[index] = rows
@@ -216,6 +227,8 @@ class Recording:
 
     def finish(self) -> None:
         """Write the images and commit every sample, if the generation made every announced call."""
+        if self.error is not None:
+            raise self.error
         if self._tracker.finished:
             self._end_steps(self._tracker.steps)
         if self._sinks is None or not self._tracker.finished:

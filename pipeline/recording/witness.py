@@ -1,7 +1,8 @@
 """The witness: what is about to be stored, compared with what the attention kernel was given.
 
-A few rows of every layer, sample, role and step are compared: logits with scale and mask, in float32, and the
-numbers of rows, heads and tokens. What agrees is recorded in the commit record; what differs refuses the sample.
+A few rows of every layer, sample, role and step are compared: logits with scale and mask, in float32, and
+the numbers of rows, heads and tokens. What agrees is recorded in the commit record; what differs refuses the
+sample.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Attention kernels seen at work: what they are given, whichever of them a model calls.
 
-A kernel is given query and key (SDPA, xformers, flash attention), or is written out and ends in a softmax whose
-input is the logits, with scale and mask. Both are read here; nothing is changed.
+A kernel is given query and key (SDPA, xformers, flash attention), or is written out and ends in a softmax
+whose input is the logits, with scale and mask. Both are read here; nothing is changed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from i2am.pipeline.taps.guard import Guard
 from i2am.pipeline.taps.shared_wrapper import listening
 
 _SDPA = torch.nn.functional.scaled_dot_product_attention
@@ -68,9 +69,10 @@ class KernelTap:
         on_call: OnCall,
         on_end: Callable[[nn.Module], None],
         wanted: Callable[[], bool],
+        guard: Guard,
     ) -> None:
         self._modules, self._on_call, self._wanted = tuple(dict.fromkeys(modules)), on_call, wanted
-        self._on_end = on_end
+        self._on_end, self._guard = on_end, guard
         self._running: list[nn.Module] = []
         self._mode: _KernelMode | None = None
 
@@ -80,10 +82,13 @@ class KernelTap:
         with ExitStack() as hooks:
             for package, name in _TOKEN_FIRST:
                 if hasattr(sys.modules.get(package), name):
-                    hooks.enter_context(listening(sys.modules[package], name, self._package_kernel(name)))
+                    hooks.enter_context(
+                        listening(sys.modules[package], name, self._guard(self._package_kernel(name)))
+                    )
             for module in self._modules:
-                hooks.callback(module.register_forward_pre_hook(self._enter).remove)
-                hooks.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+                hooks.callback(module.register_forward_pre_hook(self._guard(self._enter)).remove)
+                leave = module.register_forward_hook(self._guard(self._leave), always_call=True)
+                hooks.callback(leave.remove)
             hooks.callback(self.reset)
             yield
 
@@ -97,7 +102,7 @@ class KernelTap:
             return
         self._running.append(module)
         if self._mode is None:
-            self._mode = _KernelMode(self._report)
+            self._mode = _KernelMode(self._guard(self._on_function))
             self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -111,6 +116,14 @@ class KernelTap:
         mode, self._mode = self._mode, None
         if mode is not None:
             mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _on_function(self, function: Any, *args: Any, **kwargs: Any) -> None:
+        if function is _SDPA:
+            self._report(_sdpa_call(*args, **kwargs))
+        else:
+            logits = args[0] if args else kwargs["input"]
+            if logits.ndim >= 3:
+                self._report(KernelCall("softmax", logits=logits.detach().flatten(0, -3)))
 
     def _report(self, call: KernelCall) -> None:
         if self._running:
@@ -127,20 +140,16 @@ class KernelTap:
 
 
 class _KernelMode(TorchFunctionMode):
-    def __init__(self, report: Callable[[KernelCall], None]) -> None:
+    def __init__(self, on_function: Callable[..., None]) -> None:
         super().__init__()
-        self._report = report
+        self._on_function = on_function
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _SDPA:
-            self._report(_sdpa_call(*args, **kwargs))
-        elif func in _SOFTMAX:
-            logits = args[0] if args else kwargs["input"]
-            if logits.ndim >= 3:
-                self._report(KernelCall("softmax", logits=logits.detach().flatten(0, -3)))
+        if func is _SDPA or func in _SOFTMAX:
+            self._on_function(func, *args, **kwargs)
         return func(*args, **kwargs)
 
 

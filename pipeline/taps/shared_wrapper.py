@@ -1,7 +1,7 @@
 """One wrapper for each function of somebody else's module, however many captures listen to it.
 
 Captures may overlap, end in any order and run in several threads: the wrapper comes with the first listener
-and leaves with the last, and each listener is told of the calls of its own thread alone.
+and leaves with the last.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 Listener: TypeAlias = Callable[..., None]
-"""Called with the arguments of each call, before it is made."""
+"""Called with the arguments of each call, before it is made; it must not raise."""
 
 _lock = threading.RLock()
 _wrappers: dict[tuple[int, str], _Wrapper] = {}
@@ -23,13 +23,11 @@ class _Wrapper:
         self.owner, self.name = owner, name
         self.original = getattr(owner, name)
         self.own = name in vars(owner)
-        self.listeners: list[tuple[int, Listener]] = []
+        self.listeners: list[Listener] = []
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            here = threading.get_ident()
-            for thread, listener in tuple(self.listeners):
-                if thread == here:
-                    listener(*args, **kwargs)
+            for listener in tuple(self.listeners):
+                listener(*args, **kwargs)
             return self.original(*args, **kwargs)
 
         self.call = call
@@ -45,19 +43,19 @@ class _Wrapper:
 
 @contextmanager
 def listening(owner: Any, name: str, listener: Listener) -> Iterator[None]:
-    """Tell ``listener`` of every call of ``owner.name`` that this thread makes."""
-    key, entry = (id(owner), name), (threading.get_ident(), listener)
+    """Tell ``listener`` of every call of ``owner.name``, a module's function or an object's method."""
+    key = id(owner), name
     with _lock:
         wrapper = _wrappers.get(key)
         if wrapper is None:
             wrapper = _wrappers[key] = _Wrapper(owner, name)
             setattr(owner, name, wrapper.call)
-        wrapper.listeners.append(entry)
+        wrapper.listeners.append(listener)
     try:
         yield
     finally:
         with _lock:
-            wrapper.listeners.remove(entry)
+            wrapper.listeners.remove(listener)
             if not wrapper.listeners:
-                wrapper.restore()
                 del _wrappers[key]
+                wrapper.restore()
