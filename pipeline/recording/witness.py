@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from i2am.pipeline.recording.split import SampleAttention
+from i2am.pipeline.recording.batch_rows import SampleAttention
 from i2am.pipeline.taps.kernels import KernelCall
 from i2am.pipeline.taps.projections import QueryKey
 from i2am.storage.errors import CaptureError
