@@ -239,7 +239,7 @@ class Witness:
         )
         agreement.largest = max(agreement.largest, difference)
         if not difference <= 16 * part.precision * size:
-            masked = bool(np.isneginf(seen).any())
+            masked = bool((seen - stored < -1000).any())  # -inf, or the large number added for it
             worst = np.unravel_index(
                 np.nanargmax(np.abs(np.where(np.isfinite(seen), stored - seen, 0))), stored.shape
             )
