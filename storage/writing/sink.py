@@ -189,7 +189,18 @@ class Sink:
             self._notes.update(notes)
 
     def witness(self, agreements: Mapping[str, Mapping[str, Any]]) -> None:
-        """Record for each layer how what was stored compared with what the attention kernel was given."""
+        """Record how what was stored compared with what the attention kernel was given.
+
+        Parameters
+        ----------
+        agreements : mapping
+            Layer to kernel, steps, rows, largest_difference and unwitnessed_steps; see FORMAT.md.
+
+        Raises
+        ------
+        InputError
+            If JSON cannot hold a value, or the sample is closed.
+        """
         checked = jsonable(agreements)
         with self._lock:
             self._check_open()
