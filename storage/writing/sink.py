@@ -253,6 +253,11 @@ class Sink:
     def commit(self) -> CommitRecord:
         """Wait for the writers, move the files into place and write the commit record.
 
+        Returns
+        -------
+        CommitRecord
+            As it was written.
+
         Raises
         ------
         InputError
