@@ -95,7 +95,8 @@ def public_members() -> Iterator[tuple[str, Any]]:
         if inspect.isclass(public):
             for key, value in vars(public).items():
                 value = getattr(value, "__func__", value)
-                if not key.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+                method = inspect.isfunction(value) and value.__qualname__ == f"{name}.{key}"
+                if not key.startswith("_") and (method or isinstance(value, property)):
                     yield f"{name}.{key}", value
 
 
