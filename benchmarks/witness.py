@@ -1,7 +1,7 @@
 """The witness's cost: a capture as it is over the same capture that sees no kernel and compares nothing.
 
 The UNet of `benchmarks.overhead`, A B A B. A process's CPU seconds are compared, since the clock measures
-also what else the machine does; the share of the run that the witness's own functions take is counted besides.
+also what else the machine does; the share of the run inside the witness's own functions is counted besides.
 """
 
 from __future__ import annotations
