@@ -207,9 +207,8 @@ class Sink:
     def _writer(self, group: str, name: str, layout: ArrayLayout) -> tuple[int, ArrayWriter]:
         if (group, name) not in self._arrays:
             number = len(self._arrays)
-            writer = ArrayWriter(
-                layout, self._index, self._header.run_id, Path(self._staging.folder, str(number))
-            )
+            stem = Path(self._staging.folder, str(number))
+            writer = ArrayWriter(layout, self._index, self._header.run_id, self.sample, stem)
             self._arrays[group, name] = number, writer
         return self._arrays[group, name]
 
