@@ -122,6 +122,15 @@ class _Check:
         if self.on_progress is not None:
             self.on_progress(Progress(self.files, len(self.found), self.bytes, self.total))
 
+    def was_under_way(self, sample: str, path: str) -> bool:
+        """Look again at a file without a record: its writer may have begun, ended or given up since."""
+        held = {
+            name.removesuffix(".json")
+            for name in (*self.location.names(STAGING), *self.location.names(LEASES))
+        }
+        committed = self.location.size(record_path(sample)) is not None
+        return sample_file(sample) in held or committed or self.location.size(path) is None
+
     def metadata(self, path: str, digest: str, sample: str | None) -> None:
         try:
             data = self.location.read(path, MAX_ROOT)
@@ -193,7 +202,8 @@ def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[
         elif f"{FOLDER}/{sample_file(sample)}.json" in check.found:
             continue  # its record is damaged, and reported above
         elif sample_file(sample) not in staged:
-            check.problem(sample, path, "belongs to a sample whose commit record is missing")
+            if not check.was_under_way(sample, path):
+                check.problem(sample, path, "belongs to a sample whose commit record is missing")
         else:
             check.notes.append(f"{path}: left by a writer that did not finish")
     check.notes.extend(f"{path}: a sample under way, or left by a crashed writer" for path in sorted(held))

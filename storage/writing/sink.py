@@ -175,12 +175,13 @@ class Sink:
         Parameters
         ----------
         **notes : JSON
-            Seed, seconds, prompt, ...; later values replace earlier ones.
+            Seed, seconds, prompt, ...; later values replace earlier ones. What JSON cannot
+            hold is kept as text.
 
         Raises
         ------
         InputError
-            If JSON cannot hold a value.
+            If a value contains itself.
         """
         notes = jsonable(notes)
         with self._lock:
