@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from i2am.storage.forked import refuse_fork
 from i2am.storage.locations.base import STAGING, TooLarge
 from i2am.storage.locations.remote import RemoteLocation, store_errors
 
@@ -59,6 +60,10 @@ _stores: dict[str, Any] = {}
 """Bucket and settings to its store, whose connections are kept."""
 
 
+_process: dict[str, int] = {}
+"""The id of the process that first used an object store: obstore's threads are there."""
+
+
 class ObjectStoreLocation(RemoteLocation):
     """A prefix of a bucket. Options have the names of s3fs or of obstore."""
 
@@ -97,6 +102,7 @@ class ObjectStoreLocation(RemoteLocation):
     def _store(self) -> Any:
         from obstore.store import from_url
 
+        refuse_fork(_process.setdefault("id", os.getpid()), f"{self.url}: an object store is used")
         name = f"{self._bucket} {self._settings}"
         if name not in _stores:
             _stores[name] = from_url(self._bucket, **self._settings)

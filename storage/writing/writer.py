@@ -161,6 +161,7 @@ class RunWriter:
         UnknownName, AlreadyExists, SampleBusy
             If the id is not declared; if the sample is committed; if another process is writing it.
         """
+        self._queue.refuse_fork()
         self._header.position(sample)
         self._refuse_committed(sample)
         staging = stage(self._location, sample)
