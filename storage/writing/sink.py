@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ class Sink:
         self._keys: dict[str, Array] = {}
         self._images: dict[str, dict[str, Any]] = {}
         self._notes: dict[str, Any] = {}
+        self._witness: dict[str, Any] = {}
         self._open = True
 
     def put(
@@ -175,17 +176,36 @@ class Sink:
         Parameters
         ----------
         **notes : JSON
-            Seed, seconds, prompt, ...; later values replace earlier ones.
+            Seed, seconds, prompt, ...; later values replace earlier ones. What JSON cannot
+            hold is kept as text.
 
         Raises
         ------
         InputError
-            If JSON cannot hold a value.
+            If a value contains itself.
         """
         notes = jsonable(notes)
         with self._lock:
             self._check_open()
             self._notes.update(notes)
+
+    def witness(self, agreements: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record how what was stored compared with what the attention kernel was given.
+
+        Parameters
+        ----------
+        agreements : mapping
+            Layer to kernel, steps, rows, largest_difference and unwitnessed_steps; see FORMAT.md.
+
+        Raises
+        ------
+        InputError
+            If JSON cannot hold a value, or the sample is closed.
+        """
+        checked = jsonable(agreements)
+        with self._lock:
+            self._check_open()
+            self._witness.update(checked)
 
     def _check_open(self) -> None:
         if not self._open:
@@ -207,9 +227,8 @@ class Sink:
     def _writer(self, group: str, name: str, layout: ArrayLayout) -> tuple[int, ArrayWriter]:
         if (group, name) not in self._arrays:
             number = len(self._arrays)
-            writer = ArrayWriter(
-                layout, self._index, self._header.run_id, Path(self._staging.folder, str(number))
-            )
+            stem = Path(self._staging.folder, str(number))
+            writer = ArrayWriter(layout, self._index, self._header.run_id, self.sample, stem)
             self._arrays[group, name] = number, writer
         return self._arrays[group, name]
 
@@ -233,6 +252,11 @@ class Sink:
 
     def commit(self) -> CommitRecord:
         """Wait for the writers, move the files into place and write the commit record.
+
+        Returns
+        -------
+        CommitRecord
+            As it was written.
 
         Raises
         ------
@@ -263,6 +287,7 @@ class Sink:
             images=self._images,
             nonfinite={w.path: w.nonfinite for _, w in self._arrays.values() if w.nonfinite},
             annotations=self._notes,
+            witness=self._witness,
         )
         content = record.to_bytes()
         if len(content) > MAX_RECORD:  # no reader would accept it
