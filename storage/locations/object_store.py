@@ -57,6 +57,9 @@ _CARRIED = {
 }
 """Settings that are read from the environment once, and travel with a pickled location."""
 
+_OWN = frozenset({"retry_config", "client_options", "copy_if_not_exists"})
+"""Settings that are not the user's."""
+
 _stores: dict[str, Any] = {}
 """Bucket and settings to its store, whose connections are kept."""
 
@@ -114,7 +117,7 @@ class ObjectStoreLocation(RemoteLocation):
             try:
                 _stores[name] = from_url(self._bucket, **self._settings)
             except Exception as error:
-                given = [each for each in self._settings if each not in ("retry_config", "client_options")]
+                given = [each for each in self._settings if each not in _OWN]
                 raise InputError(
                     f"the store {self._bucket}",
                     expected="storage_options that it takes: texts, true, false",
