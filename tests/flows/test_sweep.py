@@ -211,7 +211,7 @@ def test_a_killed_sweep_frees_its_gpu_and_leaves_nothing_behind(
 def test_an_interrupted_sweep_leaves_a_valid_run(
     many: Callable[..., Path], start: Callable[..., Sweep], number: signal.Signals
 ) -> None:
-    sweep = start(many(arguments={"delay": 0.5}, sweep={"gpus": ["test-a", "test-b"]}))
+    sweep = start(many(arguments={"delay": 0.5}))
     sweep.until(1)
     left = descendants(sweep.process.pid)
     assert sum(WORKER in command for command in left.values()) == 2
