@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from i2am.pipeline.adapters.contract import AnySite
 from i2am.pipeline.events import Listener, SampleDone, StepDone
-from i2am.pipeline.recording.guidance import CallPosition, StepTracker
+from i2am.pipeline.recording.batch_rows import BatchSplitter, SampleAttention
 from i2am.pipeline.recording.images import ImageLike, to_uint8
-from i2am.pipeline.recording.split import BatchSplitter, SampleAttention
+from i2am.pipeline.recording.step_tracker import CallPosition, StepTracker
 from i2am.pipeline.taps.host_copies import Array, HostCopies
 from i2am.pipeline.taps.projections import QueryKey
 from i2am.pipeline.timesteps import Timestep
