@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import inspect
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,22 +14,28 @@ from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.events import Event, Listener, ignore
 from i2am.pipeline.recording.batch_rows import BatchSplitter
 from i2am.pipeline.recording.hooks import PipelineHooks
-from i2am.pipeline.recording.images import ImageLike, to_uint8
+from i2am.pipeline.recording.images import ImageLike
 from i2am.pipeline.recording.layer_selection import Layers, select_layers
 from i2am.pipeline.recording.recording import CaptureSettings, CaptureTarget, Recording, SampleHandle
 from i2am.pipeline.recording.run_target import RunTarget
+from i2am.pipeline.recording.sample_images import by_name, give_images, warn_of_no_result
 from i2am.pipeline.recording.step_tracker import StepTracker, as_layout, scheduler_progress
 from i2am.pipeline.taps.host_copies import HostCopies
 from i2am.pipeline.timesteps import Timestep
-from i2am.storage.errors import CaptureError, InputError
+from i2am.storage.errors import CaptureError, UnknownName
+from i2am.storage.format.file_names import sample_ids
 from i2am.storage.format.layer_spec import Representation
-from i2am.storage.index_selection import Indices, select_indices
+from i2am.storage.index_selection import Indices, listed_indices, select_indices
+from i2am.storage.writing.declaration import checked_timesteps
+
+STORE_OPTIONS = ("codec", "shard_bytes", "storage_options", "queue_bytes", "threads")
+"""Arguments of :func:`i2am.create_run` that a capture passes on."""
 
 
 def capture(
     pipe: Any,
     path: str | Path,
-    samples: Sequence[str] | None = None,
+    samples: Iterable[str] | None = None,
     layers: Layers = None,
     steps: Indices = None,
     heads: Indices = None,
@@ -35,7 +43,7 @@ def capture(
     representation: Representation = "auto",
     roles: Sequence[str] = ("cond",),
     *,
-    timesteps: Sequence[float] | None = None,
+    timesteps: Iterable[float] | None = None,
     guidance: Sequence[Sequence[str]] | None = None,
     attrs: Mapping[str, Any] | None = None,
     on_event: Listener = ignore,
@@ -77,12 +85,20 @@ def capture(
     InputError
         Before anything is generated: unknown names, a run of another shape, a model without the layers.
     """
+    for option in store:
+        if option not in STORE_OPTIONS:
+            raise UnknownName(
+                "argument of capture", option, (*inspect.signature(capture).parameters, *STORE_OPTIONS)
+            )
+    ids = None if samples is None else sample_ids(samples)
+    steps, heads = listed_indices("step", steps), listed_indices("head", heads)
     found = find_adapter(pipe, adapter)
     settings = make_settings(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
     names = [site.name for site in settings.sites]
     selection = {"layers": names, "steps": _jsonable(steps), "heads": _jsonable(heads)}
-    facts = {"adapter": found.name, "selection": selection, "roles": list(roles), **(attrs or {})}
-    run = RunTarget(path, samples, pipe, facts, store, on_event)
+    kept = list(settings.splitter.roles)
+    facts = {"adapter": found.name, "selection": selection, "roles": kept, **(attrs or {})}
+    run = RunTarget(path, ids, pipe, facts, store, on_event)
     return Capture(pipe, found, settings, run, on_event)
 
 
@@ -94,23 +110,29 @@ def make_settings(
     heads: Indices = None,
     representation: Representation = "auto",
     roles: Sequence[str] = ("cond",),
-    timesteps: Sequence[float] | None = None,
+    timesteps: Iterable[float] | None = None,
     guidance: Sequence[Sequence[str]] | None = None,
 ) -> CaptureSettings:
     """Resolve what to keep against the model; parameters and errors as in :func:`capture`."""
     layout = as_layout(guidance)
     order = adapter.calls(pipe)
+    roles = (roles,) if isinstance(roles, str) else tuple(roles)
+    kept, announced = (
+        listed_indices("step", steps),
+        None if timesteps is None else checked_timesteps(timesteps),
+    )
+    heads = listed_indices("head", heads)
 
     def schedule(first: Timestep) -> list[float]:
-        if timesteps is not None:
-            return [float(t) for t in timesteps]
+        if announced is not None:
+            return [float(t) for t in announced]
         return adapter.schedule(pipe, first.value, first.tolerance)
 
     return CaptureSettings(
         select_layers(layers, adapter.sites(pipe)),
         BatchSplitter(pipe, adapter, roles, heads, representation),
         schedule=schedule,
-        steps=lambda count: sorted(select_indices("step", steps, count)),
+        steps=lambda count: sorted(select_indices("step", kept, count)),
         new_tracker=lambda: StepTracker(layout, order, scheduler_progress(pipe)),
     )
 
@@ -127,9 +149,10 @@ class Capture:
         on_event: Listener,
     ) -> None:
         self._settings, self._target, self._on_event = settings, target, on_event
-        self._hooks = PipelineHooks(pipe, adapter, settings.sites, lambda: self._recording)
+        self._hooks = PipelineHooks(pipe, adapter, settings.sites, self._current)
         self._copies = HostCopies()
         self._recording: Recording | None = None
+        self._warned = False
         self._exits = ExitStack()
 
     def __enter__(self) -> Capture:
@@ -161,29 +184,51 @@ class Capture:
         """Pass an event on to the listener."""
         self._on_event(event)
 
+    def _current(self) -> Recording | None:
+        """The recording under way; asked whenever the model runs."""
+        if self._recording is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the pipeline ran outside cap.sample(...) while a capture is open: nothing of it is recorded",
+                stacklevel=2,
+            )
+        return self._recording
+
     @contextmanager
-    def sample(self, id: str, **images: ImageLike) -> Iterator[SampleHandle]:
+    def sample(
+        self, id: str, *, images: Mapping[str, ImageLike] | None = None, **named: ImageLike
+    ) -> Iterator[SampleHandle]:
         """Record one generation as the sample ``id``.
 
         Parameters
         ----------
         id
             A declared sample that is not committed yet.
-        **images
+        images
+            Images to keep, by names of the user's own.
+        **named
             Images to keep: ``source``, ``reference``, ``mask`` (white or True: painted), ``reference_mask``
-            (the object in the reference); PIL images or arrays.
+            (the object in the reference), ...; files, PIL images, arrays, or tensors [channel, y, x]. A mask
+            has the size of its picture.
 
         Yields
         ------
         SampleHandle
-            Set its ``generated``. The sample is committed when the context ends without an error.
+            Set its ``generated``. The sample is committed when the context ends without an error; one
+            without a generated image is warned of.
         """
-        with self.samples([id], None, **{name: [image] for name, image in images.items()}) as handles:
+        given = by_name(images, named)
+        with self.samples([id], images={name: [image] for name, image in given.items()}) as handles:
             yield handles[0]
 
     @contextmanager
     def samples(
-        self, ids: Sequence[str], keep: Collection[str] | None = None, **images: Sequence[ImageLike]
+        self,
+        ids: Iterable[str],
+        keep: Collection[str] | None = None,
+        *,
+        images: Mapping[str, Sequence[ImageLike]] | None = None,
+        **named: Sequence[ImageLike],
     ) -> Iterator[list[SampleHandle]]:
         """Record one pipeline call that generates several samples.
 
@@ -195,7 +240,7 @@ class Capture:
         keep
             The ids to store, None for all: the others are generated again and left as they are, so that a
             batch that was half committed can be completed with the same rows, hence the same bits.
-        **images
+        images, **named
             As for :meth:`sample`, a sequence each.
 
         Yields
@@ -214,22 +259,18 @@ class Capture:
             raise CaptureError(
                 "sample context", expected="one at a time", got="a second one inside the first"
             )
-        stored = set(ids if keep is None else keep)
+        ids = sample_ids(ids)
+        stored = set(ids if keep is None else sample_ids(keep, "keep"))
         self._target.check_samples(ids, stored)
         handles = [SampleHandle(id, stored=id in stored) for id in ids]
-        for name, batch in images.items():
-            if len(batch) != len(handles):
-                raise InputError(
-                    f"images {name!r}", expected=f"{len(handles)}, one for each id", got=str(len(batch))
-                )
-            for handle, image in zip(handles, batch, strict=True):
-                handle.images[name] = to_uint8(name, image)
+        give_images(handles, by_name(images, named))
         recording = Recording(self._settings, handles, self._target, self._copies, self._on_event)
         self._recording = recording
         try:
             with self._hooks.generation():
                 yield handles
             recording.finish()
+            warn_of_no_result(handles)
         except BaseException as error:
             recording.abandon(error)
             raise

@@ -58,9 +58,12 @@ def listed_indices(kind: str, wanted: Any) -> list[int] | slice | None:
 def _each(kind: str, wanted: Any) -> list[Any]:
     if hasattr(wanted, "__index__") and not hasattr(wanted, "__len__"):  # an array has both
         return [wanted]
-    if isinstance(wanted, str) or not isinstance(wanted, Iterable):
-        raise _not_an_index(kind, wanted)
-    return list(wanted)
+    try:
+        if not isinstance(wanted, str):
+            return list(wanted)
+    except TypeError:  # no iterable, or a tensor without axes
+        pass
+    raise _not_an_index(kind, wanted)
 
 
 def _index(kind: str, value: Any, count: int) -> int:

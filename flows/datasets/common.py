@@ -11,14 +11,19 @@ from typing import Any
 
 from i2am.flows.config.bounded_file import read_bounded
 from i2am.flows.console.output import one_line
-from i2am.flows.datasets.images import MASKS, read_image, size_of
-from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch
+from i2am.flows.datasets.images import read_image
+from i2am.pipeline.recording.images import MASKS, check_sizes, size_of
+from i2am.storage.errors import ConfigError, NotFound
 from i2am.storage.format.file_names import sample_file
 
 MAX_BYTES = 1 << 26
 """Bytes of a list of samples (64 MiB: some 300,000 lines)."""
 
 MAX_SAMPLES = 1_000_000
+
+MASKS_READ = 256
+"""Samples whose masks are looked into when samples are listed; others are when they are loaded."""
+
 _NAME = re.compile(r"[^\0\ud800-\udfff]+")
 
 
@@ -103,18 +108,15 @@ def check_ids(ids: list[str], what: str) -> None:
         seen.add(name)
 
 
-def check_sizes(sample: str, images: Mapping[str, Path]) -> None:
-    """Compare the sizes of source and mask, by their headers alone."""
-    if not {"source", "mask"} <= set(images):
-        return
-    source, mask = (size_of(images[name]) for name in ("source", "mask"))
-    if source != mask:
-        raise ShapeMismatch(
-            f"sample {sample!r}: mask {images['mask'].name}",
-            expected=f"the source's size, {source[0]}×{source[1]} pixels",
-            got=f"{mask[0]}×{mask[1]}",
-            remedy="resize the mask",
-        )
+def check_images(sample: str, images: Mapping[str, Path], *, masks: bool) -> None:
+    """Compare the sizes of masks and pictures, by their headers alone; with `masks`, look into the masks."""
+    pairs = {"mask": "source", "reference_mask": "reference", "warped_mask": "warped"}
+    both = {
+        each for mask, picture in pairs.items() if {mask, picture} <= set(images) for each in (mask, picture)
+    }
+    check_sizes(f"sample {sample!r}", {name: size_of(images[name]) for name in sorted(both)})
+    for name in set(MASKS) & set(images) if masks else ():
+        read_image(images[name], name)
 
 
 def resized(image: Any, name: str, size: tuple[int, int] | None) -> Any:
@@ -137,6 +139,8 @@ class Entry:
 
 def from_files(entries: Mapping[str, Entry], first_seed: int, size: tuple[int, int] | None) -> SampleSet:
     """Samples by id, in order; those without a seed get `first_seed` plus their position."""
+    for number, (id, entry) in enumerate(entries.items()):
+        check_images(id, entry.files, masks=number < MASKS_READ)
     seeds = {
         id: first_seed + number if entry.seed is None else entry.seed
         for number, (id, entry) in enumerate(entries.items())

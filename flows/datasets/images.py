@@ -1,4 +1,4 @@
-"""Pictures from files that somebody else made, for a pipeline: by the rules of `pipeline.recording.images`."""
+"""Pictures from files, as a pipeline takes them; `i2am.pipeline.recording.images` has the rules."""
 
 from __future__ import annotations
 

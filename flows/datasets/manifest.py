@@ -6,13 +6,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from i2am.flows.datasets.common import Entry, SampleSet, check_ids, check_sizes, file_inside, from_files
-from i2am.flows.datasets.images import MASKS
+from i2am.flows.datasets.common import Entry, SampleSet, check_ids, file_inside, from_files
 from i2am.flows.datasets.table import read_table
+from i2am.pipeline.recording.images import IMAGES
 from i2am.storage.errors import ConfigError, UnknownName
-
-IMAGES = (*MASKS, "source", "reference", "agnostic", "densepose", "warped")
-"""Columns of image paths; any other but id and seed is a text."""
 
 
 def open_manifest(
@@ -45,7 +42,6 @@ def _entry(folder: Path, sample: str, row: Mapping[str, Any], needed: Collection
         raise ConfigError(
             f"sample {sample!r}", expected=f"{kind} in column {missing[0]!r}", got="an empty cell"
         )
-    check_sizes(sample, files)
     return Entry(files, texts, _seed(row.get("seed"), sample))
 
 

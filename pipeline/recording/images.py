@@ -90,8 +90,9 @@ def opened(path: Path) -> Iterator[Image.Image]:
 def size_of(path: Path) -> tuple[int, int]:
     """Columns and rows of a file's picture the right way up, from its header alone."""
     with opened(path) as image:
-        tagged = image.format != "PNG" or {"exif", "Raw profile type exif"} & set(image.info)
-        turned = bool(tagged) and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        tagged = image.format not in ("PNG", "TIFF")  # PIL turns a TIFF itself, and would read a PNG whole
+        tagged |= image.format == "PNG" and bool({"exif", "Raw profile type exif"} & set(image.info))
+        turned = tagged and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
@@ -110,8 +111,9 @@ def check_sizes(what: str, sizes: dict[str, tuple[int, int]]) -> None:
 
 def counts_to_one(image: ImageLike) -> bool:
     """Whether a PIL mask holds 0 and 1 where a pipeline expects 0 and 255."""
-    grey = isinstance(image, Image.Image) and image.mode in ("L", "P", "I", "I;16")
-    return grey and image.getextrema()[1] == 1
+    if not isinstance(image, Image.Image) or image.mode not in ("L", "P", "I", "I;16"):
+        return False
+    return int(np.asarray(image).max()) == 1
 
 
 def _of_pil(what: str, name: str, image: Image.Image) -> NDArray[np.uint8]:
@@ -127,7 +129,7 @@ def _of_pil(what: str, name: str, image: Image.Image) -> NDArray[np.uint8]:
             image = image.convert("RGB")
     array = np.asarray(image)
     if array.dtype == np.int32:  # mode I: 16 bits of a PGM or TIFF
-        array = array.astype(np.uint16) if 0 <= array.min() and array.max() < 1 << 16 else array
+        array = array.astype(np.uint16) if array.min() >= 0 and array.max() < 1 << 16 else array
     return _of_array(what, name, array[..., None] if array.ndim == 2 else array)
 
 
@@ -144,7 +146,7 @@ def _channels_last(what: str, image: Any) -> Array:
     shape = array.shape
     if len(shape) == 4 and shape[0] == 1:  # a batch of one
         array = array[0]
-    if array.ndim == 2:
+    if array.ndim == 2 and array.size:
         return array[..., None]
     first, last = (array.ndim == 3 and array.shape[axis] in (1, 3, 4) for axis in (0, 2))
     if array.size and (last and not (tensor and first)):
@@ -175,7 +177,11 @@ def _of_array(what: str, name: str, array: Array) -> NDArray[np.uint8]:
             )  # fmt: skip
         pixels = np.asarray(np.rint(pixels.mean(axis=2, keepdims=True)), np.uint8)
     inside = pixels[..., 0] > 127
-    if alpha is not None and alpha.min() < alpha.max() and not np.array_equal(inside, alpha > alpha.max() / 2):
+    if (
+        alpha is not None
+        and alpha.min() < alpha.max()
+        and not np.array_equal(inside, alpha > alpha.max() / 2)
+    ):
         raise ShapeMismatch(
             f"{what}: a mask with a shape in its alpha channel", expected="grey, white where it is inside",
             got="transparent pixels, which may be either side",

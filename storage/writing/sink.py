@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -169,12 +169,14 @@ class Sink:
             lane, writer = self._writer("images", name, layout)
         self._queue.submit(lane, partial(writer.put_whole, array), array.nbytes, self._batch)
 
-    def annotate(self, **notes: Any) -> None:
+    def annotate(self, notes: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Add entries to the sample's commit record.
 
         Parameters
         ----------
-        **notes : JSON
+        notes : mapping to JSON, optional
+            Entries whose names come from outside.
+        **more : JSON
             Seed, seconds, prompt, ...; later values replace earlier ones.
 
         Raises
@@ -182,10 +184,10 @@ class Sink:
         InputError
             If JSON cannot hold a value.
         """
-        notes = jsonable(notes)
+        entries = jsonable({**(notes or {}), **more})
         with self._lock:
             self._check_open()
-            self._notes.update(notes)
+            self._notes.update(entries)
 
     def _check_open(self) -> None:
         if not self._open:

@@ -30,14 +30,22 @@ def picture(path: Path, rows: int = 12, columns: int = 8, value: int = 100) -> N
     Image.new("RGB", (columns, rows), (value, value, value)).save(path)
 
 
+def hole(path: Path, rows: int = 12, columns: int = 8, inside: int = 255) -> None:
+    """A mask whose upper half is inside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros((rows, columns), np.uint8)
+    array[: rows // 2] = inside
+    Image.fromarray(array).save(path)
+
+
 @pytest.fixture
 def viton(tmp_path: Path) -> Path:
     root = tmp_path / "viton"
     for person, cloth in (("a", "b"), ("b", "a")):
         picture(root / "test/image" / f"{person}.jpg", value=50)
         picture(root / "test/cloth" / f"{cloth}.jpg", value=200)
-        picture(root / "test/cloth-mask" / f"{cloth}.jpg", value=255)
-        picture(root / "test/agnostic-mask" / f"{person}_mask.png", value=255)
+        hole(root / "test/cloth-mask" / f"{cloth}.jpg")
+        hole(root / "test/agnostic-mask" / f"{person}_mask.png")
         picture(root / "test/agnostic-v3.2" / f"{person}.jpg")
     (root / "test_pairs.txt").write_text("a.jpg b.jpg\nb.jpg a.jpg\n")
     return root
