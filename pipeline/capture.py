@@ -85,20 +85,15 @@ def capture(
     InputError
         Before anything is generated: unknown names, a run of another shape, a model without the layers.
     """
-    for option in store:
-        if option not in STORE_OPTIONS:
-            raise UnknownName(
-                "argument of capture", option, (*inspect.signature(capture).parameters, *STORE_OPTIONS)
-            )
+    _check_options(store)
     ids = None if samples is None else sample_ids(samples)
     steps, heads = listed_indices("step", steps), listed_indices("head", heads)
     found = find_adapter(pipe, adapter)
     settings = make_settings(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
     names = [site.name for site in settings.sites]
     selection = {"layers": names, "steps": _jsonable(steps), "heads": _jsonable(heads)}
-    kept = list(settings.splitter.roles)
-    facts = {"adapter": found.name, "selection": selection, "roles": kept, **(attrs or {})}
-    run = RunTarget(path, ids, pipe, facts, store, on_event)
+    facts = {"adapter": found.name, "selection": selection, "roles": list(settings.splitter.roles)}
+    run = RunTarget(path, ids, pipe, {**facts, **(attrs or {})}, store, on_event)
     return Capture(pipe, found, settings, run, on_event)
 
 
@@ -276,6 +271,14 @@ class Capture:
             raise
         finally:
             self._recording = None
+
+
+def _check_options(store: Mapping[str, Any]) -> None:
+    """Refuse a misspelt argument now, and not at the first step of the model."""
+    for option in store:
+        if option not in STORE_OPTIONS:
+            known = (*inspect.signature(capture).parameters, *STORE_OPTIONS)
+            raise UnknownName("argument of capture", option, known)
 
 
 def _jsonable(numbers: Indices) -> Any:

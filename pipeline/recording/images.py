@@ -9,6 +9,7 @@ Masks have one channel, above one half inside: 0 and 1, 0 and 255, 0 and 65535, 
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +22,14 @@ from PIL import Image, ImageOps
 
 from i2am.storage.errors import ConfigError, InputError, NoPermission, NotFound, ShapeMismatch
 
-ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | Any
-"""A file, a PIL image, an array [y, x] or [y, x, channel], or a tensor [channel, y, x]."""
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Any
+"""A file or its bytes, a PIL image, an array [y, x] or [y, x, channel], or a tensor [channel, y, x]."""
 
 MASKS = ("mask", "reference_mask", "warped_mask")
 """Images of one channel, resized without interpolation."""
 
-IMAGES = (*MASKS, "source", "reference", "generated", "agnostic", "densepose", "warped")
-"""Names of images that something is made of; a capture may keep others."""
+IMAGES = (*MASKS, "source", "reference", "agnostic", "densepose", "warped")
+"""Names of images that a sample is made from; a capture may keep others."""
 
 SCORED = ("mask", "reference_mask")
 """Masks that maps are scored against: both sides are needed."""
@@ -50,30 +51,31 @@ def to_uint8(name: str, image: ImageLike) -> NDArray[np.uint8]:
 
     Masks and grey pictures have 1 channel, colours 3.
     """
-    if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        with opened(path) as picture:
-            return _of_pil(f"image {path}", name, picture)
     what = f"image {name!r}"
+    if isinstance(image, (str, os.PathLike, bytes)):
+        source = image if isinstance(image, bytes) else Path(image)
+        with opened(source, what) as picture:
+            return _of_pil(what if isinstance(source, bytes) else f"image {source}", name, picture)
     if isinstance(image, Image.Image):
         return _of_pil(what, name, image)
     return _of_array(what, name, _channels_last(what, image))
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """The picture of a file, its size checked before any pixel is decoded."""
-    what = f"image {str(path)[:300]}"
+def opened(source: Path | bytes, what: str = "image") -> Iterator[Image.Image]:
+    """The picture of a file or its bytes, its size checked before any pixel is decoded."""
+    what = what if isinstance(source, bytes) else f"image {str(source)[:300]}"
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if isinstance(file, Path) and file.exists() and not file.is_file():  # a pipe would be waited for
             raise ConfigError(what, expected="a file", got="a folder, pipe or device")
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}×{image.height}"
                 raise ConfigError(what, expected=f"at most {MAX_PIXELS} pixels", got=size)
             yield image
     except FileNotFoundError:
-        web = str(path).startswith(("http:/", "https:/"))
+        web = str(source).startswith(("http:/", "https:/"))
         raise NotFound(
             f"{what} does not exist",
             remedy="load it with diffusers.utils.load_image" if web else "correct the path",

@@ -18,11 +18,12 @@ from i2am.storage.format.file_names import check_segment
 
 def by_name(others: Mapping[str, Any] | None, named: Mapping[str, Any]) -> dict[str, Any]:
     """All images of a call; a keyword that no image has is likely misspelt."""
+    known = (*IMAGES, "generated")
     for name in named:
-        if name not in IMAGES:
-            near = difflib.get_close_matches(name, IMAGES, n=1, cutoff=0.5)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             remedy = None if near else f"keep an image of your own with images={{{name!r}: ...}}"
-            raise UnknownName("image", name, IMAGES, remedy=remedy)
+            raise UnknownName("image", name, known, remedy=remedy)
     return {**named, **{check_segment("image", name): image for name, image in (others or {}).items()}}
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from i2am.flows.config.models import CaptureConfig
 from i2am.flows.datasets.coco import first_box
 from i2am.flows.datasets.open import open_samples
-from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch
+from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch, UnknownName
 
 
 def settings(samples: dict[str, Any], **more: Any) -> CaptureConfig:
@@ -227,5 +227,7 @@ def test_a_manifest_with_prompts(tmp_path: Path, write: Callable[..., Any]) -> N
     found = open_samples(settings({"manifest": str(path)}, inputs=inputs))
     assert found.load("1").texts == {"prompt": "a cat"}
     assert found.load("2").texts == {}
-    with pytest.raises(ConfigError, match="expected a text in column 'prompt'; got an empty cell"):
-        open_samples(settings({"manifest": str(path)}, inputs={**inputs, "prompt": "prompt"}))
+    found = open_samples(settings({"manifest": str(path)}, inputs={**inputs, "prompt": "prompt"}))
+    assert [found.load(id).texts for id in "12"] == [{"prompt": "a cat"}, {"prompt": ""}]
+    with pytest.raises(UnknownName, match="add a column 'caption'"):
+        open_samples(settings({"manifest": str(path)}, inputs={**inputs, "prompt": "caption"}))
