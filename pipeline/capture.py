@@ -58,10 +58,9 @@ def capture(
     path
         The run, ``NAME.zarr``: created at the first denoiser call, or resumed where it exists.
     samples
-        Ids of all samples the run shall hold; None: those an existing run declares.
+        Ids of all samples the run shall hold; None: those of an existing run.
     layers, steps, heads
-        What to keep: layers by name, pattern, number or range in the model's order; indices, ranges or
-        slices of steps and of heads.
+        What to keep: layers by name, pattern or number in the model's order; indices or slices.
     adapter, representation
         An adapter or its name, None: the one that matches; "auto", "factors" or "scores" for every layer.
     roles
@@ -85,8 +84,7 @@ def capture(
     InputError
         Before anything is generated: unknown names, a run of another shape, a model without the layers.
     """
-    _check_options(store)
-    ids = None if samples is None else sample_ids(samples)
+    ids = _checked(samples, store)
     steps, heads = listed_indices("step", steps), listed_indices("head", heads)
     found = find_adapter(pipe, adapter)
     settings = make_settings(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
@@ -273,12 +271,13 @@ class Capture:
             self._recording = None
 
 
-def _check_options(store: Mapping[str, Any]) -> None:
-    """Refuse a misspelt argument now, and not at the first step of the model."""
+def _checked(samples: Iterable[str] | None, store: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The ids; a misspelt argument is refused now, and not at the first step of the model."""
     for option in store:
         if option not in STORE_OPTIONS:
             known = (*inspect.signature(capture).parameters, *STORE_OPTIONS)
             raise UnknownName("argument of capture", option, known)
+    return None if samples is None else sample_ids(samples)
 
 
 def _jsonable(numbers: Indices) -> Any:
