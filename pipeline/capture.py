@@ -152,7 +152,6 @@ class Capture:
         with ExitStack() as exits:
             exits.enter_context(self._target)
             exits.callback(self._copies.close)
-            exits.enter_context(self._hooks.attached())
             self._exits = exits.pop_all()
         return self
 
