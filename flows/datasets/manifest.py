@@ -28,11 +28,18 @@ def open_manifest(
     return from_files(entries, seed, size)
 
 
-def check_columns(kind: str, row: Mapping[str, Any], needed: Collection[str]) -> None:
+def check_columns(kind: str, row: Mapping[str, Any], needed: Collection[str], remedy: str = "") -> None:
     """Refuse a table without a column that the pipeline needs."""
     for column in sorted(needed):
         if column not in row:
-            raise UnknownName(kind, column, row, remedy=f"add a column {column!r}")
+            raise UnknownName(kind, column, row, remedy=remedy or f"add a column {column!r}")
+
+
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str], kind: str) -> dict[str, Any]:
+    """A row under our names, where `columns` says what the data set calls them; others keep their own."""
+    check_columns(kind, row, columns.values(), "correct columns:")
+    others = {name: value for name, value in row.items() if name not in columns.values()}
+    return {**others, **{name: row[column] for name, column in columns.items()}}
 
 
 def sample_id(value: Any, what: str) -> str:

@@ -94,7 +94,8 @@ def _is_picture(kind: Any) -> bool:
 
     if isinstance(kind, polars.Struct):
         fields = {field.name: field.dtype for field in kind.fields}
-        return fields == {"bytes": polars.Binary, "path": polars.String}
+        kinds = (polars.Binary, polars.String, polars.Null)  # Null: empty in every row
+        return set(fields) == {"bytes", "path"} and all(field in kinds for field in fields.values())
     return bool(kind == polars.Binary)
 
 
@@ -105,7 +106,7 @@ def _place(name: str, kind: Any) -> Any:
     column = polars.col(name)
     nested = isinstance(kind, polars.Struct)
     raw = column.struct.field("bytes") if nested else column
-    path = column.struct.field("path") if nested else polars.lit(None, polars.String)
+    path = column.struct.field("path").cast(polars.String) if nested else polars.lit(None, polars.String)
     return polars.struct(raw.is_not_null().alias("embedded"), path.alias("path")).alias(name)
 
 
