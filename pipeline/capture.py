@@ -66,7 +66,7 @@ def capture(
     roles
         Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``.
     timesteps
-        Timesteps of all steps, where the scheduler does not announce them.
+        Of all steps, where the scheduler does not announce them.
     guidance
         Calls of a step, each a list of its row blocks, where unusual: ``[["uncond"], ["cond"]]``.
     attrs, on_event
@@ -77,22 +77,18 @@ def capture(
     Returns
     -------
     Capture
-        A context manager; leaving it removes every hook from the pipeline, also after an error.
+        A context manager; leaving it removes every hook, also after an error.
 
     Raises
     ------
     InputError
         Before anything is generated: unknown names, a run of another shape, a model without the layers.
     """
-    ids = _checked(samples, store)
+    ids, found = _checked(samples, store), find_adapter(pipe, adapter)
     steps, heads = listed_indices("step", steps), listed_indices("head", heads)
-    found = find_adapter(pipe, adapter)
     settings = make_settings(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
-    names = [site.name for site in settings.sites]
-    selection = {"layers": names, "steps": _jsonable(steps), "heads": _jsonable(heads)}
-    facts = {"adapter": found.name, "selection": selection, "roles": list(settings.splitter.roles)}
-    run = RunTarget(path, ids, pipe, {**facts, **(attrs or {})}, store, on_event)
-    return Capture(pipe, found, settings, run, on_event)
+    facts = {**_facts(found, settings, steps, heads), **(attrs or {})}
+    return Capture(pipe, found, settings, RunTarget(path, ids, pipe, facts, store, on_event), on_event)
 
 
 def make_settings(
@@ -142,16 +138,17 @@ class Capture:
         on_event: Listener,
     ) -> None:
         self._settings, self._target, self._on_event = settings, target, on_event
-        self._hooks = PipelineHooks(pipe, adapter, settings.sites, self._current)
+        self._hooks = PipelineHooks(pipe, adapter, settings.sites, lambda: self._recording)
         self._copies = HostCopies()
         self._recording: Recording | None = None
-        self._warned = False
+        self._denoiser, self._warned = adapter.denoiser(pipe), False
         self._exits = ExitStack()
 
     def __enter__(self) -> Capture:
         with ExitStack() as exits:
             exits.enter_context(self._target)
             exits.callback(self._copies.close)
+            exits.callback(self._denoiser.register_forward_pre_hook(self._on_call).remove)
             self._exits = exits.pop_all()
         return self
 
@@ -176,15 +173,14 @@ class Capture:
         """Pass an event on to the listener."""
         self._on_event(event)
 
-    def _current(self) -> Recording | None:
-        """The recording under way; asked whenever the model runs."""
+    def _on_call(self, module: Any, inputs: Any) -> None:
+        """The denoiser is called; if in no sample, say so once."""
         if self._recording is None and not self._warned:
             self._warned = True
             warnings.warn(
                 "the pipeline ran outside cap.sample(...) while a capture is open: nothing of it is recorded",
                 stacklevel=2,
             )
-        return self._recording
 
     @contextmanager
     def sample(
@@ -277,6 +273,13 @@ def _checked(samples: Iterable[str] | None, store: Mapping[str, Any]) -> tuple[s
             known = (*inspect.signature(capture).parameters, *STORE_OPTIONS)
             raise UnknownName("argument of capture", option, known)
     return None if samples is None else sample_ids(samples)
+
+
+def _facts(adapter: Adapter, settings: CaptureSettings, steps: Indices, heads: Indices) -> dict[str, Any]:
+    """What the run's attributes say about the capture."""
+    names = [site.name for site in settings.sites]
+    selection = {"layers": names, "steps": _jsonable(steps), "heads": _jsonable(heads)}
+    return {"adapter": adapter.name, "selection": selection, "roles": list(settings.splitter.roles)}
 
 
 def _jsonable(numbers: Indices) -> Any:
