@@ -53,6 +53,6 @@ def warn_of_no_result(handles: Sequence[SampleHandle]) -> None:
     if ids := [handle.id for handle in handles if handle.stored and handle.generated is None]:
         warnings.warn(
             f"sample {ids[0]!r} has no generated image: set s.generated = pipe(...).images[0] "
-            "inside its context",
+            f"inside its context, or add it: i2am amend RUN --sample {ids[0]!r} --image generated=FILE",
             stacklevel=4,
         )
