@@ -89,6 +89,7 @@ def test_a_kill_between_image_and_record_is_mended_by_amending_again(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(LocalLocation, "write", killed)
         amending.amend(stored, "a", {"mask": 255 - mask})
+    assert not verify(stored).ok
     amending.amend(stored, "a", {"mask": 255 - mask})
     assert verify(stored).ok
     np.testing.assert_array_equal(open_run(stored).image("mask", "a"), 255 - mask)
@@ -99,8 +100,10 @@ def test_what_cannot_be_amended(stored: Path, tmp_path: Path) -> None:
         amending.amend(stored, "c", annotations={"x": 1})
     with pytest.raises(ShapeMismatch, match="expected uint8"):
         amending.amend(stored, "a", {"mask": SHAPE.astype(float)[..., None]})
+    endless: list[object] = []
+    endless.append(endless)
     with pytest.raises(InputError, match="JSON"):
-        amending.amend(stored, "a", annotations={"x": object()})
+        amending.amend(stored, "a", annotations={"x": endless})
     (stored / "commits" / "b.json").unlink()
     with pytest.raises(NotFound, match="'b' .* is not committed"):
         amending.amend(stored, "b", annotations={"x": 1})
