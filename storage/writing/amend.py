@@ -53,7 +53,7 @@ def amend(
             for number, (name, image) in enumerate((images or {}).items()):
                 writer.add_image(name, image.shape)
                 layout = header.image(name, image.shape)
-                array = ArrayWriter(layout, index, header.run_id, Path(staging.folder, str(number)))
+                array = ArrayWriter(layout, index, header.run_id, sample, Path(staging.folder, str(number)))
                 array.put_whole(image)
                 files |= array.finish()
                 digest = sha256(image_document(layout)[1])
