@@ -44,7 +44,7 @@ def test_every_question_is_answered_where_nothing_can_be_kept(tmp_path: Path) ->
         if subprocess.run([*unprivileged, "true"], check=False, capture_output=True).returncode:
             pytest.skip("this system cannot give up a superuser's rights")
     folder = tmp_path / "ro"
-    build(folder / "run.zarr", [layer("mid"), layer("up")], steps=4)
+    build(folder / "run.zarr", [layer("mid"), layer("up")], steps=5)
     for path in (*folder.rglob("*"), folder):
         path.chmod(path.stat().st_mode & ~0o222)
     try:
