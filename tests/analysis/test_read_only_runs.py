@@ -17,11 +17,12 @@ from tests.analysis.builders import build, layer
 QUESTIONS = """
 import sys
 import i2am
+from i2am.analysis.study.study import analyze
 run = i2am.open_run(sys.argv[1])
 for direction in ("r2g", "g2r"):
     for level in ("unified", "head", "layer", "time"):
         print(float(i2am.attribution_maps(run, direction, level).to_numpy().sum()))
-i2am.analyze(run, sys.argv[2])
+analyze(run, sys.argv[2])
 print(i2am.verify(sys.argv[1]).ok)
 """
 
