@@ -21,14 +21,20 @@ Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]]
 
 
 def boolean_mask(mask: ArrayLike) -> NDArray[np.bool_]:
-    """Mask as booleans, above one half is inside; integers with a value above 1 count from 0 to 255."""
+    """Mask as booleans, above one half is inside: floats from 0 to 1, integers 0 and 1 or from 0 to 255."""
     values = np.asarray(mask)
     if values.dtype == np.bool_:
         return values
-    if not (np.issubdtype(values.dtype, np.number) and np.isrealobj(values)) or not np.isfinite(values).all():
-        raise ShapeMismatch("mask values", expected="finite numbers from 0 to 1", got=str(values.dtype))
-    whole = np.issubdtype(values.dtype, np.integer) and values.size > 0 and values.max() > 1
-    return np.asarray(values > (127 if whole else 0.5))
+    kind = values.dtype.kind
+    low, high = (values.min(), values.max()) if kind in "iuf" and values.size else (0, 0)
+    if kind not in "iuf" or not 0 <= low <= high <= (1 if kind == "f" else 255):  # false where there is a NaN
+        raise ShapeMismatch(
+            "mask values",
+            expected="True and False, floats from 0 to 1, or integers from 0 to 255",
+            got=f"{values.dtype} from {low} to {high}",
+            remedy="compare it: mask > half is True inside",
+        )
+    return np.asarray(values > (127 if kind != "f" and high > 1 else 0.5))
 
 
 def image_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ import numpy as np
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.tiled_layers import untiled_name
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
+from i2am.storage.format.file_names import sample_ids
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.index_selection import Indices, select_indices
 from i2am.storage.name_patterns import matching_names
@@ -154,7 +155,7 @@ def select_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str,
         )
     if names is None:
         return tuple(run.samples)
-    wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    wanted = list(dict.fromkeys([names] if isinstance(names, str) else sample_ids(names)))
     known = set(run.samples)
     for name in wanted:
         if name not in known:
