@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def analyze(
     run: options.OneOrMoreRuns,
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier analysis in it is replaced.")],
-    config: Annotated[
-        Path | None, typer.Option(help="What to draw (YAML); see examples/analysis.yaml.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="What to draw (YAML).")] = None,
     aggregation: Annotated[
         list[str] | None,
         typer.Option(help="Aggregation to add: a name, or module:name of your own; repeat for more."),
@@ -49,7 +47,7 @@ def analyze(
     status 1: samples were refused as damaged; the others are analysed.
     """
     from i2am.flows.console.progress import show_progress
-    from i2am.flows.prefect.choose import as_flow
+    from i2am.flows.prefect.choose import as_flow, refuse_credentials
     from i2am.flows.subprocesses import termination_interrupts
     from i2am.storage.reading.open import open_any
 
@@ -59,9 +57,13 @@ def analyze(
     open_any(run, label=settings.label)  # an error of the run is raised at once, not inside a flow
     with show_progress(quiet), termination_interrupts():
         if through_prefect:
-            from i2am.flows.prefect.analyze_flow import analyze_flow
+            from i2am.flows.prefect.server import prefect_server
 
-            summary = analyze_flow(run, str(out), settings, overwrite, again)
+            refuse_credentials([*run, str(out)])
+            with prefect_server():
+                from i2am.flows.prefect.analyze_flow import analyze_flow
+
+                summary = analyze_flow(run, str(out), settings, overwrite, again)
         else:
             from i2am.flows.analyze.job import run_analysis
 

@@ -12,7 +12,7 @@ from i2am.flows.console.output import human_bytes, log, print_json, print_line
 
 
 def capture(
-    config: Annotated[Path, typer.Argument(help="Configuration (YAML); see examples/.")],
+    config: Annotated[Path, typer.Argument(help="Configuration (YAML); i2am demo writes one.")],
     out: RunOut = None,
     retry_failed: RetryFailed = False,
     keep_going: Annotated[
@@ -36,9 +36,12 @@ def capture(
     through_prefect = as_flow(prefect, direct)
     with show_progress(quiet):
         if through_prefect:
-            from i2am.flows.prefect.capture_flow import capture_flow
+            from i2am.flows.prefect.server import prefect_server
 
-            summary = capture_flow(settings, retry_failed, keep_going)
+            with prefect_server():
+                from i2am.flows.prefect.capture_flow import capture_flow
+
+                summary = capture_flow(settings, retry_failed, keep_going)
         else:
             from i2am.flows.capture.job import run_capture
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="Configuration (YAML); see examples/.")],
+    config: Annotated[Path, typer.Argument(help="Configuration (YAML); i2am demo writes one.")],
     as_json: AsJson = False,
 ) -> None:
     """Predicted bytes, files, memory of a capture.

@@ -12,6 +12,7 @@ from i2am.flows.analyze.job import run_analysis
 from i2am.flows.config.models import AnalysisConfig
 from i2am.flows.console.progress import Progress, listening
 from i2am.flows.prefect.markdown import cells, plain
+from i2am.storage.redaction import without_secrets
 
 
 @task(name="analyse run", cache_policy=NO_CACHE, persist_result=False)
@@ -25,7 +26,7 @@ def analyze_run(
         if event.what and event.done == event.total:
             logger.info("%s done (%d)", event.stage, event.total)
 
-    with listening(listen):
+    with without_secrets(), listening(listen):
         return run_analysis(run, out, config, overwrite, again)
 
 

@@ -15,13 +15,14 @@ from i2am.flows.prefect.markdown import cells, plain
 from i2am.flows.prefect.reporter import Reporter
 from i2am.flows.sweep.pool import Event, Message, ShardChanged
 from i2am.flows.sweep.sweep import run_sweep
+from i2am.storage.redaction import redacted
 
 
 def sweep_as_flow(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
     """Run a sweep that a Prefect server shows as a flow run; the summary of :func:`run_sweep`."""
     with Reporter("sweep", config.out, patience=config.sweep.patience) as reporter:
         parameters = {"config": config.model_dump(mode="json", by_alias=True), "retry_failed": retry_failed}
-        reporter.start_flow_run(f"sweep {config.out}", parameters)
+        reporter.start_flow_run(redacted(f"sweep {config.out}"), parameters)
         try:
             summary = reported_sweep(config, retry_failed, reporter)
         except Exception as error:
