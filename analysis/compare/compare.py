@@ -32,7 +32,7 @@ from i2am.analysis.compare.result import Comparison
 from i2am.analysis.compare.scores import paired_scores, summarise_pairs, summarise_scores
 from i2am.analysis.events import Listener, StudyFinished, counter, ignore
 from i2am.analysis.grids.direction import Direction
-from i2am.analysis.grids.resize import Grid
+from i2am.analysis.grids.resize import Grid, Resize
 from i2am.analysis.maps.question import Protocol
 from i2am.analysis.marginals.store import StorePlace, store_for
 from i2am.analysis.options import StudyOptions, check_options
@@ -68,6 +68,7 @@ class CompareOptions(TypedDict, total=False):
     heads: Indices | None
     samples: Sequence[str] | None
     size: Grid | None
+    resize: Resize
     time_groups: int
     penalty: float
     protocol: Protocol
@@ -100,8 +101,8 @@ def compare(
     overwrite
         Replace things of the names in OUTPUTS that no comparison wrote.
     **options
-        layers, steps, heads, samples, size, time_groups=5, penalty=3.0, protocol="corrected",
-        confidence=0.95, details=6, store, storage_options: see `CompareOptions`.
+        layers, steps, heads, samples, size, resize="linear", time_groups=5, penalty=3.0,
+        protocol="corrected", confidence=0.95, details=6, store, storage_options: see `CompareOptions`.
 
     Returns
     -------

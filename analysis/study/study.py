@@ -199,7 +199,7 @@ def _study(
     aggregated = collect_aggregations(
         run, good, options.aggregations, staging, emit,
         layers=options.layers, steps=options.steps, heads=options.heads, size=options.size,
-        store=options.store, storage_options=options.storage_options,
+        resize=options.resize, store=options.store, storage_options=options.storage_options,
     )  # fmt: skip
     timings.end("aggregations")
     _draw(run, collected, aggregated, tables, refusals, options, staging, emit, timings)

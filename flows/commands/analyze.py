@@ -27,6 +27,7 @@ def analyze(
     protocol: Annotated[
         str | None, typer.Option(help="corrected, or official: the paper's own code.")
     ] = None,
+    resize: options.ResizeOrConfigured = None,
     size: options.Size = None,
     label: options.Label = False,
     workers: options.Workers = None,
@@ -54,7 +55,8 @@ def analyze(
     from i2am.storage.reading.open import open_any
 
     given = {"size": size, "label": label or None, "workers": workers, "cluster": cluster}
-    settings = _settings(config, aggregation or [], protocol, given | {"report_dask": report_dask})
+    given |= {"report_dask": report_dask, "resize": resize}
+    settings = _settings(config, aggregation or [], protocol, given)
     choice = both_refused(prefect, direct)
     open_any(run, label=settings.label)  # an error of the run is raised at once, not inside a flow
     with show_progress(quiet), termination_interrupts():
@@ -78,6 +80,7 @@ def _settings(
 ) -> AnalysisConfig:
     """The configuration with the options over it; names are looked up before anything is computed."""
     from i2am.analysis.aggregations.registry import find
+    from i2am.analysis.grids.resize import check_resize
     from i2am.analysis.maps.question import PROTOCOLS
     from i2am.flows.config.load_yaml import load_config
     from i2am.flows.config.models import AnalysisConfig
@@ -87,6 +90,7 @@ def _settings(
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
     if protocol is not None and protocol not in PROTOCOLS:
         raise UnknownName("protocol", protocol, PROTOCOLS)
+    check_resize(options["resize"] or "linear")
     names = [*settings.aggregations, *aggregations]
     for name in names:
         find(name)

@@ -20,6 +20,7 @@ def compare(
     steps: options.Steps = None,
     heads: options.Heads = None,
     size: options.Size = None,
+    resize: options.Resize = "linear",
     time_groups: options.TimeGroups = 5,
     penalty: options.Penalty = 3.0,
     confidence: options.Confidence = 0.95,
@@ -41,7 +42,7 @@ def compare(
     from i2am.storage.reading.open import open_any
 
     question: dict[str, Any] = {"layers": layer, "samples": sample, "steps": steps, "heads": heads}
-    question |= {"size": size, "time_groups": time_groups, "penalty": penalty}
+    question |= {"size": size, "resize": resize, "time_groups": time_groups, "penalty": penalty}
     question |= {"confidence": confidence, "protocol": protocol, "details": details}
     where = options.computing(workers, cluster)
     first, second = open_any(a, label=label), open_any(b, label=label)
