@@ -14,7 +14,6 @@ another does not count. A sample that is damaged in either run is left out and n
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -36,7 +35,14 @@ from i2am.analysis.grids.resize import Grid, Resize
 from i2am.analysis.maps.question import Protocol
 from i2am.analysis.marginals.store import StorePlace, store_for
 from i2am.analysis.options import StudyOptions, check_options
-from i2am.analysis.output_directory import OutputKind, Timings, output_directory, retry_without_damaged
+from i2am.analysis.output_digests import write_mark
+from i2am.analysis.output_directory import (
+    OutputKind,
+    Timings,
+    output_directory,
+    remove_partial_chunks,
+    retry_without_damaged,
+)
 from i2am.analysis.study.collect import collect_tables
 from i2am.analysis.study.damaged_samples import split_damaged
 from i2am.storage.errors import NoAnswer
@@ -229,7 +235,8 @@ class _Job:
         details = self.options.details
         write_compare_figures(found, stores, made / "figures", details, self.emit)
         write_compare_page(found, stores, made / "report", details, self.emit)
-        (made / "compare.json").write_text(json.dumps(found.to_json(), indent=2) + "\n")
+        remove_partial_chunks(made)
+        write_mark(made, OUTPUTS, COMPARISON.mark, found.to_json())
         return found
 
 

@@ -88,7 +88,7 @@ def attribution_maps(
     layers, steps, heads, samples
         What to average over or to keep; None for all that can answer.
     size, time_groups
-        (rows, columns), None for the largest grid or the official size; groups of steps, fewer of fewer steps.
+        (rows, columns), None for the largest grid or the official size; groups, at most one a step.
     at, at_pixels
         Region of the specific level: a mask image by name, or a `Region` in patches of the largest grid (of
         the generated image for "g2r", of the reference for "r2g"); or pixels of that image, (x, y) from its

@@ -25,6 +25,9 @@ def _read_by(parser: str, help: str) -> Any:
 
 
 OneRun: TypeAlias = Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")]
+RunOrResults: TypeAlias = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run: a folder NAME.zarr or a URL; or the --out of an analysis.")
+]
 OneOrMoreRuns: TypeAlias = Annotated[
     list[str],
     typer.Argument(
