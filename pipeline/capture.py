@@ -10,13 +10,13 @@ from typing import Any
 from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.events import Event, Listener, ignore
-from i2am.pipeline.recording.guidance import StepTracker, as_layout, scheduler_progress
+from i2am.pipeline.recording.batch_rows import BatchSplitter
 from i2am.pipeline.recording.hooks import PipelineHooks
 from i2am.pipeline.recording.images import ImageLike, to_uint8
 from i2am.pipeline.recording.layer_selection import Layers, select_layers
 from i2am.pipeline.recording.recording import CaptureSettings, CaptureTarget, Recording, SampleHandle
 from i2am.pipeline.recording.run_target import RunTarget
-from i2am.pipeline.recording.split import BatchSplitter
+from i2am.pipeline.recording.step_tracker import StepTracker, as_layout, scheduler_progress
 from i2am.pipeline.taps.host_copies import HostCopies
 from i2am.pipeline.timesteps import Timestep
 from i2am.storage.errors import CaptureError, InputError
@@ -136,7 +136,6 @@ class Capture:
         with ExitStack() as exits:
             exits.enter_context(self._target)
             exits.callback(self._copies.close)
-            exits.enter_context(self._hooks.attached())
             self._exits = exits.pop_all()
         return self
 

@@ -82,34 +82,15 @@ def run_job(
     only: Collection[str] | None = None,
     on_failure: OnFailure | None = None,
 ) -> int:
-    """Generate and capture every sample of ``cap`` that is missing.
+    """Generate and capture every sample of ``cap`` that is missing; the number of samples captured now.
 
-    Samples that another process is writing are passed over and taken up again at the end, until they exist or
-    are given up: any number of jobs may work on one run.
+    Any number of jobs may work on one run: samples that another process is writing are passed over and tried
+    again at the end, until they exist or are given up. ``load`` makes a task of a sample id, for one batch at
+    a time, so that few images are in memory. ``limit`` is the most samples to take, ``only`` those allowed.
 
-    Parameters
-    ----------
-    cap, pipe
-        An entered capture, and its pipeline.
-    load
-        Sample id to task; called for one batch at a time, so that few images are in memory.
-    call
-        How to call the pipeline.
-    batch_size
-        Samples in one call.
-    limit
-        Most samples to take now.
-    only
-        Samples to take, of those that are missing; None for all.
-    on_failure
-        Called with the samples of a batch that could not be loaded or generated, and why; the job then goes
-        on, unless the error is FATAL or MAX_FAILURES batches in a row were not generated. None: the first
-        error ends the job.
-
-    Returns
-    -------
-    int
-        Samples captured now.
+    ``on_failure`` is called with the samples of a batch that could not be loaded or generated, and why; the
+    job then goes on, unless the error is FATAL or MAX_FAILURES batches in a row were not generated. Without
+    it the first error ends the job.
     """
     chosen = set(cap.declared if only is None else only)
     wanted = set([id for id in cap.missing if id in chosen][:limit])

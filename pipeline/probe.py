@@ -50,8 +50,8 @@ def probe(
     raise CaptureError("probe of the pipeline", expected="a denoiser call", got="none")
 
 
-class _GeometryKnown(Exception):
-    """Stops the pipeline: nothing more is needed of it."""
+class _GeometryKnown(BaseException):
+    """Stops the pipeline, as no error of capture's own may: nothing more is needed of it."""
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__("geometry known")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, overload
 
 import numpy as np
 import xarray as xr
@@ -31,13 +31,29 @@ FLAT = 1e-5  # a map whose range is below this share of its largest magnitude co
 Float64 = NDArray[np.float64]
 
 
+@overload
+def imacs(
+    maps: xr.DataArray,
+    masks: ArrayLike,
+    direction: str | None = None,
+    penalty: float = 3.0,
+    protocol: str = "corrected",
+) -> xr.DataArray: ...
+@overload
+def imacs(
+    maps: ArrayLike,
+    masks: ArrayLike,
+    direction: str | None = None,
+    penalty: float = 3.0,
+    protocol: str = "corrected",
+) -> Float64 | float: ...
 def imacs(
     maps: xr.DataArray | ArrayLike,
     masks: ArrayLike,
     direction: str | None = None,
     penalty: float = 3.0,
     protocol: str = "corrected",
-) -> Any:
+) -> xr.DataArray | Float64 | float:
     """Score maps against masks.
 
     Parameters
@@ -146,10 +162,7 @@ def _score_each_sample(
         imacs(maps.isel(sample=n), masks if labelled else masks[n], direction, penalty, protocol)
         for n in range(count)
     ]
-    return cast(
-        xr.DataArray,
-        xr.concat(parts, "sample", coords="different", compat="equals", combine_attrs="override"),
-    )
+    return xr.concat(parts, "sample", coords="different", compat="equals", combine_attrs="override")
 
 
 def _in_order(array: xr.DataArray) -> xr.DataArray:

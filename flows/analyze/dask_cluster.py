@@ -159,6 +159,7 @@ def _check_workers(client: Client) -> None:
 @contextmanager
 def _explain_losses(client: Client) -> Iterator[None]:
     """Turn a lost scheduler, and a task that every worker died of, into errors of one line."""
+    from distributed.comm import CommClosedError
     from distributed.scheduler import KilledWorker
 
     try:
@@ -172,8 +173,8 @@ def _explain_losses(client: Client) -> Iterator[None]:
             remedy="give each worker more memory; see its log",
         ) from error
     except Exception as error:
-        if client.status == "running":
-            raise
+        if client.status == "running" and not isinstance(error, CommClosedError):
+            raise  # a closed connection may be noticed before the client's status changes
         raise ClusterError(
             "the Dask scheduler was lost",
             got=one_line(error),

@@ -39,6 +39,7 @@ def describe(run: AnyRun) -> dict[str, Any]:
         "layers": [layer.to_json() for layer in distinct_layers(run)],
         "files": len(sizes),
         "bytes": sum(sizes),
+        "witness": _witness(run),
         "provenance": {
             key: str(value)
             for key, value in run.attrs.items()
@@ -49,4 +50,22 @@ def describe(run: AnyRun) -> dict[str, Any]:
         "runs": [
             {"path": each.path, "run_id": each.run_id, "samples": len(each.samples)} for each in members
         ],
+    }
+
+
+def _witness(run: AnyRun) -> dict[str, Any]:
+    """How much of the stored attention was compared with the attention kernel, and how far it was off."""
+    records = [run.record(sample)["witness"] for sample in run.samples]
+    seen = [agreement for record in records for agreement in record.values() if agreement["kernel"]]
+    unseen = {
+        layer
+        for record in records
+        for layer in run.layers
+        if layer not in record or record[layer]["unwitnessed_steps"]
+    }
+    return {
+        "kernels": sorted({agreement["kernel"] for agreement in seen}),
+        "rows": sum(agreement["rows"] for agreement in seen),
+        "largest_difference": max((agreement["largest_difference"] for agreement in seen), default=None),
+        "unwitnessed_layers": [layer for layer in run.layers if layer in unseen],
     }

@@ -1,4 +1,4 @@
-"""A pool of capture processes: one for each GPU, given one shard at a time, replaced when it is lost."""
+"""A pool of capture processes, one for each GPU: a shard whose process is lost is given out again."""
 
 from __future__ import annotations
 

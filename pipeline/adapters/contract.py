@@ -20,6 +20,8 @@ class Site:
     ----------
     name
         Module path of the layer below the pipeline: its name in the store.
+    attention
+        The attention module, which calls the projections and the kernel.
     query, key
         The projections; outputs [row, token, heads * head dim].
     grid
@@ -38,6 +40,7 @@ class Site:
     """
 
     name: str
+    attention: nn.Module
     query: nn.Module
     key: nn.Module
     grid: nn.Module
@@ -53,12 +56,12 @@ class JointSite:
     """One joint attention layer, whose query and key are read where they reach the attention call."""
 
     name: str
-    module: nn.Module
+    attention: nn.Module
     """The attention module; its processor makes the call."""
 
     @property
     def module_class(self) -> str:
-        return type(self.module).__name__
+        return type(self.attention).__name__
 
 
 AnySite: TypeAlias = Site | JointSite
@@ -153,6 +156,14 @@ class Adapter:
     def roles(self, pipe: Any, rows_per_sample: int) -> tuple[str, ...]:
         """Guidance role of each block of rows in a denoiser call, in order: ``("uncond", "cond")``, say."""
         return self._known_roles(rows_per_sample, {1: ("cond",), 2: ("uncond", "cond")})
+
+    def guidance_is_on(self, pipe: Any) -> bool | None:
+        """Whether the pipeline says that it uses classifier-free guidance now; None if it does not say."""
+        try:
+            found = getattr(pipe, "do_classifier_free_guidance", None)
+        except AttributeError:  # before its first call
+            return None
+        return found if isinstance(found, bool) else None
 
     def calls(self, pipe: Any) -> tuple[str, ...]:
         """Roles of a step's successive calls where guidance, if on, makes separate calls; else empty."""

@@ -71,6 +71,7 @@ def projection_site(
         scale = int(attention.dim_head) ** -0.5  # type: ignore[arg-type]
     return Site(
         name=name,
+        attention=attention,
         query=attention.get_submodule("to_q"),
         key=attention.get_submodule("to_k") if key is None else key,
         grid=grid,

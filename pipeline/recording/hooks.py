@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,49 +14,97 @@ from torch import nn
 from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
 from i2am.pipeline.recording.recording import Recording
 from i2am.pipeline.taps.attention_calls import CallTap
+from i2am.pipeline.taps.guard import make_guard
+from i2am.pipeline.taps.kernels import KernelCall, KernelTap
 from i2am.pipeline.taps.latent_tiles import TileTracker
 from i2am.pipeline.taps.projections import ProjectionTap, QueryKey
+from i2am.pipeline.taps.shared_wrapper import listening
 from i2am.pipeline.timesteps import read_timestep
+from i2am.storage.errors import CaptureError
 from i2am.storage.format.tile import Tile
 
 
 class PipelineHooks:
-    """Hooks that pass on what a pipeline does to the recording under way, if any; they only read."""
+    """Hooks that pass on what a pipeline does to the recording under way; they only read.
+
+    They are there during a generation alone, on the modules that the pipeline has then: a LoRA or a processor
+    that came since the last generation is seen. Calls made by other threads are passed over.
+    """
 
     def __init__(
         self, pipe: Any, adapter: Adapter, sites: Sequence[AnySite], recording: Callable[[], Recording | None]
     ) -> None:
-        self._pipe, self._adapter, self._recording = pipe, adapter, recording
-        self._denoiser, self._companions = adapter.denoiser(pipe), tuple(adapter.companions(pipe))
-        self._projections = ProjectionTap([s for s in sites if isinstance(s, Site)], self._receive)
-        joint = [s for s in sites if isinstance(s, JointSite)]
-        self._joint = CallTap(joint, self._receive, self._keeps_call) if joint else None
-        self._tiles = TileTracker() if adapter.tiled else None
+        self._pipe, self._adapter = pipe, adapter
+        self._names = [site.name for site in sites]
+        self._recording_under_way = recording
+        self._guard = make_guard(self._here, self._keep_error)
+        self._projections = ProjectionTap((), self._receive, self._guard)
+        self._joint: CallTap | None = None
+        self._tiles: TileTracker | None = None
+        self._denoiser = adapter.denoiser(pipe)
         self._label = ""
         self._inside_call = False
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Register every hook; where one registration fails, the earlier ones are removed."""
+    def generation(self) -> Iterator[None]:
+        """One pipeline call; where the registration of a hook fails, the earlier ones are removed."""
+        self._inside_call, self._label = False, ""
+        sites = self._current_sites()
+        joint = [site for site in sites if isinstance(site, JointSite)]
+        self._projections = ProjectionTap(
+            [site for site in sites if isinstance(site, Site)], self._receive, self._guard
+        )
+        self._joint = CallTap(joint, self._receive, self._keeps_call, self._guard) if joint else None
+        kernels = KernelTap(
+            [site.attention for site in sites], self._on_kernel, self._on_attention_end, self._keeps_call,
+            self._guard,
+        )  # fmt: skip
+        self._tiles = TileTracker() if self._adapter.tiled else None
+        self._denoiser = self._adapter.denoiser(self._pipe)
+        modules = (*self._adapter.companions(self._pipe), self._denoiser)
         with ExitStack() as hooks:
+            hooks.enter_context(kernels.attached())
             hooks.enter_context(self._projections.attached())
             if self._joint is not None:
                 hooks.enter_context(self._joint.attached())
-            modules = (*self._companions, self._denoiser)
             for module in modules:
-                hooks.callback(module.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
-            hooks.callback(self._denoiser.register_forward_hook(self._end).remove)
+                begin = module.register_forward_pre_hook(self._guard(self._begin), with_kwargs=True)
+                hooks.callback(begin.remove)
+            hooks.callback(self._denoiser.register_forward_hook(self._guard(self._end)).remove)
             for module in modules:
-                hooks.callback(module.register_forward_hook(self._after, always_call=True).remove)
-            hooks.enter_context(_listening_to_labels(self._denoiser, self._set_label))
+                after = module.register_forward_hook(self._guard(self._after), always_call=True)
+                hooks.callback(after.remove)
+            if hasattr(self._denoiser, "cache_context"):  # the role that a pipeline names itself
+                hooks.enter_context(listening(self._denoiser, "cache_context", self._guard(self._set_label)))
+            if self._tiles is not None:
+                hooks.enter_context(self._tiles)
             yield
 
-    @contextmanager
-    def generation(self) -> Iterator[None]:
-        """One pipeline call; latents that are cut into tiles are seen inside it."""
-        self._inside_call, self._label = False, ""
-        with self._tiles if self._tiles is not None else ExitStack():
-            yield
+    def _current_sites(self) -> list[AnySite]:
+        found = {site.name: site for site in self._adapter.sites(self._pipe)}
+        for name in self._names:
+            if name not in found:
+                raise CaptureError(
+                    f"layer {name!r}",
+                    expected="a layer that the model still has",
+                    got="none of that name",
+                    remedy="end the capture before the model's layers change, and begin another",
+                )
+        return [found[name] for name in self._names]
+
+    def _here(self) -> bool:
+        """Whether a recording is under way in this thread."""
+        recording = self._recording_under_way()
+        return recording is not None and recording.thread == threading.get_ident()
+
+    def _recording(self) -> Recording | None:
+        """The recording under way in this thread, unless it has failed."""
+        recording = self._recording_under_way()
+        return recording if recording is not None and self._here() and recording.error is None else None
+
+    def _keep_error(self, error: Exception) -> None:
+        if (recording := self._recording()) is not None:
+            recording.error = error
 
     def _keeps_call(self) -> bool:
         recording = self._recording()
@@ -64,6 +113,14 @@ class PipelineHooks:
     def _receive(self, layer: QueryKey) -> None:
         if (recording := self._recording()) is not None:
             recording.receive(layer)
+
+    def _on_kernel(self, module: nn.Module, call: KernelCall) -> None:
+        if (recording := self._recording()) is not None:
+            recording.witness.called(module, call)
+
+    def _on_attention_end(self, module: nn.Module) -> None:
+        if (recording := self._recording()) is not None:
+            recording.witness.module_ended(module)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recording = self._recording()
@@ -77,7 +134,7 @@ class PipelineHooks:
         self._projections.reset()
         arguments = _by_name(module, args, kwargs)
         now = read_timestep(self._adapter.timestep(arguments))
-        recording.begin_call(now, self._tile(arguments), label=self._label)
+        recording.begin_call(now, self._tile(arguments), self._label, _latents(arguments))
         if self._joint is not None and recording.keeps_call:
             self._joint.begin(self._adapter.spans(self._pipe, arguments))
 
@@ -90,7 +147,7 @@ class PipelineHooks:
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A module has run, or failed."""
         if module is self._denoiser:
-            self._inside_call = False
+            self._inside_call, self._label = False, ""
             if self._joint is not None:
                 self._joint.reset()
         if self._tiles is not None and self._recording() is not None:
@@ -99,39 +156,20 @@ class PipelineHooks:
     def _tile(self, arguments: Mapping[str, Any]) -> Tile | None:
         if self._tiles is None:
             return None
-        latents = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
+        latents = _latents(arguments)
+        if latents is None:
+            return None
         return self._tiles.last_cut(int(latents.shape[-2]), int(latents.shape[-1]))
 
-    def _set_label(self, label: str) -> None:
-        self._label = label
+    def _set_label(self, name: str, **kwargs: Any) -> None:
+        self._label = name
+
+
+def _latents(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    return next((value for value in arguments.values() if isinstance(value, torch.Tensor)), None)
 
 
 def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
     extra = bound.pop("kwargs", {})
     return {**bound, **extra}
-
-
-@contextmanager
-def _listening_to_labels(denoiser: nn.Module, set_label: Callable[[str], None]) -> Iterator[None]:
-    """Learn the role that a pipeline names itself: ``with transformer.cache_context("cond"):``."""
-    original = getattr(denoiser, "cache_context", None)
-    if original is None:
-        yield
-        return
-
-    @contextmanager
-    def cache_context(name: str, **kwargs: Any) -> Iterator[Any]:
-        context: AbstractContextManager[Any] = original(name, **kwargs)
-        with context as value:
-            set_label(name)
-            try:
-                yield value
-            finally:
-                set_label("")
-
-    denoiser.cache_context = cache_context  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del denoiser.cache_context

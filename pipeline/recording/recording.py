@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -9,13 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from numpy.typing import NDArray
 
 from i2am.pipeline.adapters.contract import AnySite
 from i2am.pipeline.events import Listener, SampleDone, StepDone
-from i2am.pipeline.recording.guidance import CallPosition, StepTracker
+from i2am.pipeline.recording.batch_rows import BatchSplitter, SampleAttention
 from i2am.pipeline.recording.images import ImageLike, to_uint8
-from i2am.pipeline.recording.split import BatchSplitter, SampleAttention
+from i2am.pipeline.recording.step_tracker import CallPosition, StepTracker
+from i2am.pipeline.recording.witness import Expected, Part, Witness
 from i2am.pipeline.taps.host_copies import Array, HostCopies
 from i2am.pipeline.taps.projections import QueryKey
 from i2am.pipeline.timesteps import Timestep
@@ -137,14 +140,19 @@ class Recording:
         self._kept_steps: list[int] = []
         self._call: CallPosition | None = None
         self._tile: Tile | None = None
+        self._latents: torch.Tensor | None = None
         self._ended_steps = 0
         self._seen: set[str] = set()
         self._rows: dict[int, tuple[str, ...]] = {}
         self._specs: dict[str, LayerSpec] = {}
         self._before_run: list[tuple[SampleAttention, int, dict[str, Array]]] = []
         self._sinks: dict[int, Sink] | None = None
+        self._seen_guidance = False
         self._open_sinks = ExitStack()
+        self.witness = Witness(copies.submit)
         self._started = time.perf_counter()
+        self.thread = threading.get_ident()
+        self.error: Exception | None = None
 
     @property
     def keeps_call(self) -> bool:
@@ -154,7 +162,9 @@ class Recording:
             return False
         return call.rows is None or not set(call.rows).isdisjoint(self._settings.splitter.roles)
 
-    def begin_call(self, now: Timestep, tile: Tile | None = None, label: str = "") -> None:
+    def begin_call(
+        self, now: Timestep, tile: Tile | None = None, label: str = "", latents: torch.Tensor | None = None
+    ) -> None:
         """A call of the denoiser begins, at the scheduler's timestep ``now``."""
         if not self._schedule:
             self._schedule = self._settings.schedule(now)
@@ -163,7 +173,7 @@ class Recording:
         call = self._tracker.begin(now, self._schedule, tile, label)
         if call.step == before:
             self._end_steps(before)
-        self._call, self._tile = call, tile
+        self._call, self._tile, self._latents = call, tile, latents
         self._seen.clear()
 
     def receive(self, layer: QueryKey) -> None:
@@ -180,17 +190,23 @@ class Recording:
         self._seen |= {name, layer.site.name}
         splitter, samples = self._settings.splitter, len(self._handles)
         rows = splitter.rows(layer, samples, call.rows)
+        if call.rows is None and len(rows) > 1 and not self._seen_guidance:
+            splitter.check_guidance(rows, samples, self._latents)
+            self._seen_guidance = True
         index = 0 if self._tile is not None else call.index  # all tiles have the same rows
         if len(rows) >= len(self._rows.get(index, ())):  # a ControlNet may see the cond rows alone
             self._rows[index] = rows
         step = self._kept_steps.index(call.step)
+        expected = Expected.of(layer)
         for part in splitter.split(layer, rows, samples, self._tile):
             self._specs.setdefault(part.spec.name, part.spec)
             if not self._handles[part.sample].stored:
                 continue
-            put = self._collector(part, step)
+            put = self._collector(part, step, expected.add(part, step))
             for name, tensor in part.arrays.items():
                 self._copies.submit(tensor, partial(put, name))
+        if expected.parts:
+            self.witness.expect(layer.site.attention, expected)
 
     def end_call(self) -> None:
         """The denoiser's call has ended: every layer must have been called."""
@@ -211,6 +227,8 @@ class Recording:
 
     def finish(self) -> None:
         """Write the images and commit every sample, if the generation made every announced call."""
+        if self.error is not None:
+            raise self.error
         if self._tracker.finished:
             self._end_steps(self._tracker.steps)
         if self._sinks is None or not self._tracker.finished:
@@ -228,6 +246,7 @@ class Recording:
                 self._target.add_image(name, image)
                 sink.put_image(name, image)
             sink.annotate(seconds=round(seconds, 3), **handle.notes)
+            sink.witness(self.witness.of_sample(index))
         self._open_sinks.close()
         for index in self._sinks:
             self._listener(SampleDone(self._handles[index].id, seconds))
@@ -245,7 +264,7 @@ class Recording:
             self._open_target()
         self._listener(StepDone(tuple(handle.id for handle in self._handles), steps, len(self._schedule)))
 
-    def _collector(self, part: SampleAttention, step: int) -> Callable[[str, Array], None]:
+    def _collector(self, part: SampleAttention, step: int, seen: Part) -> Callable[[str, Array], None]:
         """A function that stores a layer's arrays once all are there; before the run exists they are held."""
         arrived: dict[str, Array] = {}
         wanted = len(part.arrays)
@@ -253,6 +272,7 @@ class Recording:
         def put(name: str, array: Array) -> None:
             arrived[name] = array
             if len(arrived) == wanted:
+                self.witness.stored(seen, arrived["query"], arrived["key"], part.spec.logit_scale)
                 if self._sinks is None:
                     self._before_run.append((part, step, arrived))
                 else:

@@ -18,8 +18,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from i2am.pipeline.adapters.contract import JointSite, Spans
+from i2am.pipeline.taps.guard import Guard
 from i2am.pipeline.taps.logsumexp import row_logsumexp
 from i2am.pipeline.taps.projections import QueryKey, Receive
+from i2am.pipeline.taps.shared_wrapper import listening
 from i2am.storage.errors import CaptureError
 
 _DISPATCH = "dispatch_attention_fn"
@@ -32,8 +34,11 @@ class CallTap:
     computed where ``keeps_call`` says that the current denoiser call is not kept.
     """
 
-    def __init__(self, sites: Sequence[JointSite], receive: Receive, keeps_call: Callable[[], bool]) -> None:
+    def __init__(
+        self, sites: Sequence[JointSite], receive: Receive, keeps_call: Callable[[], bool], guard: Guard
+    ) -> None:
         self._sites, self._receive, self._keeps_call = tuple(sites), receive, keeps_call
+        self._guard = guard
         self._spans: Spans | None = None
         self._current: JointSite | None = None
         self._seen = False
@@ -44,10 +49,11 @@ class CallTap:
         """Register every hook and wrapper; where one fails, the earlier ones are removed."""
         with ExitStack() as hooks:
             for module in dict.fromkeys(filter(None, map(_dispatching, self._sites))):
-                self._wrap(module, hooks)
+                hooks.enter_context(listening(module, _DISPATCH, self._guard(self._on_dispatch)))
             for site in self._sites:
-                hooks.callback(site.module.register_forward_pre_hook(self._enter_site(site)).remove)
-                hooks.callback(site.module.register_forward_hook(self._leave_site, always_call=True).remove)
+                enter, leave = self._guard(self._enter_site(site)), self._guard(self._leave_site)
+                hooks.callback(site.attention.register_forward_pre_hook(enter).remove)
+                hooks.callback(site.attention.register_forward_hook(leave, always_call=True).remove)
             hooks.callback(self.reset)
             yield
 
@@ -60,17 +66,10 @@ class CallTap:
         self._spans = self._current = None
         self._leave_mode()
 
-    def _wrap(self, module: ModuleType, hooks: ExitStack) -> None:
-        original = getattr(module, _DISPATCH)
-
-        def dispatch(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._current is not None:
-                mask = args[0] if args else kwargs.get("attn_mask")
-                self._on_call(query, key, mask, kwargs.get("scale"))
-            return original(query, key, value, *args, **kwargs)
-
-        setattr(module, _DISPATCH, dispatch)
-        hooks.callback(setattr, module, _DISPATCH, original)
+    def _on_dispatch(self, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> None:
+        mask = args[0] if args else kwargs.get("attn_mask")
+        scale = args[3] if len(args) > 3 else kwargs.get("scale")
+        self._on_call(query, key, mask, scale)
 
     def _enter_site(self, site: JointSite) -> Callable[..., None]:
         dispatches = _dispatching(site) is not None
@@ -80,7 +79,7 @@ class CallTap:
                 return
             self._current, self._seen = site, False
             if not dispatches:
-                self._mode = _SdpaMode(self._on_sdpa)
+                self._mode = _SdpaMode(self._guard(self._on_sdpa))
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
 
         return hook
@@ -102,8 +101,18 @@ class CallTap:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
 
-    def _on_sdpa(self, query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any) -> None:
-        self._on_call(query.transpose(1, 2), key.transpose(1, 2), attn_mask, kwargs.get("scale"))
+    def _on_sdpa(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._on_call(query.transpose(1, 2), key.transpose(1, 2), attn_mask, scale)
 
     def _on_call(self, query: torch.Tensor, key: torch.Tensor, mask: Any, scale: float | None) -> None:
         """An attention call inside the current site: the joint one has all tokens on both sides."""
@@ -123,7 +132,10 @@ class CallTap:
         for number, (start, layout) in enumerate(spans.references):
             reference = key[:, start : start + layout.tokens]
             part = f"reference-{number}" if number else ""
-            self._receive(QueryKey(site, generated, reference, spans.grid, factor, layout, lse, part))
+            places = (spans.start, start, (spans.length, spans.length))
+            self._receive(
+                QueryKey(site, generated, reference, spans.grid, factor, layout, lse, part, *places)
+            )
 
 
 class _SdpaMode(TorchFunctionMode):
@@ -141,6 +153,6 @@ class _SdpaMode(TorchFunctionMode):
 
 def _dispatching(site: JointSite) -> ModuleType | None:
     """The module whose own name for diffusers' dispatch the site's processor calls, if it has one."""
-    processor = getattr(site.module, "processor", site.module)
+    processor = getattr(site.attention, "processor", site.attention)
     module = sys.modules.get(type(processor).__module__)
     return module if hasattr(module, _DISPATCH) else None

@@ -16,6 +16,13 @@ def row_logsumexp(
     ``query`` and ``key`` are [row, token, head, dim]; ``mask`` is broadcastable to [row, head, token, key]:
     boolean, True where a key counts, or added to the logits.
     """
+    with torch.autocast(query.device.type, enabled=False):
+        return _in_blocks(query, key, scale, mask)
+
+
+def _in_blocks(
+    query: torch.Tensor, key: torch.Tensor, scale: float, mask: torch.Tensor | None
+) -> torch.Tensor:
     rows, tokens, heads, _ = query.shape
     keys = key.transpose(1, 2).float().transpose(-1, -2)
     limit = _BLOCK_BYTES.get(query.device.type, _BLOCK_BYTES["cpu"])

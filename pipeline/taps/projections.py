@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from i2am.pipeline.adapters.contract import AnySite, Site, TokenLayout
+from i2am.pipeline.taps.guard import Guard
 from i2am.storage.errors import CaptureError
 
 
@@ -38,6 +39,9 @@ class QueryKey:
         Log-sum-exp of each row over all keys of a joint softmax, [row, head, token] float32.
     part
         Tells several references of one layer apart.
+    gen_start, ref_start, tokens
+        Where the tokens stand in the kernel's own sequence, and (queries, keys) of that sequence; None: the
+        kernel has these tokens alone.
     """
 
     site: AnySite
@@ -48,6 +52,9 @@ class QueryKey:
     layout: TokenLayout | None = None
     lse: torch.Tensor | None = None
     part: str = ""
+    gen_start: int = 0
+    ref_start: int = 0
+    tokens: tuple[int, int] | None = None
 
 
 Receive: TypeAlias = Callable[[QueryKey], None]
@@ -57,8 +64,8 @@ Receive: TypeAlias = Callable[[QueryKey], None]
 class ProjectionTap:
     """Forward hooks on the projections of ``sites``, which may share a query; they only read."""
 
-    def __init__(self, sites: Sequence[Site], receive: Receive) -> None:
-        self._sites, self._receive = tuple(sites), receive
+    def __init__(self, sites: Sequence[Site], receive: Receive, guard: Guard) -> None:
+        self._sites, self._receive, self._guard = tuple(sites), receive, guard
         self._grids: dict[nn.Module, tuple[int, int]] = {}
         self._queries: dict[str, torch.Tensor] = {}
         self._keys: dict[str, torch.Tensor] = {}
@@ -69,7 +76,8 @@ class ProjectionTap:
         with ExitStack() as hooks:
             hooks.callback(self.reset)
             for grid in dict.fromkeys(site.grid for site in self._sites):
-                hooks.callback(grid.register_forward_pre_hook(self._on_grid, with_kwargs=True).remove)
+                on_grid = self._guard(self._on_grid)
+                hooks.callback(grid.register_forward_pre_hook(on_grid, with_kwargs=True).remove)
             for site in self._sites:
                 for module, outputs in ((site.query, self._queries), (site.key, self._keys)):
                     projection = module.register_forward_hook(self._on_projection(site, outputs))
@@ -111,7 +119,7 @@ class ProjectionTap:
                 query, key = self._queries.pop(site.name), self._keys.pop(site.name)
                 self._receive(_in_heads(site, query, key, self._grids.get(site.grid)))
 
-        return hook
+        return self._guard(hook)
 
 
 def _in_heads(site: Site, query: torch.Tensor, key: torch.Tensor, grid: tuple[int, int] | None) -> QueryKey:

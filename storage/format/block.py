@@ -1,4 +1,4 @@
-"""`Block`, what an eager read returns, and the one place where queries and keys are multiplied."""
+"""`Block`: stored values of a layer and sample, as a read returns them, and their logits."""
 
 from __future__ import annotations
 

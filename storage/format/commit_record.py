@@ -34,7 +34,8 @@ class CommitRecord:
 
     `files` maps paths below the run to sizes and checksums; `images` names to {"shape": [y, x, channel],
     "sha256": digest of its zarr.json}; `nonfinite` paths of arrays to their number of NaN and infinities.
-    `annotations` are the writer's. `digest` is that of the document that was read.
+    `annotations` are the writer's; `witness` says for each layer how what was stored compared with what the
+    attention kernel was given. `digest` is that of the document that was read.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class CommitRecord:
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     nonfinite: dict[str, int] = field(default_factory=dict)
     annotations: dict[str, Any] = field(default_factory=dict)
+    witness: dict[str, dict[str, Any]] = field(default_factory=dict)
     digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -60,6 +62,7 @@ class CommitRecord:
                 "images": self.images,
                 "nonfinite": self.nonfinite,
                 "annotations": self.annotations,
+                "witness": self.witness,
             }
         )
 
@@ -90,6 +93,7 @@ def _build_record(document: Mapping[str, Any], header: Header, sample: str) -> C
         images,
         dict(document["nonfinite"]),
         dict(document["annotations"]),
+        dict(document.get("witness", {})),
         str(document["digest"]),
     )
 

@@ -198,6 +198,24 @@ def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[
     check.notes.extend(f"{path}: a sample under way, or left by a crashed writer" for path in sorted(held))
 
 
+def _note_unwitnessed(check: _Check, records: Mapping[str, CommitRecord]) -> None:
+    """Say which samples hold attention that was not compared with the model's kernel at every step."""
+    captured = "adapter" in check.header.attributes
+    unseen = [
+        sample
+        for sample, record in records.items()
+        if (captured and not record.witness)
+        or any(layer["unwitnessed_steps"] for layer in record.witness.values())
+    ]
+    if unseen:
+        more = ", ..." if unseen[5:] else ""
+        check.notes.append(
+            f"{len(unseen)} samples hold attention that was not compared with the kernel at every step: "
+            + ", ".join(unseen[:5])
+            + more
+        )
+
+
 def _run_check(check: _Check) -> None:
     metadata: Mapping[str, str] = check.header.attributes["metadata"]
     seen = {ROOT}
@@ -223,6 +241,7 @@ def _run_check(check: _Check) -> None:
                 check.data(sample, path, wanted)
             seen.add(path)
     _explain_rest(check, records, seen)
+    _note_unwitnessed(check, records)
     if not whole:
         check.notes.append("the attention was left out when the run was exported")
     missing = len(check.header.samples) - len(records)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ class Sink:
         self._keys: dict[str, Array] = {}
         self._images: dict[str, dict[str, Any]] = {}
         self._notes: dict[str, Any] = {}
+        self._witness: dict[str, Any] = {}
         self._open = True
 
     def put(
@@ -187,6 +188,24 @@ class Sink:
             self._check_open()
             self._notes.update(notes)
 
+    def witness(self, agreements: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record how what was stored compared with what the attention kernel was given.
+
+        Parameters
+        ----------
+        agreements : mapping
+            Layer to kernel, steps, rows, largest_difference and unwitnessed_steps; see FORMAT.md.
+
+        Raises
+        ------
+        InputError
+            If JSON cannot hold a value, or the sample is closed.
+        """
+        checked = jsonable(agreements)
+        with self._lock:
+            self._check_open()
+            self._witness.update(checked)
+
     def _check_open(self) -> None:
         if not self._open:
             raise InputError(f"sample {self.sample!r} is closed", remedy="put arrays inside its with block")
@@ -234,6 +253,11 @@ class Sink:
     def commit(self) -> CommitRecord:
         """Wait for the writers, move the files into place and write the commit record.
 
+        Returns
+        -------
+        CommitRecord
+            As it was written.
+
         Raises
         ------
         InputError
@@ -263,6 +287,7 @@ class Sink:
             images=self._images,
             nonfinite={w.path: w.nonfinite for _, w in self._arrays.values() if w.nonfinite},
             annotations=self._notes,
+            witness=self._witness,
         )
         content = record.to_bytes()
         if len(content) > MAX_RECORD:  # no reader would accept it

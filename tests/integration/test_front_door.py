@@ -95,39 +95,40 @@ def public_members() -> Iterator[tuple[str, Any]]:
         if inspect.isclass(public):
             for key, value in vars(public).items():
                 value = getattr(value, "__func__", value)
-                if not key.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+                method = inspect.isfunction(value) and value.__qualname__ == f"{name}.{key}"
+                if not key.startswith("_") and (method or isinstance(value, property)):
                     yield f"{name}.{key}", value
 
 
-def sections(doc: str) -> set[str]:
-    lines = [line.strip() for line in doc.splitlines()]
-    return {title for title, rule in pairwise(lines) if rule and set(rule) == {"-"}}
-
-
-def missing_sections(public: Any) -> set[str]:
-    """What a numpy-style docstring has to say of a function or class, and does not."""
+def lacking_in_docstring(public: Any) -> set[str]:
+    """What the docstring of a function or class lacks: numpy's sections, or all in one line."""
     doc = inspect.getdoc(public) or ""
+    if not doc:
+        return {"docstring"}
     if isinstance(public, property) or (inspect.isclass(public) and issubclass(public, Exception)):
-        return set() if doc else {"docstring"}
-    if re.search(r"[Ss]ee `", doc):  # another one says it
         return set()
-    found = sections(doc)
+    if re.search(r"[Ss]ee `|made by `", doc):  # another one says it
+        return set()
+    lines = [line.strip() for line in doc.splitlines()]
+    sections = {title for title, rule in pairwise(lines) if rule and set(rule) == {"-"}}
     if inspect.isclass(public):
-        return set() if found & {"Parameters", "Attributes"} else {"Parameters"}
+        return set() if sections & {"Parameters", "Attributes"} else {"Parameters"}
     signature = inspect.signature(public)
-    wanted = set()
-    if set(signature.parameters) - {"self", "cls"}:
-        wanted.add("Parameters")
-    if signature.return_annotation not in ("None", None) and "Yields" not in found:
-        wanted.add("Returns")
+    parameters = set(signature.parameters) - {"self", "cls"}
+    lacking = {name for name in parameters if not re.search(rf"\b{name}\b", doc)}
     body = ast.parse(textwrap.dedent(inspect.getsource(public)))
-    if any(isinstance(node, ast.Raise) for node in ast.walk(body)):
-        wanted.add("Raises")
-    return wanted - found
+    raises = any(isinstance(node, ast.Raise) for node in ast.walk(body))
+    if len(lines) == 1:
+        return lacking | ({"Raise"} if raises and "Raise" not in doc else set())
+    returns = signature.return_annotation not in ("None", None) and "Yields" not in sections
+    needed = {"Parameters": parameters, "Returns": returns, "Raises": raises}
+    return lacking | {title for title, need in needed.items() if need} - sections
 
 
 def test_the_public_api_is_documented() -> None:
-    lacking = {name: missing for name, public in public_members() if (missing := missing_sections(public))}
+    lacking = {
+        name: missing for name, public in public_members() if (missing := lacking_in_docstring(public))
+    }
     assert not lacking
 
 

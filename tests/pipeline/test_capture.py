@@ -227,7 +227,11 @@ def test_hooks_leave_after_success_and_after_every_failure(tmp_path, monkeypatch
 
     site = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2
     monkeypatch.setattr(site.to_k, "register_forward_hook", crash)
-    with pytest.raises(RuntimeError, match="out of memory"), capture(pipe, tmp_path / "y.zarr", ["a"]):
+    with (
+        pytest.raises(RuntimeError, match="out of memory"),
+        capture(pipe, tmp_path / "y.zarr", ["a"]) as cap,
+        cap.sample("a"),
+    ):
         pass
     assert hook_count(pipe.unet) == before
 

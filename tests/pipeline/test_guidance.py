@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.pipeline.recording.guidance import StepTracker, as_layout
+from i2am.pipeline.recording.step_tracker import StepTracker, as_layout
 from i2am.pipeline.timesteps import Timestep
 from i2am.storage.errors import CaptureError, InputError
 

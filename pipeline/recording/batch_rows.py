@@ -18,10 +18,15 @@ from i2am.storage.index_selection import Indices, select_indices
 
 @dataclass(frozen=True, slots=True)
 class SampleAttention:
-    """One layer of one sample in one role: [head, token, dim] and lse [head, gen], on the device."""
+    """One layer of one sample in one role: [head, token, dim] and lse [head, gen], on the device.
+
+    ``row`` and ``heads`` say where it stands in the model's batch.
+    """
 
     spec: LayerSpec
     sample: int
+    row: int
+    heads: tuple[int, ...]
     query: torch.Tensor
     key: torch.Tensor
     lse: torch.Tensor | None = None
@@ -71,6 +76,27 @@ class BatchSplitter:
             )
         return known
 
+    def check_guidance(self, rows: tuple[str, ...], samples: int, latents: torch.Tensor | None) -> None:
+        """Witness that row blocks of several roles are guidance: the same latents stand in each of them.
+
+        Several images of one id would have latents of their own.
+        """
+        declared = self._adapter.guidance_is_on(self._pipe)
+        blocks = None
+        if latents is not None and latents.shape[0] == len(rows) * samples:
+            blocks = latents[:, :1].reshape(len(rows), -1)
+        equal = blocks is None or bool((blocks == blocks[0]).all())
+        if declared is False or not equal:
+            raise CaptureError(
+                "rows of a denoiser call",
+                expected=f"{samples}, one for each declared sample, since there is no guidance"
+                if declared is False
+                else f"the same latents in the blocks of rows {', '.join(rows)}",
+                got=f"{len(rows) * samples}" if declared is False else "latents that differ",
+                remedy="declare every image of the call: cap.samples([...]) takes one id for each; or name "
+                "the rows: guidance=[[...]]",
+            )
+
     def split(
         self, layer: QueryKey, rows: tuple[str, ...], samples: int, tile: Tile | None
     ) -> Iterator[SampleAttention]:
@@ -89,7 +115,7 @@ class BatchSplitter:
                 if len(kept) < heads:
                     query, key = query[kept], key[kept]
                     lse = None if lse is None else lse[kept]
-                yield SampleAttention(spec, sample, query, key, lse)
+                yield SampleAttention(spec, sample, row, tuple(kept), query, key, lse)
 
     def _spec(self, layer: QueryKey, role: str, heads: int, tile: Tile | None) -> LayerSpec:
         site, grid = layer.site, layer.grid
