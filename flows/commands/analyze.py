@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands import options
-from i2am.flows.console.output import print_json, print_line
+from i2am.flows.console.output import counted, print_json, print_line
 
 if TYPE_CHECKING:
     from i2am.flows.config.models import AnalysisConfig
@@ -100,6 +100,6 @@ def _settings(
 def _print(summary: dict[str, Any]) -> None:
     for line in summary["absent"]:
         print_line(f"not computed: {line}")
-    count = f"{len(summary['samples'])} samples"
-    print_line(f"up to date: {count}, nothing changed" if summary["up_to_date"] else f"analysed {count}")
+    samples = counted(len(summary["samples"]), "sample")
+    print_line(f"up to date: {samples}, nothing changed" if summary["up_to_date"] else f"analysed {samples}")
     print_line(f"report: {summary['report']}")

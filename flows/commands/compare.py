@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from i2am.flows.commands import options
-from i2am.flows.console.output import number, percent, print_json, print_line, print_table
+from i2am.flows.console.output import counted, number, percent, print_json, print_line, print_table
 
 
 def compare(
@@ -61,7 +61,7 @@ def _print(summary: dict[str, Any]) -> None:
         print_line(f"note: {line}")
     alone = summary["alone"]
     left = f"; left out: {alone['a']} in A alone, {alone['b']} in B alone" if any(alone.values()) else ""
-    print_line(f"compared {len(summary['samples'])} pairs{left}")
+    print_line(f"compared {counted(len(summary['samples']), 'pair')}{left}")
     print_table(
         ["direction", "score", "pairs", "A", "B", "B - A", "from", "to", "rose in"],
         [

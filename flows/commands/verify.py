@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from i2am.flows.commands.options import AsJson, Quiet, RunOrResults
-from i2am.flows.console.output import human_bytes, print_json, print_line
+from i2am.flows.console.output import counted, human_bytes, print_json, print_line
 
 
 def verify(run: RunOrResults, quiet: Quiet = False, as_json: AsJson = False) -> None:
@@ -25,8 +25,9 @@ def verify(run: RunOrResults, quiet: Quiet = False, as_json: AsJson = False) -> 
             print_line(f"damaged: {problem}")
         for line in found.notes:
             print_line(f"note: {line}")
-        verdict = "ok" if found.ok else f"{len(found.problems)} problem{'s' if found.problems[1:] else ''}"
-        counts = f"{found.samples} samples, {found.files} files, {human_bytes(found.bytes)} read"
+        verdict = "ok" if found.ok else counted(len(found.problems), "problem")
+        counts = f"{counted(found.samples, 'sample')}, {counted(found.files, 'file')}, "
+        counts += f"{human_bytes(found.bytes)} read"
         print_line(f"{run}: {verdict}; {counts}")
     if not found.ok:
         raise typer.Exit(1)
