@@ -25,9 +25,8 @@ def test_a_region_or_a_pixel_needs_no_level(i2am: I2am, run: Path, tmp_path: Pat
     words = ["--direction", "g2r", "--level", "specific", "--at", "5,2"]
     assert i2am("maps", run, *words, "--out", tmp_path / "b.npz").status == 0
     np.testing.assert_array_equal(saved(tmp_path / "a.npz"), saved(tmp_path / "b.npz"))
-    i2am("maps", run, "--level", "head", "--at", "5,2", "--out", tmp_path / "c.npz").refused(
-        "at level 'head'"
-    )
+    out = ["--out", tmp_path / "c.npz"]
+    i2am("maps", run, "--level", "head", "--at", "5,2", *out).refused("at level 'head'")
     outcome = i2am("maps", run, "--direction", "g2r", "--at-pixel", "3,3;0,9", "--out", tmp_path / "d.png")
     assert outcome.status == 0, outcome.err
     i2am("maps", run, "--at-pixel", "3", *out).refused("--at-pixel; expected x,y such as")
