@@ -58,7 +58,7 @@ format: setup
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-BENCHES ?= codecs marginals reanalysis memory workers writers many records overhead table
+BENCHES ?= codecs marginals reanalysis memory workers writers many records overhead witness table
 bench: setup
 	@for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit $$?; done
 

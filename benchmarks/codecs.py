@@ -101,7 +101,7 @@ class Contest:
             (self.path / name).write_bytes(data)
         start = time.perf_counter(), time.process_time()
         if self.engine == "ours":
-            writer = ArrayWriter(self.layout, 0, "run", self.path / "part")
+            writer = ArrayWriter(self.layout, 0, "run", "a", self.path / "part")
             for step in range(len(self.values)):
                 writer.put(step, lambda heads, step=step: self.values[step, heads])
             done = writer.finish()

@@ -54,7 +54,7 @@ def write_records(path: Path, samples: int) -> None:
     header = load_header(locate(path))
     (path / "commits").mkdir(exist_ok=True)
     for index, name in enumerate(names):
-        files = {key: FileRecord(6176, index) for key in header.attention_keys(index)}
+        files = {key: FileRecord(6176, f"{index:032x}") for key in header.attention_keys(index)}
         record = CommitRecord(header.run_id, name, index, "2026-01-01T00:00:00Z", files)
         (path / f"commits/{name}.json").write_bytes(record.to_bytes())
 

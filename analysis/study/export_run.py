@@ -7,6 +7,7 @@ both are built in hidden folders and renamed, the marginals first; elsewhere the
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from i2am.analysis.events import Listener, counter, ignore
 from i2am.analysis.marginals.compute_missing import compute_missing_marginals
 from i2am.analysis.marginals.store import MarginalStore, marginals_path, open_marginals
+from i2am.analysis.marginals.zarr_metadata import MARK
 from i2am.analysis.output_directory import refuse_inside_run
 from i2am.storage.errors import DamageError, EmptyRun, InputError, UnknownName
-from i2am.storage.format.header import ROOT
+from i2am.storage.format.header import MAX_ROOT, ROOT
 from i2am.storage.locations.base import Location
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.open import locate
@@ -89,7 +91,7 @@ def export(
     if not marginals:
         return prune(source, out, samples=names, storage_options=storage_options, on_sample=advance)
     beside = marginals_path(os.fspath(out))
-    with _appearing(out, storage_options) as made, _appearing(beside, storage_options, derived=True) as kept:
+    with _appearing(out, storage_options) as made, _appearing(beside, storage_options, source.run_id) as kept:
         _fill(source, names, kept, storage_options, emit)
         copy_without_attention(source, made, names, storage_options, advance)
     return open_run(out, storage_options)
@@ -107,26 +109,49 @@ def _chosen(run: Run, samples: Sequence[str] | None) -> tuple[str, ...]:
 
 @contextmanager
 def _appearing(
-    path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, *, derived: bool = False
+    path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, derived_from: str | None = None
 ) -> Iterator[Location]:
-    """A place to write to that is at `path` when the block ends; after an error nothing is."""
+    """A place to write to that is at `path` when the block ends; after an error nothing is.
+
+    Where `derived_from` names a run, its marginals may be there, left by an export that was killed before its
+    run was in place; they are replaced.
+    """
     location = locate(path, storage_options)
-    refuse_existing(location)
+    left_over = derived_from is not None and _marginals_of(location) == derived_from
+    if not left_over:
+        refuse_existing(location)
     if isinstance(location, LocalLocation):
         root = Path(location.url)
         refuse_inside_run(root)
         with atomic_directory(root) as folder:
             yield LocalLocation(folder)
             sweep(folder, lambda _: ())
+            if left_over:
+                os.rename(root, folder.with_name("left over"))  # removed with what else was unfinished
         return
+    if left_over:
+        _remove_all(location)
     try:
         yield location
     except BaseException:
         # Our own run gets its root document as the last thing: a root that is there is another's run.
-        if derived or location.size(ROOT) is None:
-            for name, _ in list(location.files()):
-                location.remove(name)
+        if derived_from is not None or location.size(ROOT) is None:
+            _remove_all(location)
         raise
+
+
+def _marginals_of(place: Location) -> str | None:
+    """The id of the run whose marginals lie there."""
+    try:
+        return str(json.loads(place.read(ROOT, MAX_ROOT))["attributes"][MARK]["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remove_all(place: Location) -> None:
+    """Remove every file, the root document last: until then it says what they are."""
+    for name, _ in sorted(place.files(), key=lambda file: file[0] == ROOT):
+        place.remove(name)
 
 
 def _fill(

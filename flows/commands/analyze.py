@@ -50,17 +50,17 @@ def analyze(
     status 1: samples were refused as damaged; the others are analysed.
     """
     from i2am.flows.console.progress import show_progress
-    from i2am.flows.prefect.choose import as_flow, both_refused
+    from i2am.flows.prefect.choose import as_flow
     from i2am.flows.subprocesses import termination_interrupts
     from i2am.storage.reading.open import open_any
 
     given = {"size": size, "label": label or None, "workers": workers, "cluster": cluster}
     given |= {"report_dask": report_dask, "resize": resize}
     settings = _settings(config, aggregation or [], protocol, given)
-    choice = both_refused(prefect, direct)
+    through_prefect = as_flow(prefect, direct)
     open_any(run, label=settings.label)  # an error of the run is raised at once, not inside a flow
     with show_progress(quiet), termination_interrupts():
-        if as_flow(choice):
+        if through_prefect:
             from i2am.flows.prefect.analyze_flow import analyze_flow
 
             summary = analyze_flow(run, str(out), settings, overwrite, again)

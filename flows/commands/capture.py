@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from i2am.flows.commands.options import AsJson, Quiet, RetryFailed, RunOut
+from i2am.flows.commands.options import AsJson, Direct, Prefect, Quiet, RetryFailed, RunOut
 from i2am.flows.console.output import counted, human_bytes, log, print_json, print_line
 
 
@@ -18,10 +18,8 @@ def capture(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Record a sample that fails, and go on with the next.")
     ] = False,
-    prefect: Annotated[
-        bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
-    ] = False,
-    direct: Annotated[bool, typer.Option("--direct", help="Run without Prefect.")] = False,
+    prefect: Prefect = False,
+    direct: Direct = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -32,12 +30,12 @@ def capture(
     """
     from i2am.flows.config.load_yaml import load_capture
     from i2am.flows.console.progress import show_progress
-    from i2am.flows.prefect.choose import as_flow, both_refused
+    from i2am.flows.prefect.choose import as_flow
 
     settings = load_capture(config, out)
-    choice = as_flow(both_refused(prefect, direct))
+    through_prefect = as_flow(prefect, direct)
     with show_progress(quiet):
-        if choice:
+        if through_prefect:
             from i2am.flows.prefect.capture_flow import capture_flow
 
             summary = capture_flow(settings, retry_failed, keep_going)

@@ -55,7 +55,7 @@ def deploy(
         load_capture(config)
     if analysis_config is not None:
         load_config(analysis_config, AnalysisConfig)
-    as_flow(True)
+    as_flow(prefect=True, direct=False)
     from i2am.flows.prefect import deploy as server
 
     pools = server.Pools(pool_gpu, pool_cpu)

@@ -83,7 +83,7 @@ Overwrite: TypeAlias = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is at --out, whatever wrote it.")
 ]
 Prefect: TypeAlias = Annotated[
-    bool, typer.Option("--prefect", help="Run as a Prefect flow, whatever it takes.")
+    bool, typer.Option("--prefect", help="Run as a Prefect flow, on a temporary server if need be.")
 ]
 Direct: TypeAlias = Annotated[bool, typer.Option("--direct", help="Run without Prefect.")]
 
@@ -91,7 +91,7 @@ RunOut: TypeAlias = Annotated[
     str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")
 ]
 RetryFailed: TypeAlias = Annotated[
-    bool, typer.Option("--retry-failed", help="Take samples again that were set aside as failed.")
+    bool, typer.Option("--retry-failed", help="Take samples again that failed before.")
 ]
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]

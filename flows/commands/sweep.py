@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands.capture import show_capture
-from i2am.flows.commands.options import AsJson, Quiet, RetryFailed, RunOut
+from i2am.flows.commands.options import AsJson, Direct, Prefect, Quiet, RetryFailed, RunOut
 from i2am.flows.console.output import log
 
 if TYPE_CHECKING:
@@ -25,10 +25,8 @@ def sweep(
         str | None, typer.Option(help="GPUs, one process for each: 0,1,2,3, as CUDA_VISIBLE_DEVICES.")
     ] = None,
     retry_failed: RetryFailed = False,
-    prefect: Annotated[
-        bool, typer.Option("--prefect", help="Run as a Prefect flow, on a temporary server if need be.")
-    ] = False,
-    direct: Annotated[bool, typer.Option("--direct", help="Run without Prefect.")] = False,
+    prefect: Prefect = False,
+    direct: Direct = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -39,19 +37,17 @@ def sweep(
     status 1: samples failed, or shards were given up.
     """
     from i2am.flows.config.load_yaml import load_capture
-    from i2am.flows.config.models import Sweep
+    from i2am.flows.config.validate import override
     from i2am.flows.console.progress import show_progress
-    from i2am.flows.prefect.choose import as_flow, both_refused
+    from i2am.flows.prefect.choose import as_flow
     from i2am.flows.subprocesses import termination_interrupts
 
     settings = load_capture(config, out)
-    given = {"workers": workers, "gpus": gpus.split(",") if gpus is not None else None}
-    changes = {key: value for key, value in given.items() if value is not None}
-    spread = Sweep.model_validate({**settings.sweep.model_dump(), **changes})
+    spread = override(settings.sweep, workers=workers, gpus=gpus.split(",") if gpus is not None else None)
     settings = settings.model_copy(update={"sweep": spread})
-    choice = as_flow(both_refused(prefect, direct))
+    through_prefect = as_flow(prefect, direct)
     with show_progress(quiet), termination_interrupts():
-        if choice:
+        if through_prefect:
             summary = _with_prefect(settings, retry_failed)
         else:
             from i2am.flows.sweep.sweep import run_sweep

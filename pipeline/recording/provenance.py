@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from i2am.storage.format.signed_json import jsonable
+
 _SOFTWARE = ("i2am", "torch", "diffusers", "transformers", "zarr", "numcodecs", "numpy")
 
 
@@ -47,9 +49,9 @@ def _weights(folder: Path) -> dict[str, str]:
 
 
 def _jsonable(value: Any) -> Any:
-    """``value`` with everything that JSON lacks turned into text."""
+    """``value`` without private entries, and with everything that JSON lacks turned into text."""
     if isinstance(value, dict):
         return {str(key): _jsonable(item) for key, item in value.items() if not str(key).startswith("_")}
     if isinstance(value, (list, tuple)):
         return [_jsonable(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    return jsonable(value)

@@ -32,7 +32,7 @@ def committed_names(location: Location) -> set[str]:
 class CommitRecord:
     """What a sample consists of.
 
-    `files` maps paths below the run to sizes and checksums; `images` names to {"shape": [y, x, channel],
+    `files` maps paths below the run to sizes and digests; `images` names to {"shape": [y, x, channel],
     "sha256": digest of its zarr.json}; `nonfinite` paths of arrays to their number of NaN and infinities.
     `annotations` are the writer's; `witness` says for each layer how what was stored compared with what the
     attention kernel was given. `digest` is that of the document that was read.
@@ -50,7 +50,7 @@ class CommitRecord:
     digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        files = {path: {"bytes": f.bytes, "crc32c": f"{f.crc32c:08x}"} for path, f in self.files.items()}
+        files = {path: {"bytes": f.bytes, "xxh3": f.digest} for path, f in self.files.items()}
         return signed(
             {
                 "format": 1,
@@ -99,10 +99,10 @@ def _build_record(document: Mapping[str, Any], header: Header, sample: str) -> C
 
 
 def _file(found: Any) -> FileRecord:
-    nbytes, crc = found["bytes"], found["crc32c"]
-    if type(nbytes) is not int or nbytes < 0 or not isinstance(crc, str):
-        raise DocumentError("its list of files is no list of sizes and checksums")
-    return FileRecord(nbytes, int(crc, 16))
+    nbytes, digest = found["bytes"], found["xxh3"]
+    if type(nbytes) is not int or nbytes < 0 or not isinstance(digest, str) or len(digest) != 32:
+        raise DocumentError("its list of files is no list of sizes and digests")
+    return FileRecord(nbytes, digest)
 
 
 def read_record(location: Location, header: Header, sample: str) -> CommitRecord:

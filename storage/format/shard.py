@@ -17,6 +17,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import xxhash
 
 from i2am.storage.format.layout import ENTRY, IDENTITY, ArrayLayout
 from i2am.storage.locations.base import Buffer, write_all
@@ -29,18 +30,35 @@ class ShardError(ValueError):
     """Bytes of a shard that are not what was written."""
 
 
-def checksum(data: Buffer, start: int = 0) -> int:
-    """Return or continue a CRC-32C."""
-    array = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)
-    return int(google_crc32c.extend(start, array))
+def checksum(data: Buffer) -> int:
+    """Return the CRC-32C of a chunk or an index."""
+    return int(google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)))
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """Size and checksum of a whole file."""
+    """Size of a whole file, and its digest (`file_hash`) in hexadecimal digits."""
 
     bytes: int
-    crc32c: int
+    digest: str
+
+
+def file_hash(run_id: str, sample: str, path: str) -> xxhash.xxh3_128:
+    """Begin the digest of a file: XXH3-128 over its place, then over every byte of its content.
+
+    Not a CRC: over parts that end with their own CRCs, it would depend on their lengths alone.
+    """
+    return xxhash.xxh3_128(f"{run_id}\n{sample}\n{path}\n".encode())
+
+
+def record_of(data: Buffer, digest: xxhash.xxh3_128) -> FileRecord:
+    """Return the record of a file that is in memory; `digest` is its `file_hash`."""
+    digest.update(_flat(data))
+    return FileRecord(len(data), digest.hexdigest())
+
+
+def _flat(data: Buffer) -> memoryview:
+    return np.frombuffer(data, np.uint8).data
 
 
 class ShardWriter:
@@ -50,12 +68,12 @@ class ShardWriter:
     a megabyte makes the cost of opening vanish.
     """
 
-    def __init__(self, path: Path, slots: int, identity: bytes) -> None:
+    def __init__(self, path: Path, slots: int, identity: bytes, digest: xxhash.xxh3_128) -> None:
         self.path = path
         self._identity = identity
+        self._digest = digest
         self._index = np.full((slots, 2), ABSENT, "<u8")
         self._size = 0
-        self._crc = 0
 
     def _append(self, buffers: Sequence[Buffer], *, sync: bool = False) -> None:
         flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if self._size == 0 else 0)
@@ -70,11 +88,11 @@ class ShardWriter:
     def append(self, slot: int, payload: Buffer) -> None:
         """Append one encoded inner chunk; `slot` is its flat position in the shard's grid, C order."""
         nbytes = payload.nbytes if not isinstance(payload, bytes) else len(payload)
-        crc = checksum(payload)
-        stored = struct.pack("<I", crc)
+        stored = struct.pack("<I", checksum(payload))
         self._append([payload, stored])
         self._index[slot] = self._size, nbytes + 4
-        self._crc = checksum(stored, checksum(payload, self._crc) if self._size else crc)
+        self._digest.update(_flat(payload))
+        self._digest.update(stored)
         self._size += nbytes + 4
 
     def finish(self) -> FileRecord:
@@ -82,9 +100,9 @@ class ShardWriter:
         index = self._index.tobytes()
         tail = self._identity + index + struct.pack("<I", checksum(index))
         self._append([tail], sync=True)
-        self._crc = checksum(tail, self._crc)
+        self._digest.update(tail)
         self._size += len(tail)
-        return FileRecord(self._size, self._crc)
+        return FileRecord(self._size, self._digest.hexdigest())
 
 
 def parse_tail(tail: bytes, layout: ArrayLayout, identity: bytes, size: int) -> np.ndarray[Any, Any]:

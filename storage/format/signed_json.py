@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from math import isfinite
 from typing import Any
 
@@ -17,6 +19,9 @@ from i2am.storage.errors import InputError
 
 class DocumentError(ValueError):
     """Bytes that are not the canonical form of a document, or whose digest disagrees."""
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def canonical(value: Any) -> bytes:
@@ -32,8 +37,41 @@ def canonical(value: Any) -> bytes:
 
 
 def jsonable(value: Any) -> Any:
-    """Return the value as JSON gives it back: tuples as lists, keys as text."""
-    return json.loads(canonical(value))
+    """Return the value as JSON gives it back: tuples and arrays as lists, all that it lacks as text.
+
+    Raises `InputError` for values that contain themselves.
+    """
+    try:
+        plain = _plain(value)
+    except RecursionError:
+        raise InputError(
+            "attributes or annotations", expected="values of finite depth", got="a cycle"
+        ) from None
+    return json.loads(canonical(plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_text(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(_text, value))
+    if isinstance(value, float) and not isfinite(value):
+        return str(float(value))
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    with suppress(Exception):  # whatever a foreign object raises
+        if hasattr(value, "tolist"):  # numpy's and torch's
+            return _plain(value.tolist())
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    """The text of a foreign value, without its place in memory: the same in every process."""
+    with suppress(Exception):
+        return _ADDRESS.sub("", str(value))
+    return f"<{type(value).__name__}>"
 
 
 def sha256(data: bytes) -> str:

@@ -77,9 +77,12 @@ class FsspecLocation(RemoteLocation):
             self.write(path, new)
         return same
 
-    def upload(self, path: str, source: Path) -> None:
+    def upload(self, path: str, source: Path) -> bool:
+        if self.size(path) is not None:
+            return False
         with store_errors(f"{self.url}/{path}"):
             self._fs.put_file(str(source), self._at(path))
+        return True
 
     def remove(self, path: str) -> None:
         with store_errors(f"{self.url}/{path}"):

@@ -25,6 +25,14 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it that are missing, and write their entries to the medium."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        sync_directory(made.parent)
+
+
 class LocalLocation(Location):
     """A directory of this machine."""
 
@@ -113,7 +121,8 @@ class LocalLocation(Location):
         for directory, _, names in os.walk(self._root):
             for name in names:
                 full = Path(directory, name)
-                yield full.relative_to(self._root).as_posix(), full.lstat().st_size
+                with suppress(FileNotFoundError):  # a writer moved or removed it
+                    yield full.relative_to(self._root).as_posix(), full.lstat().st_size
 
     def write(self, path: str, data: bytes) -> None:
         with self._temporary(path, data) as (temporary, target):
@@ -136,7 +145,7 @@ class LocalLocation(Location):
             self._check(STAGING)
             self._check(path.rpartition("/")[0])
             target = self._root / path
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(target.parent)
             with self._temporary_file() as lock:
                 try:
                     write_all(lock.fd, [data])

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from i2am.storage.locations.base import TooLarge
+from i2am.storage.forked import refuse_fork
+from i2am.storage.locations.base import STAGING, TooLarge
 from i2am.storage.locations.remote import RemoteLocation, store_errors
 
 PROTOCOLS = frozenset({"s3", "gs", "az"})
@@ -27,6 +29,9 @@ RETRY = {
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=15), "base": 2},
 }
 """Retries of one request: long enough for a server that restarts."""
+
+ONE_REQUEST = 32 << 20
+"""Bytes of a file that is put by a single request; larger ones go in parts."""
 
 ATTEMPTS = 6
 """Attempts at a request whose answer breaks off, which obstore itself does not repeat."""
@@ -55,6 +60,10 @@ _stores: dict[str, Any] = {}
 """Bucket and settings to its store, whose connections are kept."""
 
 
+_process: dict[str, int] = {}
+"""The id of the process that first used an object store: obstore's threads are there."""
+
+
 class ObjectStoreLocation(RemoteLocation):
     """A prefix of a bucket. Options have the names of s3fs or of obstore."""
 
@@ -71,6 +80,8 @@ class ObjectStoreLocation(RemoteLocation):
         client = dict(config.pop("client_options", {}))
         if str(config.get("endpoint") or "").startswith("http://"):
             client.setdefault("allow_http", True)
+        if protocol == "s3":
+            config.setdefault("copy_if_not_exists", "multipart")
         self._settings = {"retry_config": RETRY, **config, "client_options": client}
 
     def _key(self, path: str) -> str:
@@ -91,6 +102,7 @@ class ObjectStoreLocation(RemoteLocation):
     def _store(self) -> Any:
         from obstore.store import from_url
 
+        refuse_fork(_process.setdefault("id", os.getpid()), f"{self.url}: an object store is used")
         name = f"{self._bucket} {self._settings}"
         if name not in _stores:
             _stores[name] = from_url(self._bucket, **self._settings)
@@ -173,10 +185,38 @@ class ObjectStoreLocation(RemoteLocation):
         except FileNotFoundError:
             return False
 
-    def upload(self, path: str, source: Path) -> None:
-        """Put a local file as one object, a large one in parts."""
-        # Where the last answer was lost, the parts have been joined already and are not found.
-        self._ask(path, lambda store: store.put(self._key(path), source), again=FileNotFoundError)
+    def upload(self, path: str, source: Path) -> bool:
+        """Put a local file as an object unless there is one, as one step of the server.
+
+        A large one goes in parts to a name of its own, from which the server copies it.
+        """
+        key = self._key(path)
+        if source.stat().st_size <= ONE_REQUEST:
+            return self._make(path, source, lambda store: store.put(key, source, mode="create"))
+        beside = f"{STAGING}/{path.rpartition('/')[2]}.{uuid.uuid4().hex}"
+        try:
+            # Where the last answer was lost, the parts have been joined already and are not found.
+            self._ask(beside, lambda store: store.put(self._key(beside), source), again=FileNotFoundError)
+            return self._make(path, source, lambda store: store.copy(self._key(beside), key, overwrite=False))
+        finally:
+            self.remove(beside)
+
+    def _make(self, path: str, source: Path, request: Callable[[Any], Any]) -> bool:
+        """Make an object; return whether it has the content of `source`: an earlier answer may be lost."""
+        from obstore.exceptions import AlreadyExistsError
+
+        def create(store: Any) -> bool:
+            try:
+                request(store)
+            except AlreadyExistsError:
+                return False
+            return True
+
+        if self._ask(path, create, again=FileNotFoundError):
+            return True
+        with source.open("rb") as file:
+            same = self.size(path) == source.stat().st_size
+            return same and all(block == file.read(len(block)) for block in self.stream(path))
 
     def remove(self, path: str) -> None:
         try:

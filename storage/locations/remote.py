@@ -40,8 +40,8 @@ class RemoteLocation(Location):
         """Put an object in place of one whose content is `old`; return False if there is none."""
 
     @abstractmethod
-    def upload(self, path: str, source: Path) -> None:
-        """Put a local file as one object."""
+    def upload(self, path: str, source: Path) -> bool:
+        """Put a local file as one object; return False if another is there."""
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> list[bytes]:
         """Return byte ranges; neighbours are fetched together."""

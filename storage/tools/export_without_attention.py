@@ -11,7 +11,7 @@ from i2am.storage.format.commit_record import record_path
 from i2am.storage.format.file_names import layer_of
 from i2am.storage.format.header import ROOT
 from i2am.storage.format.marginals_only import MARGINALS
-from i2am.storage.format.shard import FileRecord, checksum
+from i2am.storage.format.shard import FileRecord, file_hash, record_of
 from i2am.storage.format.signed_json import canonical, sha256, signed
 from i2am.storage.format.zarr_metadata import root_document
 from i2am.storage.locations.base import Location
@@ -44,8 +44,8 @@ def copy_without_attention(
         record = run.record(sample)
         for path, file in record["files"].items():
             if path.startswith(IMAGES):
-                wanted = FileRecord(file["bytes"], int(file["crc32c"], 16))
-                target.write(path, _image(source, sample, path, wanted))
+                wanted = FileRecord(file["bytes"], file["xxh3"])
+                target.write(path, _image(source, run.run_id, sample, path, wanted))
         target.write(record_path(sample), canonical(record))
         if on_sample is not None:
             on_sample(sample)
@@ -62,8 +62,8 @@ def _document(source: Location, path: str, digest: str | None) -> bytes:
     raise DamagedRun(f"{source.url}: {path} is damaged", remedy="restore it from a copy of the run")
 
 
-def _image(source: Location, sample: str, path: str, wanted: FileRecord) -> bytes:
+def _image(source: Location, run_id: str, sample: str, path: str, wanted: FileRecord) -> bytes:
     data = source.read(path)
-    if (len(data), checksum(data)) != (wanted.bytes, wanted.crc32c):
-        raise DamagedSample(sample, layer_of(path), f"{path}: its checksum disagrees with the commit record")
+    if record_of(data, file_hash(run_id, sample, path)) != wanted:
+        raise DamagedSample(sample, layer_of(path), f"{path}: its digest disagrees with the commit record")
     return data

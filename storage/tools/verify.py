@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,11 +11,13 @@ from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.commit_record import FOLDER, CommitRecord, read_record, record_path
 from i2am.storage.format.file_names import layer_of, sample_file
 from i2am.storage.format.header import MAX_ROOT, ROOT, Header, load_header
+from i2am.storage.format.layout import ArrayLayout
 from i2am.storage.format.marginals_only import has_attention
-from i2am.storage.format.shard import FileRecord, checksum
+from i2am.storage.format.shard import ShardError
 from i2am.storage.format.signed_json import sha256
 from i2am.storage.locations.base import STAGING, Location, TooLarge
 from i2am.storage.locations.open import locate
+from i2am.storage.reading.shard_check import check_shard
 from i2am.storage.writing.failures import FOLDER as FAILURES
 from i2am.storage.writing.lease import FOLDER as LEASES
 
@@ -120,6 +122,15 @@ class _Check:
         if self.on_progress is not None:
             self.on_progress(Progress(self.files, len(self.found), self.bytes, self.total))
 
+    def was_under_way(self, sample: str, path: str) -> bool:
+        """Look again at a file without a record: its writer may have begun, ended or given up since."""
+        held = {
+            name.removesuffix(".json")
+            for name in (*self.location.names(STAGING), *self.location.names(LEASES))
+        }
+        committed = self.location.size(record_path(sample)) is not None
+        return sample_file(sample) in held or committed or self.location.size(path) is None
+
     def metadata(self, path: str, digest: str, sample: str | None) -> None:
         try:
             data = self.location.read(path, MAX_ROOT)
@@ -133,22 +144,13 @@ class _Check:
             self.problem(sample, path, "is not what was written at creation")
         self.advance(len(data))
 
-    def data(self, sample: str, path: str, wanted: FileRecord) -> None:
-        crc = size = 0
+    def data(self, record: CommitRecord, layout: ArrayLayout, shard: int) -> None:
+        path = layout.key(record.index, shard)
         try:
-            for block in self.location.stream(path):
-                crc, size = checksum(block, crc), size + len(block)
-        except FileNotFoundError:
-            self.problem(sample, path, "is missing")
-            return
-        except DamagedRun as error:  # a link
-            self.problem(sample, path, str(error))
-            return
-        if size != wanted.bytes:
-            self.problem(sample, path, f"has {size} bytes instead of {wanted.bytes}")
-        elif crc != wanted.crc32c:
-            self.problem(sample, path, "its checksum disagrees with the commit record")
-        self.advance(size)
+            check_shard(self.location, layout, record, shard)
+        except (ShardError, DamagedRun) as error:  # DamagedRun: a link
+            self.problem(record.sample, path, str(error))
+        self.advance(self.found.get(path, 0))
 
 
 def _check_records(check: _Check) -> dict[str, CommitRecord]:
@@ -165,6 +167,14 @@ def _check_records(check: _Check) -> dict[str, CommitRecord]:
             check.problem(known[path], path, error.what)
         check.advance(check.found[path])
     return records
+
+
+def _layouts(header: Header, record: CommitRecord) -> Iterator[ArrayLayout]:
+    """Yield the layouts of all arrays of a sample."""
+    for layouts in header.layouts.values():
+        yield from layouts.values()
+    for name, image in record.images.items():
+        yield header.image(name, image["shape"])
 
 
 def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[str]) -> None:
@@ -192,7 +202,8 @@ def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[
         elif f"{FOLDER}/{sample_file(sample)}.json" in check.found:
             continue  # its record is damaged, and reported above
         elif sample_file(sample) not in staged:
-            check.problem(sample, path, "belongs to a sample whose commit record is missing")
+            if not check.was_under_way(sample, path):
+                check.problem(sample, path, "belongs to a sample whose commit record is missing")
         else:
             check.notes.append(f"{path}: left by a writer that did not finish")
     check.notes.extend(f"{path}: a sample under way, or left by a crashed writer" for path in sorted(held))
@@ -236,10 +247,12 @@ def _run_check(check: _Check) -> None:
                 seen.add(path)
             elif images.get(path, metadata.get(path)) != image["sha256"]:
                 check.problem(sample, path, "its digest disagrees with the commit record")
-        for path, wanted in record.files.items():
-            if whole or path in check.found or not path.startswith("attention/"):
-                check.data(sample, path, wanted)
-            seen.add(path)
+        for layout in _layouts(check.header, record):
+            for shard in range(layout.shards):
+                path = layout.key(record.index, shard)
+                if whole or path in check.found or not path.startswith("attention/"):
+                    check.data(record, layout, shard)
+                seen.add(path)
     _explain_rest(check, records, seen)
     _note_unwitnessed(check, records)
     if not whole:

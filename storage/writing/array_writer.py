@@ -11,7 +11,7 @@ import numpy as np
 from i2am.storage.format.codecs import get_codec
 from i2am.storage.format.dtypes import count_nonfinite
 from i2am.storage.format.layout import ArrayLayout, identity
-from i2am.storage.format.shard import FileRecord, ShardWriter
+from i2am.storage.format.shard import FileRecord, ShardWriter, file_hash
 
 Array = np.ndarray[Any, Any]
 Rows = Callable[[slice], Array]
@@ -24,10 +24,10 @@ class ArrayWriter:
     Used by one thread at a time.
     """
 
-    def __init__(self, layout: ArrayLayout, index: int, run_id: str, stem: Path) -> None:
+    def __init__(self, layout: ArrayLayout, index: int, run_id: str, sample: str, stem: Path) -> None:
         self._layout = layout
         self._index = index
-        self._run_id = run_id
+        self._run_id, self._sample = run_id, sample
         self._stem = stem
         self._codec = get_codec(layout.codec)
         self._shards: dict[int, ShardWriter] = {}
@@ -43,7 +43,12 @@ class ArrayWriter:
         writer = self._shards.get(shard)
         if writer is None:
             key = self._layout.key(self._index, shard)
-            writer = ShardWriter(self._local(shard), self._layout.slots, identity(self._run_id, key))
+            writer = ShardWriter(
+                self._local(shard),
+                self._layout.slots,
+                identity(self._run_id, key),
+                file_hash(self._run_id, self._sample, key),
+            )
             self._shards[shard] = writer
         writer.append(row * self._layout.grid[1] + block, self._codec.encode(chunk))
 
@@ -75,7 +80,7 @@ class ArrayWriter:
         self._emit(0, 0, np.ascontiguousarray(values))
 
     def finish(self) -> dict[str, tuple[Path, FileRecord]]:
-        """Complete all shards; return path below the run to (local file, size and checksum)."""
+        """Complete all shards; return path below the run to (local file, size and digest)."""
         return {
             self._layout.key(self._index, shard): (self._local(shard), writer.finish())
             for shard, writer in sorted(self._shards.items())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from i2am.storage.errors import AlreadyExists
 from i2am.storage.locations.base import STAGING, system_errors
-from i2am.storage.locations.local import sync_directory
+from i2am.storage.locations.local import make_folders, sync_directory
 from i2am.storage.writing.staging import LocalStaging, sweep
 
 
@@ -27,7 +27,8 @@ def atomic_directory(root: Path) -> Iterator[Path]:
     """
     hidden = _hidden_folder(root)
     with system_errors(str(root)):
-        hidden.mkdir(parents=True, exist_ok=True)
+        make_folders(root.parent)
+        hidden.mkdir(exist_ok=True)
         clear_unfinished(root)
         staging = LocalStaging(hidden, uuid.uuid4().hex)
         try:

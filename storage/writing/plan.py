@@ -154,7 +154,7 @@ def _record_bytes(header: Header, images: Sequence[ArrayLayout]) -> int:
     layouts = [layout for arrays in header.layouts.values() for layout in arrays.values()]
     index = len(header.samples) // 2
     files = {
-        key: FileRecord(layout.stored_bytes() // layout.shards, 0)
+        key: FileRecord(layout.stored_bytes() // layout.shards, "0" * 32)
         for layout in (*layouts, *images)
         for key in layout.keys(index)
     }

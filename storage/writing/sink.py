@@ -176,12 +176,13 @@ class Sink:
         Parameters
         ----------
         **notes : JSON
-            Seed, seconds, prompt, ...; later values replace earlier ones.
+            Seed, seconds, prompt, ...; later values replace earlier ones. What JSON cannot
+            hold is kept as text.
 
         Raises
         ------
         InputError
-            If JSON cannot hold a value.
+            If a value contains itself.
         """
         notes = jsonable(notes)
         with self._lock:
@@ -226,9 +227,8 @@ class Sink:
     def _writer(self, group: str, name: str, layout: ArrayLayout) -> tuple[int, ArrayWriter]:
         if (group, name) not in self._arrays:
             number = len(self._arrays)
-            writer = ArrayWriter(
-                layout, self._index, self._header.run_id, Path(self._staging.folder, str(number))
-            )
+            stem = Path(self._staging.folder, str(number))
+            writer = ArrayWriter(layout, self._index, self._header.run_id, self.sample, stem)
             self._arrays[group, name] = number, writer
         return self._arrays[group, name]
 

@@ -193,15 +193,15 @@ class RemoteStaging:
     def prepare(self, leftovers: Iterable[str]) -> None:
         if self._lease.taken_over:
             for path in leftovers:
+                self._lease.check()
                 self._location.remove(path)
 
     def publish(self, files: Mapping[str, Path], record: str, content: bytes) -> None:
         placed: list[str] = []
         try:
             for path, source in files.items():
-                self._lease.check()
                 placed.append(path)
-                self._location.upload(path, source)
+                self._put(path, source)
             self._lease.check()
             placed.append(record)
             if not self._location.write_new(record, content):
@@ -214,10 +214,21 @@ class RemoteStaging:
         except BaseException:
             try:
                 for path in reversed(placed):
+                    self._lease.check()
                     self._location.remove(path)
-            except StoreUnavailable:
+            except (StoreUnavailable, SampleBusy):
                 self._available = False
             raise
+
+    def _put(self, path: str, source: Path) -> None:
+        """Upload a file; one that is there, without a record, was left or put late by a former writer."""
+        for _ in range(2):
+            self._lease.check()
+            if self._location.upload(path, source):
+                return
+            self._lease.check()
+            self._location.remove(path)
+        raise SampleBusy(f"{path} is being written by another process", remedy="run again when it is done")
 
     def discard(self) -> None:
         if self.folder.exists():

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from i2am.storage.forked import refuse_fork
 from i2am.storage.locations.base import translate
 
 DEFAULT_QUEUE = 256 << 20
@@ -44,12 +45,14 @@ class WriteQueue:
         self._bytes = 0
         self._threads: list[threading.Thread] = []
         self._closed = False
+        self._process = os.getpid()
 
     def submit(self, lane: int, job: Job, nbytes: int, batch: Batch) -> None:
         """Queue a job that keeps `nbytes` alive; wait while the queue is full.
 
         Jobs of one lane run in order, on one thread. Raises the batch's first error.
         """
+        self.refuse_fork()
         with self._change:
             while self._bytes and self._bytes + nbytes > self._limit and not (batch.error or self._closed):
                 self._change.wait()
@@ -69,8 +72,13 @@ class WriteQueue:
             batch.pending += 1
             self._change.notify_all()
 
+    def refuse_fork(self) -> None:
+        """Raise `InputError` in a forked child, which has none of the threads."""
+        refuse_fork(self._process, "a run that was opened for writing is used")
+
     def wait(self, batch: Batch) -> None:
         """Wait until no job of a batch is under way; raise its first error unless it was cancelled."""
+        self.refuse_fork()
         with self._change:
             while batch.pending:
                 self._change.wait()
@@ -84,7 +92,9 @@ class WriteQueue:
         self.wait(batch)
 
     def close(self) -> None:
-        """Finish what is queued and end the threads."""
+        """Finish what is queued and end the threads; a forked child has none."""
+        if os.getpid() != self._process:
+            return
         with self._change:
             self._closed = True
             self._change.notify_all()

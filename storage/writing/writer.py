@@ -15,7 +15,7 @@ from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.layout import ArrayLayout
 from i2am.storage.format.signed_json import sha256
 from i2am.storage.format.zarr_metadata import image_document
-from i2am.storage.locations.base import Location
+from i2am.storage.locations.base import STAGING, Location
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.remote import RemoteLocation
 from i2am.storage.writing.lease import sweep_leases
@@ -161,6 +161,7 @@ class RunWriter:
         UnknownName, AlreadyExists, SampleBusy
             If the id is not declared; if the sample is committed; if another process is writing it.
         """
+        self._queue.refuse_fork()
         self._header.position(sample)
         self._refuse_committed(sample)
         staging = stage(self._location, sample)
@@ -193,7 +194,11 @@ class RunWriter:
             return None
         index = self._header.position(sample)
         images = [name for name in self._location.names("images") if name != ROOT]
-        return [*self._header.attention_keys(index), *(f"images/{name}/c.{index}.0.0.0" for name in images)]
+        found = [*self._header.attention_keys(index), *(f"images/{name}/c.{index}.0.0.0" for name in images)]
+        if isinstance(self._location, RemoteLocation):  # large files on their way
+            parts = (name for name in self._location.names(STAGING) if name.startswith(f"c.{index}."))
+            found.extend(f"{STAGING}/{name}" for name in parts)
+        return found
 
     def _refuse_committed(self, sample: str) -> None:
         if self.is_committed(sample):

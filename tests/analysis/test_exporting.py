@@ -13,9 +13,11 @@ import pytest
 import i2am as front
 from i2am.analysis.maps.question import LEVELS
 from i2am.analysis.marginals.memory_cache import shared_cache
+from i2am.analysis.marginals.store import marginals_path
 from i2am.analysis.marginals.verify import check_marginals
 from i2am.analysis.study.export_run import export
 from i2am.storage.errors import AlreadyExists, DamagedSample, DamageError, InputError, NoAnswer, UnknownName
+from i2am.storage.locations.open import locate
 from i2am.storage.reading.open import open_run
 from i2am.storage.reading.run import Run
 from i2am.storage.tools.verify import verify
@@ -260,3 +262,43 @@ def test_the_command(source: Run, tmp_path: Path, i2am: Callable[..., Outcome]) 
     )
     i2am("export", source.path, "--out", tmp_path / "x.zarr").refused("neither")
     i2am("export", source.path, "--out", tmp_path / "new.zarr", "--marginals").refused("already exists")
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_an_export_that_was_killed_between_its_two_places_is_done_again(
+    source: Run, tmp_path: Path, place: str
+) -> None:
+    """The marginals were in place, the run was not; the next one holds another sample."""
+    out = str(tmp_path / "new.zarr") if place == "local" else f"memory://{tmp_path.name}/new.zarr"
+    beside = locate(marginals_path(out))
+    export(source, out, marginals=True)
+    remove(out)
+    assert beside.size("zarr.json") is not None
+    again = export(source, out, marginals=True, samples=["two"])
+    assert again.samples == ("two",)
+    index = source.position("two")
+    values = [path for path, _ in beside.files() if "/c/" in path]
+    assert values
+    assert all(f"/c/{index}/" in path for path in values), "the others are not shared"
+    want = front.attribution_maps(source, "r2g", samples="two").to_numpy()
+    np.testing.assert_array_equal(front.attribution_maps(again, "r2g").to_numpy(), want)
+    if place == "local":
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["new.marginals.zarr", "new.zarr"]
+
+
+def test_what_is_not_left_by_an_export_of_this_run_is_left_alone(source: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other.zarr"
+    build(other, [layer("mid")], steps=2)
+    export(other, tmp_path / "new.zarr", marginals=True)
+    remove(tmp_path / "new.zarr")
+    with pytest.raises(AlreadyExists, match=r"new\.marginals\.zarr already exists"):
+        export(source, tmp_path / "new.zarr", marginals=True)
+    assert (tmp_path / "new.marginals.zarr/zarr.json").exists()
+
+
+def remove(path: str | Path) -> None:
+    place = locate(path)
+    for name, _ in list(place.files()):
+        place.remove(name)
+    if place.root is not None:
+        shutil.rmtree(place.root)

@@ -66,7 +66,7 @@ def test_printed_lines_are_harmless(line: str, other: str) -> None:
             assert word in written.getvalue()
 
 
-@given(TEXT)
+@given(TEXT.filter(lambda text: text not in ("a", "b")))
 def test_json_is_harmless_and_loses_nothing(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         written = io.StringIO()

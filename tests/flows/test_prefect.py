@@ -66,21 +66,21 @@ def test_a_flow_that_fails_is_one_line_and_a_failed_state(
 
 def test_the_way_of_running_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    assert as_flow(None) is False
-    assert as_flow(False) is False
+    assert as_flow(False, False) is False
+    assert as_flow(False, True) is False
     monkeypatch.setattr(os, "environ", dict(os.environ))  # as_flow makes Prefect quiet through it
     os.environ["PREFECT_API_URL"] = "http://127.0.0.1:1/api"
-    assert as_flow(False) is False
-    assert as_flow(None) is True
+    assert as_flow(False, True) is False
+    assert as_flow(False, False) is True
     assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
 
 
 def test_without_prefect_jobs_run_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
-    assert as_flow(None) is False
+    assert as_flow(False, False) is False
     with pytest.raises(MissingDependency, match=r"--prefect needs Prefect; pip install 'i2am\[flows\]'"):
-        as_flow(True)
+        as_flow(True, False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)

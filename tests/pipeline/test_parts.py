@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import i2am
 from i2am.pipeline.adapters.registry import adapters, find_adapter
 from i2am.pipeline.capture import capture
 from i2am.pipeline.jobs import Call, run_job
@@ -135,6 +139,44 @@ def test_two_adapters_that_match_are_refused(monkeypatch):
         CaptureError, match="exactly one that matches.*got diffusers-unet, diffusers-unet.*name one"
     ):
         find_adapter(models.painter())
+
+
+def test_configurations_that_json_lacks_are_kept_as_text(tmp_path):
+    """DPM++'s -inf, and whatever else a configuration holds; the same text in every process."""
+    config = {
+        "lambda_min_clipped": -math.inf,
+        "nested": [{"a": math.nan}, (math.inf, 1.5)],
+        "numpy": np.float32(0.25),
+        "trained_betas": np.array([0.5, np.inf]),
+        "tensor": torch.tensor([1, 2]),
+        "dtype": torch.float16,
+        "set": {"b", "a"},
+        "object": object(),
+        "path": Path("x/y"),
+        3: True,
+        "_private": object(),
+    }
+    pipe = SimpleNamespace(name_or_path="", scheduler=SimpleNamespace(config=config))
+    found = describe(pipe)["scheduler"]
+    assert found == {
+        "class": "SimpleNamespace",
+        "lambda_min_clipped": "-inf",
+        "nested": [{"a": "nan"}, ["inf", 1.5]],
+        "numpy": 0.25,
+        "trained_betas": [0.5, "inf"],
+        "tensor": [1, 2],
+        "dtype": "torch.float16",
+        "set": ["a", "b"],
+        "object": "<object object>",
+        "path": "x/y",
+        "3": True,
+    }
+    layer = i2am.LayerSpec("l", 1, 1, (1, 1), (1, 1))
+    path = tmp_path / "run.zarr"
+    i2am.create_run(path, [layer], [1], ["a"], attrs={"scheduler": found, "own": {"rate": math.inf}}).close()
+    run = i2am.open_run(path)
+    assert run.attrs["scheduler"] == found
+    assert run.attrs["own"] == {"rate": "inf"}
 
 
 def test_provenance_names_model_scheduler_software_and_weights(tmp_path):

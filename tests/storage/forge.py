@@ -12,6 +12,7 @@ from typing import Any
 import google_crc32c
 
 from i2am.storage.format.layout import ArrayLayout, identity
+from i2am.storage.format.shard import file_hash, record_of
 from i2am.storage.format.signed_json import canonical, signed
 
 Document = dict[str, Any]
@@ -52,8 +53,12 @@ def shard(run_id: str, layout: ArrayLayout, chunks: list[bytes], key: str) -> by
 
 
 def put_shard(run: Path, key: str, data: bytes, sample: str = "a") -> None:
-    """Put a shard in place, and its size and checksum into the commit record."""
+    """Put a shard in place, and its size and digest into the commit record."""
     (run / key).parent.mkdir(parents=True, exist_ok=True)
     (run / key).write_bytes(data)
-    entry = {"bytes": len(data), "crc32c": f"{google_crc32c.value(data):08x}"}
-    forge_record(run, lambda record: record["files"].update({key: entry}), sample)
+
+    def change(record: Document) -> None:
+        made = record_of(data, file_hash(record["run_id"], sample, key))
+        record["files"][key] = {"bytes": made.bytes, "xxh3": made.digest}
+
+    forge_record(run, change, sample)

@@ -100,7 +100,7 @@ CLAIMS = {
     "more bytes": lambda d: d["files"].update({k: {**v, "bytes": BILLION} for k, v in d["files"].items()}),
     "negative bytes": lambda d: d["files"].update({k: {**v, "bytes": -1} for k, v in d["files"].items()}),
     "bytes as a text": lambda d: d["files"].update({k: {**v, "bytes": "9"} for k, v in d["files"].items()}),
-    "a file elsewhere": lambda d: d["files"].update({"../../etc/passwd": {"bytes": 1, "crc32c": "00000000"}}),
+    "a file elsewhere": lambda d: d["files"].update({"../../etc/passwd": {"bytes": 1, "xxh3": "0" * 32}}),
     "files as a list": lambda d: d.__setitem__("files", []),
     "an image of terabytes": lambda d: d["images"]["mask"].__setitem__("shape", [BILLION, 1000, 1]),
     "an image that leads out": lambda d: d["images"].__setitem__("../mask", d["images"]["mask"]),

@@ -114,11 +114,12 @@ def test_a_holder_that_was_overtaken_stops_and_touches_nothing(url, monkeypatch)
         real = ObjectStoreLocation.upload
 
         def upload(self, path, source):
-            real(self, path, source)
+            made = real(self, path, source)
             uploaded.append(path)
             if len(uploaded) == 2:  # a long pause, in which another process takes the sample over
                 put_lease_of_another(place, "a")
                 monkeypatch.setattr(lease, "LEASE_SECONDS", 0)
+            return made
 
         monkeypatch.setattr(ObjectStoreLocation, "upload", upload)
         with (
@@ -148,6 +149,56 @@ def test_a_lost_answer_to_a_renewal_costs_nothing(place, monkeypatch):
     held.check()
     held.release()
     assert place.names("leases") == []
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_late_put_of_a_former_owner_replaces_nothing(url, monkeypatch, tmp_path, large):
+    """Before the new owner's put it is replaced, after it refused; files in parts, too."""
+    if large:
+        monkeypatch.setattr("i2am.storage.locations.object_store.ONE_REQUEST", 0)
+    place, late = locate(url), tmp_path / "late"
+    late.write_bytes(b"of a former owner")
+    real = ObjectStoreLocation.upload
+    answers = []
+
+    def upload(self, path, source):
+        before = real(self, path, late) if len(answers) == 1 else None  # the second file: just before
+        made = real(self, path, source)
+        answers.append((before, made, real(self, path, late)))
+        return made
+
+    with new(url) as writer, writer.sample("a") as sink:
+        fill(sink, LAYERS, STEPS, IMAGES)
+        monkeypatch.setattr(ObjectStoreLocation, "upload", upload)
+    assert answers[:3] == [(None, True, False), (True, False, True), (None, True, False)]
+    assert not any(after for _, made, after in answers if made)
+    check_values(i2am.open_run(url))
+    report = i2am.verify(url)
+    assert (report.ok, place.names(".staging")) == (True, [])
+    assert not any("staging" in note for note in report.notes)
+
+
+def test_a_sample_whose_record_was_deleted_is_captured_again(place):
+    url = place.url
+    with new(url, ["a"]) as writer, writer.sample("a") as sink:
+        fill(sink, LAYERS, STEPS, IMAGES)
+    locate(url).remove("commits/a.json")
+    with i2am.resume_run(url) as writer, writer.sample("a") as sink:
+        fill(sink, LAYERS, STEPS, IMAGES)
+    assert i2am.verify(url).ok
+    check_values(i2am.open_run(url))
+
+
+def test_parts_that_a_killed_writer_left_are_removed(url, monkeypatch):
+    new(url).close()
+    place = locate(url)
+    place.write(".staging/c.0.0.0.0.0.0123", b"a part")
+    place.write(".staging/c.1.0.0.0.0.4567", b"of b")
+    put_lease_of_another(place, "a")
+    i2am.resume_run(url).close()  # sees the lease, and that it does not change
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0)
+    i2am.resume_run(url).close()
+    assert place.names(".staging") == ["c.1.0.0.0.0.4567"]
 
 
 def _write_and_die(url):

@@ -41,6 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     retry = {"max_retries": 8, "retry_timeout": timedelta(seconds=20), "backoff": pauses}
     monkeypatch.setattr("i2am.storage.locations.object_store.RETRY", retry)
     monkeypatch.setattr("i2am.storage.locations.object_store.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("i2am.storage.locations.object_store.ONE_REQUEST", 8 << 20)
 
 
 @pytest.fixture

@@ -11,7 +11,15 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from i2am.storage.format.codecs import CODECS
 from i2am.storage.format.layout import ArrayLayout, identity
-from i2am.storage.format.shard import ShardError, ShardWriter, check_chunk, checksum, parse_tail
+from i2am.storage.format.shard import (
+    ShardError,
+    ShardWriter,
+    check_chunk,
+    checksum,
+    file_hash,
+    parse_tail,
+    record_of,
+)
 from i2am.storage.locations.base import write_all
 from i2am.storage.writing.array_writer import ArrayWriter
 
@@ -59,12 +67,12 @@ def test_zarr_python_reads_what_we_write(
     )
     layout = ArrayLayout("a", ("sample", "step", "head", "gen", "dim"), shape, chunk, shard, dtype, codec)
     values = np.random.default_rng(0).standard_normal(shape[1:]).astype(dtype)
-    writer = ArrayWriter(layout, 1, "run", root / "part")
+    writer = ArrayWriter(layout, 1, "run", "s", root / "part")
     for step in order.sample(range(steps), steps):
         writer.put(step, lambda rows, step=step: values[step, rows])
     for key, (path, record) in writer.finish().items():
         data = path.read_bytes()
-        assert (len(data), checksum(data)) == (record.bytes, record.crc32c)
+        assert record == record_of(data, file_hash("run", "s", key))
         if codec == "none":
             assert (
                 len(data)
@@ -77,7 +85,7 @@ def test_zarr_python_reads_what_we_write(
 
 
 def tail_of(tmp_path, layout, ident):
-    writer = ShardWriter(tmp_path / "s", layout.slots, ident)
+    writer = ShardWriter(tmp_path / "s", layout.slots, ident, file_hash("run", "s", "k"))
     for slot in range(layout.slots):
         writer.append(slot, bytes(range(10)))
     record = writer.finish()
