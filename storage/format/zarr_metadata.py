@@ -57,6 +57,19 @@ def _consolidated(group: bytes, arrays: Mapping[str, bytes]) -> bytes:
     return json.dumps(document, indent=2).encode()
 
 
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes that netCDF holds too: no null and no truth values, and what has parts as JSON text.
+
+    They describe a layer to other readers; this one takes everything from the root document.
+    """
+    found: dict[str, Any] = {}
+    for key, value in attributes.items():
+        if value is not None:
+            whole = int(value) if isinstance(value, bool) else value
+            found[key] = json.dumps(whole) if isinstance(whole, Mapping) else whole
+    return found
+
+
 def hierarchy_documents(
     layers: Iterable[tuple[LayerSpec, Mapping[str, ArrayLayout]]], images: Iterable[ArrayLayout]
 ) -> dict[str, bytes]:
@@ -67,7 +80,7 @@ def hierarchy_documents(
     root.create_group("images")
     described = list(layers)
     for order, (spec, layouts) in enumerate(described):
-        root.create_group(f"attention/{spec.name}", attributes={**spec.to_json(), "order": order})
+        root.create_group(f"attention/{spec.name}", attributes=_plain({**spec.to_json(), "order": order}))
         for layout in layouts.values():
             _create(root, layout)
     for layout in images:
