@@ -39,6 +39,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -66,7 +67,9 @@ def options(
     if endpoint_url is not None:
         if not re.fullmatch(r"https?://[^/\s]+\S*", endpoint_url):
             raise InputError(
-                "--endpoint-url", expected="http://HOST:PORT or https://HOST", got=repr(endpoint_url)
+                "--endpoint-url",
+                expected="http://HOST:PORT or https://HOST",
+                got=repr(endpoint_url.rpartition("@")[2]),
             )
         os.environ["AWS_ENDPOINT_URL"] = endpoint_url  # child processes have it too
 

@@ -228,6 +228,7 @@ class Capture:
         keep
             The ids to store, None for all: the others are generated again and left as they are, so that a
             batch that was half committed can be completed with the same rows, hence the same bits.
+            Empty: a trial of the model, of which nothing is stored.
         images, **named
             As for :meth:`sample`, a sequence each.
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 
 from i2am.pipeline.capture import Capture
 from i2am.pipeline.events import Waiting
+from i2am.pipeline.foreign_errors import as_capture_error
 from i2am.pipeline.recording.images import ImageLike, to_uint8
 from i2am.storage.errors import (
     AlreadyExists,
     CaptureError,
+    I2AMError,
     InputError,
     NoPermission,
     SampleBusy,
@@ -26,7 +29,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Seconds between looks at samples that other processes are writing."""
 
 MAX_FAILURES = 3
-"""Batches in a row that are loaded but not generated, after which a job gives up."""
+"""Batches in a row that are loaded but not generated, after which the model is tried with something else."""
+
+MAX_UNKNOWN = 30
+"""Such batches after which a job gives up where nothing has ever worked, not even the model alone."""
 
 FATAL = (StorageFull, NoPermission, StoreUnavailable, MemoryError)
 """Errors that the next sample would meet as well: they end the job."""
@@ -68,7 +74,11 @@ class Call:
         generators = [torch.Generator("cpu").manual_seed(task.seed) for task in tasks]
         single = {argument: batch[0] for argument, batch in given.items()} if len(tasks) == 1 else given
         generator = generators[0] if len(tasks) == 1 else generators
-        return pipe(**single, **self.arguments, generator=generator).images
+        with as_capture_error(
+            f"the pipeline failed with sample {tasks[0].id!r}",
+            "correct call:, give samples: a size: that the model takes, or mend the model",
+        ):
+            return pipe(**single, **self.arguments, generator=generator).images
 
 
 def run_job(
@@ -89,14 +99,14 @@ def run_job(
     a time, so that few images are in memory. ``limit`` is the most samples to take, ``only`` those allowed.
 
     ``on_failure`` is called with the samples of a batch that could not be loaded or generated, and why; the
-    job then goes on, unless the error is FATAL or MAX_FAILURES batches in a row were not generated. Without
-    it the first error ends the job.
+    job then goes on, unless the error is FATAL, or the model no longer works with what it worked with before
+    (tried after MAX_FAILURES batches in a row). Without it the first error ends the job.
     """
     chosen = set(cap.declared if only is None else only)
     wanted = set([id for id in cap.missing if id in chosen][:limit])
     declared = cap.declared
     batches = [declared[start : start + batch_size] for start in range(0, len(declared), batch_size)]
-    job = _Job(cap, pipe, load, call, wanted, _Failures(on_failure))
+    job = _Job(cap, pipe, load, call, wanted, on_failure, batches)
     job.run([ids for ids in batches if not wanted.isdisjoint(ids)])
     return job.count
 
@@ -108,8 +118,11 @@ class _Job:
     load: Callable[[str], Task]
     call: Call
     wanted: set[str]
-    failures: _Failures
+    on_failure: OnFailure | None
+    batches: Sequence[Sequence[str]]  # all of the run
     count: int = 0
+    good: Sequence[str] = ()  # a batch that worked
+    failed: list[tuple[list[str], Exception]] = field(default_factory=list)  # since then
 
     def run(self, batches: Sequence[Sequence[str]]) -> None:
         """Generate batches; what other processes are writing is looked at again, with growing pauses."""
@@ -121,7 +134,8 @@ class _Job:
                 time.sleep(pause)
             pause = FIRST_PAUSE if len(busy) < len(batches) else min(2 * pause, LONGEST_PAUSE)
             batches = busy
-        self.failures.emit_deferred()
+        if self.failed:
+            self.tell_samples_from_machine(last=True)
 
     def generate(self, ids: Sequence[str]) -> bool:
         """Generate a batch; False if another process is writing a part of it."""
@@ -132,9 +146,9 @@ class _Job:
             # The whole batch, also where a part of it is committed: other rows could change the last bits.
             tasks = [self.load(id) for id in ids]
         except Exception as error:
-            if not self.failures.tolerated:
+            if self.on_failure is None:
                 raise
-            self.failures.emit(missing, error)
+            self.on_failure(missing, error)
             return True
         try:
             _generate(self.cap, self.pipe, self.call, tasks, missing)
@@ -143,13 +157,74 @@ class _Job:
                 raise  # not one of these samples
             return False
         except Exception as error:
-            if not self.failures.tolerated or isinstance(error, FATAL):
+            if self.on_failure is None or isinstance(error, FATAL):
                 raise
-            self.failures.defer(missing, error)
+            self.failed.append((missing, error))
+            if len(self.failed) % MAX_FAILURES == 0:
+                self.tell_samples_from_machine()
         else:
             self.count += len(missing)
-            self.failures.emit_deferred()
+            self.good = ids
+            self.emit_failed()
         return True
+
+    def tell_samples_from_machine(self, last: bool = False) -> None:
+        """Emit what failed if the model still works with something else, else end the job."""
+        good = self.good or next((ids for ids in self.batches if any(map(self.cap.is_committed, ids))), ())
+        if good:
+            works = self.works(lambda: [self.load(id) for id in good])
+        else:  # nothing has ever worked: the model alone
+            works = self.works(lambda: [stand_in(self.load(id)) for id in self.failed[-1][0]])
+        if works:
+            self.emit_failed()
+        elif good or last or len(self.failed) >= MAX_UNKNOWN:
+            ids, error = self.failed[-1]
+            raise CaptureError(
+                f"{len(self.failed)} batches in a row failed, the last with sample {ids[0]!r}, and the model "
+                f"does not work {'with sample ' + repr(good[0]) + ' any more' if good else 'alone'}",
+                got=str(error) if isinstance(error, I2AMError) else f"{type(error).__name__}: {error}",
+                remedy="mend the model or the machine, and run again: what is committed is kept",
+            ) from error
+
+    def works(self, tasks: Callable[[], Sequence[Task]]) -> bool:
+        """Whether a generation succeeds; nothing of it is kept."""
+        try:
+            _generate(self.cap, self.pipe, self.call, tasks(), ())
+        except FATAL:
+            raise
+        except Exception:  # noqa: BLE001 - whatever it is, the model does not work
+            return False
+        return True
+
+    def emit_failed(self) -> None:
+        for ids, error in self.failed:
+            if self.on_failure is not None:
+                self.on_failure(ids, error)
+        self.failed.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _StandIn:
+    id: str
+    seed: int
+    images: Mapping[str, ImageLike]
+    texts: Mapping[str, str]
+
+
+def stand_in(task: Task) -> Task:
+    """A task of the same sizes and names whose content is none of the sample's."""
+    images: dict[str, ImageLike] = {}
+    for name, image in task.images.items():
+        pixels = np.array(image)
+        height, width = pixels.shape[:2]
+        if "mask" in name:
+            pixels[:] = 0
+            pixels[height // 4 : height // 2, width // 4 : width // 2] = True if pixels.dtype == bool else 255
+        else:
+            ramp = np.add.outer(np.linspace(0, 127, height), np.linspace(0, 128, width))
+            pixels[:] = ramp.reshape(height, width, *(1,) * (pixels.ndim - 2))
+        images[name] = pixels
+    return _StandIn(task.id, task.seed ^ (1 << 62), images, dict.fromkeys(task.texts, "a photo"))
 
 
 def _generate(cap: Capture, pipe: Any, call: Call, tasks: Sequence[Task], missing: Sequence[str]) -> None:
@@ -159,38 +234,6 @@ def _generate(cap: Capture, pipe: Any, call: Call, tasks: Sequence[Task], missin
         for handle, task, image in zip(handles, tasks, call(pipe, tasks), strict=True):
             handle.generated = image
             handle.annotate({**task.texts, "seed": task.seed})
-
-
-class _Failures:
-    """Tells a sample's fault from the machine's: a failed generation is emitted once another batch works."""
-
-    def __init__(self, on_failure: OnFailure | None) -> None:
-        self._on_failure = on_failure
-        self._deferred: list[tuple[list[str], Exception]] = []
-
-    @property
-    def tolerated(self) -> bool:
-        """Whether the job goes on after a failure."""
-        return self._on_failure is not None
-
-    def emit(self, ids: list[str], error: Exception) -> None:
-        if self._on_failure is not None:
-            self._on_failure(ids, error)
-
-    def defer(self, ids: list[str], error: Exception) -> None:
-        """Hold a batch that was not generated; MAX_FAILURES in a row end the job."""
-        self._deferred.append((ids, error))
-        if len(self._deferred) == MAX_FAILURES:
-            raise CaptureError(
-                f"{MAX_FAILURES} batches in a row failed, the last with sample {ids[0]!r}",
-                got=f"{type(error).__name__}: {error}",
-                remedy="mend the model or the machine, and run again: what is committed is kept",
-            ) from error
-
-    def emit_deferred(self) -> None:
-        for ids, error in self._deferred:
-            self.emit(ids, error)
-        self._deferred.clear()
 
 
 def _input(task: Task, name: str) -> Any:

@@ -37,6 +37,7 @@ import errno as _errno
 from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
+from i2am.storage.redaction import redacted
 from i2am.storage.terminal_safe import visible
 
 MAX_MESSAGE = 2000
@@ -82,7 +83,7 @@ class I2AMError(Exception):
     ) -> None:
         pairs = (("expected ", expected), ("got ", got), ("", remedy))
         parts = [what, *(f"{word}{text}" for word, text in pairs if text is not None)]
-        line = visible(" ".join("; ".join(parts).split()))
+        line = visible(redacted(" ".join("; ".join(parts).split())))
         super().__init__(line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 1] + "…")
 
     def __str__(self) -> str:

@@ -170,11 +170,11 @@ def select_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str,
 
 
 def split_steps(steps: Sequence[int], groups: int) -> list[tuple[int, ...]]:
-    """Split steps into groups of neighbours, as equal as they can be, the longer ones first."""
-    if not 1 <= groups <= len(steps):
-        raise InputError(
-            f"time_groups={groups}",
-            expected=f"1 to {len(steps)}, the number of steps selected",
-            remedy="ask for fewer groups, or select more steps",
-        )
-    return [tuple(int(step) for step in part) for part in np.array_split(np.asarray(steps), groups)]
+    """Split steps into groups of neighbours, as equal as they can be, the longer ones first.
+
+    Of fewer steps than groups, each is a group.
+    """
+    if isinstance(groups, bool) or not hasattr(groups, "__index__") or groups < 1:
+        raise InputError("time_groups", expected="a whole number of 1 or more", got=repr(groups))
+    parts = np.array_split(np.asarray(steps), min(groups, len(steps)))
+    return [tuple(int(step) for step in part) for part in parts]

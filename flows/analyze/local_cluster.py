@@ -13,7 +13,14 @@ from typing import Any
 from i2am.flows.analyze.job_queue_cluster import job_arguments, sigint_restored, worker_count
 from i2am.flows.config.models import SLURM, ClusterClass, Processes, Threads
 from i2am.flows.console.output import one_line
-from i2am.storage.errors import ClusterError, ConfigError, UnknownName
+from i2am.storage.errors import ClusterError, ConfigError, MissingDependency, UnknownName
+
+NO_PAGES: dict[str, list[str]] = {
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    "distributed.nanny.http.routes": [],
+}
+"""Dask's configuration: the ports for HTTP, which every user of this machine reaches, serve nothing."""
 
 NO_DASHBOARD = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
 """The scheduler opens a port for HTTP in any case: here a free one, on this machine alone."""
@@ -29,12 +36,17 @@ def local_cluster(cluster: Threads | Processes | ClusterClass, workers: int | No
     Threads are one worker in this process, for the report that only a scheduler can make. Without `workers`
     there is one for each core, or what the class has.
     """
+    import dask
+
     make, arguments = _constructor(cluster, workers)
     with ExitStack() as stack:
         if isinstance(cluster, Processes):
             stack.callback(_purge_scratch)
         try:
-            with warnings.catch_warnings():
+            with (
+                warnings.catch_warnings(),
+                dask.config.set({} if isinstance(cluster, ClusterClass) else NO_PAGES),
+            ):
                 warnings.filterwarnings("ignore", message="Port .* is already in use")  # of a dashboard
                 started = make(**arguments)
             stack.callback(started.close)
@@ -72,16 +84,32 @@ def _constructor(
     count = workers or CPU_COUNT
     if isinstance(cluster, ClusterClass):
         make = _cluster_class(cluster.class_name)
-        return make, job_arguments(make, cluster.arguments)
+        own = {"security": _certificate()} if make is LocalCluster else {}
+        return make, own | job_arguments(make, cluster.arguments)
     if isinstance(cluster, Processes):
         own = {
             "n_workers": count,
             "threads_per_worker": cluster.threads_per_worker,
             "preload": [IGNORE_SIGINT],
+            "security": _certificate(),
         }
     else:
         own = {"n_workers": 1, "threads_per_worker": count, "processes": False, "memory_limit": None}
     return LocalCluster, NO_DASHBOARD | own
+
+
+def _certificate() -> Any:
+    """A key and certificate for this cluster alone: without them no other user can talk to its scheduler."""
+    from distributed.security import Security
+
+    try:
+        return Security.temporary()
+    except ImportError as error:
+        raise MissingDependency(
+            "worker processes need a certificate, so that no other user runs code in them",
+            got=one_line(error),
+            remedy="pip install 'i2am[flows]', or use threads",
+        ) from error
 
 
 def _cluster_class(name: str) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from i2am.flows.datasets.open import SampleSet, open_samples
 from i2am.storage.errors import ConfigError, NotFound, UnknownName
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.reading.open import open_run
+from i2am.storage.redaction import redact
 from i2am.storage.writing.failures import clear_failures, failures, record_failure
 
 if TYPE_CHECKING:
@@ -138,8 +139,12 @@ def capture_samples(
     committed: int,
     *,
     keep_going: bool = False,
+    alive: Callable[[], None] = lambda: None,
 ) -> None:
-    """Capture ``ids`` with a pipeline that is loaded; ``committed`` samples are there, for the progress."""
+    """Capture ``ids`` with a pipeline that is loaded; ``committed`` samples are there, for the progress.
+
+    ``alive`` is called after each step of the denoiser, and while other processes are waited for.
+    """
     from i2am.pipeline.capture import capture
     from i2am.pipeline.jobs import run_job
 
@@ -158,7 +163,7 @@ def capture_samples(
             config.out,
             list(samples.ids),
             attrs={"configuration": comparable(config), "seeds": dict(samples.seeds)},
-            on_event=_progress_of(committed, len(samples.ids)),
+            on_event=_progress_of(committed, len(samples.ids), alive),
             **arguments,
         ) as cap:
             run_job(
@@ -171,7 +176,7 @@ def capture_samples(
         raise next(iter(failed.values()))  # nothing worked, and there is no run to record it in
 
 
-def _progress_of(done: int, total: int) -> Callable[[Event], None]:
+def _progress_of(done: int, total: int, alive: Callable[[], None]) -> Callable[[Event], None]:
     """Turn events of a capture into progress."""
     from i2am.pipeline.events import SampleDone, Waiting
 
@@ -180,7 +185,9 @@ def _progress_of(done: int, total: int) -> Callable[[Event], None]:
         if isinstance(event, SampleDone):
             done += 1
             emit(Progress("capture", done, total, event.sample))
-        elif isinstance(event, Waiting):
+            return
+        alive()
+        if isinstance(event, Waiting):
             emit(Progress("wait for another process", 0, len(event.samples), event.samples[0]))
 
     return on_event
@@ -202,7 +209,7 @@ def _existing(config: CaptureConfig) -> Run | None:
     except NotFound:
         return None
     need_attention(run.attrs, config.out, "capturing into it")
-    before, now = run.attrs.get("configuration"), comparable(config)
+    before, now = redact(run.attrs.get("configuration")), comparable(config)
     if before is not None and before != now:
         keys = _differing(before, now)
         shown = ", ".join(keys[:4])

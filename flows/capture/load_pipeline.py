@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ def load_pipeline(config: CaptureConfig) -> Any:
     from diffusers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading; the job shows its own
-    _check_device(config.device)
     source = config.pipeline
     if isinstance(source, PretrainedSource):
+        _check_device(config.device)
         pipe = _pretrained(source, config.device, config.dtype)
     elif isinstance(source, FactorySource):
         pipe = _factory(source, config.device, config.dtype)
     else:
         from i2am.pipeline.embedded.weights import load_pipeline as embedded
 
+        _check_device(config.device)
         pipe = embedded(device=config.device, dtype=config.dtype)
     if hasattr(pipe, "set_progress_bar_config"):
         pipe.set_progress_bar_config(disable=True)
@@ -55,13 +57,25 @@ def _check_device(device: str) -> None:
         wanted = torch.device(device)
     except RuntimeError:
         raise ConfigError("device", expected="cpu, cuda, cuda:1, mps, ...", got=repr(device)) from None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             "device",
             expected=f"one of {torch.cuda.device_count()} CUDA devices",
-            got=device,
-            remedy="use device: cpu",
+            got=device + (f" with CUDA_VISIBLE_DEVICES={visible}" if visible is not None else ""),
+            remedy="use device: cpu"
+            if visible is None
+            else "name GPUs that this machine has, or device: cpu",
         )
+    try:
+        torch.empty(1, device=wanted)
+    except Exception as error:
+        raise ConfigError(
+            "device",
+            expected="one that this machine has",
+            got=f"{device}: {str(error).splitlines()[0][:200]}",
+            remedy="use device: cpu",
+        ) from error
 
 
 def _pretrained(source: PretrainedSource, device: str, dtype: str) -> Any:
@@ -99,6 +113,8 @@ def _load_ip_adapters(pipe: Any, source: PretrainedSource) -> None:
     """Load all IP-Adapters at once, which is the only way diffusers takes several."""
     from safetensors import SafetensorError
 
+    from i2am.pipeline.foreign_errors import as_capture_error
+
     if not hasattr(pipe, "load_ip_adapter"):
         raise CaptureError(
             f"pipeline.class {source.class_name!r}", expected="one that takes IP-Adapters", got="none",
@@ -118,7 +134,17 @@ def _load_ip_adapters(pipe: Any, source: PretrainedSource) -> None:
             expected=f"safetensors weights that fit a {source.class_name}",
             got=" ".join(str(error).split())[:200],
         ) from error
-    pipe.set_ip_adapter_scale([adapter.scale for adapter in adapters])
+    with as_capture_error("pipeline.ip_adapters: scale", "correct scale, a number or blocks of the UNet"):
+        pipe.set_ip_adapter_scale([adapter.scale for adapter in adapters])
+
+
+def _of_the_function(source: FactorySource) -> AbstractContextManager[None]:
+    """An error of the user's module or function, told in one line."""
+    from i2am.pipeline.foreign_errors import as_capture_error
+
+    return as_capture_error(
+        f"pipeline.function {source.function!r} failed", "correct the function, or pipeline.arguments"
+    )
 
 
 def _factory(source: FactorySource, device: str, dtype: str) -> Any:
@@ -126,9 +152,11 @@ def _factory(source: FactorySource, device: str, dtype: str) -> Any:
     if source.folder is not None:
         sys.path.insert(0, str(source.folder))
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
+        with _of_the_function(source):
+            module = importlib.import_module(module_name)
+    except CaptureError as failed:
+        error = failed.__cause__
+        if not isinstance(error, ModuleNotFoundError) or not module_name.startswith(error.name or "?"):
             raise
         raise ConfigError(
             f"pipeline.function {source.function!r}",
@@ -143,7 +171,9 @@ def _factory(source: FactorySource, device: str, dtype: str) -> Any:
         raise UnknownName(
             f"function in {module_name}", name, [n for n in vars(module) if not n.startswith("_")]
         )
-    pipe = function(device=device, dtype=dtype, **source.arguments)
+    _check_device(device)
+    with _of_the_function(source):
+        pipe = function(device=device, dtype=dtype, **source.arguments)
     if not callable(pipe):
         raise CaptureError(
             f"pipeline.function {source.function!r}", expected="a callable pipeline", got=type(pipe).__name__

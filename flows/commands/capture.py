@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson, Direct, Prefect, Quiet, RetryFailed, RunOut
-from i2am.flows.console.output import human_bytes, log, print_json, print_line
+from i2am.flows.console.output import counted, human_bytes, log, print_json, print_line
 
 
 def capture(
-    config: Annotated[Path, typer.Argument(help="Configuration (YAML); see examples/.")],
+    config: Annotated[Path, typer.Argument(help="Configuration (YAML); i2am demo writes one.")],
     out: RunOut = None,
     retry_failed: RetryFailed = False,
     keep_going: Annotated[
@@ -36,9 +36,12 @@ def capture(
     through_prefect = as_flow(prefect, direct)
     with show_progress(quiet):
         if through_prefect:
-            from i2am.flows.prefect.capture_flow import capture_flow
+            from i2am.flows.prefect.server import prefect_server
 
-            summary = capture_flow(settings, retry_failed, keep_going)
+            with prefect_server():
+                from i2am.flows.prefect.capture_flow import capture_flow
+
+                summary = capture_flow(settings, retry_failed, keep_going)
         else:
             from i2am.flows.capture.job import run_capture
 
@@ -56,9 +59,10 @@ def show_capture(summary: dict[str, Any], as_json: bool) -> None:
     else:
         retry = f"; {len(failed)} failed, i2am capture --retry-failed takes them again" if failed else ""
         print_line(
-            f"{summary['run']}: captured {summary['captured']} samples in {summary['seconds']:.1f} s, "
+            f"{summary['run']}: captured {counted(summary['captured'], 'sample')} "
+            f"in {summary['seconds']:.1f} s, "
             f"{summary['committed']} of {summary['declared']} committed, {human_bytes(summary['bytes'])} "
-            f"in {summary['files']} files{retry}"
+            f"in {counted(summary['files'], 'file')}{retry}"
         )
     if failed:
         raise typer.Exit(1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    config: Annotated[Path, typer.Argument(help="Configuration (YAML) of the capture; see examples/.")],
+    config: Annotated[
+        Path, typer.Argument(help="Configuration (YAML) of the capture; i2am demo writes one.")
+    ],
     out: RunOut = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Capture processes, without GPUs.")] = None,
     gpus: Annotated[
@@ -43,8 +43,9 @@ def sweep(
     from i2am.flows.subprocesses import termination_interrupts
 
     settings = load_capture(config, out)
-    spread = override(settings.sweep, workers=workers, gpus=gpus.split(",") if gpus is not None else None)
-    settings = settings.model_copy(update={"sweep": spread})
+    given = {"workers": workers, "gpus": gpus.split(",") if gpus is not None else None}
+    if changes := {key: value for key, value in given.items() if value is not None}:
+        settings = override(settings, sweep={**settings.sweep.model_dump(), **changes})
     through_prefect = as_flow(prefect, direct)
     with show_progress(quiet), termination_interrupts():
         if through_prefect:
@@ -61,13 +62,9 @@ def sweep(
 
 
 def _with_prefect(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
-    """Run the flow on the server of the environment, or on a temporary one."""
-    if not os.environ.get("PREFECT_API_URL"):
-        from i2am.flows.prefect.server import temporary_server
+    from i2am.flows.prefect.server import prefect_server
 
-        with tempfile.TemporaryDirectory(prefix="i2am-prefect-") as home, temporary_server(Path(home)) as env:
-            os.environ.update(env)
-            return _with_prefect(config, retry_failed)
-    from i2am.flows.prefect.sweep_flow import sweep_as_flow
+    with prefect_server():
+        from i2am.flows.prefect.sweep_flow import sweep_as_flow
 
-    return sweep_as_flow(config, retry_failed)
+        return sweep_as_flow(config, retry_failed)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from i2am.flows.config.bounded_file import read_bounded
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.config.validate import Model, shortened, validate
+from i2am.flows.config.validate import EXAMPLE, Model, shortened, validate
 from i2am.flows.console.output import one_line
 from i2am.storage.errors import ConfigError
 
@@ -68,7 +68,7 @@ _Loader.add_implicit_resolver(
 
 def load_config(path: str | Path, model: type[Model]) -> Model:
     """Read and check one configuration file."""
-    raw = read_bounded(Path(path), "configuration", MAX_BYTES, "see examples/ for one of each kind")
+    raw = read_bounded(Path(path), "configuration", MAX_BYTES, f"correct the path; {EXAMPLE}")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -138,7 +138,5 @@ def parse_config(text: str, model: type[Model], where: str) -> Model:
         raise ConfigError(f"{where}: not valid YAML: {one_line(error)}", remedy="correct the file") from None
     if not isinstance(data, dict):
         kind = "an empty file" if data is None else f"a {type(data).__name__}"
-        raise ConfigError(
-            where, expected="keys and values such as 'out: run.zarr'", got=kind, remedy="see examples/"
-        )
+        raise ConfigError(where, expected="keys and values such as 'out: run.zarr'", got=kind, remedy=EXAMPLE)
     return validate(data, model, where)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from i2am.flows.config.base import Name, Seed, Size, Strict
+from i2am.flows.config.base import Free, Name, Seed, Size, Strict
+from i2am.flows.config.call import check_call
 from i2am.flows.config.samples import Samples
 from i2am.flows.config.selections import IndexField, LayersField
+from i2am.storage.redaction import redacted
 
 SLURM = "dask_jobqueue.SLURMCluster"
 """What ``cluster: slurm`` stands for."""
@@ -27,7 +29,7 @@ class IPAdapterWeights(Strict):
     location: Annotated[str, Field(min_length=1, description="folder or hub id")]
     subfolder: str = ""
     weight_name: Annotated[str, Field(pattern=r"^[^/]+\.safetensors$")]
-    scale: float | dict[str, Any] = 1.0
+    scale: float | Free = 1.0
 
 
 class PretrainedSource(Strict):
@@ -52,7 +54,7 @@ class FactorySource(Strict):
     function: Annotated[
         str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=300, description="module:function")
     ]
-    arguments: dict[str, Any] = {}
+    arguments: Free = {}
     folder: Annotated[Path | None, Field(description="where the module is looked for first")] = None
 
 
@@ -82,6 +84,10 @@ class Sweep(Strict):
     patience: Annotated[
         float, Field(ge=0, description="seconds that a finished sweep waits for a lost Prefect server")
     ] = 30.0
+    deadline: Annotated[
+        float,
+        Field(gt=0, description="seconds without a step or a sample after which a process is lost"),
+    ] = 3600.0
 
 
 class CaptureConfig(Strict):
@@ -93,7 +99,9 @@ class CaptureConfig(Strict):
     out: Annotated[str, Field(min_length=1, description="the run: a folder NAME.zarr or a URL")]
     pipeline: PipelineSource
     samples: Samples
-    call: Annotated[dict[str, Any], Field(description="arguments of the pipeline's call")] = {}
+    call: Annotated[
+        Free, AfterValidator(check_call), Field(description="arguments of the pipeline's call")
+    ] = {}
     inputs: Annotated[
         dict[str, Name] | None,
         Field(description="call argument -> image or text of the sample; None: the family's"),
@@ -115,7 +123,7 @@ class CaptureConfig(Strict):
     representation: Literal["auto", "factors", "scores"] = "auto"
     device: str = "cpu"
     dtype: Literal["float16", "bfloat16", "float32"] = "float32"
-    storage_options: dict[str, Any] = {}
+    storage_options: Free = {}
     sweep: Annotated[Sweep, Field(description="used by i2am sweep alone")] = Sweep()
 
     @model_validator(mode="after")
@@ -123,6 +131,17 @@ class CaptureConfig(Strict):
         if self.samples.scenes is not None and self.pipeline.kind == "pretrained":
             raise ValueError("images for a pretrained pipeline; scenes are the embedded model's")
         return self
+
+    @model_validator(mode="after")
+    def _gpus_need_a_device(self) -> CaptureConfig:
+        if self.sweep.gpus is not None and self.device.partition(":")[0] == "cpu":
+            raise ValueError("device: cuda where sweep.gpus names GPUs; for the CPU, sweep.workers instead")
+        return self
+
+    @property
+    def place(self) -> str:
+        """``out`` without the credentials that its URL may have."""
+        return redacted(self.out)
 
 
 class Threads(Strict):
@@ -169,7 +188,7 @@ class ClusterClass(Strict):
             description="such as dask_jobqueue.SLURMCluster",
         ),
     ]
-    arguments: Annotated[dict[str, Any], Field(description="of the class")] = {}
+    arguments: Annotated[Free, Field(description="of the class")] = {}
     timeout: Annotated[float, Field(gt=0, description="seconds to wait for the first worker")] = 300
 
 
@@ -228,6 +247,10 @@ class AnalysisConfig(Computing):
     protocol: Annotated[
         Literal["corrected", "official"], Field(description="official: the paper's own code")
     ] = "corrected"
+    resize: Annotated[
+        Literal["linear", "bicubic"],
+        Field(description="bicubic as in the paper: densities may be negative"),
+    ] = "linear"
     confidence: Annotated[float, Field(gt=0, lt=1, description="of intervals over samples")] = 0.95
     size: Size | None = None
     label: Annotated[bool, Field(description="name samples RUN/SAMPLE, where several runs share ids")] = False

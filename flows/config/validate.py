@@ -8,11 +8,16 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from i2am.storage.errors import ConfigError
+from i2am.storage.redaction import redact, remember
 
 Model = TypeVar("Model", bound=BaseModel)
 
+EXAMPLE = "i2am demo --out DIR writes an example, DIR/capture.yaml"
+"""A remedy: every installation has it."""
+
 
 def validate(data: dict[str, Any], model: type[Model], where: str) -> Model:
+    remember(data)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -38,16 +43,20 @@ def _explain(problem: Any, model: type[BaseModel], where: str) -> ConfigError:
     path = shortened(".".join(keys) or "the file")
     if kind == "extra_forbidden":
         known = sorted(_keys(model) - {keys[-1]})
+        top = ", ".join(sorted(field.alias or name for name, field in model.model_fields.items()))
         close = difflib.get_close_matches(keys[-1][:100], known, n=1, cutoff=0.5)
-        remedy = f"did you mean {close[0]!r}?" if close else "see examples/ for those that exist"
+        remedy = f"did you mean {close[0]!r}?" if close else f"those of the file are {top}"
         return ConfigError(f"{where}: unknown key {path}", remedy=remedy)
     if kind in ("missing", "union_tag_not_found"):
-        return ConfigError(f"{where}: missing key {path}", remedy="add it; see examples/")
+        return ConfigError(f"{where}: missing key {path}", remedy=f"add it; {EXAMPLE}")
     expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected, got = expected[:1].lower() + expected[1:400], problem["input"]
     if kind == "union_tag_invalid":
         expected, got = f"one of {problem['ctx']['expected_tags']}", problem["ctx"]["tag"]
-    return ConfigError(f"{where}: {path}", expected=expected, got=shortened(got))
+    got = redact(got)
+    for key in keys:
+        got = redact({key: got})[key]
+    return ConfigError(f"{where}: {path}", expected=expected, got=shortened(got) if keys else None)
 
 
 def _keys(annotation: Any) -> set[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from i2am.storage.errors import I2AMError
 from i2am.storage.human_bytes import human_bytes as human_bytes
+from i2am.storage.redaction import redacted
 from i2am.storage.terminal_safe import visible
 
 LONGEST_ERROR = 500
@@ -23,7 +24,7 @@ LONGEST_ERROR = 500
 
 def print_line(line: str) -> None:
     """Write one line of a result."""
-    sys.stdout.write(visible(line) + "\n")
+    sys.stdout.write(visible(redacted(line)) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[int] = ()) -> None:
@@ -50,13 +51,13 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def log(line: str) -> None:
     """Write one line about the work, such as progress or an error."""
-    sys.stderr.write(visible(" ".join(line.split())) + "\n")
+    sys.stderr.write(visible(redacted(" ".join(line.split()))) + "\n")
     sys.stderr.flush()
 
 
 def log_traceback() -> None:
     """Write the traceback of the exception that is being handled."""
-    for line in traceback.format_exc().splitlines():
+    for line in redacted(traceback.format_exc()).splitlines():
         sys.stderr.write(visible(line) + "\n")
 
 
@@ -64,7 +65,12 @@ def one_line(error: BaseException) -> str:
     """An error in one line; an error of a library is cut and preceded by its class."""
     if isinstance(error, I2AMError):
         return str(error)
-    return " ".join(f"{type(error).__name__}: {error}"[:LONGEST_ERROR].split())
+    return " ".join(redacted(f"{type(error).__name__}: {error}")[:LONGEST_ERROR].split())
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 sample", "2 samples"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def number(value: float | None) -> str:

@@ -11,16 +11,21 @@ from prefect.runtime import flow_run
 
 from i2am.flows.capture.job import run_capture
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.console.output import human_bytes
+from i2am.flows.console.output import counted, human_bytes
 from i2am.flows.console.progress import listening
 from i2am.flows.prefect.markdown import cells, plain
 from i2am.flows.prefect.reporter import Reporter
+from i2am.storage.redaction import without_secrets
 
 
 @task(name="capture samples", cache_policy=NO_CACHE, persist_result=False)
 def capture_all(config: CaptureConfig, retry_failed: bool, keep_going: bool) -> dict[str, Any]:
     """Run or resume the capture, and report its progress."""
-    with Reporter("capture", config.out, str(flow_run.id)) as reporter, listening(reporter.on_progress):
+    with (
+        without_secrets(),
+        Reporter("capture", config.out, str(flow_run.id)) as reporter,
+        listening(reporter.on_progress),
+    ):
         return run_capture(config, retry_failed=retry_failed, keep_going=keep_going)
 
 
@@ -33,7 +38,7 @@ def publish_capture(summary: dict[str, Any]) -> None:
     create_markdown_artifact(
         markdown=(
             f"# {plain(summary['run'])}\n\n"
-            f"{summary['captured']} samples captured in {summary['seconds']:.1f} s; "
+            f"{counted(summary['captured'], 'sample')} captured in {summary['seconds']:.1f} s; "
             f"{summary['committed']} of {summary['declared']} committed; "
             f"{human_bytes(summary['bytes'])} in {summary['files']} files."
         ),
@@ -41,7 +46,7 @@ def publish_capture(summary: dict[str, Any]) -> None:
     )
 
 
-@flow(name="i2am-capture", flow_run_name="capture {config.out}", persist_result=False)
+@flow(name="i2am-capture", flow_run_name="capture {config.place}", persist_result=False)
 def capture_flow(
     config: CaptureConfig, retry_failed: bool = False, keep_going: bool = False
 ) -> dict[str, Any]:

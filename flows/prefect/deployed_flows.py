@@ -18,6 +18,7 @@ from i2am.flows.prefect.analyze_flow import analyze_flow
 from i2am.flows.prefect.reporter import Reporter
 from i2am.flows.prefect.sweep_flow import reported_sweep
 from i2am.storage.errors import CaptureError
+from i2am.storage.redaction import without_secrets
 
 SWEEP, ANALYSIS = "i2am-nightly-sweep", "i2am-nightly-analysis"
 """Names of the flows; a deployment is addressed as ``FLOW/NAME``."""
@@ -37,7 +38,10 @@ def nightly_sweep(config: str, out: str | None = None, retry_failed: bool = Fals
         Take samples again that failed before.
     """
     settings = load_capture(config, out)
-    with Reporter("sweep", settings.out, str(flow_run.id), settings.sweep.patience) as reporter:
+    with (
+        without_secrets(),
+        Reporter("sweep", settings.out, str(flow_run.id), settings.sweep.patience) as reporter,
+    ):
         summary = reported_sweep(settings, retry_failed, reporter)
     if summary["lost"]:
         raise CaptureError(

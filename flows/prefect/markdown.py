@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from i2am.storage.redaction import redacted
 from i2am.storage.terminal_safe import visible
 
 _MARKS = re.compile(r"[!-+.:-@[-`{-~]")
@@ -18,13 +19,13 @@ def plain(text: object) -> str:
     Punctuation becomes numeric entities, which CommonMark never reads as structure; characters that do not
     print are replaced, white space becomes single spaces.
     """
-    line = visible(" ".join(str(text).split()))
+    line = visible(redacted(" ".join(str(text).split())))
     return _MARKS.sub(lambda mark: f"&#{ord(mark.group())};", line)
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a table artifact, whose cells are plain text already, without characters that do not print."""
     return [
-        {key: visible(value) if isinstance(value, str) else value for key, value in row.items()}
+        {key: visible(redacted(value)) if isinstance(value, str) else value for key, value in row.items()}
         for row in rows
     ]

@@ -21,6 +21,7 @@ from prefect.states import Running
 from i2am.flows.console.output import log
 from i2am.flows.console.progress import Progress
 from i2am.flows.prefect.markdown import plain
+from i2am.storage.redaction import redacted
 from i2am.storage.terminal_safe import visible
 
 Call: TypeAlias = Callable[[SyncPrefectClient], object]
@@ -84,7 +85,7 @@ class Reporter:
     def log(self, line: str) -> None:
         """Add a line to the flow run's log."""
         now = datetime.now(UTC).isoformat()
-        entry = {"name": "i2am", "level": logging.INFO, "message": line, "timestamp": now}
+        entry = {"name": "i2am", "level": logging.INFO, "message": redacted(line), "timestamp": now}
         self._calls.put(lambda client: client.create_logs([entry | {"flow_run_id": self._flow_run}]))
 
     def on_progress(self, event: Progress) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
+import tempfile
 import time
+import tomllib
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -38,21 +41,29 @@ def temporary_server(home: Path) -> Iterator[dict[str, str]]:
     """Run a Prefect server for the block, with its database in ``home``; yields the environment of its users.
 
     The command is the one that Prefect starts for its own ephemeral server, without importing Prefect here
-    (its server takes 8 s to import on two cores).
+    (its server takes 8 s to import on two cores). Every user of the machine reaches its port: it asks for a
+    password, which is made for this start, and which only the environments of our own processes hold.
     """
-    port = _free_port()
+    home.chmod(0o700)
+    door = socket.create_server(("127.0.0.1", 0))  # bound here and handed on: nobody else can take the port
+    port, password = door.getsockname()[1], f"i2am:{secrets.token_urlsafe(32)}"
     env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     local = "127.0.0.1,localhost"
     env |= _QUIET | {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_API_AUTH_STRING": password,
         "NO_PROXY": ",".join(filter(None, [env.get("NO_PROXY"), local])),
         "no_proxy": ",".join(filter(None, [env.get("no_proxy"), local])),
     }
-    settings = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
+    settings = {
+        "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0",
+        "PREFECT_SERVER_API_AUTH_STRING": password,
+    }  # fmt: skip
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "critical", "--lifespan", "on"]
-    with child(command, env=env | settings, quiet=True) as process:
+    command += ["--fd", str(door.fileno()), "--log-level", "critical", "--lifespan", "on"]
+    with door, child(command, env=env | settings, quiet=True, pass_fds=(door.fileno(),)) as process:
+        door.close()
         end = time.monotonic() + START_SECONDS
         while not answers(env["PREFECT_API_URL"]):
             if process.poll() is not None or time.monotonic() > end:
@@ -66,6 +77,36 @@ def temporary_server(home: Path) -> Iterator[dict[str, str]]:
         yield env
 
 
+@contextmanager
+def prefect_server() -> Iterator[None]:
+    """Prefect for the block: the server of the environment or of its profile, else a temporary one."""
+    if os.environ.get("PREFECT_API_URL") or _profile_names_server():
+        yield
+        return
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="i2am-prefect-") as home, temporary_server(Path(home)) as env:
+        for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+            del os.environ[name]  # a key of another server must not be sent to this one
+        os.environ.update(env)
+        try:
+            yield
+        finally:
+            for name in env.keys() - before.keys():
+                os.environ.pop(name, None)
+            os.environ.update(before)
+
+
+def _profile_names_server() -> bool:
+    """Whether ``prefect profile use`` or ``prefect config set`` chose a server; without importing Prefect."""
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    try:
+        profiles = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
+        chosen = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
+        return bool(profiles["profiles"][chosen].get("PREFECT_API_URL"))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return False
+
+
 def answers(api: str) -> bool:
     """Whether a Prefect server answers at a URL such as ``PREFECT_API_URL`` has."""
     # The machine itself is never asked through a proxy; other servers may have to be.
@@ -76,9 +117,3 @@ def answers(api: str) -> bool:
             return bool(response.status == 200)
     except (OSError, ValueError, HTTPException):
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

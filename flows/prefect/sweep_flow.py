@@ -9,19 +9,20 @@ from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
 
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.console.output import human_bytes, one_line
+from i2am.flows.console.output import counted, human_bytes, one_line
 from i2am.flows.console.progress import listening
 from i2am.flows.prefect.markdown import cells, plain
 from i2am.flows.prefect.reporter import Reporter
 from i2am.flows.sweep.pool import Event, Message, ShardChanged
 from i2am.flows.sweep.sweep import run_sweep
+from i2am.storage.redaction import redacted
 
 
 def sweep_as_flow(config: CaptureConfig, retry_failed: bool) -> dict[str, Any]:
     """Run a sweep that a Prefect server shows as a flow run; the summary of :func:`run_sweep`."""
     with Reporter("sweep", config.out, patience=config.sweep.patience) as reporter:
         parameters = {"config": config.model_dump(mode="json", by_alias=True), "retry_failed": retry_failed}
-        reporter.start_flow_run(f"sweep {config.out}", parameters)
+        reporter.start_flow_run(redacted(f"sweep {config.out}"), parameters)
         try:
             summary = reported_sweep(config, retry_failed, reporter)
         except Exception as error:
@@ -62,7 +63,7 @@ def _report_shard(reporter: Reporter, event: ShardChanged) -> None:
     elif event.state == "failed":
         state = Failed(message=shard.error)
     else:
-        state = Completed(message=f"{len(shard.captured)} samples on {shard.place}")
+        state = Completed(message=f"{counted(len(shard.captured), 'sample')} on {shard.place}")
     if shard.error:
         reporter.log(f"shard {shard.number}, attempt {shard.attempts}: {shard.error}")
     reporter.task_run("capture shard", shard.number, f"shard {shard.number}: {shard.ids[0]} ...", state)

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from i2am.flows.config.base import WITH_SECRETS
 from i2am.flows.config.models import CaptureConfig
 from i2am.flows.subprocesses import child
+from i2am.flows.sweep.watchdog import Watchdog
 from i2am.storage.errors import InputError
 
 IDLE_SECONDS = 20.0
@@ -45,22 +47,32 @@ class WorkerProcess:
         """
         self._idle = False
         try:
-            process = self._process or self._start()
+            with Watchdog(self._config.sweep.deadline) as watchdog:
+                yield from self._shard(ids, watchdog)
+        except BaseException:
+            self.close()
+            raise
+
+    def _shard(self, ids: Sequence[str], watchdog: Watchdog) -> Iterator[str]:
+        """Send a shard and read what becomes of it; the watchdog ends a process that says nothing."""
+        try:
+            process = self._process or self._start(watchdog)
+            watchdog.guard(process)
             self._send(process, json.dumps({"ids": list(ids)}))
             for line in process.stdout or ():
+                watchdog.pat()
                 message = _parse(line)
                 if "done" in message:
                     yield message["done"]
                 elif "end" in message:
                     self._idle = True
                     return
-                else:
+                elif "error" in message:
                     self._idle = True  # it is leaving
                     raise (InputError if message["input"] else WorkerLost)(message["error"])
             raise WorkerLost(f"the capture process ended with status {process.wait()}")
-        except BaseException:
-            self.close()
-            raise
+        except WorkerLost as lost:
+            raise WorkerLost(watchdog.reason or str(lost)) from lost
 
     def close(self) -> None:
         """Let an idle process leave; interrupt one that is at work."""
@@ -78,7 +90,7 @@ class WorkerProcess:
             self._retired = True
             self.close()
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self, watchdog: Watchdog) -> subprocess.Popen[str]:
         env = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": self.gpu} if self.gpu is not None else {})
         command = [sys.executable, "-m", "i2am.flows.sweep.worker_main"]
         with self._lock:
@@ -86,9 +98,10 @@ class WorkerProcess:
                 raise WorkerLost("the capture processes were ended")
             started = child(command, env=env, talk=True, pass_fds=self.pass_fds)
             process = self._process = self._resources.enter_context(started)
+        watchdog.guard(process)
         gpu = f" GPU {self.gpu}" if self.gpu is not None else ""
         self.place = f"{socket.gethostname()}{gpu} process {process.pid}"
-        self._send(process, self._config.model_dump_json(by_alias=True))
+        self._send(process, self._config.model_dump_json(by_alias=True, context=WITH_SECRETS))
         return process
 
     @staticmethod

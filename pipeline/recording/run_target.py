@@ -78,7 +78,7 @@ class RunTarget:
 
     def check_samples(self, ids: Sequence[str], stored: Collection[str]) -> None:
         """Refuse ids that are unknown, come twice, or are committed although they are to be stored."""
-        if not set(ids) & set(stored) or len(set(ids)) != len(ids):
+        if not ids or (stored and not set(ids) & set(stored)) or len(set(ids)) != len(ids):
             raise InputError(
                 "samples of one call", expected="at least one id, each once", got=repr(list(ids))
             )

@@ -10,6 +10,9 @@ from i2am.storage.errors import InputError, MissingDependency
 from i2am.storage.locations.base import TooLarge
 from i2am.storage.locations.remote import RemoteLocation, store_errors
 
+CLOUDS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+"""Protocols for which obstore, of the extra ``s3``, is enough."""
+
 
 class FsspecLocation(RemoteLocation):
     """A prefix of a file system."""
@@ -106,9 +109,27 @@ def open_fsspec(url: str, options: Mapping[str, Any]) -> FsspecLocation:
             raise MissingDependency(
                 f"URL {url!r}: no package for the protocol {protocol!r}",
                 got=str(error),
-                remedy="install the fsspec package it names, or obstore",
+                remedy="pip install 'i2am[s3]'"
+                if protocol in CLOUDS
+                else "install the fsspec package it names",
             ) from error
-        filesystem = FsspecStore(protocol, **options)
+        try:
+            filesystem = FsspecStore(protocol, **options)
+        except Exception as other:
+            raise _wrong_options(url, options, other) from other
     except ValueError as error:
+        if "protocol" not in str(error).lower():
+            raise _wrong_options(url, options, error) from error
         raise InputError(f"URL {url!r}", expected="a protocol that fsspec knows", got=str(error)) from error
+    except (TypeError, LookupError, AttributeError) as error:
+        raise _wrong_options(url, options, error) from error
     return FsspecLocation(filesystem, str(path), url)
+
+
+def _wrong_options(url: str, options: Mapping[str, Any], error: Exception) -> InputError:
+    return InputError(
+        f"URL {url!r}",
+        expected="storage_options that its file system takes",
+        got=f"{', '.join(options) or 'none'}: {type(error).__name__}: {str(error)[:200]}",
+        remedy="correct storage_options",
+    )

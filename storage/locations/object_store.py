@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from i2am.storage.errors import InputError
 from i2am.storage.forked import refuse_fork
 from i2am.storage.locations.base import STAGING, TooLarge
 from i2am.storage.locations.remote import RemoteLocation, store_errors
@@ -56,6 +57,9 @@ _CARRIED = {
 }
 """Settings that are read from the environment once, and travel with a pickled location."""
 
+_OWN = frozenset({"retry_config", "client_options", "copy_if_not_exists"})
+"""Settings that are not the user's."""
+
 _stores: dict[str, Any] = {}
 """Bucket and settings to its store, whose connections are kept."""
 
@@ -77,7 +81,12 @@ class ObjectStoreLocation(RemoteLocation):
             found = next((os.environ[each] for each in variables if os.environ.get(each)), None)
             if found is not None and not config.get(name):
                 config[name] = found
-        client = dict(config.pop("client_options", {}))
+        client = config.pop("client_options", {})
+        if not isinstance(client, Mapping):
+            raise InputError(
+                "storage_options: client_options", expected="a mapping", got=type(client).__name__
+            )
+        client = dict(client)
         if str(config.get("endpoint") or "").startswith("http://"):
             client.setdefault("allow_http", True)
         if protocol == "s3":
@@ -105,7 +114,16 @@ class ObjectStoreLocation(RemoteLocation):
         refuse_fork(_process.setdefault("id", os.getpid()), f"{self.url}: an object store is used")
         name = f"{self._bucket} {self._settings}"
         if name not in _stores:
-            _stores[name] = from_url(self._bucket, **self._settings)
+            try:
+                _stores[name] = from_url(self._bucket, **self._settings)
+            except Exception as error:
+                given = [each for each in self._settings if each not in _OWN]
+                raise InputError(
+                    f"the store {self._bucket}",
+                    expected="storage_options that it takes: texts, true, false",
+                    got=f"{', '.join(given) or 'none'}: {str(error).splitlines()[0][:200]}",
+                    remedy="correct storage_options; numbers need quotes",
+                ) from error
         return _stores[name]
 
     def read(self, path: str, most: int | None = None) -> bytes:

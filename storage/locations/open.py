@@ -11,6 +11,7 @@ from typing import Any
 from i2am.storage.locations.base import Location
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.object_store import PROTOCOLS, ObjectStoreLocation
+from i2am.storage.redaction import remember
 
 
 def locate(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Location:
@@ -19,6 +20,7 @@ def locate(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | No
     Raises `InputError` for an unknown protocol, and `MissingDependency` where its package is absent.
     """
     text = os.fspath(path)
+    remember(storage_options or {})
     if text.startswith(("file://", "local://")):
         text = text.split("://", 1)[1]
     if "://" not in text:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from i2am.storage.errors import NoPermission, StoreUnavailable
 from i2am.storage.locations.base import STREAM_BYTES, Location, system_errors
+from i2am.storage.redaction import redacted
 
 _MERGE = 16 << 20
 """Neighbouring ranges are fetched together up to this many bytes."""
@@ -30,7 +31,7 @@ class RemoteLocation(Location):
         self.url = url
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
+        return redacted(f"{type(self).__name__}({self.url!r})")
 
     @abstractmethod
     def read_range(self, path: str, start: int, stop: int) -> bytes: ...

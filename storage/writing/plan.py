@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from i2am.storage.errors import StorageFull
+from i2am.storage.errors import InputError, NoPermission, StorageFull
 from i2am.storage.format.codecs import expected_ratio
 from i2am.storage.format.commit_record import CommitRecord
 from i2am.storage.format.header import Header
@@ -121,11 +121,22 @@ class Plan:
 
 
 def free_bytes(path: str | os.PathLike[str]) -> int:
-    """Return the free bytes on the disk where a path is or would be."""
+    """Return the free bytes on the disk where a path is or would be; refuse one that cannot be."""
     place = Path(os.path.abspath(path))
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    usage = shutil.disk_usage(place)
+    if not place.is_dir() or usage.total == 0:
+        kind = "a folder of a disk" if place.is_dir() else "a folder"
+        raise InputError(
+            f"{os.fspath(path)} cannot be made", expected=f"{kind} at {place}", got="something else",
+            remedy="correct the path",
+        )  # fmt: skip
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise NoPermission(
+            f"{os.fspath(path)} cannot be made: {place} may not be written", remedy="choose another path"
+        )
+    return usage.free
 
 
 def _stored(layout: ArrayLayout, dtype: str) -> int:

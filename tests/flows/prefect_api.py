@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -32,10 +33,15 @@ def ask(server: dict[str, str], path: str, question: dict[str, Any] | None = Non
     request = urllib.request.Request(
         f"{server['PREFECT_API_URL']}/{path}",
         data=json.dumps(question).encode() if question is not None else None,
-        headers={"Content-Type": "application/json"},
+        headers={"Content-Type": "application/json", **_password(server)},
     )
     with urllib.request.urlopen(request, timeout=20) as response:
         return json.load(response)
+
+
+def _password(server: dict[str, str]) -> dict[str, str]:
+    secret = server.get("PREFECT_API_AUTH_STRING")
+    return {"Authorization": "Basic " + b64encode(secret.encode()).decode()} if secret else {}
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120, what: str = "nothing happened") -> Any:

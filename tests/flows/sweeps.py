@@ -23,7 +23,10 @@ WORKER = "i2am.flows.sweep.worker_main"
 def sweep_config(config: Callable[..., Path], **changes: Any) -> Path:
     """The tiny capture with COUNT samples in shards of 2; ``arguments`` are those of ``tiny.build``."""
     arguments = changes.pop("arguments", {})
-    pipeline = {"kind": "factory", "function": "tests.flows.tiny:build", "arguments": arguments}
+    gpu = "_gpu" if "gpus" in changes.get("sweep", {}) else ""
+    pipeline = {"kind": "factory", "function": f"tests.flows.tiny{gpu}:build", "arguments": arguments}
+    if gpu:
+        changes["device"] = "cuda"
     sweep = {"workers": 2, "shard": 2, "backoff": 0.1, "patience": 1} | changes.pop("sweep", {})
     settings = {"pipeline": pipeline, "samples": {"scenes": {"count": COUNT}}, "sweep": sweep}
     return config(**(settings | changes))

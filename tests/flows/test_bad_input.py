@@ -161,7 +161,7 @@ class TestCapture:
     """Configurations that cannot be captured."""
 
     def test_a_configuration_that_is_not_there(self, i2am: I2am, tmp_path: Path) -> None:
-        i2am("capture", tmp_path / "c.yaml", "--direct").refused("c.yaml does not exist; see examples/")
+        i2am("capture", tmp_path / "c.yaml", "--direct").refused("c.yaml does not exist; .*i2am demo --out")
 
     def test_a_typo(self, i2am: I2am, config: Callable[..., Path]) -> None:
         i2am("capture", config(bath_size=2)).refused(r"unknown key 'bath_size'; did you mean 'batch_size'\?")

@@ -41,7 +41,7 @@ def test_the_analysis_example_is_valid() -> None:
         (GOOD + "bath_size: 3", r"unknown key 'bath_size'; did you mean 'batch_size'\?$"),
         (GOOD.replace("count", "cuont"), r"unknown key 'samples\.scenes\.cuont'; did you mean 'count'\?$"),
         (GOOD.replace("out:", "ouput:"), r"unknown key 'ouput'; did you mean 'out'\?$"),
-        (GOOD + "zzz: 1", r"unknown key 'zzz'; see examples/"),
+        (GOOD + "zzz: 1", r"unknown key 'zzz'; those of the file are adapter, "),
         (
             GOOD.replace("embedded", "{kind: pretrained, location: x, clas: Y}"),
             r"unknown key 'pipeline\.clas'; did you mean 'class'\?$",
@@ -141,7 +141,7 @@ def test_urls_and_hub_ids_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"nothing\.yaml does not exist; see examples"):
+    with pytest.raises(NotFound, match=r"nothing\.yaml does not exist; correct the path"):
         load_config(tmp_path / "nothing.yaml", CaptureConfig)
     with pytest.raises(ConfigError, match="expected a file; got a folder"):
         load_config(tmp_path, CaptureConfig)

@@ -31,7 +31,7 @@ def automations(server: dict[str, str], name: str) -> list[dict[str, Any]]:
 def test_pools_deployments_schedules_and_trigger(
     server: dict[str, str], config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    file = config(sweep={"gpus": [0, "MIG-1"]})
+    file = config(sweep={"gpus": [0, "MIG-1"]}, device="cuda")
     analysis = tmp_path / "analysis.yaml"
     analysis.write_text("details: 3\n")
     words = ("deploy", file, "--name", "lab", "--schedule", "0 1 * * *", "--timezone", "Europe/Berlin")

@@ -110,9 +110,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 def test_the_page_and_a_cancelled_run(desk: Desk, config: Callable[..., Path]) -> None:
     def capture(count: int, out: str) -> None:
         pipeline = {"kind": "factory", "function": "tests.flows.tiny:build", "arguments": {"delay": 0.5}}
-        config(
-            out=out, pipeline=pipeline, samples={"scenes": {"count": count}}, sweep={"gpus": [0], "shard": 1}
-        )
+        config(out=out, pipeline=pipeline, samples={"scenes": {"count": count}}, sweep={"shard": 1})
 
     capture(3, "first.zarr")
     (desk.folder / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())

@@ -80,7 +80,7 @@ def test_memory_stays_below_what_was_predicted(tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_is_refused_with_both_figures(tmp_path, monkeypatch):
-    usage = type("usage", (), {"free": 10_000_000})
+    usage = type("usage", (), {"free": 10_000_000, "total": 1 << 40})
     monkeypatch.setattr("i2am.storage.writing.plan.shutil.disk_usage", lambda path: usage)
     big = [LayerSpec("l", 8, 40, (64, 64), (64, 64))]
     message = r"does not fit its disk; expected at least 134 MB free; got 10 MB free; choose fewer samples"
@@ -99,7 +99,7 @@ def test_resuming_needs_room_for_what_is_missing_only(tmp_path, monkeypatch):
     ):
         fill(sink, MEDIUM, range(5))
     one = i2am.plan(MEDIUM, TIMESTEPS, ["a", "b"]).sample_bytes
-    usage = type("usage", (), {"free": int(one * 1.2)})
+    usage = type("usage", (), {"free": int(one * 1.2), "total": 1 << 40})
     monkeypatch.setattr("i2am.storage.writing.plan.shutil.disk_usage", lambda path: usage)
     i2am.resume_run(tmp_path / "r.zarr").close()
     usage.free = int(one * 0.8)
