@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from i2am.analysis.grids.resize import Resize, check_resize
 from i2am.analysis.maps.question import PROTOCOLS, Protocol
 from i2am.analysis.marginals.store import StorePlace
 from i2am.analysis.scores.bootstrap import CONFIDENCE, check_confidence
@@ -27,6 +28,7 @@ class StudyOptions:
     protocol: Protocol = "corrected"  # "corrected" or "official", of the maps and of IMACS
     confidence: float = CONFIDENCE  # of the intervals over samples
     size: tuple[int, int] | None = None  # (rows, columns) of the maps; None for the largest grid
+    resize: Resize = "linear"  # how the corrected protocol brings layers to it: "linear" or "bicubic"
     aggregations: tuple[str, ...] = ()  # names or "module:name" of aggregations
     details: int = 24  # samples shown in full in the report; all are in its table
     figures: int = 12  # samples that get a figure of their own
@@ -39,5 +41,6 @@ def check_options(options: StudyOptions) -> None:
     """Refuse what would fail only after the marginals pass."""
     check_confidence(options.confidence)
     check_penalty(options.penalty)
+    check_resize(options.resize)
     if options.protocol not in PROTOCOLS:
         raise UnknownName("protocol", options.protocol, PROTOCOLS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from i2am.storage.errors import AlreadyExists, DamagedSample, NoPermission, NotFound
-from i2am.storage.locations.file_lock import LOCK, locked_folder, remove_abandoned
+from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, NoPermission, NotFound
+from i2am.storage.locations.file_lock import LOCK, locked_folder, remove_abandoned, try_lock
 
 Made = TypeVar("Made")
 
 MAPS_ATTRIBUTES = {"written_by": "i2am maps"}
 """Of the root group of a store of saved maps: only such a folder may be replaced by others."""
+
+WAIT_SECONDS = 600.0
+"""Time that results wait for others to be moved into, or read from, the same place."""
 
 ABANDONED_SECONDS = 3600
 """Age at which an empty scratch folder is removed: its process would have made the lock by then."""
@@ -89,6 +93,34 @@ def move_into_place(made: Path, target: Path) -> None:
         raise
 
 
+@contextmanager
+def alone_in(folder: Path, name: str = "i2am", *, only_read: bool = False) -> Iterator[None]:
+    """Let no other process or thread publish, or read to reuse, what has a name in a folder meanwhile.
+
+    Where nobody may write (`only_read`) there is no lock, because nobody can publish.
+    """
+    path, give_up = folder / f".{name}.lock", time.monotonic() + WAIT_SECONDS
+    try:
+        while (lock := try_lock(path)) is None:
+            if time.monotonic() > give_up:
+                raise InputError(
+                    f"{folder} is being written by another process",
+                    expected=f"an end within {WAIT_SECONDS:.0f} s",
+                    remedy="wait for it, or name another --out",
+                )
+            time.sleep(0.02)
+    except OSError as error:
+        if not only_read or error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
 def remove_partial_chunks(folder: Path) -> None:
     """Remove parts of chunks that killed workers left: their tasks ran again and wrote the chunks whole."""
     for path in folder.rglob("*.partial"):  # zarr's name for a file that is not renamed yet
@@ -125,13 +157,20 @@ class OutputDirectory:
     kind: OutputKind
     path: Path
     staging: Path
+    may_replace: bool  # what another program wrote
 
     def publish(self, made: Path) -> None:
         """Move a folder of results into place; what only those before them had goes away.
 
         The mark goes first and comes last: a process killed in between leaves no results, but its folder.
+        Of several that publish at once, one waits for the other.
         """
-        remove_partial_chunks(made)
+        with alone_in(self.path):
+            if not self.may_replace and not (self.path / self.kind.mark).is_file():
+                _refuse_foreign_outputs(self.path, self.kind)  # they may have come meanwhile
+            self._move(made)
+
+    def _move(self, made: Path) -> None:
         mark = self.kind.mark
         if (self.path / mark).exists():
             os.replace(self.path / mark, made / f"old-{mark}")
@@ -153,16 +192,21 @@ def output_directory(out: Path, kind: OutputKind, overwrite: bool) -> Iterator[O
         raise AlreadyExists(
             f"{out} is a file", expected="a directory, or nothing", remedy="name another --out"
         )
-    taken = [name for name in kind.outputs if (out / name).exists()]
-    ours = (out / kind.mark).is_file() or any(out.glob(f"{kind.prefix}*"))  # of a process that was killed
-    if taken and not ours and not overwrite:
-        raise AlreadyExists(
-            f"{out / taken[0]} exists and was not written by {kind.name}",
-            remedy="name another directory, or allow overwriting",
-        )
+    may_replace = overwrite or any(out.glob(f"{kind.prefix}*"))  # of a process that was killed
+    if not may_replace and not (out / kind.mark).is_file():
+        _refuse_foreign_outputs(out, kind)
     _make_writable(out, kind.prefix)
     with scratch(out, kind.prefix) as staging:
-        yield OutputDirectory(kind, out, staging)
+        yield OutputDirectory(kind, out, staging, may_replace)
+
+
+def _refuse_foreign_outputs(out: Path, kind: OutputKind) -> None:
+    for name in kind.outputs:
+        if (out / name).exists():
+            raise AlreadyExists(
+                f"{out / name} exists and was not written by {kind.name}",
+                remedy="name another directory, or overwrite: --overwrite, overwrite=True",
+            )
 
 
 def _make_writable(out: Path, prefix: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import lazy_loader
 
 _lazy, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_CAPTURE = ("torch", "diffusers", "transformers", "safetensors")  # what the extra "capture" brings
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,13 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("i2am")
-    return _lazy(name)
+    try:
+        return _lazy(name)
+    except ModuleNotFoundError as error:
+        from i2am.storage.errors import MissingDependency
+
+        if error.name not in _CAPTURE:
+            raise
+        raise MissingDependency(
+            f"i2am.{name} needs {error.name}", remedy="pip install 'i2am[capture]'"
+        ) from error

@@ -5,6 +5,7 @@ from .analysis.maps.attribution import attribution_maps as attribution_maps
 from .analysis.reduction.aggregation import Aggregation as Aggregation
 from .analysis.scores.imacs import imacs as imacs
 from .analysis.study.export_run import export as export
+from .analysis.verify import verify as verify
 from .pipeline.capture import capture as capture
 from .storage.errors import AggregationError as AggregationError
 from .storage.errors import AlreadyExists as AlreadyExists
@@ -35,7 +36,6 @@ from .storage.reading.run import Run as Run
 from .storage.reading.run_collection import Runs as Runs
 from .storage.tools.prune import prune as prune
 from .storage.tools.verify import VerifyReport as VerifyReport
-from .storage.tools.verify import verify as verify
 from .storage.writing.create import create_run as create_run
 from .storage.writing.create import resume_run as resume_run
 from .storage.writing.plan import Plan as Plan

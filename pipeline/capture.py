@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import inspect
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,22 +14,28 @@ from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.events import Event, Listener, ignore
 from i2am.pipeline.recording.batch_rows import BatchSplitter
 from i2am.pipeline.recording.hooks import PipelineHooks
-from i2am.pipeline.recording.images import ImageLike, to_uint8
+from i2am.pipeline.recording.images import ImageLike
 from i2am.pipeline.recording.layer_selection import Layers, select_layers
 from i2am.pipeline.recording.recording import CaptureSettings, CaptureTarget, Recording, SampleHandle
 from i2am.pipeline.recording.run_target import RunTarget
+from i2am.pipeline.recording.sample_images import by_name, give_images, warn_of_no_result
 from i2am.pipeline.recording.step_tracker import StepTracker, as_layout, scheduler_progress
 from i2am.pipeline.taps.host_copies import HostCopies
 from i2am.pipeline.timesteps import Timestep
-from i2am.storage.errors import CaptureError, InputError
+from i2am.storage.errors import CaptureError, UnknownName
+from i2am.storage.format.file_names import sample_ids
 from i2am.storage.format.layer_spec import Representation
-from i2am.storage.index_selection import Indices, select_indices
+from i2am.storage.index_selection import Indices, listed_indices, select_indices
+from i2am.storage.writing.declaration import checked_timesteps
+
+STORE_OPTIONS = ("codec", "shard_bytes", "storage_options", "queue_bytes", "threads")
+"""Arguments of :func:`i2am.create_run` that a capture passes on."""
 
 
 def capture(
     pipe: Any,
     path: str | Path,
-    samples: Sequence[str] | None = None,
+    samples: Iterable[str] | None = None,
     layers: Layers = None,
     steps: Indices = None,
     heads: Indices = None,
@@ -35,7 +43,7 @@ def capture(
     representation: Representation = "auto",
     roles: Sequence[str] = ("cond",),
     *,
-    timesteps: Sequence[float] | None = None,
+    timesteps: Iterable[float] | None = None,
     guidance: Sequence[Sequence[str]] | None = None,
     attrs: Mapping[str, Any] | None = None,
     on_event: Listener = ignore,
@@ -50,16 +58,15 @@ def capture(
     path
         The run, ``NAME.zarr``: created at the first denoiser call, or resumed where it exists.
     samples
-        Ids of all samples the run shall hold; None: those an existing run declares.
+        Ids of all samples the run shall hold; None: those of an existing run.
     layers, steps, heads
-        What to keep: layers by name, pattern, number or range in the model's order; indices, ranges or
-        slices of steps and of heads.
+        What to keep: layers by name, pattern or number in the model's order; indices or slices.
     adapter, representation
         An adapter or its name, None: the one that matches; "auto", "factors" or "scores" for every layer.
     roles
         Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``.
     timesteps
-        Timesteps of all steps, where the scheduler does not announce them.
+        Of all steps, where the scheduler does not announce them.
     guidance
         Calls of a step, each a list of its row blocks, where unusual: ``[["uncond"], ["cond"]]``.
     attrs, on_event
@@ -70,20 +77,18 @@ def capture(
     Returns
     -------
     Capture
-        A context manager; leaving it removes every hook from the pipeline, also after an error.
+        A context manager; leaving it removes every hook, also after an error.
 
     Raises
     ------
     InputError
         Before anything is generated: unknown names, a run of another shape, a model without the layers.
     """
-    found = find_adapter(pipe, adapter)
+    ids, found = _checked(samples, store), find_adapter(pipe, adapter)
+    steps, heads = listed_indices("step", steps), listed_indices("head", heads)
     settings = make_settings(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
-    names = [site.name for site in settings.sites]
-    selection = {"layers": names, "steps": _jsonable(steps), "heads": _jsonable(heads)}
-    facts = {"adapter": found.name, "selection": selection, "roles": list(roles), **(attrs or {})}
-    run = RunTarget(path, samples, pipe, facts, store, on_event)
-    return Capture(pipe, found, settings, run, on_event)
+    facts = {**_facts(found, settings, steps, heads), **(attrs or {})}
+    return Capture(pipe, found, settings, RunTarget(path, ids, pipe, facts, store, on_event), on_event)
 
 
 def make_settings(
@@ -94,23 +99,29 @@ def make_settings(
     heads: Indices = None,
     representation: Representation = "auto",
     roles: Sequence[str] = ("cond",),
-    timesteps: Sequence[float] | None = None,
+    timesteps: Iterable[float] | None = None,
     guidance: Sequence[Sequence[str]] | None = None,
 ) -> CaptureSettings:
     """Resolve what to keep against the model; parameters and errors as in :func:`capture`."""
     layout = as_layout(guidance)
     order = adapter.calls(pipe)
+    roles = (roles,) if isinstance(roles, str) else tuple(roles)
+    kept, announced = (
+        listed_indices("step", steps),
+        None if timesteps is None else checked_timesteps(timesteps),
+    )
+    heads = listed_indices("head", heads)
 
     def schedule(first: Timestep) -> list[float]:
-        if timesteps is not None:
-            return [float(t) for t in timesteps]
+        if announced is not None:
+            return [float(t) for t in announced]
         return adapter.schedule(pipe, first.value, first.tolerance)
 
     return CaptureSettings(
         select_layers(layers, adapter.sites(pipe)),
         BatchSplitter(pipe, adapter, roles, heads, representation),
         schedule=schedule,
-        steps=lambda count: sorted(select_indices("step", steps, count)),
+        steps=lambda count: sorted(select_indices("step", kept, count)),
         new_tracker=lambda: StepTracker(layout, order, scheduler_progress(pipe)),
     )
 
@@ -130,12 +141,14 @@ class Capture:
         self._hooks = PipelineHooks(pipe, adapter, settings.sites, lambda: self._recording)
         self._copies = HostCopies()
         self._recording: Recording | None = None
+        self._denoiser, self._warned = adapter.denoiser(pipe), False
         self._exits = ExitStack()
 
     def __enter__(self) -> Capture:
         with ExitStack() as exits:
             exits.enter_context(self._target)
             exits.callback(self._copies.close)
+            exits.callback(self._denoiser.register_forward_pre_hook(self._on_call).remove)
             self._exits = exits.pop_all()
         return self
 
@@ -160,29 +173,50 @@ class Capture:
         """Pass an event on to the listener."""
         self._on_event(event)
 
+    def _on_call(self, module: Any, inputs: Any) -> None:
+        """The denoiser is called; if in no sample, say so once."""
+        if self._recording is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the pipeline ran outside cap.sample(...) while a capture is open: nothing of it is recorded",
+                stacklevel=2,
+            )
+
     @contextmanager
-    def sample(self, id: str, **images: ImageLike) -> Iterator[SampleHandle]:
+    def sample(
+        self, id: str, *, images: Mapping[str, ImageLike] | None = None, **named: ImageLike
+    ) -> Iterator[SampleHandle]:
         """Record one generation as the sample ``id``.
 
         Parameters
         ----------
         id
             A declared sample that is not committed yet.
-        **images
+        images
+            Images to keep, by names of the user's own.
+        **named
             Images to keep: ``source``, ``reference``, ``mask`` (white or True: painted), ``reference_mask``
-            (the object in the reference); PIL images or arrays.
+            (the object in the reference), ...; files, PIL images, arrays, or tensors [channel, y, x]. A mask
+            has the size of its picture.
 
         Yields
         ------
         SampleHandle
-            Set its ``generated``. The sample is committed when the context ends without an error.
+            Set its ``generated``. The sample is committed when the context ends without an error; one
+            without a generated image is warned of.
         """
-        with self.samples([id], None, **{name: [image] for name, image in images.items()}) as handles:
+        given = by_name(images, named)
+        with self.samples([id], images={name: [image] for name, image in given.items()}) as handles:
             yield handles[0]
 
     @contextmanager
     def samples(
-        self, ids: Sequence[str], keep: Collection[str] | None = None, **images: Sequence[ImageLike]
+        self,
+        ids: Iterable[str],
+        keep: Collection[str] | None = None,
+        *,
+        images: Mapping[str, Sequence[ImageLike]] | None = None,
+        **named: Sequence[ImageLike],
     ) -> Iterator[list[SampleHandle]]:
         """Record one pipeline call that generates several samples.
 
@@ -195,7 +229,7 @@ class Capture:
             The ids to store, None for all: the others are generated again and left as they are, so that a
             batch that was half committed can be completed with the same rows, hence the same bits.
             Empty: a trial of the model, of which nothing is stored.
-        **images
+        images, **named
             As for :meth:`sample`, a sequence each.
 
         Yields
@@ -214,27 +248,39 @@ class Capture:
             raise CaptureError(
                 "sample context", expected="one at a time", got="a second one inside the first"
             )
-        stored = set(ids if keep is None else keep)
+        ids = sample_ids(ids)
+        stored = set(ids if keep is None else sample_ids(keep, "keep"))
         self._target.check_samples(ids, stored)
         handles = [SampleHandle(id, stored=id in stored) for id in ids]
-        for name, batch in images.items():
-            if len(batch) != len(handles):
-                raise InputError(
-                    f"images {name!r}", expected=f"{len(handles)}, one for each id", got=str(len(batch))
-                )
-            for handle, image in zip(handles, batch, strict=True):
-                handle.images[name] = to_uint8(name, image)
+        give_images(handles, by_name(images, named))
         recording = Recording(self._settings, handles, self._target, self._copies, self._on_event)
         self._recording = recording
         try:
             with self._hooks.generation():
                 yield handles
             recording.finish()
+            warn_of_no_result(handles)
         except BaseException as error:
             recording.abandon(error)
             raise
         finally:
             self._recording = None
+
+
+def _checked(samples: Iterable[str] | None, store: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The ids; a misspelt argument is refused now, and not at the first step of the model."""
+    for option in store:
+        if option not in STORE_OPTIONS:
+            known = (*inspect.signature(capture).parameters, *STORE_OPTIONS)
+            raise UnknownName("argument of capture", option, known)
+    return None if samples is None else sample_ids(samples)
+
+
+def _facts(adapter: Adapter, settings: CaptureSettings, steps: Indices, heads: Indices) -> dict[str, Any]:
+    """What the run's attributes say about the capture."""
+    names = [site.name for site in settings.sites]
+    selection = {"layers": names, "steps": _jsonable(steps), "heads": _jsonable(heads)}
+    return {"adapter": adapter.name, "selection": selection, "roles": list(settings.splitter.roles)}
 
 
 def _jsonable(numbers: Indices) -> Any:

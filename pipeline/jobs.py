@@ -13,7 +13,7 @@ import torch
 from i2am.pipeline.capture import Capture
 from i2am.pipeline.events import Waiting
 from i2am.pipeline.foreign_errors import as_capture_error
-from i2am.pipeline.recording.images import ImageLike
+from i2am.pipeline.recording.images import ImageLike, to_uint8
 from i2am.storage.errors import (
     AlreadyExists,
     CaptureError,
@@ -230,10 +230,10 @@ def stand_in(task: Task) -> Task:
 def _generate(cap: Capture, pipe: Any, call: Call, tasks: Sequence[Task], missing: Sequence[str]) -> None:
     names = sorted(set.intersection(*(set(task.images) for task in tasks)))
     images = {name: [task.images[name] for task in tasks] for name in names}
-    with cap.samples([task.id for task in tasks], keep=missing, **images) as handles:
+    with cap.samples([task.id for task in tasks], keep=missing, images=images) as handles:
         for handle, task, image in zip(handles, tasks, call(pipe, tasks), strict=True):
             handle.generated = image
-            handle.annotate(seed=task.seed, **task.texts)
+            handle.annotate({**task.texts, "seed": task.seed})
 
 
 def _input(task: Task, name: str) -> Any:
@@ -249,4 +249,7 @@ def _input(task: Task, name: str) -> Any:
             remedy="add it to the data set, give it in call:, or say with inputs: what the pipeline takes",
         )  # fmt: skip
     image = task.images[name]
-    return image if isinstance(image, Image.Image) else Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        return image
+    pixels = to_uint8(name, image)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

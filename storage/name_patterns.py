@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from i2am.storage.errors import UnknownName
+from i2am.storage.errors import InputError, UnknownName
 
 
 def matching_names(kind: str, wanted: str | Sequence[str] | None, known: Sequence[str]) -> list[str]:
@@ -18,6 +18,8 @@ def matching_names(kind: str, wanted: str | Sequence[str] | None, known: Sequenc
         return list(known)
     patterns = [wanted] if isinstance(wanted, str) else list(wanted)
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise InputError(f"{kind}s", expected="names or patterns of names", got=repr(pattern)[:200])
         if not any(matches(name, pattern) for name in known):
             raise UnknownName(kind, pattern, known)
     return [name for name in known if any(matches(name, pattern) for pattern in patterns)]

@@ -1,7 +1,7 @@
 """Aggregations of a whole run, lazily: one Dask task for each slab of steps, sample and layer.
 
 The result has the axes sample and layer, and then those of the aggregation; a token axis becomes (y, x) on
-one grid, by the bicubic resize that maps have. Layers with fewer heads than others are padded with NaN.
+one grid, by the resize that maps have. Layers with fewer heads than others are padded with NaN.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from i2am.analysis.grids.resize import Grid, bicubic
+from i2am.analysis.grids.resize import Grid, Resize, check_resize, resized
 from i2am.analysis.grids.selection import Selection, select, spatial_tokens
 from i2am.analysis.marginals.store import MarginalStore, StorePlace, open_marginals
 from i2am.analysis.reduction.aggregation import TOKENS, Aggregation, State
 from i2am.analysis.reduction.reduce import Reduction, finalize_states, slabs
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.analysis.several_runs import combine_runs
-from i2am.storage.errors import AggregationError
+from i2am.storage.errors import AggregationError, InputError
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.index_selection import Indices
+from i2am.storage.reading.open import Place, open_any
 from i2am.storage.reading.run import Run
-from i2am.storage.reading.run_collection import AnyRun, Runs
+from i2am.storage.reading.run_collection import Runs
 
 
 def aggregate(
-    run: AnyRun,
+    run: Place | Sequence[Place],
     aggregation: Aggregation | str,
     layers: Sequence[str] | str | None = None,
     steps: Indices | None = None,
@@ -43,6 +44,7 @@ def aggregate(
     samples: Sequence[str] | str | None = None,
     size: Grid | None = None,
     *,
+    resize: Resize = "linear",
     store: StorePlace = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
@@ -51,13 +53,15 @@ def aggregate(
     Parameters
     ----------
     run, aggregation
-        An open run, or several as one; a declaration, or the name of an installed one, or "module:name".
+        An open run, its path or URL, or several as one; a declaration, or the name of an installed one, or
+        "module:name".
     layers, steps, heads, samples
         What to aggregate; None for all that can answer.
-    size
-        (rows, columns) of a result that is a map; None for the largest grid of the layers.
+    size, resize
+        (rows, columns) of a result that is a map, None for the largest grid of the layers; "linear" or
+        "bicubic", how layers are brought to it.
     store, storage_options
-        Place of the derived store of marginals (a folder for several runs); options, if it is a URL.
+        Place of the derived store of marginals (a folder for several runs); options, for URLs.
 
     Returns
     -------
@@ -71,27 +75,42 @@ def aggregate(
     AggregationError, DamagedSample
         When computed: if the aggregation does not do what it declares, or the data is damaged.
     """
+    aggregation = _declared(aggregation)
+    check_resize(resize)
+    opened = open_any(run, storage_options)
+    if aggregation.over != "marginals":
+        need_attention(opened.attrs, str(opened.path), f"aggregation {aggregation.name!r}")
+    if isinstance(opened, Runs):
+        of_one_run = partial(
+            aggregate, aggregation=aggregation, layers=layers, steps=steps, heads=heads, resize=resize,
+            storage_options=storage_options,
+        )  # fmt: skip
+        return combine_runs(opened, samples, size, store, of_one_run)
+    on_reference = aggregation.place or "ref" in aggregation.axes
+    selection = select(opened, "r2g", layers, steps, heads, samples, on_reference=on_reference)
+    return _lazy_result(open_marginals(opened, store, storage_options), aggregation, selection, size, resize)
+
+
+def _declared(aggregation: object) -> Aggregation:
+    """A declaration, by itself or by its name; anything else is refused."""
     if isinstance(aggregation, str):
         from i2am.analysis.aggregations.registry import find
 
-        aggregation = find(aggregation)
-    if aggregation.over != "marginals":
-        need_attention(run.attrs, str(run.path), f"aggregation {aggregation.name!r}")
-    if isinstance(run, Runs):
-        of_one_run = partial(
-            aggregate, aggregation=aggregation, layers=layers, steps=steps, heads=heads,
-            storage_options=storage_options,
-        )  # fmt: skip
-        return combine_runs(run, samples, size, store, of_one_run)
-    on_reference = aggregation.place or "ref" in aggregation.axes
-    selection = select(run, "r2g", layers, steps, heads, samples, on_reference=on_reference)
-    return _lazy_result(open_marginals(run, store, storage_options), aggregation, selection, size)
+        return find(aggregation)
+    if isinstance(aggregation, Aggregation):
+        return aggregation
+    raise InputError(
+        "aggregation",
+        expected="an i2am.Aggregation, or the name of one",
+        got=repr(aggregation),
+        remedy="wrap a function: i2am.Aggregation('name', function)",
+    )
 
 
 def _lazy_result(
-    store: MarginalStore, aggregation: Aggregation, selection: Selection, size: Grid | None
+    store: MarginalStore, aggregation: Aggregation, selection: Selection, size: Grid | None, resize: Resize
 ) -> xr.DataArray:
-    shape = _ResultShape.of(aggregation, selection, size)
+    shape = _ResultShape.of(aggregation, selection, size, resize)
     values = [
         da.stack(
             [_lazy_layer(store, aggregation, selection, shape, layer, name) for layer in selection.layers]
@@ -108,9 +127,12 @@ class _ResultShape:
     lengths: tuple[tuple[str, int], ...]  # axis and length; of a token axis, "y" and "x"
     token_axis: str | None  # "gen" or "ref", if the result is a map
     size: Grid | None  # (rows, columns) of maps
+    resize: Resize
 
     @classmethod
-    def of(cls, aggregation: Aggregation, selection: Selection, size: Grid | None) -> _ResultShape:
+    def of(
+        cls, aggregation: Aggregation, selection: Selection, size: Grid | None, resize: Resize
+    ) -> _ResultShape:
         """The longest axes of the selected layers, and their largest grid if no size is given."""
         heads = max(len(selection.heads or range(layer.heads)) for layer in selection.layers)
         known = {"step": len(selection.steps), "head": heads, "other_head": heads}
@@ -126,7 +148,7 @@ class _ResultShape:
                 lengths += [("y", size[0]), ("x", size[1])]
             else:
                 lengths.append((axis, known[axis]))
-        return cls(tuple(lengths), token_axis, size)
+        return cls(tuple(lengths), token_axis, size, resize)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -152,7 +174,7 @@ class _ResultShape:
         if self.size is not None and self.token_axis is not None:
             at = aggregation.axes.index(self.token_axis)
             last = np.moveaxis(values, at, -1)
-            maps = bicubic(last.reshape(-1, *_grid(layer, self.token_axis)), self.size)
+            maps = resized(last.reshape(-1, *_grid(layer, self.token_axis)), self.size, self.resize)
             values = np.moveaxis(maps.reshape(*last.shape[:-1], *self.size), (-2, -1), (at, at + 1))
         padded = np.full(self.shape, np.nan, dtype=self.dtype)
         padded[tuple(slice(0, length) for length in values.shape)] = values
@@ -219,6 +241,7 @@ def _label_axes(
         "units": aggregation.units,
         "over": aggregation.over,
         "side": shape.token_axis or "",
+        **({"resize": shape.resize} if shape.token_axis else {}),
         **selection.attributes(),
         "run_id": run.run_id,
     }

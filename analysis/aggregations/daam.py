@@ -12,8 +12,9 @@ single pooled token. The map of a set of tokens, such as those of the reference 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -26,6 +27,7 @@ from i2am.analysis.reduction.attention import Attention
 from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.index_selection import Indices
+from i2am.storage.reading.open import Place, open_any
 from i2am.storage.reading.run_collection import AnyRun, members_of
 
 
@@ -41,7 +43,7 @@ def _finalize(state: State, layer: LayerSpec) -> NDArray[np.float64]:
 
 
 def daam_maps(
-    run: AnyRun,
+    run: Place | Sequence[Place],
     tokens: Sequence[int] | int,
     layers: Sequence[str] | str | None = None,
     steps: Indices | None = None,
@@ -50,13 +52,14 @@ def daam_maps(
     size: Grid | None = None,
     *,
     average: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """DAAM's maps of chosen reference tokens, lazily.
 
     Parameters
     ----------
     run
-        An open run, or several as one.
+        An open run, its path or URL, or several as one.
     tokens
         Indices over all reference tokens, 0-based; those without a place (class, pooled, text) come first.
     layers, steps, heads, samples
@@ -65,6 +68,8 @@ def daam_maps(
         (rows, columns); None for the largest grid.
     average
         One map, the mean over the tokens.
+    storage_options
+        Options, where the run is a URL.
 
     Returns
     -------
@@ -78,23 +83,37 @@ def daam_maps(
         For tokens, names and indices that do not exist, in any layer.
     """
     wanted = _checked(tokens)
-    declared = Aggregation(
+    opened = open_any(run, storage_options)
+    found = aggregate(
+        opened,
+        _declared(wanted),
+        layers,
+        steps,
+        heads,
+        samples,
+        size,
+        resize="bicubic",
+        storage_options=storage_options,
+    )
+    _check_layers(opened, found.attrs["layers"], max(wanted))
+    maps = found.clip(min=0).mean("layer").astype(np.float32)
+    constant = int(all(opened.layers[name].ref == 1 for name in found.attrs["layers"]))
+    attrs = found.attrs | {"direction": "r2g", "method": "daam", "constant": constant}
+    return (maps.mean("token") if average else maps).assign_attrs(attrs)
+
+
+def _declared(tokens: tuple[int, ...]) -> Aggregation:
+    return Aggregation(
         "daam",
-        partial(_chunk, wanted),
+        partial(_chunk, tokens),
         keep=("gen",),
         finalize=_finalize,
         dims=("token", "gen"),
-        labels={"token": [int(token) for token in wanted]},
+        labels={"token": [int(token) for token in tokens]},
         rows=True,
         units="density (1 = uniform attention)",
         title="DAAM",
     )
-    found = aggregate(run, declared, layers, steps, heads, samples, size)
-    _check_layers(run, found.attrs["layers"], max(wanted))
-    maps = found.clip(min=0).mean("layer").astype(np.float32)
-    constant = all(run.layers[name].ref == 1 for name in found.attrs["layers"])
-    attrs = found.attrs | {"direction": "r2g", "method": "daam", "constant": constant}
-    return (maps.mean("token") if average else maps).assign_attrs(attrs)
 
 
 def _checked(tokens: Sequence[int] | int) -> tuple[int, ...]:

@@ -20,7 +20,8 @@ import xarray as xr
 from i2am.analysis.aggregations.aggregate import aggregate
 from i2am.analysis.aggregations.registry import find
 from i2am.analysis.events import Listener, StageAdvanced, StageStarted
-from i2am.analysis.grids.resize import Grid
+from i2am.analysis.grids.resize import Grid, Resize
+from i2am.analysis.scores.imacs import resize_of
 from i2am.analysis.scores.tables import inside_and_outside, sample_mask
 from i2am.analysis.several_runs import own_shape, run_id_of
 from i2am.storage.errors import InputError, NoAnswer
@@ -121,7 +122,7 @@ def _rows(run: AnyRun, result: xr.DataArray, sample: str) -> pl.DataFrame:
     values = result.values.reshape(-1, *result.shape[len(axes) :])
     if "y" in result.dims:
         mask = sample_mask(run, {"gen": "r2g", "ref": "g2r"}[result.attrs["side"]], sample)
-        means = [_means(density, mask, own_shape(result)) for density in values]
+        means = [_means(density, mask, own_shape(result), resize_of(result.attrs)) for density in values]
         columns["inside"], columns["outside"] = zip(*means, strict=True)
         values = values.reshape(len(values), -1).mean(axis=1)
     columns["layer"] = [str(name) for name in columns["layer"]]
@@ -136,12 +137,12 @@ def _rows(run: AnyRun, result: xr.DataArray, sample: str) -> pl.DataFrame:
 
 
 def _means(
-    density: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None, grid: Grid
+    density: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None, grid: Grid, resize: Resize
 ) -> tuple[float | None, float | None]:
     """Means of a map inside and outside a mask, or None where there is no usable mask."""
     if mask is None or not np.isfinite(density).all():
         return None, None
     try:
-        return inside_and_outside(density, mask, grid)[:2]
+        return inside_and_outside(density, mask, grid, resize=resize)[:2]
     except InputError:  # an empty, full or misshapen mask, which the tables of the levels report
         return None, None

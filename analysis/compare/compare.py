@@ -14,7 +14,6 @@ another does not count. A sample that is damaged in either run is left out and n
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -32,11 +31,18 @@ from i2am.analysis.compare.result import Comparison
 from i2am.analysis.compare.scores import paired_scores, summarise_pairs, summarise_scores
 from i2am.analysis.events import Listener, StudyFinished, counter, ignore
 from i2am.analysis.grids.direction import Direction
-from i2am.analysis.grids.resize import Grid
+from i2am.analysis.grids.resize import Grid, Resize
 from i2am.analysis.maps.question import Protocol
 from i2am.analysis.marginals.store import StorePlace, store_for
 from i2am.analysis.options import StudyOptions, check_options
-from i2am.analysis.output_directory import OutputKind, Timings, output_directory, retry_without_damaged
+from i2am.analysis.output_digests import write_mark
+from i2am.analysis.output_directory import (
+    OutputKind,
+    Timings,
+    output_directory,
+    remove_partial_chunks,
+    retry_without_damaged,
+)
 from i2am.analysis.study.collect import collect_tables
 from i2am.analysis.study.damaged_samples import split_damaged
 from i2am.storage.errors import NoAnswer
@@ -68,6 +74,7 @@ class CompareOptions(TypedDict, total=False):
     heads: Indices | None
     samples: Sequence[str] | None
     size: Grid | None
+    resize: Resize
     time_groups: int
     penalty: float
     protocol: Protocol
@@ -100,8 +107,8 @@ def compare(
     overwrite
         Replace things of the names in OUTPUTS that no comparison wrote.
     **options
-        layers, steps, heads, samples, size, time_groups=5, penalty=3.0, protocol="corrected",
-        confidence=0.95, details=6, store, storage_options: see `CompareOptions`.
+        layers, steps, heads, samples, size, resize="linear", time_groups=5, penalty=3.0,
+        protocol="corrected", confidence=0.95, details=6, store, storage_options: see `CompareOptions`.
 
     Returns
     -------
@@ -228,7 +235,8 @@ class _Job:
         details = self.options.details
         write_compare_figures(found, stores, made / "figures", details, self.emit)
         write_compare_page(found, stores, made / "report", details, self.emit)
-        (made / "compare.json").write_text(json.dumps(found.to_json(), indent=2) + "\n")
+        remove_partial_chunks(made)
+        write_mark(made, OUTPUTS, COMPARISON.mark, found.to_json())
         return found
 
 

@@ -104,6 +104,7 @@ def _both(
             size=size,
             time_groups=pairing.groups,
             protocol=options.protocol,
+            resize=options.resize,
             store=store_for(run, options.store),
             storage_options=options.storage_options,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import xarray as xr
@@ -20,7 +20,18 @@ from i2am.analysis.drawing.short_labels import axis_labels
 from i2am.analysis.drawing.units import DIRECTION_WORDS, kind_words
 from i2am.analysis.grids import tiled_layers
 from i2am.analysis.grids.direction import other_side, side_of
-from i2am.analysis.grids.regions import image_mask, region_mask
+from i2am.analysis.grids.regions import (
+    A_MASK,
+    PIXELS,
+    Pixels,
+    Region,
+    image_mask,
+    pixel_mask,
+    read_mask,
+    read_region,
+    region_mask,
+)
+from i2am.analysis.grids.resize import area
 
 if TYPE_CHECKING:
     from i2am.storage.reading.run_collection import AnyRun
@@ -106,15 +117,16 @@ def specific_panels(maps: xr.DataArray, sample: SampleImages, run: AnyRun | None
 def asked_words(attrs: Mapping[str, Any], known: bool = True) -> str:
     """What was asked about, in words, such as "asked: patch 12,8 of generated"."""
     image = SIDES[attrs["direction"]].asked
-    at = attrs["at"]
-    if isinstance(at, str):
+    at = str(attrs["at"])
+    places = read_region(at)
+    if read_mask(at) is not None:
+        return f"asked: {A_MASK} on {image}"
+    if places is None:
         return f"asked: {at.replace('_', ' ')}" + ("" if known else ", not shown")
-    places = np.asarray(at)
-    if places.ndim == 1:
-        kind = "patch" if places.size == 2 else "box"
-        return f"asked: {kind} {','.join(str(place) for place in places)} of {image}"
-    patches = places.dtype.kind in "iu" and places.shape[-1] == 2
-    return f"asked: {len(places)} patches of {image}" if patches else f"asked: a mask on {image}"
+    if len(places) > 1:
+        return f"asked: {len(places)} {'pixels' if at.startswith(PIXELS) else 'patches'} of {image}"
+    kind = "pixel" if at.startswith(PIXELS) else "patch" if len(places[0]) == 2 else "box"
+    return f"asked: {kind} {','.join(map(str, places[0]))} of {image}"
 
 
 def asked_region(run: AnyRun, attrs: Mapping[str, Any], sample: SampleImages) -> NDArray[np.float64] | None:
@@ -122,10 +134,15 @@ def asked_region(run: AnyRun, attrs: Mapping[str, Any], sample: SampleImages) ->
 
     The mask has the size of the layers' largest grid, in whose patches a region is counted, or its own.
     """
-    at = attrs["at"]
-    if isinstance(at, str):
+    at = str(attrs["at"])
+    places, side = read_region(at), other_side(side_of(attrs["direction"]))
+    if (mask := read_mask(at)) is not None:
+        return mask
+    if places is None:
         pixels = sample.images.get(at)
         return None if pixels is None else image_mask(pixels).astype(np.float64)
     layers = [run.layers[name] for name in attrs["layers"]]
-    side = other_side(side_of(attrs["direction"]))
-    return region_mask(np.asarray(at), tiled_layers.largest_grid(layers, side))
+    grid = tiled_layers.largest_grid(layers, side)
+    if at.startswith(PIXELS):  # the patches that they lie in: a pixel would not be seen
+        return np.asarray(area(pixel_mask(run, side, cast(Pixels, places)), grid) > 0, dtype=np.float64)
+    return region_mask(cast(Region, places if len(places) > 1 else places[0]), grid)

@@ -19,6 +19,7 @@ from i2am.analysis.drawing.units import drawable, units_of
 from i2am.analysis.maps.write import BlockwiseMaps, write_maps
 from i2am.analysis.output_directory import (
     MAPS_ATTRIBUTES,
+    alone_in,
     move_into_place,
     refuse_foreign_folder,
     refuse_inside_run,
@@ -51,7 +52,7 @@ def save_maps(
         )
     refuse_inside_run(target)
     if target.exists() and not overwrite:
-        raise AlreadyExists(f"{target} exists", remedy="name another output, or allow overwriting")
+        raise _exists(target)
     refuse_foreign_folder(target)
     if not target.parent.is_dir():
         raise NotFound(f"directory {target.parent} does not exist", remedy="make it first")
@@ -67,7 +68,16 @@ def save_maps(
             remove_partial_chunks(made)
         else:
             _picture(maps, made, run)
-        move_into_place(made, target)
+        with alone_in(target.parent, target.name):
+            if target.exists() and not overwrite:  # it came meanwhile
+                raise _exists(target)
+            refuse_foreign_folder(target)
+            move_into_place(made, target)
+
+
+def _exists(target: Path) -> AlreadyExists:
+    remedy = "name another output, or overwrite: --overwrite, overwrite=True"
+    return AlreadyExists(f"{target} exists", remedy=remedy)
 
 
 def _npz(maps: xr.DataArray, path: Path) -> None:

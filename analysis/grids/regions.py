@@ -6,29 +6,44 @@ weights its patches by the share of them that the mask covers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeGuard
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from i2am.analysis.grids.direction import Side, check_direction, other_side, side_of
 from i2am.analysis.grids.resize import Grid, area
 from i2am.storage.errors import InputError, NoAnswer, ShapeMismatch
-from i2am.storage.reading.run_collection import AnyRun
+from i2am.storage.reading.run import Run
+from i2am.storage.reading.run_collection import AnyRun, members_of
 
 # (row, column); a list of those; a box (top, left, bottom, right), ends excluded; or a mask [y, x].
 Region = tuple[int, int] | tuple[int, int, int, int] | Sequence[tuple[int, int]] | NDArray[Any]
 
+# (x, y) of a pixel, from the upper left corner of an image; or a list of those.
+Pixels: TypeAlias = tuple[int, int] | Sequence[tuple[int, int]]
+# Images that have the size of what each side's patches lie on.
+IMAGES: Mapping[Side, tuple[str, ...]] = {"gen": ("generated", "source"), "ref": ("reference",)}
+PIXELS, A_MASK = "pixels ", "a mask"  # how the text of a region begins, and all that is said of a mask
+
 
 def boolean_mask(mask: ArrayLike) -> NDArray[np.bool_]:
-    """Mask as booleans, above one half is inside; integers with a value above 1 count from 0 to 255."""
+    """Mask as booleans, above one half is inside: floats from 0 to 1, integers 0 and 1 or from 0 to 255."""
     values = np.asarray(mask)
     if values.dtype == np.bool_:
         return values
-    if not (np.issubdtype(values.dtype, np.number) and np.isrealobj(values)) or not np.isfinite(values).all():
-        raise ShapeMismatch("mask values", expected="finite numbers from 0 to 1", got=str(values.dtype))
-    whole = np.issubdtype(values.dtype, np.integer) and values.size > 0 and values.max() > 1
-    return np.asarray(values > (127 if whole else 0.5))
+    kind = values.dtype.kind
+    low, high = (values.min(), values.max()) if kind in "iuf" and values.size else (0, 0)
+    if kind not in "iuf" or not 0 <= low <= high <= (1 if kind == "f" else 255):  # false where there is a NaN
+        raise ShapeMismatch(
+            "mask values",
+            expected="True and False, floats from 0 to 1, or integers from 0 to 255",
+            got=f"{values.dtype} from {low} to {high}",
+            remedy="compare it: mask > half is True inside",
+        )
+    return np.asarray(values > (127 if kind != "f" and high > 1 else 0.5))
 
 
 def image_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -97,6 +112,82 @@ def region_mask(at: Region, grid: Grid) -> NDArray[np.float64]:
         expected = "at least one patch inside"
         raise NoAnswer("an empty region", expected=expected, remedy="choose another region")
     return mask
+
+
+def with_pixels(
+    run: AnyRun, direction: str, at: Region | str | None, pixels: Pixels | None
+) -> Region | str | None:
+    """The region of a question that is asked in patches or in pixels; both are refused."""
+    if pixels is None:
+        return at
+    if at is not None:
+        raise InputError("a region", expected="at or at_pixels", got="both", remedy="leave one of them out")
+    return pixel_mask(run, other_side(side_of(check_direction(direction))), pixels)
+
+
+def pixel_mask(run: AnyRun, side: Side, pixels: Pixels) -> NDArray[np.bool_]:
+    """Mask of some pixels of the image that a side's patches lie on."""
+    sizes = {shape for member in members_of(run) for shape in _image_sizes(member, side)}
+    if len(sizes) != 1:
+        raise NoAnswer(
+            f"a region in pixels of the {'generated image' if side == 'gen' else 'reference'}",
+            expected="such images in the run, all of one size",
+            got=", ".join(f"{rows} x {columns}" for rows, columns in sorted(sizes)) or "none",
+            remedy="give patches, a mask, or the name of a mask image",
+        )
+    (rows, columns), points = sizes.pop(), np.asarray(pixels)
+    if points.dtype.kind not in "iu" or points.ndim not in (1, 2) or points.shape[-1] != 2:
+        raise InputError("at_pixels", expected="(x, y), whole numbers, or a list of those", got=repr(pixels))
+    mask = np.zeros((rows, columns), dtype=bool)
+    for x, y in points.reshape(-1, 2):
+        if not (0 <= x < columns and 0 <= y < rows):
+            raise InputError(
+                f"pixel {x},{y}",
+                expected=f"x from 0 to {columns - 1} and y from 0 to {rows - 1}",
+                got="one outside the image",
+            )
+        mask[y, x] = True
+    return mask
+
+
+def _image_sizes(run: Run, side: Side) -> set[Grid]:
+    """(rows, columns) of the images of a side; all samples of a run have one size."""
+    for name in IMAGES[side]:
+        for sample in run.samples if name in run.images else ():
+            if name in (images := run.record(sample)["images"]):
+                rows, columns = images[name]["shape"][:2]
+                return {(rows, columns)}
+    return set()
+
+
+def region_text(at: Region | str | None, pixels: Pixels | None = None) -> str:
+    """A region as the text that attributes hold: "12,8", "2,3,9,12", "1,2;1,3", "pixels 40,52", or a name.
+
+    A mask is "a mask", with its rows if it is small: "a mask 010/000".
+    """
+    if pixels is not None:
+        return PIXELS + region_text(np.asarray(pixels).reshape(-1, 2))
+    if isinstance(at, str):
+        return at
+    values = np.asarray(at)
+    if is_mask(at):
+        rows = "/".join("".join("01"[inside] for inside in row) for row in boolean_mask(at).astype(int))
+        return f"{A_MASK} {rows}" if values.size <= 64 else A_MASK
+    return ";".join(",".join(map(str, place)) for place in (values if values.ndim == 2 else [values]))
+
+
+def read_region(text: str) -> list[tuple[int, ...]] | None:
+    """Patches, the corners of a box or pixels from `region_text`; None for an image's name, and for masks."""
+    numbers = text.removeprefix(PIXELS)
+    if not re.fullmatch(r"[\d,;]+", numbers):
+        return None
+    return [tuple(map(int, place.split(","))) for place in numbers.split(";")]
+
+
+def read_mask(text: str) -> NDArray[np.float64] | None:
+    """The small mask [y, x] of a text from `region_text`, or None if it has none."""
+    rows = re.fullmatch(f"{A_MASK} ([01/]+)", text)
+    return None if rows is None else np.asarray([list(map(float, row)) for row in rows[1].split("/")])
 
 
 def same_aspect(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:

@@ -1,21 +1,31 @@
 """Resizing of maps and masks by two small matrices, one for the rows and one for the columns.
 
-`bicubic` is the resize of the paper's code: cubic convolution with a = -0.75, corners not aligned, no
-antialiasing, borders replicated, the same as ``torch.nn.functional.interpolate(mode="bicubic")``. It is
-linear, so it commutes with every mean. `area` averages a mask over the cells of a coarser grid, `nearest`
-picks one pixel of each.
+All of these commute with every mean, and leave a constant as it is. With corners not aligned and borders
+replicated, as in ``torch.nn.functional.interpolate``:
+
+- `linear`, of the corrected protocol: linear along an axis that grows, `area` along one that shrinks. No
+  value leaves the range that the map had; the mean stays where one size is a multiple of the other, and
+  nearly so elsewhere.
+- `bicubic`, of the paper's code: cubic convolution with a = -0.75, no antialiasing. It overshoots at edges,
+  so a density may become negative.
+- `area` averages over the cells of a coarser grid, `nearest` picks one pixel of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from i2am.storage.errors import UnknownName
+
 CUBIC = -0.75  # the parameter a of the cubic convolution kernel (Keys 1981); -0.75 as in torch
 Grid = tuple[int, int]
+Resize = Literal["linear", "bicubic"]
+RESIZES: tuple[Resize, ...] = ("linear", "bicubic")
 
 
 @lru_cache(maxsize=256)
@@ -39,6 +49,20 @@ def bicubic_matrix(source: int, target: int) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=256)
+def linear_matrix(source: int, target: int) -> NDArray[np.float64]:
+    """Matrix (target, source), linear or, where the axis shrinks, of area; no weight is negative."""
+    if target < source:
+        return area_matrix(source, target)
+    position = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+    first = np.floor(position).astype(int)
+    matrix = np.zeros((target, source))
+    for cell, weight in ((first, 1 - (position - first)), (first + 1, position - first)):
+        np.add.at(matrix, (np.arange(target), np.minimum(cell, source - 1)), weight)
+    matrix.flags.writeable = False
+    return matrix
+
+
+@lru_cache(maxsize=256)
 def area_matrix(source: int, target: int) -> NDArray[np.float64]:
     """Matrix (target, source) that averages one axis over equal cells; every row sums to 1."""
     edges = np.arange(target + 1) * (source / target)
@@ -47,6 +71,22 @@ def area_matrix(source: int, target: int) -> NDArray[np.float64]:
     matrix = np.asarray(np.clip(overlap, 0, None) * (target / source))
     matrix.flags.writeable = False
     return matrix
+
+
+def check_resize(by: str) -> None:
+    """Refuse a resize that there is not."""
+    if by not in RESIZES:
+        raise UnknownName("resize", by, RESIZES)
+
+
+def resized(maps: ArrayLike, size: Grid, by: Resize) -> NDArray[np.float64]:
+    """Resize maps (..., y, x) to `size` (rows, columns)."""
+    return _separable(maps, size, linear_matrix if by == "linear" else bicubic_matrix)
+
+
+def linear(maps: ArrayLike, size: Grid) -> NDArray[np.float64]:
+    """Resize maps (..., y, x) to `size` (rows, columns) within the range that they have."""
+    return resized(maps, size, "linear")
 
 
 def bicubic(maps: ArrayLike, size: Grid) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy as np
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.tiled_layers import untiled_name
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
+from i2am.storage.format.file_names import sample_ids
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.index_selection import Indices, select_indices
 from i2am.storage.name_patterns import matching_names
@@ -154,7 +155,7 @@ def select_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str,
         )
     if names is None:
         return tuple(run.samples)
-    wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    wanted = list(dict.fromkeys([names] if isinstance(names, str) else sample_ids(names)))
     known = set(run.samples)
     for name in wanted:
         if name not in known:
@@ -169,11 +170,11 @@ def select_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str,
 
 
 def split_steps(steps: Sequence[int], groups: int) -> list[tuple[int, ...]]:
-    """Split steps into groups of neighbours, as equal as they can be, the longer ones first."""
-    if not 1 <= groups <= len(steps):
-        raise InputError(
-            f"time_groups={groups}",
-            expected=f"1 to {len(steps)}, the number of steps selected",
-            remedy="ask for fewer groups, or select more steps",
-        )
-    return [tuple(int(step) for step in part) for part in np.array_split(np.asarray(steps), groups)]
+    """Split steps into groups of neighbours, as equal as they can be, the longer ones first.
+
+    Of fewer steps than groups, each is a group.
+    """
+    if isinstance(groups, bool) or not hasattr(groups, "__index__") or groups < 1:
+        raise InputError("time_groups", expected="a whole number of 1 or more", got=repr(groups))
+    parts = np.array_split(np.asarray(steps), min(groups, len(steps)))
+    return [tuple(int(step) for step in part) for part in parts]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from i2am.analysis.grids.direction import Direction, Side, side_of
 from i2am.analysis.grids.regions import token_weights
-from i2am.analysis.grids.resize import Grid, bicubic, nearest
+from i2am.analysis.grids.resize import Grid, Resize, nearest, resized
 from i2am.storage.errors import NoAnswer
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.tile import Tile
@@ -104,7 +104,11 @@ def check_covered(layers: Sequence[LayerSpec], direction: Direction) -> None:
 
 
 def merge_tiles(
-    maps: Sequence[NDArray[np.float64]], layers: Sequence[LayerSpec], direction: Direction, size: Grid
+    maps: Sequence[NDArray[np.float64]],
+    layers: Sequence[LayerSpec],
+    direction: Direction,
+    size: Grid,
+    resize: Resize = "linear",
 ) -> list[NDArray[np.float64]]:
     """Maps (k, rows, columns) of whole layers from those of `layers`, one for each of `group_tiles`.
 
@@ -123,7 +127,8 @@ def merge_tiles(
         elif not tiled:  # every tile sees the whole reference
             merged.append(np.mean([values for values, _ in touched], axis=0))
         else:
-            merged.append(bicubic(_stitch([(m, tile) for m, tile in touched if tile is not None]), size))
+            whole = _stitch([(m, tile) for m, tile in touched if tile is not None])
+            merged.append(resized(whole, size, resize))
     return merged
 
 

@@ -6,8 +6,10 @@ reference tokens. A layer of a single pooled token has no G2R, and its R2G is a 
 where other layers can answer.
 
 Corrected protocol: densities (1 = uniform attention); heads are averaged within their layer, the map of every
-layer is brought to one grid by the paper's bicubic resize, and the layers are averaged. The resize is linear,
-so the mean of the time maps over equal groups is the unified map, and likewise of heads and layers.
+layer is brought to one grid, and the layers are averaged. The resize is linear (where an axis shrinks, by
+area), so that no value leaves the range that the layer had and no density is negative; the paper's bicubic
+one, which overshoots, on request. Both commute with means: the mean of the time maps over equal groups is the
+unified map, and likewise of heads and layers.
 Official protocol: the arithmetic of the paper's code, `i2am.analysis.maps.official`, over the layers of
 `i2am.analysis.maps.official_layers`.
 
@@ -16,8 +18,8 @@ captured with ``lse``, uses probabilities over all keys. R2G is then the share o
 goes to the reference, or to the chosen tokens, and the mean of G2R is that share. "daam" is each patch's
 probability of the chosen reference tokens, the baseline of the paper's comparison; over all tokens it is 1.
 
-Attributes of the result: direction, level, protocol, method, units, kind ("attention", "similarity" or
-"mixed"), layers, left_out, steps, run_id, all_tokens_placed, and at.
+Attributes of the result: direction, level, protocol, method, resize, units, kind ("attention", "similarity"
+or "mixed"), layers, left_out, steps, run_id, all_tokens_placed, and at.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from numpy.typing import NDArray
 
 from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import Direction
-from i2am.analysis.grids.resize import Grid
+from i2am.analysis.grids.resize import Grid, Resize
 from i2am.analysis.grids.selection import spatial_tokens
 from i2am.analysis.maps import official
 from i2am.analysis.maps.layer_maps import MapSpec, density_maps
@@ -48,8 +50,9 @@ from i2am.analysis.several_runs import check_patches_agree, combine_runs
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.index_selection import Indices
+from i2am.storage.reading.open import Place, open_any
 from i2am.storage.reading.run import Run
-from i2am.storage.reading.run_collection import AnyRun, Runs
+from i2am.storage.reading.run_collection import Runs
 
 # A picklable callable from layer and sample to maps (k, y, x).
 LayerMaps = Callable[["LayerSpec", str], NDArray[np.float64]]
@@ -57,9 +60,9 @@ CHUNK_BYTES = 2**20  # bytes of maps that one task makes, where all marginals ar
 
 
 def attribution_maps(
-    run: AnyRun,
+    run: Place | Sequence[Place],
     direction: Direction,
-    level: Level = "unified",
+    level: Level | None = None,
     layers: Sequence[str] | str | None = None,
     steps: Indices | None = None,
     heads: Indices | None = None,
@@ -70,6 +73,8 @@ def attribution_maps(
     protocol: Protocol = "corrected",
     *,
     method: Method = "i2am",
+    resize: Resize = "linear",
+    at_pixels: regions.Pixels | None = None,
     store: StorePlace = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
@@ -78,20 +83,21 @@ def attribution_maps(
     Parameters
     ----------
     run, direction, level
-        A run, or several as one; "r2g": maps on the generated image, "g2r": on the reference; the level.
+        An open run, its path or URL, or several as one; "r2g": maps on the generated image, "g2r": on the
+        reference; None is "unified", or "specific" where a region is given.
     layers, steps, heads, samples
         What to average over or to keep; None for all that can answer.
-    size
-        (rows, columns); None for the largest grid of the layers, or the official size.
-    time_groups
-        Number of groups at the time level, at most the number of selected steps.
-    at
-        Region of the specific level: a mask image of the run by name, or a `Region` in patches of the largest
-        grid of the layers (of the generated image for "g2r", of the reference for "r2g").
-    protocol, method
-        "corrected" or "official"; "i2am", "joint" or "daam".
+    size, time_groups
+        (rows, columns), None for the largest grid or the official size; groups, at most one a step.
+    at, at_pixels
+        Region of the specific level: a mask image by name, or a `Region` in patches of the largest grid (of
+        the generated image for "g2r", of the reference for "r2g"); or pixels of that image, (x, y) from its
+        upper left corner, one or a list, which stand for the patches they lie on.
+    protocol, method, resize
+        "corrected" or "official"; "i2am", "joint" or "daam"; "linear" or "bicubic", how the corrected
+        protocol brings layers to one grid (the official one is bicubic).
     store, storage_options
-        Place of the derived store of marginals (a folder for several runs); options, if it is a URL.
+        Place of the derived store of marginals (a folder for several runs); options, for URLs.
 
     Returns
     -------
@@ -103,14 +109,26 @@ def attribution_maps(
     UnknownName, InputError, EmptyRun, NoAnswer
         For what does not exist, does not fit the level, or has no answer, such as G2R of a pooled token.
     """
-    if isinstance(run, Runs):
-        of_one_run = partial(
-            attribution_maps, direction=direction, level=level, layers=layers, steps=steps, heads=heads,
-            time_groups=time_groups, at=at, protocol=protocol, method=method, storage_options=storage_options,
-        )  # fmt: skip
-        return check_patches_agree(run, combine_runs(run, samples, size, store, of_one_run), at)
-    asked = (layers, steps, heads, samples)
-    question = resolve_question(run, direction, level, asked, size, time_groups, at, protocol, method)
+    opened = open_any(run, storage_options)
+    at = regions.with_pixels(opened, direction, at, at_pixels)
+    asked = (direction, level, (layers, steps, heads), time_groups, at, protocol, method, resize)
+    ask = partial(_maps_of_run, asked=asked, storage_options=storage_options)
+    if isinstance(opened, Runs):
+        maps = check_patches_agree(opened, combine_runs(opened, samples, size, store, ask), at)
+    else:
+        maps = ask(opened, samples=samples, size=size, store=store)
+    return maps if at is None else maps.assign_attrs(at=regions.region_text(at, at_pixels))
+
+
+def _maps_of_run(
+    run: Run,
+    samples: Sequence[str] | str | None,
+    size: Grid | None,
+    store: StorePlace,
+    asked: tuple[Any, ...],
+    storage_options: Mapping[str, Any] | None,
+) -> xr.DataArray:
+    question = resolve_question(run, samples, size, *asked)
     make = _layer_maker(run, question, store, storage_options)
     return _label_axes(_lazy_maps(make, run, question), run, question)
 
@@ -184,7 +202,7 @@ def _merge_layers(
     layers: tuple[LayerSpec, ...], map_spec: MapSpec, parts: list[NDArray[np.float64]], level: Level
 ) -> NDArray[np.float32]:
     """Maps (1, [level axis], y, x) of one sample: the mean over layers, or one of each layer."""
-    parts = tiled_layers.merge_tiles(parts, layers, map_spec.direction, map_spec.size)
+    parts = tiled_layers.merge_tiles(parts, layers, map_spec.direction, map_spec.size, map_spec.resize)
     if level == "layer":
         return np.concatenate(parts).astype(np.float32)[None]
     mean = sum(parts[1:], start=parts[0]) / len(parts)
@@ -192,21 +210,19 @@ def _merge_layers(
 
 
 def _attributes(run: Run, question: Question) -> dict[str, Any]:
-    layers, at = question.selection.layers, question.at
-    attrs = {
+    layers = question.selection.layers
+    return {
         "direction": question.direction,
         "level": question.level,
         "protocol": question.protocol,
         "method": question.method,
+        "resize": question.map_spec.resize,
         "units": question.units,
         **question.selection.attributes(),
         "run_id": run.run_id,
-        "all_tokens_placed": all(spatial_tokens(layer) == layer.ref for layer in layers),
+        # A whole number: netCDF has no truth values.
+        "all_tokens_placed": int(all(spatial_tokens(layer) == layer.ref for layer in layers)),
     }
-    if at is not None:
-        small = np.size(at) <= 64
-        attrs["at"] = at if isinstance(at, str) else np.asarray(at).tolist() if small else "a mask"
-    return attrs
 
 
 def _label_axes(values: da.Array, run: Run, question: Question) -> xr.DataArray:

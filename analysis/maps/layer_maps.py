@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from i2am.analysis.grids import tiled_layers
 from i2am.analysis.grids.direction import Direction, side_of
-from i2am.analysis.grids.resize import Grid, bicubic
+from i2am.analysis.grids.resize import Grid, Resize, resized
 from i2am.analysis.maps.token_sources import TokenSource
 from i2am.storage.format.layer_spec import LayerSpec
 
@@ -23,6 +23,7 @@ class MapSpec:
     size: Grid  # (rows, columns)
     heads: tuple[int, ...] | None  # None: all heads of the layer
     by_head: bool  # one map for each head; there is one group then
+    resize: Resize = "linear"  # of the corrected protocol: how the layers are brought to one grid
 
 
 def density_maps(
@@ -30,8 +31,8 @@ def density_maps(
 ) -> NDArray[np.float64]:
     """Mean densities (k, y, x) of one sample and layer, for k time groups, or heads, or 1.
 
-    Source: I²AM, with the means of the corrected protocol: over steps and heads, then the bicubic resize. A
-    tile has a size of its own, see `i2am.analysis.grids.tiled_layers`.
+    Source: I²AM, with the means of the corrected protocol: over steps and heads, then the resize. A tile
+    has a size of its own, see `i2am.analysis.grids.tiled_layers`.
     """
     if map_spec.by_head:
         values = source(layer, sample)
@@ -41,7 +42,8 @@ def density_maps(
         over_heads = source.mean_over_heads(layer, sample, map_spec.heads)
         means = np.stack([over_heads[_step_index(group)].mean(axis=0) for group in map_spec.groups])
     grid = tiled_layers.layer_grid(layer, side_of(map_spec.direction))
-    return bicubic(means.reshape(-1, *grid), tiled_layers.map_size(layer, map_spec.direction, map_spec.size))
+    size = tiled_layers.map_size(layer, map_spec.direction, map_spec.size)
+    return resized(means.reshape(-1, *grid), size, map_spec.resize)
 
 
 def _step_index(steps: tuple[int, ...]) -> slice | list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import Direction, check_direction, side_of
-from i2am.analysis.grids.resize import Grid
+from i2am.analysis.grids.resize import RESIZES, Grid, Resize
 from i2am.analysis.grids.selection import Selection, keep_joint_layers, select, split_steps
 from i2am.analysis.maps import official
 from i2am.analysis.maps.layer_maps import MapSpec
@@ -63,25 +63,29 @@ class Question:
 
 def resolve_question(
     run: Run,
-    direction: str,
-    level: str,
-    asked: tuple[Any, ...],
+    samples: Sequence[str] | str | None,
     size: Grid | None,
+    direction: str,
+    level: str | None,
+    selected: tuple[Any, ...],
     time_groups: int,
     at: regions.Region | str | None,
     protocol: str,
     method: str,
+    resize: str = "linear",
 ) -> Question:
-    """Check and resolve the arguments of `attribution_maps`; `asked` is (layers, steps, heads, samples)."""
+    """Check and resolve the arguments of `attribution_maps`; `selected` is (layers, steps, heads)."""
     direction = check_direction(direction)
+    level = level or ("unified" if at is None else "specific")
     known: Mapping[str, tuple[str, Sequence[str]]] = {
-        "level": (level, LEVELS), "protocol": (protocol, PROTOCOLS), "method": (method, METHODS)
+        "level": (level, LEVELS), "protocol": (protocol, PROTOCOLS), "method": (method, METHODS),
+        "resize": (resize, RESIZES),
     }  # fmt: skip
     for what, (got, names) in known.items():
         if got not in names:
             raise UnknownName(what, got, names)
     _check_answerable(direction, level, at, protocol, method)
-    size = _checked_size(size)
+    size, asked = _checked_size(size), (*selected, samples)
     if protocol == "official":
         selection = official_selection(run, direction, *asked)
         size = official_size(selection, direction, size)
@@ -89,14 +93,15 @@ def resolve_question(
         on_reference = direction == "g2r" or level == "specific"
         selection = select(run, direction, *asked, on_reference=on_reference)
         if method == "joint":
-            selection = keep_joint_layers(selection, named=asked[0] is not None)
+            selection = keep_joint_layers(selection, named=selected[0] is not None)
     _check_tiles(selection, direction, protocol)
     by_head, steps = level == "head", selection.steps
     groups = split_steps(steps, time_groups) if level == "time" else [steps]
     if by_head:
         _check_heads(selection)
     size = size or tiled_layers.largest_grid(selection.layers, side_of(direction))
-    map_spec = MapSpec(direction, tuple(groups), size, selection.heads, by_head)
+    how = cast(Resize, "bicubic" if protocol == "official" else resize)
+    map_spec = MapSpec(direction, tuple(groups), size, selection.heads, by_head, how)
     return Question(
         direction, cast(Level, level), cast(Protocol, protocol), cast(Method, method), at, selection, map_spec
     )

@@ -57,7 +57,9 @@ def open_marginals(
     """Choose the place of a run's derived store; nothing is read or written yet."""
     if store is False:
         return MarginalStore(run, None)
-    return MarginalStore(run, locate(marginals_path(run.path) if store is None else store, storage_options))
+    if store is None:
+        return MarginalStore(run, locate(marginals_path(run.path), storage_options), required=False)
+    return MarginalStore(run, locate(store, storage_options))
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class MarginalStore:
 
     run: Run
     place: Location | None  # None keeps nothing
+    required: bool = True  # else a place that cannot be written, beside a read-only run, keeps nothing
 
     def get(self, layer: LayerSpec, sample: str, name: str) -> NDArray[np.float32]:
         """One quantity (step, head, token): from memory, else stored if its seal fits, else computed."""
@@ -96,7 +99,7 @@ class MarginalStore:
         """The quantities `names`, or all; the whole entry is computed and stored if one is missing.
 
         Raises `DamagedSample` if the run's data is damaged, or was left out of an export, and `NoPermission`
-        if the derived store cannot be written.
+        if a derived store that was asked for cannot be written.
         """
         stored = self.load(layer, sample, names)
         if stored is None:
@@ -147,6 +150,8 @@ class MarginalStore:
             seals = b"".join(self._seal(layer, sample, name, data[name]) for name in names)
             self.place.write(self._seal_path(layer, sample), seals)
         except PermissionError as error:
+            if not self.required:
+                return
             raise NoPermission(
                 f"the marginals store {self.place.url} cannot be written",
                 got=str(error),

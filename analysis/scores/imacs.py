@@ -5,13 +5,14 @@ Source: I²AM, section on IMACS. For a map M in [0, 1] and a mask m:
     IMACS = sum(M * m) / sum(m) - penalty * sum(M * (1 - m)) / sum(1 - m)
 
 It runs from -penalty (all attention outside) to 1 (all inside, none outside). Corrected protocol: the map is
-resized bicubic to the mask's size, as in the paper, and brought to [0, 1] by its own minimum and maximum. It
-is not inverted, multiplied by the mask, or cut at a threshold. The mask is never resized; above one half is
-inside. Official protocol: `i2am.analysis.scores.official_imacs`.
+resized to the mask's size as it was made, linearly unless bicubic was asked for, and brought to [0, 1] by its
+own minimum and maximum. It is not inverted, multiplied by the mask, or cut at a threshold. The mask is never
+resized; above one half is inside. Official protocol: `i2am.analysis.scores.official_imacs`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, overload
 
@@ -21,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from i2am.analysis.grids.direction import Direction, check_direction
 from i2am.analysis.grids.regions import boolean_mask, check_inside_and_outside, same_aspect
-from i2am.analysis.grids.resize import Grid, bicubic
+from i2am.analysis.grids.resize import Grid, Resize, resized
 from i2am.analysis.scores.official_imacs import official_score
 from i2am.analysis.several_runs import own_shape
 from i2am.storage.errors import InputError, ShapeMismatch, UnknownName
@@ -89,7 +90,10 @@ def imacs(
     if protocol not in ("corrected", "official"):
         raise UnknownName("protocol", protocol, ("corrected", "official"))
     check_penalty(penalty)
-    score = partial(score_map, direction=_direction(maps, direction), penalty=penalty, protocol=protocol)
+    score = partial(
+        score_map, direction=_direction(maps, direction), penalty=penalty, protocol=protocol,
+        resize=resize_of(maps.attrs) if isinstance(maps, xr.DataArray) else "linear",
+    )  # fmt: skip
     if not isinstance(maps, xr.DataArray):
         scores = _score_all(np.asarray(maps, dtype=np.float64), _of_samples(masks, maps), None, score)
         return scores if scores.ndim else float(scores)
@@ -109,13 +113,23 @@ def check_penalty(penalty: float) -> None:
         raise InputError("penalty", expected="a number of 0 or more; the paper's is 3", got=repr(penalty))
 
 
+def resize_of(attrs: Mapping[Any, Any]) -> Resize:
+    """How maps are brought to a mask's size: as their layers were to one grid."""
+    return "bicubic" if attrs.get("resize") == "bicubic" else "linear"
+
+
 def score_map(
-    values: Float64, mask: NDArray[np.bool_], direction: Direction, penalty: float, protocol: str
+    values: Float64,
+    mask: NDArray[np.bool_],
+    direction: Direction,
+    penalty: float,
+    protocol: str,
+    resize: Resize = "linear",
 ) -> float:
     """Score a map [y, x] against a mask that fits it."""
     if protocol == "official":
         return official_score(values, mask, direction, penalty)
-    within, without = split_means(normalise(bicubic(values, (mask.shape[0], mask.shape[1]))), mask)
+    within, without = split_means(normalise(resized(values, (mask.shape[0], mask.shape[1]), resize)), mask)
     return within - penalty * without
 
 

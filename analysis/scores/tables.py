@@ -11,8 +11,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from i2am.analysis.grids.regions import image_mask, sample_image
-from i2am.analysis.grids.resize import Grid, bicubic
-from i2am.analysis.scores.imacs import matching_masks, score_map, split_means
+from i2am.analysis.grids.resize import Grid, Resize, resized
+from i2am.analysis.scores.imacs import matching_masks, resize_of, score_map, split_means
 from i2am.analysis.several_runs import own_shape, run_id_of
 from i2am.storage.errors import InputError
 from i2am.storage.reading.run_collection import AnyRun
@@ -78,10 +78,12 @@ def _scores(
         return {"note": f"no image {AGAINST[attrs['direction']]!r} of this sample"}
     if not np.isfinite(density).all():
         return {"note": "the map is not finite: an empty region, or logits that overflowed"}
-    any_aspect = attrs["protocol"] == "official"
+    any_aspect, resize = attrs["protocol"] == "official", resize_of(attrs)
     try:
-        inside, outside, fitting, resized = inside_and_outside(density, mask, grid, any_aspect=any_aspect)
-        score = score_map(density, fitting, attrs["direction"], penalty, attrs["protocol"])
+        inside, outside, fitting, grown = inside_and_outside(
+            density, mask, grid, any_aspect=any_aspect, resize=resize
+        )
+        score = score_map(density, fitting, attrs["direction"], penalty, attrs["protocol"], resize)
     except InputError as error:  # an empty, full or misshapen mask
         return {"note": str(error)}
     return {
@@ -90,17 +92,17 @@ def _scores(
         "outside": outside,
         "area": float(fitting.mean()),
         "ratio": inside / outside if outside > 0 else None,
-        "share": float(resized[fitting].sum() / resized.sum()) if resized.sum() > 0 else None,
+        "share": float(grown[fitting].sum() / grown.sum()) if grown.sum() > 0 else None,
     }
 
 
 def inside_and_outside(
-    density: Float64, mask: Mask, grid: Grid, *, any_aspect: bool = False
+    density: Float64, mask: Mask, grid: Grid, *, any_aspect: bool = False, resize: Resize = "linear"
 ) -> tuple[float, float, Mask, Float64]:
     """Means of a map [y, x] inside and outside a mask, the mask, and the map in the mask's size."""
     fitting = matching_masks(density.shape, mask, any_aspect=any_aspect, grid=grid)
-    resized = bicubic(density, (mask.shape[0], mask.shape[1]))
-    return *split_means(resized, fitting), fitting, resized
+    grown = resized(density, (mask.shape[0], mask.shape[1]), resize)
+    return *split_means(grown, fitting), fitting, grown
 
 
 def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:

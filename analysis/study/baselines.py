@@ -55,6 +55,7 @@ def collect_baselines(
             steps=options.steps,
             heads=options.heads,
             size=options.size,
+            resize=options.resize,
             at=REGION_IMAGE[direction] if level == "specific" else None,
             method=method,
             store=options.store,

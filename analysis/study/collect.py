@@ -17,7 +17,7 @@ import xarray as xr
 from i2am.analysis.dask_tasks import run_tasks
 from i2am.analysis.events import Listener, StageAdvanced, StageStarted, counter
 from i2am.analysis.grids.direction import DIRECTIONS, Direction
-from i2am.analysis.grids.selection import has_reference_map, select
+from i2am.analysis.grids.selection import has_reference_map
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.maps.question import LEVELS, Level
 from i2am.analysis.maps.stored import Collected, variable
@@ -37,12 +37,11 @@ TABLE_BLOCK = 8
 
 def _questions(run: AnyRun, options: StudyOptions) -> Iterator[tuple[Direction, Level, dict[str, Any]]]:
     """Every (direction, level, arguments) of a study."""
-    chosen = select(run, "r2g", options.layers, options.steps, options.heads, options.samples)
     for direction in DIRECTIONS:
         for level in LEVELS:
             extra: dict[str, Any] = {}
             if level == "time":
-                extra["time_groups"] = min(options.time_groups, len(chosen.steps))
+                extra["time_groups"] = options.time_groups
             if level == "specific":
                 if REGION_IMAGE[direction] not in run.images or not any(
                     map(has_reference_map, run.layers.values())
@@ -70,6 +69,7 @@ def collect_maps(
             # Official G2R maps keep their layers' own grid.
             size=None if (options.protocol, direction) == ("official", "g2r") else options.size,
             protocol=options.protocol,
+            resize=options.resize,
             store=options.store,
             storage_options=options.storage_options,
             **extra,

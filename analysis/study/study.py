@@ -15,7 +15,6 @@ fails leaves the one before it as it was. A damaged sample is left out and named
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -31,18 +30,20 @@ from i2am.analysis.events import Listener, SampleRefused, StudyFinished, ignore
 from i2am.analysis.grids.selection import select
 from i2am.analysis.maps.stored import Collected
 from i2am.analysis.options import StudyOptions, check_options
-from i2am.analysis.output_directory import OutputKind, Timings, output_directory, retry_without_damaged
+from i2am.analysis.output_digests import write_mark
+from i2am.analysis.output_directory import (
+    OutputKind,
+    Timings,
+    alone_in,
+    output_directory,
+    remove_partial_chunks,
+    retry_without_damaged,
+)
 from i2am.analysis.scores.summary import summarise
 from i2am.analysis.study.baselines import collect_baselines
 from i2am.analysis.study.collect import collect_maps, collect_tables
 from i2am.analysis.study.damaged_samples import find_damaged, split_damaged
-from i2am.analysis.study.up_to_date import (
-    earlier_study,
-    is_up_to_date,
-    new_samples,
-    output_sizes,
-    study_inputs,
-)
+from i2am.analysis.study.up_to_date import earlier_study, is_up_to_date, new_samples, study_inputs
 from i2am.storage.errors import NoAnswer
 from i2am.storage.reading.open import open_any
 from i2am.storage.reading.run_collection import members_of
@@ -130,11 +131,9 @@ def analyze(
     opened = open_any(run, options.storage_options)
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
     before, inputs = earlier_study(Path(out)), study_inputs(opened, names, options)
-    if not again and is_up_to_date(inputs, before, Path(out)) and not find_damaged(opened, names):
-        with suppress(OSError, pl.exceptions.PolarsError):  # a damaged table: the study is made anew
-            found = _read_result(before, Path(out))
-            emit(StudyFinished(str(out), time.perf_counter() - start))
-            return found
+    if not again and (found := _reused(inputs, Path(out))) is not None and not find_damaged(opened, names):
+        emit(StudyFinished(str(out), time.perf_counter() - start))
+        return found
     with output_directory(Path(out), STUDY, overwrite) as place:
 
         def attempt(damaged: dict[str, str], made: Path) -> StudyResult:
@@ -153,8 +152,18 @@ def _write_facts(made: Path, run: AnyRun, result: StudyResult, inputs: dict[str,
     """Write ``study.json``: what was done, and from what."""
     runs = [own.path for own in members_of(run)]
     facts = result.to_json() | {"run": run.path, "runs": runs, "inputs": inputs}
-    facts["outputs"] = output_sizes(made, OUTPUTS)
-    (made / "study.json").write_text(json.dumps(facts, indent=2) + "\n")
+    remove_partial_chunks(made)
+    write_mark(made, OUTPUTS, STUDY.mark, facts)
+
+
+def _reused(inputs: dict[str, Any], out: Path) -> StudyResult | None:
+    """The study in a directory, if it would come out the same and every byte of it is what was written."""
+    if not (out / STUDY.mark).is_file():
+        return None
+    with alone_in(out, only_read=True), suppress(OSError, pl.exceptions.PolarsError):
+        before = earlier_study(out)
+        return _read_result(before, out) if is_up_to_date(inputs, before, out) else None
+    return None
 
 
 def _read_result(facts: dict[str, Any], directory: Path) -> StudyResult:
@@ -199,7 +208,7 @@ def _study(
     aggregated = collect_aggregations(
         run, good, options.aggregations, staging, emit,
         layers=options.layers, steps=options.steps, heads=options.heads, size=options.size,
-        store=options.store, storage_options=options.storage_options,
+        resize=options.resize, store=options.store, storage_options=options.storage_options,
     )  # fmt: skip
     timings.end("aggregations")
     _draw(run, collected, aggregated, tables, refusals, options, staging, emit, timings)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from i2am.analysis.output_digests import changed_files, read_mark
 from i2am.analysis.reduction.softmax import KERNEL_VERSION
 from i2am.storage.errors import DamageError
 from i2am.storage.reading.run_collection import members_of
@@ -41,10 +42,9 @@ def study_inputs(run: AnyRun, names: Sequence[str], options: StudyOptions) -> di
 def earlier_study(out: Path) -> dict[str, Any]:
     """What the study in a directory wrote about itself; empty if there is none, or none that can be read."""
     try:
-        facts = json.loads((out / "study.json").read_bytes())
+        return read_mark(out / "study.json")
     except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def new_samples(inputs: dict[str, Any], before: dict[str, Any]) -> tuple[str, ...]:
@@ -58,19 +58,7 @@ def is_up_to_date(inputs: dict[str, Any], before: dict[str, Any], out: Path) -> 
     """Whether an earlier study is whole, left nothing out, and was made from the same."""
     if before.get("inputs") != inputs or before.get("refusals") or None in inputs["samples"].values():
         return False
-    return bool(before.get("outputs")) and output_sizes(out, before["outputs"]) == before["outputs"]
-
-
-def output_sizes(out: Path, names: Iterable[str]) -> dict[str, list[int]]:
-    """(files, bytes) below each of some names in a directory, as far as they exist."""
-    found = {}
-    for name in names:
-        place = out / name
-        every = place.rglob("*") if place.is_dir() else [place]
-        sizes = [file.stat().st_size for file in every if file.is_file() and file.suffix != ".partial"]
-        if sizes:
-            found[name] = [len(sizes), sum(sizes)]
-    return found
+    return next(changed_files(out, before), None) is None
 
 
 def _fingerprint(run: AnyRun, name: str) -> str | None:

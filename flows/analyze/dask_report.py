@@ -30,7 +30,7 @@ def check_report(path: Path, overwrite: bool = False) -> None:
         raise NoPermission(f"cannot write into {path.parent}", remedy="name another report")
     if path.is_dir() or (path.exists() and not overwrite and TITLE not in path.read_bytes()[:4096]):
         raise AlreadyExists(
-            f"{path} exists and is no report of Dask", remedy="name another, or allow overwriting"
+            f"{path} exists and is no report of Dask", remedy="name another, or overwrite: --overwrite"
         )
 
 

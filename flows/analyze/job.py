@@ -38,7 +38,7 @@ def run_analysis(
 def _options(config: AnalysisConfig) -> StudyOptions:
     from i2am.analysis.options import StudyOptions
 
-    same = ("time_groups", "penalty", "protocol", "confidence", "size", "details", "figures")
+    same = ("time_groups", "penalty", "protocol", "confidence", "size", "resize", "details", "figures")
     return StudyOptions(
         layers=tuple(config.layers) if config.layers else None,
         steps=selected(config.steps),

@@ -244,9 +244,10 @@ def _at(config: Any, path: str) -> str:
 def _row(run: Run, sample: str) -> dict[str, Any]:
     record = run.record(sample)
     notes = record.get("annotations", {})
+    seconds = notes.get("seconds")
     return {
         "sample": sample,
         "seed": notes.get("seed"),
-        "seconds": notes.get("seconds"),
+        "seconds": seconds if isinstance(seconds, float) else None,  # a data set may have such a column
         "bytes": sum(entry["bytes"] for entry in record["files"].values()),
     }

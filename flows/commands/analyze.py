@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands import options
-from i2am.flows.console.output import print_json, print_line
+from i2am.flows.console.output import counted, print_json, print_line
 
 if TYPE_CHECKING:
     from i2am.flows.config.models import AnalysisConfig
@@ -25,6 +25,7 @@ def analyze(
     protocol: Annotated[
         str | None, typer.Option(help="corrected, or official: the paper's own code.")
     ] = None,
+    resize: options.ResizeOrConfigured = None,
     size: options.Size = None,
     label: options.Label = False,
     workers: options.Workers = None,
@@ -52,7 +53,8 @@ def analyze(
     from i2am.storage.reading.open import open_any
 
     given = {"size": size, "label": label or None, "workers": workers, "cluster": cluster}
-    settings = _settings(config, aggregation or [], protocol, given | {"report_dask": report_dask})
+    given |= {"report_dask": report_dask, "resize": resize}
+    settings = _settings(config, aggregation or [], protocol, given)
     through_prefect = as_flow(prefect, direct)
     open_any(run, label=settings.label)  # an error of the run is raised at once, not inside a flow
     with show_progress(quiet), termination_interrupts():
@@ -80,6 +82,7 @@ def _settings(
 ) -> AnalysisConfig:
     """The configuration with the options over it; names are looked up before anything is computed."""
     from i2am.analysis.aggregations.registry import find
+    from i2am.analysis.grids.resize import check_resize
     from i2am.analysis.maps.question import PROTOCOLS
     from i2am.flows.config.load_yaml import load_config
     from i2am.flows.config.models import AnalysisConfig
@@ -89,6 +92,7 @@ def _settings(
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()
     if protocol is not None and protocol not in PROTOCOLS:
         raise UnknownName("protocol", protocol, PROTOCOLS)
+    check_resize(options["resize"] or "linear")
     names = [*settings.aggregations, *aggregations]
     for name in names:
         find(name)
@@ -98,6 +102,6 @@ def _settings(
 def _print(summary: dict[str, Any]) -> None:
     for line in summary["absent"]:
         print_line(f"not computed: {line}")
-    count = f"{len(summary['samples'])} samples"
-    print_line(f"up to date: {count}, nothing changed" if summary["up_to_date"] else f"analysed {count}")
+    samples = counted(len(summary["samples"]), "sample")
+    print_line(f"up to date: {samples}, nothing changed" if summary["up_to_date"] else f"analysed {samples}")
     print_line(f"report: {summary['report']}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson, Direct, Prefect, Quiet, RetryFailed, RunOut
-from i2am.flows.console.output import human_bytes, log, print_json, print_line
+from i2am.flows.console.output import counted, human_bytes, log, print_json, print_line
 
 
 def capture(
@@ -59,9 +59,10 @@ def show_capture(summary: dict[str, Any], as_json: bool) -> None:
     else:
         retry = f"; {len(failed)} failed, i2am capture --retry-failed takes them again" if failed else ""
         print_line(
-            f"{summary['run']}: captured {summary['captured']} samples in {summary['seconds']:.1f} s, "
+            f"{summary['run']}: captured {counted(summary['captured'], 'sample')} "
+            f"in {summary['seconds']:.1f} s, "
             f"{summary['committed']} of {summary['declared']} committed, {human_bytes(summary['bytes'])} "
-            f"in {summary['files']} files{retry}"
+            f"in {counted(summary['files'], 'file')}{retry}"
         )
     if failed:
         raise typer.Exit(1)

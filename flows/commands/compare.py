@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from i2am.flows.commands import options
-from i2am.flows.console.output import number, percent, print_json, print_line, print_table
+from i2am.flows.console.output import counted, number, percent, print_json, print_line, print_table
 
 
 def compare(
@@ -20,6 +20,7 @@ def compare(
     steps: options.Steps = None,
     heads: options.Heads = None,
     size: options.Size = None,
+    resize: options.Resize = "linear",
     time_groups: options.TimeGroups = 5,
     penalty: options.Penalty = 3.0,
     confidence: options.Confidence = 0.95,
@@ -41,7 +42,7 @@ def compare(
     from i2am.storage.reading.open import open_any
 
     question: dict[str, Any] = {"layers": layer, "samples": sample, "steps": steps, "heads": heads}
-    question |= {"size": size, "time_groups": time_groups, "penalty": penalty}
+    question |= {"size": size, "resize": resize, "time_groups": time_groups, "penalty": penalty}
     question |= {"confidence": confidence, "protocol": protocol, "details": details}
     where = options.computing(workers, cluster)
     first, second = open_any(a, label=label), open_any(b, label=label)
@@ -60,7 +61,7 @@ def _print(summary: dict[str, Any]) -> None:
         print_line(f"note: {line}")
     alone = summary["alone"]
     left = f"; left out: {alone['a']} in A alone, {alone['b']} in B alone" if any(alone.values()) else ""
-    print_line(f"compared {len(summary['samples'])} pairs{left}")
+    print_line(f"compared {counted(len(summary['samples']), 'pair')}{left}")
     print_table(
         ["direction", "score", "pairs", "A", "B", "B - A", "from", "to", "rose in"],
         [

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from i2am.flows.console.output import human_bytes, log, print_line
+from i2am.flows.console.output import counted, human_bytes, log, print_line
 from i2am.flows.subprocesses import run, termination_interrupts
 from i2am.storage.errors import AlreadyExists
 
@@ -46,8 +46,8 @@ def demo(
         clock = time.monotonic()
         analysed = _step("analyze", str(out / "run.zarr"), "--out", str(out), *way)
     print_line(
-        f"captured {captured['captured']} samples in {captured['seconds']:.0f} s "
-        f"({human_bytes(captured['bytes'])}, {captured['files']} files), "
+        f"captured {counted(captured['captured'], 'sample')} in {captured['seconds']:.0f} s "
+        f"({human_bytes(captured['bytes'])}, {counted(captured['files'], 'file')}), "
         f"analysed {len(analysed['samples'])} in {time.monotonic() - clock:.0f} s; "
         f"{time.monotonic() - started:.0f} s in all"
     )

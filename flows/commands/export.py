@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from i2am.flows.commands import options
-from i2am.flows.console.output import human_bytes, print_json, print_line
+from i2am.flows.console.output import counted, human_bytes, print_json, print_line
 
 
 def export(
@@ -46,5 +46,5 @@ def export(
         print_json({"run": out, "marginals": beside, "samples": list(made.samples), "bytes": sizes})
         return
     what = f"without attention, marginals in {beside}" if beside is not None else "with attention"
-    count = f"{len(made.samples)} sample{'s' if made.samples[1:] else ''}"
-    print_line(f"{out}: {count} {what}; {human_bytes(sizes['after'])} of {human_bytes(sizes['before'])}")
+    sizes_in_words = f"{human_bytes(sizes['after'])} of {human_bytes(sizes['before'])}"
+    print_line(f"{out}: {counted(len(made.samples), 'sample')} {what}; {sizes_in_words}")

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 def imacs(
     run: options.OneOrMoreRuns,
     direction: Annotated[str | None, typer.Option(help="r2g or g2r; both where it is absent.")] = None,
-    level: options.Level = "unified",
+    level: options.Level = None,
     at: options.At = None,
+    at_pixel: options.AtPixel = None,
     sample: options.SampleNames = None,
     layer: options.LayerNames = None,
     steps: options.Steps = None,
     heads: options.Heads = None,
+    resize: options.Resize = "linear",
     time_groups: options.TimeGroups = 5,
     penalty: options.Penalty = 3.0,
     confidence: options.Confidence = 0.95,
@@ -47,12 +49,13 @@ def imacs(
     check_confidence(confidence)
     question = {"level": level, "at": at, "samples": sample, "layers": layer, "steps": steps}
     question |= {"heads": heads, "time_groups": time_groups, "protocol": protocol}
+    question |= {"at_pixels": at_pixel, "resize": resize}
     refused: list[dict[str, str]] = []
     where = options.computing(workers, cluster)
     opened = open_any(run, label=label)
     with computing(where):
         rows = list(_rows(opened, direction, question, penalty, refused))
-    summary = summarise({level: frame(rows)}, confidence).to_dicts()
+    summary = summarise({rows[0]["level"] if rows else "unified": frame(rows)}, confidence).to_dicts()
     if as_json:
         facts = {"run": ", ".join(run), "penalty": penalty, "protocol": protocol}
         print_json(facts | {"scores": rows, "summary": summary, "refusals": refused})

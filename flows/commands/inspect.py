@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from i2am.flows.commands.options import AsJson, Label, OneOrMoreRuns
-from i2am.flows.console.output import human_bytes, print_json, print_line, print_table
+from i2am.flows.console.output import counted, human_bytes, print_json, print_line, print_table
 
 
 def inspect(run: OneOrMoreRuns, label: Label = False, as_json: AsJson = False) -> None:
@@ -19,12 +19,14 @@ def inspect(run: OneOrMoreRuns, label: Label = False, as_json: AsJson = False) -
         return
     samples, missing = facts["samples"], facts["samples"]["missing"]
     for own in facts["runs"]:
-        print_line(f"{own['path']}: {own['samples']} samples")
-    print_line(f"{facts['path']}: {samples['committed']} of {samples['declared']} samples committed")
+        print_line(f"{own['path']}: {counted(own['samples'], 'sample')}")
+    print_line(
+        f"{facts['path']}: {samples['committed']} of {counted(samples['declared'], 'sample')} committed"
+    )
     for key, value in facts["provenance"].items():
         print_line(f"  {key}: {value}")
     print_line(f"  steps: {facts['steps']}; images: {', '.join(facts['images']) or 'none'}")
-    print_line(f"  stored: {human_bytes(facts['bytes'])} in {facts['files']} files of samples")
+    print_line(f"  stored: {human_bytes(facts['bytes'])} in {counted(facts['files'], 'file')} of samples")
     print_line(f"  witness: {_witness(facts['witness'], len(facts['layers']))}")
     print_table(
         ["layer", "stored as", "dtype", "heads × dim", "generated", "reference", "key", "role"],

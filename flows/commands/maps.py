@@ -15,13 +15,15 @@ def maps(
     run: options.OneOrMoreRuns,
     out: Annotated[Path, typer.Option(help="Where to write: F.npz, F.zarr or F.png.")],
     direction: Annotated[str, typer.Option(help="r2g or g2r.")] = "r2g",
-    level: options.Level = "unified",
+    level: options.Level = None,
     at: options.At = None,
+    at_pixel: options.AtPixel = None,
     layer: options.LayerNames = None,
     sample: options.SampleNames = None,
     steps: options.Steps = None,
     heads: options.Heads = None,
     size: options.Size = None,
+    resize: options.Resize = "linear",
     time_groups: options.TimeGroups = 5,
     protocol: options.Protocol = "corrected",
     method: Annotated[
@@ -40,6 +42,7 @@ def maps(
 
     question: dict[str, Any] = {"direction": direction, "level": level, "at": at, "layers": layer}
     question |= {"samples": sample, "steps": steps, "heads": heads, "size": size}
+    question |= {"at_pixels": at_pixel, "resize": resize}
     question |= {"time_groups": time_groups, "protocol": protocol, "method": method}
     where = options.computing(workers, cluster)
     opened = open_any(run, label=label)
@@ -47,4 +50,4 @@ def maps(
     with computing(where):
         save_maps(result, out, opened, overwrite=overwrite)
     shape = ", ".join(f"{dim} {count}" for dim, count in result.sizes.items())
-    print_line(f"{out}: {direction} {level} maps ({shape}) in {result.attrs['units']}")
+    print_line(f"{out}: {direction} {result.attrs['level']} maps ({shape}) in {result.attrs['units']}")

@@ -25,6 +25,9 @@ def _read_by(parser: str, help: str) -> Any:
 
 
 OneRun: TypeAlias = Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")]
+RunOrResults: TypeAlias = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run: a folder NAME.zarr or a URL; or the --out of an analysis.")
+]
 OneOrMoreRuns: TypeAlias = Annotated[
     list[str],
     typer.Argument(
@@ -49,8 +52,21 @@ At: TypeAlias = Annotated[
         "parse_region", "Specific level: patch 12,8; box 2,3,9,12; patches '1,2;1,3'; or a mask's name."
     ),
 ]
+AtPixel: TypeAlias = Annotated[
+    Any,
+    _read_by("parse_pixels", "Specific level: pixel x,y of the image that patches lie on; or 'x,y;x,y'."),
+]
 Size: TypeAlias = Annotated[Any, _read_by("parse_size", "Size of the maps: ROWSxCOLUMNS.")]
-Level: TypeAlias = Annotated[str, typer.Option(help="unified, time, head, layer or specific.")]
+_RESIZE = "linear; or bicubic, as in the paper: densities may become negative."
+Resize: TypeAlias = Annotated[str, typer.Option(help=_RESIZE)]
+ResizeOrConfigured: TypeAlias = Annotated[str | None, typer.Option(help=_RESIZE)]
+Level: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="unified, time, head, layer or specific; absent: unified, or specific with --at.",
+        show_default=False,
+    ),
+]
 TimeGroups: TypeAlias = Annotated[int, typer.Option(min=1, help="Groups of the time level.")]
 Penalty: TypeAlias = Annotated[float, typer.Option(help="Weight of attention outside the mask.")]
 Confidence: TypeAlias = Annotated[float, typer.Option(help="Of the intervals over samples.")]

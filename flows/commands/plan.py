@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands.options import AsJson
-from i2am.flows.console.output import human_bytes, print_json, print_line, print_table
+from i2am.flows.console.output import counted, human_bytes, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from i2am.storage.writing.plan import Plan
@@ -70,10 +70,11 @@ def _print(facts: dict[str, Any], predicted: Plan) -> None:
         right=range(3, 6),
     )
     print_line(
-        f"each of {predicted.samples} samples: {human_bytes(predicted.sample_bytes)} in "
-        f"{predicted.sample_files} files; full scores would take {human_bytes(predicted.score_bytes)}"
+        f"each of {counted(predicted.samples, 'sample')}: {human_bytes(predicted.sample_bytes)} in "
+        f"{counted(predicted.sample_files, 'file')}; "
+        f"full scores would take {human_bytes(predicted.score_bytes)}"
     )
     print_line(
-        f"the run: {human_bytes(facts['bytes'])} in {facts['files']} files; "
+        f"the run: {human_bytes(facts['bytes'])} in {counted(facts['files'], 'file')}; "
         f"{human_bytes(facts['peak_memory'])} of memory for writing"
     )

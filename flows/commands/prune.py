@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands import options
-from i2am.flows.console.output import human_bytes, log, print_json, print_line
+from i2am.flows.console.output import counted, human_bytes, log, print_json, print_line
 
 if TYPE_CHECKING:
     from i2am.analysis.grids.direction import Direction
@@ -60,11 +60,13 @@ def prune(
         sizes = {"before": before, "after": after}
         print_json({"run": out, "samples": list(made.samples), "bytes": sizes, "errors": errors})
         return
-    print_line(f"{out}: {len(made.samples)} samples, {human_bytes(after)} of {human_bytes(before)}")
+    print_line(
+        f"{out}: {counted(len(made.samples), 'sample')}, {human_bytes(after)} of {human_bytes(before)}"
+    )
     for each in errors:
         print_line(
             f"{each['direction']} {each['level']} maps differ by {each['worst']:.2g} at most and "
-            f"{each['mean']:.2g} on average (1 is uniform attention), on {each['samples']} samples"
+            f"{each['mean']:.2g} on average (1 is uniform attention), on {counted(each['samples'], 'sample')}"
         )
 
 

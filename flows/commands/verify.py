@@ -1,31 +1,23 @@
-"""``i2am verify``: every checksum, every commit."""
+"""``i2am verify``: every checksum, every commit, every output."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import replace
-
 import typer
 
-from i2am.flows.commands.options import AsJson, OneRun, Quiet
-from i2am.flows.console.output import human_bytes, print_json, print_line
+from i2am.flows.commands.options import AsJson, Quiet, RunOrResults
+from i2am.flows.console.output import counted, human_bytes, print_json, print_line
 
 
-def verify(run: OneRun, quiet: Quiet = False, as_json: AsJson = False) -> None:
-    """Every checksum, every commit of a run.
+def verify(run: RunOrResults, quiet: Quiet = False, as_json: AsJson = False) -> None:
+    """Every checksum, every commit of a run; every output of a study or a comparison.
 
-    Reads every byte and compares it with what was committed. Exit status 1: something is damaged.
+    Reads every byte and compares it with what was written. Exit status 1: something is damaged.
     """
-    from i2am.analysis.marginals.verify import check_marginals
+    from i2am.analysis.verify import verify as check
     from i2am.flows.console.progress import Progress, emit, show_progress
-    from i2am.storage.errors import DamagedRun
-    from i2am.storage.reading.open import open_run
-    from i2am.storage.tools.verify import verify as check
 
     with show_progress(quiet):
         found = check(run, on_progress=lambda event: emit(Progress("verify", event.files_done, event.files)))
-        with suppress(DamagedRun):  # which the report says already
-            found = replace(found, problems=(*found.problems, *check_marginals(open_run(found.path))))
     if as_json:
         print_json(found.to_json())
     else:
@@ -33,8 +25,9 @@ def verify(run: OneRun, quiet: Quiet = False, as_json: AsJson = False) -> None:
             print_line(f"damaged: {problem}")
         for line in found.notes:
             print_line(f"note: {line}")
-        verdict = "ok" if found.ok else f"{len(found.problems)} problem{'s' if found.problems[1:] else ''}"
-        counts = f"{found.samples} samples, {found.files} files, {human_bytes(found.bytes)} read"
+        verdict = "ok" if found.ok else counted(len(found.problems), "problem")
+        counts = f"{counted(found.samples, 'sample')}, {counted(found.files, 'file')}, "
+        counts += f"{human_bytes(found.bytes)} read"
         print_line(f"{run}: {verdict}; {counts}")
     if not found.ok:
         raise typer.Exit(1)

@@ -247,6 +247,10 @@ class AnalysisConfig(Computing):
     protocol: Annotated[
         Literal["corrected", "official"], Field(description="official: the paper's own code")
     ] = "corrected"
+    resize: Annotated[
+        Literal["linear", "bicubic"],
+        Field(description="bicubic as in the paper: densities may be negative"),
+    ] = "linear"
     confidence: Annotated[float, Field(gt=0, lt=1, description="of intervals over samples")] = 0.95
     size: Size | None = None
     label: Annotated[bool, Field(description="name samples RUN/SAMPLE, where several runs share ids")] = False

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from i2am.flows.config.base import Positive, Seed, Size, Strict
+from i2am.flows.config.base import Name, Positive, Seed, Size, Strict
 
 
 class Scenes(Strict):
@@ -44,6 +44,26 @@ class LowResolution(Strict):
     multiple: Annotated[Positive, Field(description="sides become multiples of this")] = 8
 
 
+Columns: TypeAlias = Annotated[
+    dict[Name, str], Field(description="image or text of a sample -> what the data set calls it")
+]
+
+
+class Datasets(Strict):
+    """A repository of the `datasets` library on disk: Parquet files, or what ``save_to_disk`` wrote."""
+
+    folder: Path
+    split: Name = "train"
+    columns: Columns = {}
+
+
+class WebDataset(Strict):
+    """Tar shards of WebDataset: members ``KEY.EXTENSION``, one sample for each key."""
+
+    shards: Annotated[Path, Field(description="a .tar file, or a pattern such as shards/*.tar")]
+    columns: Columns = {}
+
+
 class Samples(Strict):
     """Where the samples come from: exactly one layout."""
 
@@ -52,12 +72,14 @@ class Samples(Strict):
     viton_hd: VitonHD | None = None
     coco: Coco | None = None
     low_resolution: LowResolution | None = None
+    datasets: Datasets | None = None
+    webdataset: WebDataset | None = None
     limit: Annotated[int | None, Field(ge=1, description="the first N samples")] = None
     size: Annotated[Size | None, Field(description="rows and columns that all images are resized to")] = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Samples:
-        layouts = ("scenes", "manifest", "viton_hd", "coco", "low_resolution")
+        layouts = ("scenes", "manifest", "viton_hd", "coco", "low_resolution", "datasets", "webdataset")
         given = [name for name in layouts if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError("exactly one of " + ", ".join(layouts[:-1]) + " and " + layouts[-1])

@@ -84,6 +84,13 @@ def parse_region(option: str, text: str) -> tuple[int, ...] | list[tuple[int, ..
     )
 
 
+def parse_pixels(option: str, text: str) -> list[tuple[int, ...]]:
+    """Pixels ``40,52`` or ``40,52;41,52``, each x,y from the upper left corner."""
+    if not re.fullmatch(r"\d{1,6},\d{1,6}(;\d{1,6},\d{1,6})*", text):
+        raise ConfigError(option, expected="x,y such as 40,52, or several: 40,52;41,52", got=repr(text))
+    return [tuple(int(number) for number in part.split(",")) for part in text.split(";")]
+
+
 def parse_size(option: str, text: str) -> tuple[int, int]:
     """Rows and columns from ``64x48``, or one number for both."""
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)

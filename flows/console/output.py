@@ -68,6 +68,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(redacted(f"{type(error).__name__}: {error}")[:LONGEST_ERROR].split())
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 sample", "2 samples"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def number(value: float | None) -> str:
     """A number with three digits after the point; empty where there is none."""
     return "" if value is None else f"{value:.3f}"

@@ -11,14 +11,19 @@ from typing import Any
 
 from i2am.flows.config.bounded_file import read_bounded
 from i2am.flows.console.output import one_line
-from i2am.flows.datasets.images import MASKS, read_image, size_of
-from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch
+from i2am.flows.datasets.images import Source, read_image
+from i2am.pipeline.recording.images import MASKS, check_sizes, size_of
+from i2am.storage.errors import ConfigError, NotFound
 from i2am.storage.format.file_names import sample_file
 
 MAX_BYTES = 1 << 26
 """Bytes of a list of samples (64 MiB: some 300,000 lines)."""
 
 MAX_SAMPLES = 1_000_000
+
+MASKS_READ = 256
+"""Samples whose masks are looked into when samples are listed; others are when they are loaded."""
+
 _NAME = re.compile(r"[^\0\ud800-\udfff]+")
 
 
@@ -62,7 +67,7 @@ def read_text(path: Path, what: str, most: int = MAX_BYTES) -> str:
     """The text of a file of at most `most` bytes."""
     raw = read_bounded(path, what, most, "paths are read from the configuration's folder")
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{what} {path}", expected="text in UTF-8", got=one_line(error)) from None
 
@@ -103,18 +108,17 @@ def check_ids(ids: list[str], what: str) -> None:
         seen.add(name)
 
 
-def check_sizes(sample: str, images: Mapping[str, Path]) -> None:
-    """Compare the sizes of source and mask, by their headers alone."""
-    if not {"source", "mask"} <= set(images):
-        return
-    source, mask = (size_of(images[name]) for name in ("source", "mask"))
-    if source != mask:
-        raise ShapeMismatch(
-            f"sample {sample!r}: mask {images['mask'].name}",
-            expected=f"the source's size, {source[0]}×{source[1]} pixels",
-            got=f"{mask[0]}×{mask[1]}",
-            remedy="resize the mask",
-        )
+def check_images(sample: str, images: Mapping[str, Source], *, masks: bool) -> None:
+    """Compare the sizes of masks and pictures, by their headers alone; with `masks`, look into the masks.
+
+    Embedded pictures are checked when they are loaded.
+    """
+    files = {name: path for name, path in images.items() if isinstance(path, Path)}
+    pairs = {"mask": "source", "reference_mask": "reference", "warped_mask": "warped"}
+    compared = {each for pair in pairs.items() if set(pair) <= set(files) for each in pair}
+    check_sizes(f"sample {sample!r}", {name: size_of(files[name]) for name in sorted(compared)})
+    for name in set(MASKS) & set(files) if masks else ():
+        read_image(files[name], name)
 
 
 def resized(image: Any, name: str, size: tuple[int, int] | None) -> Any:
@@ -128,15 +132,17 @@ def resized(image: Any, name: str, size: tuple[int, int] | None) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Files and texts of one sample."""
+    """Pictures and texts of one sample."""
 
-    files: Mapping[str, Path]
+    files: Mapping[str, Source]
     texts: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
 
 
 def from_files(entries: Mapping[str, Entry], first_seed: int, size: tuple[int, int] | None) -> SampleSet:
     """Samples by id, in order; those without a seed get `first_seed` plus their position."""
+    for number, (id, entry) in enumerate(entries.items()):
+        check_images(id, entry.files, masks=number < MASKS_READ)
     seeds = {
         id: first_seed + number if entry.seed is None else entry.seed
         for number, (id, entry) in enumerate(entries.items())
@@ -144,7 +150,9 @@ def from_files(entries: Mapping[str, Entry], first_seed: int, size: tuple[int, i
 
     def load(id: str) -> SampleInput:
         entry = entries[id]
-        images = {name: resized(read_image(file, name), name, size) for name, file in entry.files.items()}
+        read = {name: read_image(file, name) for name, file in entry.files.items()}
+        check_sizes(f"sample {id!r}", {name: image.size for name, image in read.items()})
+        images = {name: resized(image, name, size) for name, image in read.items()}
         return SampleInput(id, seeds[id], images, dict(entry.texts))
 
     return SampleSet(seeds, load)

@@ -6,10 +6,12 @@ from i2am.flows.config.models import CaptureConfig
 from i2am.flows.datasets.coco import open_coco
 from i2am.flows.datasets.common import SampleInput as SampleInput
 from i2am.flows.datasets.common import SampleSet as SampleSet
+from i2am.flows.datasets.datasets_library import open_datasets
 from i2am.flows.datasets.low_resolution import open_low_resolution
 from i2am.flows.datasets.manifest import open_manifest
 from i2am.flows.datasets.scenes import open_scenes
 from i2am.flows.datasets.viton_hd import open_viton_hd
+from i2am.flows.datasets.webdataset import open_webdataset
 from i2am.storage.errors import ConfigError
 
 
@@ -19,8 +21,13 @@ def open_samples(config: CaptureConfig) -> SampleSet:
     common = (config.seed, samples.limit, samples.size)
     if samples.scenes is not None:
         return open_scenes(samples.scenes)
+    needed = set((config.inputs or {}).values())
     if samples.manifest is not None:
-        return open_manifest(samples.manifest, set((config.inputs or {}).values()), *common)
+        return open_manifest(samples.manifest, needed, *common)
+    if samples.datasets is not None:
+        return open_datasets(samples.datasets, needed, *common)
+    if samples.webdataset is not None:
+        return open_webdataset(samples.webdataset, needed, *common)
     if samples.viton_hd is not None:
         return open_viton_hd(samples.viton_hd, *common)
     if samples.coco is not None:

@@ -1,6 +1,6 @@
 """The rows of a CSV or Parquet file, as plain dictionaries, whatever the file claims about itself.
 
-CSV is read row by row. Parquet is compressed and full of lengths that its reader trusts: it is read by a
+CSV is read row by row. Parquet and Arrow are full of lengths that their reader trusts: they are read by a
 process of its own, with a bound on its memory and its time.
 """
 
@@ -12,12 +12,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from i2am.flows.config.bounded_file import read_bounded
 from i2am.flows.datasets.common import MAX_BYTES, MAX_SAMPLES
+from i2am.flows.datasets.images import Embedded
 from i2am.storage.errors import ConfigError
 
 MAX_COLUMNS = 256
@@ -37,15 +39,53 @@ def read_table(path: Path, limit: int | None) -> list[Row]:
     if path.suffix not in (".csv", ".parquet"):
         raise ConfigError(what, expected="a .csv or .parquet file", got=path.suffix or "no ending")
     raw = read_bounded(path, "manifest", MAX_BYTES, "paths are read from the configuration's folder")
-    # one row more than a data set may have, so that too many are noticed and not cut off
-    most = MAX_SAMPLES + 1 if limit is None else min(limit, MAX_SAMPLES + 1)
+    if path.suffix == ".parquet":
+        return read_columns(path, what, limit)
     try:
-        rows = _csv(raw) if path.suffix == ".csv" else _parquet(raw, most)
-        return list(islice(rows, most))
+        return list(islice(_csv(raw), _most(limit)))
     except (csv.Error, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(what, expected="a table with a heading", got=str(error)[:200]) from None
+
+
+def _most(limit: int | None) -> int:
+    """One row more than a data set may have, so that too many are noticed and not cut off."""
+    return MAX_SAMPLES + 1 if limit is None else min(limit, MAX_SAMPLES + 1)
+
+
+def read_columns(path: Path, what: str, limit: int | None) -> list[Row]:
+    """The first rows of a Parquet or Arrow file: texts and numbers; pictures as :class:`Embedded`.
+
+    A cell of another type becomes an :class:`Unread`.
+    """
+    try:
+        head, *lines = _other_process(path, "rows", str(_most(limit))).splitlines()
+        answer = json.loads(head)
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        rows: list[Row] = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(what, expected="a table with a heading", got=str(error)[:200]) from None
+    unread = {name: Unread(kind) for name, kind in answer["unread"].items()}
+    for number, row in enumerate(rows):
+        row.update(unread)
+        for name in answer["pictures"]:
+            row[name] = _picture(path, name, number, row[name])
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A cell of a type that samples are not made of."""
+
+    kind: str
+
+
+def _picture(path: Path, column: str, row: int, cell: Row) -> Any:
+    """A picture as the `datasets` library keeps it: its bytes in the table, or the path of a file."""
+    if not cell["embedded"]:
+        return cell["path"]
+    place = f"{path}, column {column!r}, row {row}"
+    return Embedded(place, lambda: _other_process(path, "bytes", column, str(row)))
 
 
 class _Lines(Iterator[str]):
@@ -84,17 +124,16 @@ def _csv(raw: bytes) -> Iterator[Row]:
             yield dict.fromkeys(heading) | dict(zip(heading, cells, strict=False))
 
 
-def _parquet(raw: bytes, most: int) -> Iterator[Row]:
+def _other_process(path: Path, *arguments: str) -> bytes:
+    """What the reader process writes; ValueError in one line if it does not end well."""
     # -P: the working directory may be the data set's, with a polars.py of its own
-    command = [sys.executable, "-P", "-m", "i2am.flows.datasets.parquet_rows", str(most)]
+    command = [sys.executable, "-P", "-m", "i2am.flows.datasets.parquet_rows", str(path), *arguments]
     try:
-        done = subprocess.run(command, input=raw, capture_output=True, timeout=PARQUET_SECONDS, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PARQUET_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         raise ValueError(f"one that takes more than {PARQUET_SECONDS} s to read") from None
-    if done.returncode:
+    if done.returncode or not done.stdout:
         raise ValueError("no Parquet that can be read in bounded memory")
-    lines = done.stdout.splitlines()
-    answer = json.loads(lines[0])
-    if "error" in answer:
-        raise ValueError(answer["error"])
-    return map(json.loads, lines[1:])
+    return done.stdout

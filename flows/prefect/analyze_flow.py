@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from i2am.flows.analyze.job import run_analysis
 from i2am.flows.config.models import AnalysisConfig
+from i2am.flows.console.output import counted
 from i2am.flows.console.progress import Progress, listening
 from i2am.flows.prefect.markdown import cells, plain
 from i2am.storage.redaction import without_secrets
@@ -49,8 +50,8 @@ def publish_analysis(summary: dict[str, Any]) -> None:
 
 def _told(summary: dict[str, Any]) -> str:
     if summary["up_to_date"]:
-        return f"{len(summary['samples'])} samples, up to date: nothing changed"
-    return f"{len(summary['samples'])} samples analysed, {len(summary['new'])} of them new"
+        return f"{counted(len(summary['samples']), 'sample')}, up to date: nothing changed"
+    return f"{counted(len(summary['samples']), 'sample')} analysed, {len(summary['new'])} of them new"
 
 
 @flow(name="i2am-analyze", flow_run_name="analyze {run}", persist_result=False)

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 
 from i2am.flows.capture.job import run_capture
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.console.output import human_bytes
+from i2am.flows.console.output import counted, human_bytes
 from i2am.flows.console.progress import listening
 from i2am.flows.prefect.markdown import cells, plain
 from i2am.flows.prefect.reporter import Reporter
@@ -38,7 +38,7 @@ def publish_capture(summary: dict[str, Any]) -> None:
     create_markdown_artifact(
         markdown=(
             f"# {plain(summary['run'])}\n\n"
-            f"{summary['captured']} samples captured in {summary['seconds']:.1f} s; "
+            f"{counted(summary['captured'], 'sample')} captured in {summary['seconds']:.1f} s; "
             f"{summary['committed']} of {summary['declared']} committed; "
             f"{human_bytes(summary['bytes'])} in {summary['files']} files."
         ),

@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
 
 from i2am.flows.config.models import CaptureConfig
-from i2am.flows.console.output import human_bytes, one_line
+from i2am.flows.console.output import counted, human_bytes, one_line
 from i2am.flows.console.progress import listening
 from i2am.flows.prefect.markdown import cells, plain
 from i2am.flows.prefect.reporter import Reporter
@@ -63,7 +63,7 @@ def _report_shard(reporter: Reporter, event: ShardChanged) -> None:
     elif event.state == "failed":
         state = Failed(message=shard.error)
     else:
-        state = Completed(message=f"{len(shard.captured)} samples on {shard.place}")
+        state = Completed(message=f"{counted(len(shard.captured), 'sample')} on {shard.place}")
     if shard.error:
         reporter.log(f"shard {shard.number}, attempt {shard.attempts}: {shard.error}")
     reporter.task_run("capture shard", shard.number, f"shard {shard.number}: {shard.ids[0]} ...", state)

@@ -58,9 +58,9 @@ class SampleHandle:
     def generated(self, image: ImageLike) -> None:
         self.images["generated"] = to_uint8("generated", image)
 
-    def annotate(self, **notes: Any) -> None:
-        """Keep JSON values with the sample, in its commit record."""
-        self.notes.update(notes)
+    def annotate(self, notes: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        """Keep JSON values with the sample, in its commit record; names from outside come in a mapping."""
+        self.notes.update(notes or {}, **more)
 
 
 class CaptureTarget(Protocol):
@@ -245,7 +245,7 @@ class Recording:
             for name, image in handle.images.items():
                 self._target.add_image(name, image)
                 sink.put_image(name, image)
-            sink.annotate(seconds=round(seconds, 3), **handle.notes)
+            sink.annotate({"seconds": round(seconds, 3), **handle.notes})
             sink.witness(self.witness.of_sample(index))
         self._open_sinks.close()
         for index in self._sinks:

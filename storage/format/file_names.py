@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TypeGuard
 from urllib.parse import quote, unquote
 
@@ -47,6 +48,16 @@ def sample_file(sample: object) -> str:
             remedy="use a shorter id and keep the long name in annotations",
         )
     return name
+
+
+def sample_ids(samples: Iterable[str], what: str = "samples") -> tuple[str, ...]:
+    """Sample ids out of any list, array, column or generator, checked; refuses a text, which is one id."""
+    if isinstance(samples, str) or not isinstance(samples, Iterable):
+        raise InputError(what, expected="a list of ids", got=repr(samples)[:200])
+    ids = tuple(samples)
+    for id in ids:
+        sample_file(id)
+    return tuple(str(id) for id in ids)
 
 
 def sample_of_file(name: str) -> str:

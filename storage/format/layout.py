@@ -55,9 +55,6 @@ DIMS = {
 ONCE = "once"
 """Name of the second axis, of length 1, where a key does not change over time."""
 
-IMAGE_DIMS = ("sample", "y", "x", "channel")
-"""Names of the axes of an image array."""
-
 
 @dataclass(frozen=True, slots=True)
 class ArrayLayout:
@@ -247,4 +244,6 @@ def restore_layout(base: ArrayLayout, stored: Mapping[str, Any]) -> ArrayLayout:
 def image_layout(name: str, shape: tuple[int, int, int], samples: int, codec: str) -> ArrayLayout:
     """Lay out an image array: one image per chunk and shard."""
     one = (1, *shape)
-    return ArrayLayout(f"images/{name}", IMAGE_DIMS, (samples, *shape), one, one, "uint8", codec)
+    # Images differ in size: axes of their own let xarray open all of them as one dataset.
+    dims = ("sample", f"{name}_y", f"{name}_x", f"{name}_channel")
+    return ArrayLayout(f"images/{name}", dims, (samples, *shape), one, one, "uint8", codec)

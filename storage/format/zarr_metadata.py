@@ -16,6 +16,8 @@ from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.layout import ArrayLayout
 from i2am.storage.format.signed_json import canonical
 
+_CONSOLIDATED = "consolidated_metadata"
+
 
 def _compressors(layout: ArrayLayout) -> list[Any]:
     codec = get_codec(layout.codec)
@@ -51,8 +53,21 @@ def _consolidated(group: bytes, arrays: Mapping[str, bytes]) -> bytes:
     """Repeat the arrays' metadata in their group's document, as zarr-python and xarray like to find it."""
     document = json.loads(group)
     metadata = {name: json.loads(data) for name, data in arrays.items()}
-    document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
+    document[_CONSOLIDATED] = {"kind": "inline", "must_understand": False, "metadata": metadata}
     return json.dumps(document, indent=2).encode()
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes that netCDF holds too: no null and no truth values, and what has parts as JSON text.
+
+    They describe a layer to other readers; this one takes everything from the root document.
+    """
+    found: dict[str, Any] = {}
+    for key, value in attributes.items():
+        if value is not None:
+            whole = int(value) if isinstance(value, bool) else value
+            found[key] = json.dumps(whole) if isinstance(whole, Mapping) else whole
+    return found
 
 
 def hierarchy_documents(
@@ -65,7 +80,7 @@ def hierarchy_documents(
     root.create_group("images")
     described = list(layers)
     for order, (spec, layouts) in enumerate(described):
-        root.create_group(f"attention/{spec.name}", attributes={**spec.to_json(), "order": order})
+        root.create_group(f"attention/{spec.name}", attributes=_plain({**spec.to_json(), "order": order}))
         for layout in layouts.values():
             _create(root, layout)
     for layout in images:
@@ -85,6 +100,18 @@ def image_document(layout: ArrayLayout) -> tuple[str, bytes]:
     _create(zarr.create_group(store, zarr_format=3), layout)
     path = f"{layout.path}/zarr.json"
     return path, _documents(store)[path]
+
+
+def only_added_to(found: bytes, written: bytes) -> bool:
+    """Whether another program added attributes or consolidated metadata to a document, and nothing else."""
+    try:
+        new, old = json.loads(found), json.loads(written)
+        kept = {name: new["attributes"].get(name) for name in old.get("attributes", {})}
+        if _CONSOLIDATED not in old:
+            new.pop(_CONSOLIDATED, None)
+        return {**new, "attributes": kept} == {"attributes": {}, **old}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def root_document(attributes: Mapping[str, Any]) -> bytes:

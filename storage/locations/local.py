@@ -58,7 +58,10 @@ class LocalLocation(Location):
         whole = f"{self.url}/{path}"
         with system_errors(whole):
             self._check(path.rpartition("/")[0])
-            fd = open_file(whole)
+            try:
+                fd = open_file(whole)
+            except NotADirectoryError as error:  # a file in place of a folder
+                raise FileNotFoundError(*error.args) from error
             try:
                 if size is not None and (found := os.fstat(fd).st_size) != size:
                     raise ValueError(f"it has {found} bytes instead of {size}")

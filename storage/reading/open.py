@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from i2am.storage.errors import NotFound
+from i2am.storage.errors import InputError, NotFound
 from i2am.storage.format.commit_record import committed_names
 from i2am.storage.format.header import MAX_ROOT, ROOT, load_header
 from i2am.storage.locations.base import Location
@@ -80,8 +80,15 @@ def open_any(
     return open_runs(given, storage_options, label=label)
 
 
-def _several(paths: Place | Sequence[Place]) -> list[Place]:
-    return [paths] if isinstance(paths, (Run, Runs, str, os.PathLike)) else list(paths)
+def _several(paths: Any) -> list[Place]:
+    if isinstance(paths, (Run, Runs, str, os.PathLike)):
+        return [paths]
+    given = list(paths) if isinstance(paths, Iterable) else [paths]
+    for place in given:
+        if not isinstance(place, (Run, Runs, str, os.PathLike)):
+            expected = "an open run, its path or URL, or several"
+            raise InputError("a run", expected=expected, got=repr(place))
+    return given
 
 
 def _opened(place: Place, storage_options: Mapping[str, Any] | None) -> Iterator[Run]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.commit_record import CommitRecord
 from i2am.storage.format.file_names import layer_of
-from i2am.storage.format.header import MAX_ROOT, Header
+from i2am.storage.format.header import MAX_ROOT, ROOT, Header
 from i2am.storage.format.marginals_only import has_attention
 from i2am.storage.format.signed_json import sha256
 from i2am.storage.locations.base import Location, TooLarge
@@ -37,7 +40,7 @@ class Checker:
         for name, image in record.images.items():
             document = f"images/{name}/zarr.json", image["sha256"]
             if document not in self._documents:
-                if not self._same(*document):
+                if not self._same(*document, image["shape"]):
                     what = f"{document[0]} is not what was written"
                     raise DamagedSample(record.sample, f"images/{name}", what)
                 self._documents.add(document)
@@ -57,8 +60,25 @@ class Checker:
             self._listed = dict(self._location.files())
         return self._location.size(path) if self._listed is None else self._listed.get(path)
 
-    def _same(self, path: str, digest: str) -> bool:
+    def _same(self, path: str, digest: str, shape: Sequence[int] = ()) -> bool:
         try:
-            return sha256(self._location.read(path, MAX_ROOT)) == digest
+            data = self._location.read(path, MAX_ROOT)
+            return document_state(self._header, path, digest, data, shape) != "damaged"
         except (FileNotFoundError, TooLarge):
             return False
+
+
+def document_state(
+    header: Header, path: str, digest: str, data: bytes, shape: Sequence[int] = ()
+) -> Literal["as written", "added to", "damaged"]:
+    """Compare a ``zarr.json`` with what was written; `shape` is that of an image that was added later."""
+    if sha256(data) == digest:
+        return "as written"
+    from i2am.storage.format.zarr_metadata import hierarchy_documents, image_document, only_added_to
+
+    if path.startswith("images/") and (name := path.split("/")[1]) != ROOT:
+        written = image_document(header.image(name, shape or header.images[name]))[1]
+    else:
+        layers = [(spec, header.layouts[name]) for name, spec in header.layers.items()]
+        written = hierarchy_documents(layers, [])[path]
+    return "added to" if only_added_to(data, written) else "damaged"

@@ -14,7 +14,8 @@ import numpy as np
 from i2am.storage.errors import DamagedRun, DamagedSample, NoAnswer, UnknownName
 from i2am.storage.format.block import Block
 from i2am.storage.format.commit_record import CommitRecord
-from i2am.storage.format.header import Header, Timestep, load_header
+from i2am.storage.format.file_names import is_segment
+from i2am.storage.format.header import ROOT, Header, Timestep, load_header
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.layout import ArrayLayout
 from i2am.storage.format.marginals_only import need_attention
@@ -120,8 +121,10 @@ class Run:
     @cached_property
     def images(self) -> tuple[str, ...]:
         """Names of the images that the run has: those declared at creation, then those added later."""
-        added = [name for name in self._location.names("images") if name != "zarr.json"]
-        return tuple(dict.fromkeys([*self._header.images, *added]))
+        declared, place = self._header.images, self._location
+        others = (name for name in place.names("images") if is_segment(name) and name not in declared)
+        added = [name for name in others if place.size(f"images/{name}/{ROOT}") is not None]
+        return (*declared, *added)
 
     def scores(self, layer: str | LayerSpec) -> da.Array:
         """Return the scaled logits of all committed samples, lazily.

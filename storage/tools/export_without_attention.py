@@ -9,13 +9,14 @@ from typing import Any
 from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.commit_record import record_path
 from i2am.storage.format.file_names import layer_of
-from i2am.storage.format.header import ROOT
+from i2am.storage.format.header import ROOT, Header, interpret
 from i2am.storage.format.marginals_only import MARGINALS
 from i2am.storage.format.shard import FileRecord, file_hash, record_of
-from i2am.storage.format.signed_json import canonical, sha256, signed
+from i2am.storage.format.signed_json import canonical, signed
 from i2am.storage.format.zarr_metadata import root_document
 from i2am.storage.locations.base import Location
 from i2am.storage.locations.open import locate
+from i2am.storage.reading.quick_check import document_state
 from i2am.storage.reading.run import Run
 from i2am.storage.writing.atomic_directory import created_meanwhile
 
@@ -35,10 +36,10 @@ def copy_without_attention(
     The copy has the run's id and its samples' fingerprints, so that whatever was derived from the run stays
     valid for it.
     """
-    source, attributes = locate(run.path, storage_options), run.attrs
+    source, attributes, header = locate(run.path, storage_options), run.attrs, interpret(run.attrs)
     added = {f"{IMAGES}{name}/{ROOT}" for name in run.images} - set(attributes["metadata"])
     for path in (*attributes["metadata"], *sorted(added)):
-        target.write(path, _document(source, path, attributes["metadata"].get(path)))
+        target.write(path, _document(header, source, path, attributes["metadata"].get(path)))
     for sample in samples:
         run.check(sample)
         record = run.record(sample)
@@ -53,11 +54,11 @@ def copy_without_attention(
         raise created_meanwhile(target.url)
 
 
-def _document(source: Location, path: str, digest: str | None) -> bytes:
+def _document(header: Header, source: Location, path: str, digest: str | None) -> bytes:
     """A ``zarr.json`` as it was written; those of images added later are checked with the samples."""
     with suppress(FileNotFoundError):
         data = source.read(path)
-        if digest is None or sha256(data) == digest:
+        if digest is None or document_state(header, path, digest, data) != "damaged":
             return data
     raise DamagedRun(f"{source.url}: {path} is damaged", remedy="restore it from a copy of the run")
 

@@ -194,7 +194,7 @@ def _copy(run: Run, sink: Sink, sample: str, selection: Selection, images: Mappi
                 sink.put(name, start + row, copy=False, **given)
     for name in images:
         sink.put_image(name, run.image(name, sample))
-    sink.annotate(**run.record(sample)["annotations"])
+    sink.annotate(run.record(sample)["annotations"])
 
 
 def _arrays(

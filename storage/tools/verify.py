@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,12 +14,15 @@ from i2am.storage.format.header import MAX_ROOT, ROOT, Header, load_header
 from i2am.storage.format.layout import ArrayLayout
 from i2am.storage.format.marginals_only import has_attention
 from i2am.storage.format.shard import ShardError
-from i2am.storage.format.signed_json import sha256
+from i2am.storage.format.zarr_metadata import root_document
 from i2am.storage.locations.base import STAGING, Location, TooLarge
 from i2am.storage.locations.open import locate
+from i2am.storage.reading.quick_check import document_state
 from i2am.storage.reading.shard_check import check_shard
 from i2am.storage.writing.failures import FOLDER as FAILURES
 from i2am.storage.writing.lease import FOLDER as LEASES
+
+_ADDED = "another program added to it, or wrote it anew; what is the store's own is as it was written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,11 @@ class _Check:
     @property
     def found_records(self) -> list[str]:
         """Paths of the files that may be commit records."""
-        return [path for path in self.found if path.startswith(f"{FOLDER}/")]
+        return [
+            path
+            for path in self.found
+            if path.startswith(f"{FOLDER}/") and path.endswith(".json") and not path.startswith(f"{FOLDER}/.")
+        ]
 
     def advance(self, nbytes: int) -> None:
         self.files += 1
@@ -131,7 +138,7 @@ class _Check:
         committed = self.location.size(record_path(sample)) is not None
         return sample_file(sample) in held or committed or self.location.size(path) is None
 
-    def metadata(self, path: str, digest: str, sample: str | None) -> None:
+    def metadata(self, path: str, digest: str, sample: str | None, shape: Sequence[int] = ()) -> None:
         try:
             data = self.location.read(path, MAX_ROOT)
         except FileNotFoundError:
@@ -140,8 +147,11 @@ class _Check:
         except (DamagedRun, TooLarge) as error:  # a link, or far too large
             self.problem(sample, path, str(error))
             return
-        if sha256(data) != digest:
+        state = document_state(self.header, path, digest, data, shape)
+        if state == "damaged":
             self.problem(sample, path, "is not what was written at creation")
+        elif state == "added to":
+            self.notes.append(f"{path}: {_ADDED}")
         self.advance(len(data))
 
     def data(self, record: CommitRecord, layout: ArrayLayout, shard: int) -> None:
@@ -192,11 +202,12 @@ def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[
             check.notes.append(f"{path}: a sample that was set aside as failed")
             continue
         image = folder.startswith("images/") and folder.count("/") == 1
-        if not (folder in arrays or image) or parts[0] != "c":
+        numbered = parts[0] == "c" and len(parts) > 1 and all(part.isdecimal() for part in parts[1:])
+        if not (folder in arrays or image) or not numbered:
             check.notes.append(f"{path}: not part of the store")
             continue
-        index = int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else -1
-        sample = header.samples[index] if 0 <= index < len(header.samples) else None
+        index = int(parts[1])
+        sample = header.samples[index] if index < len(header.samples) else None
         if sample is None or sample in records:
             check.problem(sample, path, "is no part of what was committed")
         elif f"{FOLDER}/{sample_file(sample)}.json" in check.found:
@@ -231,18 +242,20 @@ def _run_check(check: _Check) -> None:
     metadata: Mapping[str, str] = check.header.attributes["metadata"]
     seen = {ROOT}
     check.advance(check.found.get(ROOT, 0))
+    if check.location.read(ROOT, MAX_ROOT) != root_document(check.header.attributes):
+        check.notes.append(f"{ROOT}: {_ADDED}")
     for path, digest in metadata.items():
         check.metadata(path, digest, None)
         seen.add(path)
     records = _check_records(check)
-    seen |= {path for path in check.found if path.startswith(f"{FOLDER}/")}
+    seen |= set(check.found_records)
     images: dict[str, str] = {}
     whole = has_attention(check.header.attributes)
     for sample, record in records.items():
         for name, image in record.images.items():
             path = f"images/{name}/{ROOT}"
             if path not in seen:
-                check.metadata(path, image["sha256"], sample)
+                check.metadata(path, image["sha256"], sample, image["shape"])
                 images[path] = image["sha256"]
                 seen.add(path)
             elif images.get(path, metadata.get(path)) != image["sha256"]:

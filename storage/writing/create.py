@@ -75,8 +75,7 @@ def create_run(
     samples : iterable of str
         Ids of all samples of the run.
     attrs, image_shapes : mapping, optional
-        Entries of ``attributes["i2am"]`` (model, software, ...), what JSON cannot hold as text; image name to
-        (y, x, channel).
+        Entries of ``attributes["i2am"]``, what JSON cannot hold as text; image name to (y, x, channel).
     storage_options : mapping, optional
         Options of the file system, for URLs.
     codec : str, optional

@@ -12,7 +12,7 @@ import numpy as np
 
 from i2am.storage.errors import InputError
 from i2am.storage.format.codecs import DEFAULT_CODEC, get_codec
-from i2am.storage.format.file_names import sample_file
+from i2am.storage.format.file_names import sample_file, sample_ids
 from i2am.storage.format.header import FORMAT, OWN_KEYS, Header, Timestep, image_shape
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.layout import layer_layouts, shard_target
@@ -21,9 +21,7 @@ from i2am.storage.format.zarr_metadata import hierarchy_documents
 
 
 def _checked_samples(samples: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(samples, str):
-        raise InputError("samples", expected="a list of ids", got=repr(samples))
-    ids = tuple(samples)
+    ids = sample_ids(samples)
     files = [sample_file(sample) for sample in ids]
     if not ids:
         raise InputError("samples", expected="at least one id", got="none")

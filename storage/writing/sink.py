@@ -170,12 +170,14 @@ class Sink:
             lane, writer = self._writer("images", name, layout)
         self._queue.submit(lane, partial(writer.put_whole, array), array.nbytes, self._batch)
 
-    def annotate(self, **notes: Any) -> None:
+    def annotate(self, notes: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Add entries to the sample's commit record.
 
         Parameters
         ----------
-        **notes : JSON
+        notes : mapping to JSON, optional
+            Entries whose names come from outside.
+        **more : JSON
             Seed, seconds, prompt, ...; later values replace earlier ones. What JSON cannot
             hold is kept as text.
 
@@ -184,10 +186,10 @@ class Sink:
         InputError
             If a value contains itself.
         """
-        notes = jsonable(notes)
+        entries = jsonable({**(notes or {}), **more})
         with self._lock:
             self._check_open()
-            self._notes.update(notes)
+            self._notes.update(entries)
 
     def witness(self, agreements: Mapping[str, Mapping[str, Any]]) -> None:
         """Record how what was stored compared with what the attention kernel was given.

@@ -126,7 +126,8 @@ def _remove(folder: Path) -> None:
 def _unlink(root: Path, paths: Iterable[str]) -> None:
     for path in paths:
         check_folder(root, path.rpartition("/")[0])
-        (root / path).unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # a file manager's file in place of a folder
+            (root / path).unlink(missing_ok=True)
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 from i2am.storage.errors import AlreadyExists, DamagedRun, ShapeMismatch, StoreUnavailable, UnknownName
 from i2am.storage.format.commit_record import committed_names, record_path
-from i2am.storage.format.header import ROOT, Header, Timestep
+from i2am.storage.format.file_names import is_segment
+from i2am.storage.format.header import Header, Timestep
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.layout import ArrayLayout
 from i2am.storage.format.signed_json import sha256
-from i2am.storage.format.zarr_metadata import image_document
+from i2am.storage.format.zarr_metadata import image_document, only_added_to
 from i2am.storage.locations.base import STAGING, Location
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.remote import RemoteLocation
@@ -117,8 +118,10 @@ class RunWriter:
         """
         layout = self._header.image(name, shape)
         path, document = image_document(layout)
-        if not self._location.write_new(path, document) and self._location.read(path) != document:
-            raise self._other_image(name, layout)
+        if not self._location.write_new(path, document):
+            found = self._location.read(path)
+            if found != document and not only_added_to(found, document):
+                raise self._other_image(name, layout)
         self._images[name] = layout, sha256(document)
 
     def _other_image(self, name: str, layout: ArrayLayout) -> DamagedRun | ShapeMismatch:
@@ -193,7 +196,7 @@ class RunWriter:
         if self.is_committed(sample):
             return None
         index = self._header.position(sample)
-        images = [name for name in self._location.names("images") if name != ROOT]
+        images = [name for name in self._location.names("images") if is_segment(name)]
         found = [*self._header.attention_keys(index), *(f"images/{name}/c.{index}.0.0.0" for name in images)]
         if isinstance(self._location, RemoteLocation):  # large files on their way
             parts = (name for name in self._location.names(STAGING) if name.startswith(f"c.{index}."))

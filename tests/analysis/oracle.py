@@ -65,6 +65,35 @@ def cubic(x, a=-0.75):
     return 0.0
 
 
+def axis_weights(source, target):
+    """Weights [target][source] of one axis: linear where it grows, shares of cells where it shrinks."""
+    weights = [[0.0] * source for _ in range(target)]
+    for at in range(target):
+        if target < source:
+            low, high = at * source / target, (at + 1) * source / target
+            for cell in range(source):
+                weights[at][cell] = max(0.0, min(high, cell + 1) - max(low, cell)) / (high - low)
+            continue
+        place = min(max((at + 0.5) * source / target - 0.5, 0), source - 1)
+        left = math.floor(place)
+        weights[at][left] += 1 - (place - left)
+        weights[at][min(left + 1, source - 1)] += place - left
+    return weights
+
+
+def linear(image, rows, columns):
+    """Resize of one map within its range, pixel by pixel."""
+    height, width = image.shape
+    down, across = axis_weights(height, rows), axis_weights(width, columns)
+    found = np.zeros((rows, columns))
+    for y in range(rows):
+        for x in range(columns):
+            for i in range(height):
+                for j in range(width):
+                    found[y, x] += down[y][i] * across[x][j] * image[i, j]
+    return found
+
+
 def resize(image, rows, columns):
     """Bicubic resize of one map, pixel by pixel."""
     height, width = image.shape
@@ -79,7 +108,7 @@ def resize(image, rows, columns):
     return found
 
 
-def unified(marginals, grids, size):
+def unified(marginals, grids, size, grow=linear):
     """Mean over layers of the resized mean over steps and heads."""
     total = np.zeros(size)
     for marginal, grid in zip(marginals, grids, strict=True):
@@ -88,13 +117,13 @@ def unified(marginals, grids, size):
         for t in range(steps):
             for n in range(heads):
                 mean += marginal[t, n] / (steps * heads)
-        total += resize(mean.reshape(grid), *size) / len(grids)
+        total += grow(mean.reshape(grid), *size) / len(grids)
     return total
 
 
-def imacs(image, mask, penalty):
+def imacs(image, mask, penalty, grow=linear):
     """The paper's formula on a map brought to the mask's size and to [0, 1]."""
-    grown = resize(image, *mask.shape)
+    grown = grow(image, *mask.shape)
     scaled = (grown - grown.min()) / (grown.max() - grown.min())
     inside = outside = 0.0
     for y in range(mask.shape[0]):

@@ -14,7 +14,7 @@ from i2am.analysis.aggregations import registry, tables
 from i2am.analysis.aggregations.aggregate import aggregate
 from i2am.analysis.drawing.aggregation_charts import draw
 from i2am.analysis.drawing.short_labels import shortened
-from i2am.analysis.grids.resize import bicubic
+from i2am.analysis.grids.resize import linear
 from i2am.analysis.options import StudyOptions
 from i2am.analysis.reduction.aggregation import Aggregation
 from i2am.analysis.study.study import analyze
@@ -62,7 +62,7 @@ def test_maps_are_scored_inside_and_outside_their_mask(run, study):
     assert len(rows) == 1
     values = aggregate(run, "time_variance", samples="one").sel(layer="net.up.1.attn").values[0]
     mask = run.image("mask", "one")[..., 0] > 127
-    grown = bicubic(values.astype(np.float64), mask.shape)
+    grown = linear(values.astype(np.float64), mask.shape)
     assert rows[0]["value"] == pytest.approx(values.mean())
     assert rows[0]["inside"] == pytest.approx(grown[mask].mean())
     assert rows[0]["outside"] == pytest.approx(grown[~mask].mean())

@@ -19,7 +19,7 @@ from i2am.analysis.compare.maps import paired_maps
 from i2am.analysis.drawing.colours import paint, palette
 from i2am.analysis.events import StageAdvanced, StageStarted, StudyFinished
 from i2am.analysis.grids.regions import image_mask
-from i2am.analysis.grids.resize import bicubic
+from i2am.analysis.grids.resize import linear
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.scores.imacs import imacs
 from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, NoAnswer, UnknownName
@@ -90,7 +90,7 @@ def test_scores_equal_plain_numpy(two, found, direction, level):
         masks = [image_mask(run.image(name, sample)) for sample in COMMON]
         maps = attribution_maps(run, direction, level, samples=COMMON)
         numbers["imacs", which] = imacs(maps, np.stack(masks)).values
-        grown = bicubic(maps.values, masks[0].shape)
+        grown = linear(maps.values, masks[0].shape)
         numbers["inside", which] = np.stack(
             [values[..., mask].mean(axis=-1) for values, mask in zip(grown, masks, strict=True)]
         )

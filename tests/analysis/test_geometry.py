@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from i2am.analysis.grids.resize import bicubic
+from i2am.analysis.grids.resize import linear
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.errors import NoAnswer
 from tests.analysis import builders
@@ -125,7 +125,7 @@ def test_time_maps(made, case):
 def test_maps_of_another_size(made, case):
     for run, direction, exact, grid in by_direction(made, case):
         found = attribution_maps(run, direction, size=(20, 30), store=False).values
-        close(found[0], bicubic(exact.mean(axis=(0, 1)).reshape(grid), (20, 30)), case)
+        close(found[0], linear(exact.mean(axis=(0, 1)).reshape(grid), (20, 30)), case)
 
 
 def test_densities_have_mean_one_over_all_that_the_softmax_runs_over(made, case):

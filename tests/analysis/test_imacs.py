@@ -127,3 +127,15 @@ def test_bad_input(maps, masks, direction, error, words):
 def test_bad_penalty(penalty):
     with pytest.raises(InputError, match="penalty"):
         imacs(np.ones((8, 6)), MASK, "r2g", penalty)
+
+
+def test_masks_whose_range_cannot_be_told_are_refused():
+    """A float mask from 0 to 255 holds greys that would all count as inside."""
+    maps, grey = np.random.default_rng(0).random((8, 8)), np.zeros((8, 8))
+    grey[2:5, 2:5], grey[5] = 255, 3
+    expected = imacs(maps, grey > 127, "r2g")
+    for same in (grey.astype(np.uint8), grey.astype(np.int64), grey / 255, (grey / 255).astype(np.float16)):
+        assert imacs(maps, same, "r2g") == expected
+    for wrong in (grey, grey - 1, grey.astype(np.uint16) * 257, grey / 127.5 - 1, np.where(grey, np.nan, 0)):
+        with pytest.raises(ShapeMismatch, match="mask values; expected True and False, floats from 0 to 1"):
+            imacs(maps, wrong, "r2g")

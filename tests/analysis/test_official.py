@@ -319,7 +319,7 @@ def test_logits_that_overflow_give_nan(tmp_path):
         ),
         ({"direction": "g2r", "layers": ["a", "b"]}, NoAnswer, "got 2x2, 3x2; select layers of one grid"),
         ({"direction": "g2r", "layers": "a", "size": (9, 9)}, InputError, "size; expected 3 x 2"),
-        ({"direction": "r2g", "level": "time", "time_groups": 4}, InputError, "time_groups=4"),
+        ({"direction": "r2g", "level": "time", "time_groups": 0}, InputError, "time_groups"),
     ],
 )
 def test_bad_questions_are_refused_in_one_line(tmp_path, arguments, error, words):

@@ -18,7 +18,7 @@ import i2am.analysis.marginals.store
 from i2am.analysis.aggregations.aggregate import aggregate
 from i2am.analysis.aggregations.daam import daam_maps
 from i2am.analysis.grids.regions import image_mask
-from i2am.analysis.grids.resize import bicubic
+from i2am.analysis.grids.resize import linear
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.marginals.memory_cache import shared_cache
 from i2am.analysis.marginals.quantities import compute_marginals
@@ -259,7 +259,7 @@ def test_imacs_is_scored_against_each_samples_own_mask(shapes, direction, tmp_pa
     assert scores.dims == ("sample", "head")
     for sample, mask in zip(shapes.samples, masks, strict=True):
         alone = attribution_maps(shapes.home(sample), direction, "head", samples=sample, size=(8, 8))
-        wanted = [imacs(square, mask, direction) for square in bicubic(alone.values[0], mask.shape)]
+        wanted = [imacs(square, mask, direction) for square in linear(alone.values[0], mask.shape)]
         np.testing.assert_allclose(scores.sel(sample=sample), wanted, rtol=1e-12)
     turned = [mask.T for mask in masks]
     with pytest.raises(ShapeMismatch, match="aspect ratio of"):

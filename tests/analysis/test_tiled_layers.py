@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.analysis.grids.resize import bicubic
+from i2am.analysis.grids.resize import linear
 from i2am.analysis.grids.tiled_layers import crop_to_tile, untiled_name
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.errors import InputError, NoAnswer
@@ -76,7 +76,7 @@ def test_maps_equal_a_literal_loop(tmp_path, direction, own):
     plain = []
     for spec in layers:
         values = densities(run, spec, axis)
-        large = bicubic(values[None], (6, 6))[0]
+        large = linear(values[None], (6, 6))[0]
         for row in range(6):
             for column in range(6):
                 total[spec.tile.top + row, spec.tile.left + column] += large[row, column]
@@ -121,7 +121,7 @@ def test_a_region_takes_the_tiles_that_it_lies_on(tmp_path):
     assert (corner[0, 6:] == 0).all()  # the tile at the corner alone, 6 x 6 latents, sees this patch
     assert (corner[0, :, 6:] == 0).all()
     weights = densities_of_row(run, "net@tile-0-0", 0)
-    np.testing.assert_allclose(corner[0, :6, :6], bicubic(weights[None], (6, 6))[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(corner[0, :6, :6], linear(weights[None], (6, 6))[0], rtol=1e-5, atol=1e-5)
     named = attribution_maps(run, "g2r", "specific", at="mask")
     assert np.isfinite(named).all()
 

@@ -251,7 +251,7 @@ def manifest(
     """Write a manifest ``m.csv`` of one sample, with its images."""
     (folder / "m.csv").write_text(table)
     for name, size in (("r.png", 16), ("s.png", 16), ("m.png", mask)):
-        Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(folder / name)
+        Image.fromarray(np.eye(size, dtype=np.uint8) * 255).save(folder / name)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_manifests(i2am: I2am, config: Callable[..., Path], tmp_path: Path, tabl
 
 def test_a_mask_of_another_size(i2am: I2am, config: Callable[..., Path], tmp_path: Path) -> None:
     manifest(tmp_path, mask=24)
-    words = r"sample 'x': mask m.png; expected the source's size, 16×16 pixels; got 24×24; resize the mask"
+    words = r"sample 'x': mask; expected the source's size, 16×16 pixels; got 24×24; resize the mask"
     i2am("capture", config(samples={"manifest": "m.csv"}), "--direct", "--quiet").refused(words)
 
 

@@ -163,7 +163,7 @@ def test_a_parquet_manifest_says_the_same_as_a_csv(
     from i2am.flows.datasets.open import open_samples
 
     for name in ("r.png", "s.png", "m.png"):
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+        Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / name)
     rows = {
         "id": ["x", "y"],
         "reference": ["r.png"] * 2,

@@ -76,7 +76,7 @@ def test_the_analysis_example_is_valid() -> None:
         ),
         (
             GOOD.replace("{scenes: {count: 3}}", "{}"),
-            r"'samples'; expected exactly one of scenes, manifest, .* and low_resolution; got \{\}$",
+            r"'samples'; expected exactly one of scenes, manifest, .* and webdataset; got \{\}$",
         ),
         ("out: x", r"missing key 'pipeline'; add it"),
         ("- a", r"expected keys and values such as 'out: run\.zarr'; got a list"),

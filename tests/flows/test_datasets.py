@@ -17,7 +17,7 @@ from PIL import Image
 from i2am.flows.config.models import CaptureConfig
 from i2am.flows.datasets.coco import first_box
 from i2am.flows.datasets.open import open_samples
-from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch
+from i2am.storage.errors import ConfigError, NotFound, ShapeMismatch, UnknownName
 
 
 def settings(samples: dict[str, Any], **more: Any) -> CaptureConfig:
@@ -30,14 +30,22 @@ def picture(path: Path, rows: int = 12, columns: int = 8, value: int = 100) -> N
     Image.new("RGB", (columns, rows), (value, value, value)).save(path)
 
 
+def hole(path: Path, rows: int = 12, columns: int = 8, inside: int = 255) -> None:
+    """A mask whose upper half is inside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros((rows, columns), np.uint8)
+    array[: rows // 2] = inside
+    Image.fromarray(array).save(path)
+
+
 @pytest.fixture
 def viton(tmp_path: Path) -> Path:
     root = tmp_path / "viton"
     for person, cloth in (("a", "b"), ("b", "a")):
         picture(root / "test/image" / f"{person}.jpg", value=50)
         picture(root / "test/cloth" / f"{cloth}.jpg", value=200)
-        picture(root / "test/cloth-mask" / f"{cloth}.jpg", value=255)
-        picture(root / "test/agnostic-mask" / f"{person}_mask.png", value=255)
+        hole(root / "test/cloth-mask" / f"{cloth}.jpg")
+        hole(root / "test/agnostic-mask" / f"{person}_mask.png")
         picture(root / "test/agnostic-v3.2" / f"{person}.jpg")
     (root / "test_pairs.txt").write_text("a.jpg b.jpg\nb.jpg a.jpg\n")
     return root
@@ -219,5 +227,7 @@ def test_a_manifest_with_prompts(tmp_path: Path, write: Callable[..., Any]) -> N
     found = open_samples(settings({"manifest": str(path)}, inputs=inputs))
     assert found.load("1").texts == {"prompt": "a cat"}
     assert found.load("2").texts == {}
-    with pytest.raises(ConfigError, match="expected a text in column 'prompt'; got an empty cell"):
-        open_samples(settings({"manifest": str(path)}, inputs={**inputs, "prompt": "prompt"}))
+    found = open_samples(settings({"manifest": str(path)}, inputs={**inputs, "prompt": "prompt"}))
+    assert [found.load(id).texts for id in "12"] == [{"prompt": "a cat"}, {"prompt": ""}]
+    with pytest.raises(UnknownName, match="add a column 'caption'"):
+        open_samples(settings({"manifest": str(path)}, inputs={**inputs, "prompt": "caption"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ import zarr
 
 import i2am
 from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.tile import Tile
 from i2am.storage.reading.dask_arrays import BLOCK_BYTES, block_shape
 from tests.storage.synthetic import LAYERS, check_values, write_run
 
@@ -37,8 +39,8 @@ def test_dimensions_have_names(run):
         "attention/mid.attn2/key": ("sample", "step", "head", "ref", "dim"),
         "attention/mid.attn2/lse": ("sample", "step", "head", "gen"),
         "attention/up.0.attn2/scores": ("sample", "step", "head", "gen", "ref"),
-        "images/generated": ("sample", "y", "x", "channel"),
-        "images/mask": ("sample", "y", "x", "channel"),
+        "images/generated": ("sample", "generated_y", "generated_x", "generated_channel"),
+        "images/mask": ("sample", "mask_y", "mask_x", "mask_channel"),
     }
 
 
@@ -60,6 +62,46 @@ def test_xarray_opens_a_layer_without_a_warning(run):
             }
             assert data.attrs["gen_grid"] == [4, 6]
             assert np.array_equal(data["query"][1].values, run.read(LAYERS[0].name, "b").query)
+
+
+def test_all_images_are_one_dataset_and_the_run_one_tree(tmp_path):
+    """Images of three sizes; layers with a tile, an lse and a key kept once; float32: netCDF has no half."""
+    shapes = {"mask": (24, 18, 1), "generated": (24, 18, 3), "reference": (20, 30, 3), "depth": (24, 18, 1)}
+    tile = Tile(0, 0, 4, 4, 8, 4)
+    layers = [
+        LayerSpec("n.a", 2, 4, (6, 4), (3, 2), lse=True, dtype="float32"),
+        LayerSpec("n.b", 3, 4, (4, 4), (2, 2), static_key=False, dtype="float32", tile=tile),
+    ]
+    rng = np.random.default_rng(0)
+    with i2am.create_run(tmp_path / "r.zarr", layers, [2, 1, 0], ["a", "b"], image_shapes=shapes) as writer:
+        for sample in ("a", "b"):
+            with writer.sample(sample) as sink:
+                for name, shape in shapes.items():
+                    sink.put_image(name, rng.integers(0, 256, shape, dtype=np.uint8))
+                for spec in layers:
+                    key = rng.normal(size=(spec.heads, spec.ref, 4)).astype(np.float32)
+                    for step in range(3):
+                        query = rng.normal(size=(spec.heads, spec.gen, 4)).astype(np.float32)
+                        lse = np.ones((spec.heads, spec.gen), np.float32) * 9 if spec.lse else None
+                        sink.put(spec.name, step, query=query, key=key, lse=lse)
+    run = i2am.open_run(tmp_path / "r.zarr")
+    images = xr.open_zarr(run.path, group="images", consolidated=False)
+    for name in shapes:
+        assert np.array_equal(images[name][1].values, run.image(name, "b"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Object at ")  # folders of records, which are no part of the tree
+        tree = xr.open_datatree(run.path, engine="zarr", consolidated=False)
+    held = {node.path for node in tree.subtree if node.data_vars}
+    assert held == {"/images", "/attention/n.a", "/attention/n.b"}
+    for node in tree.subtree:
+        if node.data_vars:
+            data = node.to_dataset(inherit=False).load().drop_encoding()
+            data.to_netcdf(tmp_path / "copy.nc")
+            data.to_zarr(tmp_path / "copy.zarr", mode="w", zarr_format=3, consolidated=False)
+            with xr.open_dataset(tmp_path / "copy.nc") as back:
+                xr.testing.assert_identical(back.load(), data)
+            xr.testing.assert_identical(xr.open_zarr(tmp_path / "copy.zarr", consolidated=False).load(), data)
+            xr.testing.assert_identical(pickle.loads(pickle.dumps(data)), data)
 
 
 def test_the_root_says_what_the_run_is(run):

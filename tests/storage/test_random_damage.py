@@ -96,7 +96,8 @@ def batter(url, times):
         said = (seed, kind, left, right)
         refused = look(url, truth)
         report = i2am.verify(url)
-        assert refused or not report.ok, said
+        # White space at the end of a document harms nothing, and is told.
+        assert refused or not report.ok or any("another program" in note for note in report.notes), said
         assert not report.ok, said
         for path in harmed:
             place.write(path, undamaged[path])
