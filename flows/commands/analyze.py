@@ -48,7 +48,7 @@ def analyze(
     status 1: samples were refused as damaged; the others are analysed.
     """
     from i2am.flows.console.progress import show_progress
-    from i2am.flows.prefect.choose import as_flow, refuse_credentials
+    from i2am.flows.prefect.choose import as_flow
     from i2am.flows.subprocesses import termination_interrupts
     from i2am.storage.reading.open import open_any
 
@@ -61,8 +61,7 @@ def analyze(
         if through_prefect:
             from i2am.flows.prefect.server import prefect_server
 
-            refuse_credentials([*run, str(out)])
-            with prefect_server():
+            with prefect_server(shows=(*run, str(out))):
                 from i2am.flows.prefect.analyze_flow import analyze_flow
 
                 summary = analyze_flow(run, str(out), settings, overwrite, again)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Iterable
 
 from i2am.flows.prefect.server import quiet_environment
 from i2am.storage.errors import ConfigError, MissingDependency
-from i2am.storage.redaction import redacted
 
 
 def as_flow(prefect: bool, direct: bool) -> bool:
@@ -29,15 +27,3 @@ def as_flow(prefect: bool, direct: bool) -> bool:
         os.environ.update(quiet_environment())
         logging.raiseExceptions = False  # or Prefect's handler writes each line that it cannot send
     return chosen
-
-
-def refuse_credentials(places: Iterable[str]) -> None:
-    """Refuse URLs with credentials in them where they would be parameters of a flow, which anybody reads."""
-    for place in places:
-        if redacted(place) != place:
-            raise ConfigError(
-                f"{place} in a Prefect flow",
-                expected="a URL without credentials",
-                got="some",
-                remedy="give them in the environment, or use --direct",
-            )

@@ -11,13 +11,14 @@ import time
 import tomllib
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
 from i2am.flows.subprocesses import child
-from i2am.storage.errors import InputError
+from i2am.storage.errors import ConfigError, InputError
+from i2am.storage.redaction import redacted
 
 START_SECONDS = 120.0
 """Seconds in which the server must answer; it takes 8 to 15 on two cores."""
@@ -78,8 +79,19 @@ def temporary_server(home: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def prefect_server() -> Iterator[None]:
-    """Prefect for the block: the server of the environment or of its profile, else a temporary one."""
+def prefect_server(shows: Iterable[str] = ()) -> Iterator[None]:
+    """Prefect for the block: the server of the environment or of its profile, else a temporary one.
+
+    ``shows`` are places that become parameters of a flow, which anybody reads: no credentials in them.
+    """
+    for place in shows:
+        if redacted(place) != place:
+            raise ConfigError(
+                f"{place} in a Prefect flow",
+                expected="a URL without credentials",
+                got="some",
+                remedy="give them in the environment, or use --direct",
+            )
     if os.environ.get("PREFECT_API_URL") or _profile_names_server():
         yield
         return

@@ -141,3 +141,13 @@ def test_the_password_stands_in_no_command_line(config: Callable[..., Path], tmp
         assert b"somebody-elses" not in b"".join(environment)
         sweep.process.terminate()
         sweep.end()
+
+
+def test_credentials_in_the_url_of_a_run_are_no_parameter() -> None:
+    from i2am.flows.prefect.server import prefect_server
+
+    with (
+        pytest.raises(InputError, match=r"ftp://\*\*\*@host/run.zarr in a Prefect flow.*or use --direct"),
+        prefect_server(shows=["ftp://u:Qz80@host/run.zarr"]),
+    ):
+        pass
