@@ -253,5 +253,5 @@ def _caveats(scores: pl.DataFrame, pairs: int) -> list[str]:
             notes = scores.filter(direction=row["direction"], level="unified")[f"note_{which}"]
             if notes.count():
                 what = f"scores of {way} in {which.upper()}"
-                lines.append(f"{what}: {notes.count()} pairs have none; {notes.drop_nulls()[0]}")
+                lines.append(f"{what}: none for {notes.count()} of {pairs} pairs; {notes.drop_nulls()[0]}")
     return lines

@@ -81,7 +81,7 @@ def test_damage_is_logged_and_sets_the_exit_status(
     done = i2am("compare", run, other, "--out", tmp_path / "out", "--quiet")
     assert done.status == 1
     assert "i2am: refused: sample 'b' is damaged" in done.err
-    assert "compared 1 pairs" in done.out
+    assert "compared 1 pair" in done.out
 
 
 def test_what_cannot_be_compared(i2am: I2am, run: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_maps_and_scores_of_a_pattern(i2am: I2am, shards: Path) -> None:
 def test_inspect_names_the_runs(i2am: I2am, shards: Path) -> None:
     words = ("inspect", shards / "s-0.zarr", shards / "s-1.zarr")
     told = i2am(*words)
-    assert f"{shards / 's-1.zarr'}: 1 samples" in told.out
+    assert f"{shards / 's-1.zarr'}: 1 sample\n" in told.out
     assert "3 of 3 samples committed" in told.out
     facts = i2am(*words, "--json").json
     assert [entry["samples"] for entry in facts["runs"]] == [2, 1]

@@ -117,7 +117,7 @@ def test_verify_and_analyze_through_faults(
         if file.is_file():
             locate(url).write(file.relative_to(local).as_posix(), file.read_bytes())
     faulty.schedule.choose = every_fault()
-    assert i2am("verify", url, "--quiet").out.startswith(f"{url}: ok; 1 samples")
+    assert i2am("verify", url, "--quiet").out.startswith(f"{url}: ok; 1 sample, ")
     done = i2am("analyze", url, "--out", tmp_path / "s3", "--direct", "--quiet")
     assert done.status == 0, done.err
     assert all(faulty.schedule.done[fault] > 0 for fault in FAULTS), faulty.schedule.done
