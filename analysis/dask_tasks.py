@@ -1,8 +1,4 @@
-"""Run many Dask tasks on the active scheduler, a bounded number of them at a time.
-
-The next task is submitted as soon as one has finished, so that no worker waits for the slowest of a batch.
-Neither the graph nor the work of a long study is ever in memory as a whole.
-"""
+"""Run many Dask tasks on the active scheduler, a bounded number at a time: as one ends the next begins."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Digests of what was written into a directory of results, kept in the file that marks it (``study.json``).
-
-Checked before results are reused or read again, and by ``i2am verify``: any byte that changed shows, in the
-results and in the mark itself. Files whose name begins with a dot are not ours and do not count.
-"""
+"""Digests of a directory's results, kept in the file that marks it; hidden files do not count."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Maps and aggregations of several runs: those of each run, concatenated along the samples.
-
-Densities do not depend on the resolution, so maps of runs with different grids are made at one size. The
-coordinates `own_rows` and `own_columns` then hold the grid of each sample's own run, which has the aspect
-ratio of its images; `run_id` says which run a sample comes from.
-"""
+"""Maps and aggregations of several runs: those of each, concatenated along the samples (METHODS.md)."""
 
 from __future__ import annotations
 

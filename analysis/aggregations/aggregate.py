@@ -1,8 +1,4 @@
-"""Aggregations of a whole run, lazily: one Dask task for each slab of steps, sample and layer.
-
-The result has the axes sample and layer, and then those of the aggregation; a token axis becomes (y, x) on
-one grid, by the resize that maps have. Layers with fewer heads than others are padded with NaN.
-"""
+"""Aggregations of a whole run, lazily: one Dask task for each slab of steps, sample and layer."""
 
 from __future__ import annotations
 

@@ -1,13 +1,8 @@
 """DAAM's maps, the baseline of the paper's comparison: one map for each reference token, or their average.
 
-Source: Tang et al. 2023, "What the DAAM". DAAM asks which *token* a patch looks at: the softmax runs over
-the reference tokens, ``P(r | g)``, and the map of a token is that probability over the generated patches,
-averaged over steps and heads, resized bicubic, clamped at 0, and averaged over layers. Here it is multiplied
-by the number of tokens, so 1 is uniform attention.
-
-Each row of a softmax sums to 1. The average over *all* tokens is therefore 1 everywhere, as is the map of a
-single pooled token. The map of a set of tokens, such as those of the reference object, is
-`attribution_maps(..., method="daam", level="specific", at=...)`.
+Source: Tang et al. 2023, "What the DAAM". The softmax runs over the reference tokens, ``P(r | g)``; a token's
+map is averaged over steps and heads, resized bicubic, clamped at 0, averaged over layers, and multiplied by
+the number of tokens, so 1 is uniform. It is 1 everywhere over all tokens, and for a single pooled token.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Aggregations of a study: a Zarr store of every result, and a long table of each.
-
-A table has one row for each number, or for each map: its mean, and its means inside and outside the mask of
-the image on which it lies. Tables are written some samples at a time, so that memory does not grow with the
-study.
-"""
+"""Aggregations of a study: a Zarr store of every result, and a long table, written some samples at a time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Differences as colours: the diverging scale of densities, centred at 0, with equal steps for equal amounts.
-
-Pale is no difference; red is more in B, blue is less. Maps are painted by what paints densities: `to_density`
-gives the density that stands at a difference's place on the scale.
-"""
+"""Differences as colours: the scale of densities, centred at 0; red is more in B, blue is less."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@
     OUT/report/index.html  self-contained
     OUT/compare.json       what was compared; marks the directory's contents as a comparison's
 
-Samples are paired by id; every difference is B - A, within pairs, so that what makes one sample unlike
-another does not count. A sample that is damaged in either run is left out and named.
+Samples are paired by id; every difference is B - A within pairs. A damaged sample is left out and named.
 """
 
 from __future__ import annotations

@@ -42,10 +42,7 @@ LINES = 200
 def write_compare_figures(
     found: Comparison, stores: tuple[Path, Path], out: Path, details: int, emit: Listener
 ) -> None:
-    """Draw into a new directory; `stores` hold the maps of A and B, `details` pairs get figures of their own.
-
-    ``LEVEL.png`` of each level, ``imacs.png``, and ``pair-NNNN.png`` of the pairs that differ most.
-    """
+    """Draw into a new directory; the `details` pairs of `stores` that differ most get their own."""
     out.mkdir()
     levels = levels_of(found)
     step = counter(emit, "figures", len(levels) + 1 + min(details, len(found.pairing.samples)))

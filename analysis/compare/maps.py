@@ -1,8 +1,6 @@
 """Paired maps: both runs' maps at one size, and the differences B - A over samples, pixel by pixel.
 
-The maps of each run are made as in a study, into stores of their own, and then read a pair at a time. The
-differences lie in a file while the bootstrap takes some pixels of all samples after another, so that memory
-does not grow with the number of samples, nor with that of the pixels.
+Maps are read a pair at a time; the differences lie in a file, the bootstrap takes some pixels at a time.
 
 ================ ======================================================================================
 mean_a, mean_b   ([level axis], y, x) means over the pairs, in the maps' units
@@ -159,10 +157,7 @@ class PairedMaps:
 
 
 def paired_maps(a: xr.DataArray, b: xr.DataArray, folder: Path, confidence: float) -> PairedMaps:
-    """Compare maps (sample, [level axis], y, x) of two runs pair by pair, and over pairs.
-
-    They are read lazily; `folder` holds a file of differences meanwhile.
-    """
+    """Compare maps (sample, [level axis], y, x) pair by pair, and over pairs, through a file in `folder`."""
     labels = joint_labels(a, b)
     shape = a.shape[1:]
     path = folder / "differences.float64"

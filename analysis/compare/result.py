@@ -22,37 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What two runs differ in.
-
-    Attributes
-    ----------
-    a, b
-        The runs.
-    pairing
-        Samples, layers and levels that were compared.
-    maps
-        (direction, level) to the variables of `i2am.analysis.compare.maps`, in memory.
-    tables
-        "scores", "maps", "summary", "map_summary".
-    refusals
-        Samples that are damaged in either run.
-    absent
-        What is not compared, and why, one line each.
-    seconds
-        Wall clock of each stage.
-    out, report
-        Directory and page; None where nothing was to be written.
-    """
+    """What two runs differ in."""
 
     a: AnyRun
     b: AnyRun
-    pairing: Pairing
-    maps: Mapping[tuple[Direction, str], xr.Dataset]
-    tables: Mapping[str, pl.DataFrame]
-    refusals: tuple[SampleRefused, ...]
-    absent: tuple[str, ...]
-    seconds: dict[str, float]
-    out: Path | None = None
+    pairing: Pairing  # samples, layers and levels that were compared
+    maps: Mapping[tuple[Direction, str], xr.Dataset]  # by direction and level: `i2am.analysis.compare.maps`
+    tables: Mapping[str, pl.DataFrame]  # "scores", "maps", "summary", "map_summary"
+    refusals: tuple[SampleRefused, ...]  # samples that are damaged in either run
+    absent: tuple[str, ...]  # what is not compared, and why, one line each
+    seconds: dict[str, float]  # wall clock of each stage
+    out: Path | None = None  # None where nothing was to be written, as for the page below
     report: Path | None = None
 
     @property

@@ -1,8 +1,4 @@
-"""Charts of scores, described once: a study's PNG figures and its pages show the same.
-
-`strips` has a row of dots over samples for each kind of map, `ranges` a dot with its interval in each row,
-`lines` medians along a level with a band from quartile to quartile.
-"""
+"""Charts of scores, described once: a study's PNG figures and its pages show the same."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Densities as colours: a diverging scale centred at 1, logarithmic, shared by maps shown together.
-
-Pale is uniform attention; red is more, blue is less; equal steps of colour are equal ratios. A map is laid
-over its image by multiplication, so that the image stays readable where attention is uniform.
-"""
+"""Densities as colours: a diverging, logarithmic scale, pale at 1, laid over the image by multiplication."""
 
 from __future__ import annotations
 
@@ -35,10 +31,7 @@ def palette(count: int = 256) -> RGB:
 
 
 def limit(maps: Iterable[ArrayLike], quantile: float = 0.99) -> float:
-    """Smallest of LIMITS that holds a share of the finite values of several maps, or the last of LIMITS.
-
-    One of the maps is in memory at a time.
-    """
+    """Smallest of LIMITS that holds a share of the finite values of several maps, or the last of LIMITS."""
     edges = np.log2(LIMITS) + 1e-9
     held = np.zeros(len(LIMITS) + 1, dtype=np.int64)
     for part in maps:

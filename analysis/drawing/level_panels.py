@@ -1,9 +1,4 @@
-"""Maps of a level as blocks of panels: over time, heads and layers, and of a chosen region.
-
-Maps come as `i2am.analysis.drawing.units.drawable` has them. A map of a chosen region stands beside the image
-that the question was about, with the region marked: G2R of generated patches beside the generated image, R2G
-of reference tokens beside the reference.
-"""
+"""Maps of a level as blocks of panels: over time, heads and layers, and of a chosen region."""
 
 from __future__ import annotations
 

@@ -79,10 +79,7 @@ class Block:
 
 
 def block(title: str, panels: Sequence[Panel], together: int = 1) -> Block:
-    """Wrap panels into as few and as even rows of at most MOST_COLUMNS as there can be.
-
-    So many neighbours as `together` says stay in one row.
-    """
+    """Wrap panels into few, even rows of at most MOST_COLUMNS; `together` neighbours stay in one row."""
     groups = math.ceil(len(panels) / together)
     rows = math.ceil(groups / (MOST_COLUMNS // together))
     return Block(title, tuple(panels), together * math.ceil(groups / rows))

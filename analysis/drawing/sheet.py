@@ -1,7 +1,4 @@
-"""Blocks of panels as one figure, with one colour scale in units for all of them.
-
-Pictures are set pixel by pixel and never resampled: equal values have equal colours in the file.
-"""
+"""Blocks of panels as one figure, with one colour scale; pictures are set pixel by pixel, never resampled."""
 
 from __future__ import annotations
 

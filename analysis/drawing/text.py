@@ -1,7 +1,4 @@
-"""Words and the colour bar of a figure, drawn straight onto its pixels: faster than a plotting library.
-
-Anything may be written: a letter that the font lacks is a box, and nothing is read as mathematics.
-"""
+"""Words and the colour bar of a figure, drawn straight onto its pixels: faster than a plotting library."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Regions of an image as weights over the tokens of a layer.
-
-A region is one patch, a list of patches, a box, or a mask. It becomes a mask on one grid; each layer then
-weights its patches by the share of them that the mask covers.
-"""
+"""Regions of an image (patches, a box, a mask) as weights over the tokens of a layer (METHODS.md)."""
 
 from __future__ import annotations
 

@@ -1,14 +1,8 @@
-"""Resizing of maps and masks by two small matrices, one for the rows and one for the columns.
+"""Resizing of maps and masks by two small matrices, one for the rows and one for the columns (METHODS.md).
 
-All of these commute with every mean, and leave a constant as it is. With corners not aligned and borders
-replicated, as in ``torch.nn.functional.interpolate``:
-
-- `linear`, of the corrected protocol: linear along an axis that grows, `area` along one that shrinks. No
-  value leaves the range that the map had; the mean stays where one size is a multiple of the other, and
-  nearly so elsewhere.
-- `bicubic`, of the paper's code: cubic convolution with a = -0.75, no antialiasing. It overshoots at edges,
-  so a density may become negative.
-- `area` averages over the cells of a coarser grid, `nearest` picks one pixel of each.
+As in ``torch.nn.functional.interpolate``, corners not aligned, borders replicated: `linear` along an axis
+that grows, `area` along one that shrinks; `bicubic`, of the paper's code, a = -0.75, can overshoot;
+`nearest`, one pixel of each cell. All commute with every mean, and leave a constant as it is.
 """
 
 from __future__ import annotations

@@ -170,10 +170,7 @@ def select_samples(run: AnyRun, names: Sequence[str] | str | None) -> tuple[str,
 
 
 def split_steps(steps: Sequence[int], groups: int) -> list[tuple[int, ...]]:
-    """Split steps into groups of neighbours, as equal as they can be, the longer ones first.
-
-    Of fewer steps than groups, each is a group.
-    """
+    """Split steps into groups of neighbours, as equal as can be, the longer first; at most one a step."""
     if isinstance(groups, bool) or not hasattr(groups, "__index__") or groups < 1:
         raise InputError("time_groups", expected="a whole number of 1 or more", got=repr(groups))
     parts = np.array_split(np.asarray(steps), min(groups, len(steps)))

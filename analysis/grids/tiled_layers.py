@@ -1,10 +1,4 @@
-"""Maps of layers that were captured in tiles.
-
-Large latents are denoised in overlapping tiles, and each tile is stored as a layer of its own, named
-``NAME@tile-TOP-LEFT``. The map of NAME is the mean of its tiles' maps wherever they overlap, on a canvas in
-units of the denoiser's latents; it is then resized like any other map. The attention of a tile is normalised
-within the tile: 1 means uniform there.
-"""
+"""Maps of layers captured in tiles, ``NAME@tile-TOP-LEFT``: the mean where tiles overlap (METHODS.md)."""
 
 from __future__ import annotations
 

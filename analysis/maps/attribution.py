@@ -1,25 +1,12 @@
-"""Attribution maps from a stored run: the five levels of I²AM, both directions.
+"""Attribution maps from a stored run: the five levels of I²AM, both directions; METHODS.md has the details.
 
 Source: I²AM (ULAM, TLAM, HLAM, LLAM, SRAM). Levels: unified, one map a sample; time, one for each group of
 neighbouring steps; head and layer, one for each; specific, G2R of chosen generated patches or R2G of chosen
-reference tokens. A layer of a single pooled token has no G2R, and its R2G is a similarity; it is left out
-where other layers can answer.
-
-Corrected protocol: densities (1 = uniform attention); heads are averaged within their layer, the map of every
-layer is brought to one grid, and the layers are averaged. The resize is linear (where an axis shrinks, by
-area), so that no value leaves the range that the layer had and no density is negative; the paper's bicubic
-one, which overshoots, on request. Both commute with means: the mean of the time maps over equal groups is the
-unified map, and likewise of heads and layers.
-Official protocol: the arithmetic of the paper's code, `i2am.analysis.maps.official`, over the layers of
-`i2am.analysis.maps.official_layers`.
-
-Method "i2am" is as above. Others, of the corrected protocol only: "joint", for layers of a joint softmax
-captured with ``lse``, uses probabilities over all keys. R2G is then the share of each patch's attention that
-goes to the reference, or to the chosen tokens, and the mean of G2R is that share. "daam" is each patch's
-probability of the chosen reference tokens, the baseline of the paper's comparison; over all tokens it is 1.
-
-Attributes of the result: direction, level, protocol, method, resize, units, kind ("attention", "similarity"
-or "mixed"), layers, left_out, steps, run_id, all_tokens_placed, and at.
+reference tokens. Protocols: "corrected", densities (1 = uniform attention); "official", the paper's code.
+Methods, of the corrected protocol: "i2am"; "joint", probabilities over all keys, of layers captured with
+``lse``; "daam", each patch's probability of the chosen reference tokens. Attributes of the result: direction,
+level, protocol, method, resize, units, kind ("attention", "similarity" or "mixed"), layers, left_out, steps,
+run_id, all_tokens_placed, and at.
 """
 
 from __future__ import annotations
@@ -149,12 +136,7 @@ def _layer_maker(
 
 
 def _lazy_maps(make: LayerMaps, run: Run, question: Question) -> da.Array:
-    """Maps of all samples as a dask array.
-
-    There is a task for each layer of a sample, and one that merges them. Where all marginals are stored, one
-    task makes the maps of several samples, because more tasks would cost more than their work. The graph is
-    written out by hand, because `dask.delayed` took longer than the maps.
-    """
+    """Maps of all samples as a dask array; the graph is written by hand, as `dask.delayed` took too long."""
     layers, level, samples = question.selection.layers, question.level, question.selection.samples
     map_spec = question.map_spec
     name = f"maps-{tokenize(_identity(run, question))}"

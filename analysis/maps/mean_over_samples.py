@@ -1,7 +1,4 @@
-"""Mean maps over samples: the positional bias of the model and of the data.
-
-Masks and objects lie elsewhere in every sample, so a mean over samples shows no object.
-"""
+"""Mean maps over samples: the positional bias of the model and of the data."""
 
 from __future__ import annotations
 
@@ -21,10 +18,7 @@ BLOCK_SAMPLES = 64  # samples that are read at once, at most
 
 
 def mean_maps(collected: Collected) -> MeanMaps:
-    """Mean of every kind of map over the samples of a study; empty for fewer than two samples.
-
-    In float64. Values that are not finite are left out; NaN where no sample has a finite value.
-    """
+    """Mean of every kind of map over samples, of finite values, in float64; empty for fewer than two."""
     if len(collected.samples) < 2:
         return {}
     return {key: _mean(maps) for key, maps in collected.maps.items()}

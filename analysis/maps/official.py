@@ -1,16 +1,8 @@
-"""Maps of one layer under the official protocol: the arithmetic of the paper's public code.
+"""Maps of one layer under the official protocol: the arithmetic of the paper's public code (METHODS.md).
 
-Source: I²AM's repositories. Values are softmax probabilities summed over steps, not densities: a coarse
-layer's are larger than a fine layer's in proportion to its cells, and more steps give larger values.
-
-- R2G: softmax over the generated patches; sum over the steps of a group; each reference token's map, class
-  tokens included, is resized bicubic and clamped at 0; mean over tokens and heads. The clamp comes before
-  the mean over tokens, so stored marginals cannot serve.
-- G2R: softmax over the reference tokens; sum over the steps of a group; mean over queries and heads; on the
-  layer's own grid, never resized. It is a stored marginal in another unit.
-
-Memory: the R2G sums of a block of tokens and heads, their logits and weights, take at most BLOCK_BYTES each.
-A layer that needs several blocks is read once for each.
+Source: I²AM's repositories. Values are softmax probabilities summed over steps, not densities. R2G: each
+reference token's map is resized bicubic and clamped at 0 before the mean over tokens, so stored marginals
+cannot serve; a block of tokens and heads takes at most BLOCK_BYTES. G2R: a stored marginal in another unit.
 """
 
 from __future__ import annotations

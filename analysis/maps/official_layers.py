@@ -1,8 +1,4 @@
-"""The layers of the official protocol, and the size of its maps.
-
-Source: I²AM's repositories. R2G takes the transformer blocks of the UNet outside its middle block; G2R takes
-block 4 of StableVITON's warping blocks alone. Layers that the user names are used instead.
-"""
+"""The layers of the official protocol, and the size of its maps. Source: I²AM's repositories."""
 
 from __future__ import annotations
 

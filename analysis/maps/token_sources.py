@@ -1,7 +1,4 @@
-"""Where the token values of a map come from: a stored marginal, or a region measured in the run's attention.
-
-Small picklable callables, so that any Dask scheduler can send them to its workers.
-"""
+"""Where the token values of a map come from: a stored marginal, or a region measured. Picklable callables."""
 
 from __future__ import annotations
 
@@ -92,10 +89,7 @@ class UniformDensity(TokenSource):
 
 @dataclass(frozen=True)
 class RegionMarginal(TokenSource):
-    """A quantity of a region, from attention: of generated patches for "g2r", of reference tokens for "r2g".
-
-    It is NaN where the region is empty in a sample.
-    """
+    """A quantity of a region (generated patches for "g2r", else reference tokens), NaN if that is empty."""
 
     run: Run
     direction: Direction

@@ -1,8 +1,4 @@
-"""Fill the derived store: the marginals pass over a run, in parallel, only where something is missing.
-
-A layer of a sample is one task if it is small, or seems to be stored already. Otherwise each slab of its
-steps is a task, and one more joins and writes them, so that a single large sample keeps all workers busy.
-"""
+"""Fill the derived store: the marginals pass over a run, in parallel, only where something is missing."""
 
 from __future__ import annotations
 

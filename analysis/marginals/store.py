@@ -1,11 +1,8 @@
-"""The derived store of marginals, beside the run: ``NAME.marginals.zarr``.
+"""The derived store of marginals, beside the run: ``NAME.marginals.zarr`` (METHODS.md).
 
-Zarr v3, uncompressed. A group per layer holds one array (sample, step, head, token) for each quantity, with
-one sample a chunk, and the array ``seal`` (sample, quantity, byte): a digest over the values and everything
-they depend on (run, sample fingerprint, layer, quantity, protocol, kernel version). Values are used only if
-their seal fits; what is absent, half written, damaged or stale is computed again. Files are written whole (a
-temporary file, then a rename), and two writers of one entry write the same bytes, so no lock is needed. A
-writer that is killed leaves at most a temporary file, which `remove_temporary_files` deletes.
+A group per layer holds one array (sample, step, head, token) for each quantity, one sample a chunk, and
+``seal`` (sample, quantity, byte), a digest. Files are written whole, and two writers of an entry write the
+same bytes, so no lock is needed; a killed writer leaves at most what `remove_temporary_files` deletes.
 """
 
 from __future__ import annotations

@@ -13,10 +13,7 @@ from i2am.storage.tools.verify import Problem
 
 
 def check_marginals(run: Run, storage_options: Mapping[str, Any] | None = None) -> list[Problem]:
-    """Compare every marginal of a run without attention with its seal, and its Zarr documents.
-
-    A run with attention has no problems here: whatever its derived store lacks is computed again.
-    """
+    """Compare every marginal of a run without attention with its seal, and its Zarr documents."""
     if has_attention(run.attrs):
         return []
     store, place = open_marginals(run, storage_options=storage_options), marginals_path(str(run.path))

@@ -1,8 +1,4 @@
-"""The ``zarr.json`` documents of the derived store of marginals, made by zarr-python.
-
-zarr-python writes them into memory; `MarginalStore` then puts each file in its place whole, so that any
-number of workers may do so at a time, on every kind of location.
-"""
+"""The ``zarr.json`` documents of the derived store: made by zarr-python, written by `MarginalStore`."""
 
 from __future__ import annotations
 

@@ -47,16 +47,7 @@ class Attention:
     def probabilities(self, direction: Direction = "g2r") -> Float32:
         """Softmax of the logits, a new array (step, head, gen, ref), 0 to 1.
 
-        Parameters
-        ----------
-        direction
-            "g2r": over the reference tokens, each generated patch's row sums to 1. "r2g": over the generated
-            patches, each reference token's column sums to 1; needs all patches.
-
-        Raises
-        ------
-        InputError
-            For "r2g" of a piece that holds some of the patches.
+        "g2r": over the reference tokens. "r2g": over the generated patches; `InputError` for some of them.
         """
         if direction == "r2g" and self.gen != slice(0, self.layer.gen):
             raise InputError(
@@ -74,12 +65,7 @@ class Attention:
     def inside(self, image: str, side: str = "gen") -> NDArray[np.float32] | None:
         """How much of each patch a mask image of this sample covers, 0 to 1; None where it has none.
 
-        Parameters
-        ----------
-        image
-            Name of the mask, such as "mask" or "reference_mask".
-        side
-            "gen": of the generated patches of this piece. "ref": of the reference tokens with a place.
+        `side` "gen": of the generated patches of this piece. "ref": of the reference tokens with a place.
         """
         pixels = regions.sample_image(self.run, image, self.sample)
         if pixels is None:

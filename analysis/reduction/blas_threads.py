@@ -1,8 +1,4 @@
-"""Hold BLAS to one thread while the kernel runs.
-
-Dask runs one task a thread. A BLAS with threads of its own, called from each of them, makes threads that wait
-for one another: on two busy cores the kernel took ten times the CPU time.
-"""
+"""Hold BLAS to one thread while the kernel runs: its threads and Dask's would wait for one another."""
 
 from __future__ import annotations
 

@@ -46,11 +46,7 @@ class Logits:
         return self.query, self.key
 
     def part(self, steps: slice, heads: slice) -> Logits:
-        """Float32 copy of some steps and heads, scaled, with the mean key subtracted from all keys.
-
-        The logits of a row then lie around 0, and are exactly 0 where all keys are equal. `offset` holds what
-        was subtracted from them.
-        """
+        """Float32 copy of some steps and heads, scaled, less the mean key, whose logits `offset` holds."""
         lse = None if self.lse is None else self.lse[steps, heads]
         if self.scores is not None:
             return Logits(scores=self.scores[steps, heads], lse=lse)

@@ -1,9 +1,4 @@
-"""Running an aggregation over one layer and sample, in pieces of bounded size.
-
-The steps of a layer go into slabs, each the work of one Dask task. A slab is read in parts of at most
-READ_BYTES, and a part is expanded to logits in pieces of at most PIECE_BYTES. Pieces are joined in a fixed
-order, so the result is the same to the bit whichever worker computes which slab.
-"""
+"""Running an aggregation over one layer and sample, in pieces of bounded size, joined in a fixed order."""
 
 from __future__ import annotations
 

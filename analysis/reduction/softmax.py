@@ -1,25 +1,16 @@
 """Both softmaxes of a block of attention logits, from one exponential.
 
-Source: I²AM, sections on R2G and G2R. With logits ``S[g, r]`` of one denoiser step and one head,
+Source: I²AM, sections on R2G and G2R. With logits ``S[g, r]`` of one step and head, densities (1 = uniform):
 
 - R2G density of patch ``g`` for reference token ``r``:  ``G * exp(S[g, r]) / sum_g' exp(S[g', r])``,
 - G2R density of reference token ``r`` for patch ``g``:  ``R * exp(S[g, r]) / sum_r' exp(S[g, r'])``.
 
-A density of 1 means "as if the attention were uniform", whatever the resolution.
-
-Method. With an offset for each row, ``E[g, r] = exp(S[g, r] - offset[g])`` is the row softmax up to a factor
-per row. The column softmax follows from the same ``E``: ``exp(S[g, r] - m) = E[g, r] * w[g]`` with
-``w[g] = exp(offset[g] - m)`` and ``m`` the largest offset, so sums over columns are products of ``w`` and
-``E``. The shares of a joint softmax, whose log-sum-exp ``lse[g]`` was stored, follow likewise:
-``exp(S - lse) = E * exp(offset - lse)``.
-
-Offsets. The mean key is subtracted from all keys, and its logit is the offset of the row. If what remains
-stays within ``NARROW`` of 0, as it does for most attention, the exponentials are safe. If not, the maximum of
-the row is added to its offset. Only a column whose own maximum lies far below ``m`` loses digits: such
-columns are found by their sums and computed again with an offset of their own.
-
-Memory. ``E`` is cached for as many steps and heads as fit into ``CACHE_BYTES``, or for a single head of up to
-``WORK_BYTES``. A larger head is computed twice, tile by tile, so memory does not grow with the tokens.
+``E[g, r] = exp(S[g, r] - offset[g])`` is the row softmax up to a factor a row. With the largest offset ``m``
+and ``w[g] = exp(offset[g] - m)``, ``exp(S[g, r] - m) = E[g, r] * w[g]``, so sums over columns are products of
+``w`` and ``E``; shares of a joint softmax are ``exp(S - lse) = E * exp(offset - lse)``. The offset of a row
+is the logit of the mean key, and its maximum is added where what remains leaves ``NARROW``. A column whose
+own maximum lies far below ``m`` loses digits: it is found by its sum and computed again with its own offset.
+``E`` is cached up to ``CACHE_BYTES``, or one head up to ``WORK_BYTES``; larger heads are computed twice.
 """
 
 from __future__ import annotations
@@ -49,10 +40,7 @@ Float64 = NDArray[np.float64]
 
 
 def weighted_means(logits: Logits, weights: Weights) -> Means:
-    """Weighted means of both densities, and of the shares; NaN where a step and head has a logit that is.
-
-    A logit of plus infinity counts as NaN.
-    """
+    """Weighted means of both densities, and of the shares; NaN where a step and head has a NaN or +inf."""
     steps, heads, gen, ref = logits.shape
     found = weights.empty(steps, heads)
     work = np.empty(0, dtype=np.float32)

@@ -1,8 +1,4 @@
-"""The report's pages of the levels: what a level means, scores along it, its mean maps, and every sample's.
-
-A page reads a sample at a time, and shows as many as keep its pictures below
-`i2am.analysis.report.thumbnails.PAGE_BYTES`.
-"""
+"""The report's pages of the levels: scores along a level, its mean maps, and every sample's."""
 
 from __future__ import annotations
 

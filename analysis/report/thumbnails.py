@@ -1,8 +1,4 @@
-"""Grids of small pictures in a page, and the size that keeps a page's bytes bounded.
-
-A map is a picture of few colours of its own; the image below it is in the page once for all maps of a
-sample, and the browser multiplies the two.
-"""
+"""Grids of small pictures in a page, and the size that keeps a page's bytes bounded."""
 
 from __future__ import annotations
 

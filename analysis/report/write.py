@@ -1,9 +1,4 @@
-"""The report of a study: HTML pages that need nothing else, neither network nor script.
-
-A front page, and one for each level that has maps. Script only adds sorting and filtering to the front page.
-Everything that comes from data is escaped by the template engine; a content security policy in each page
-forbids it to load anything.
-"""
+"""The report of a study: HTML pages that need neither network nor script, with all data escaped."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Bootstrap confidence intervals of means over samples.
-
-Source: Efron's percentile bootstrap. Samples are drawn with replacement, and the interval holds the middle of
-the means of all draws. One set of draws serves every column, so that hundreds of levels cost one pass.
-"""
+"""Intervals of means over samples: Efron's percentile bootstrap, one set of draws for every column."""
 
 from __future__ import annotations
 

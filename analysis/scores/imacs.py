@@ -1,13 +1,10 @@
 """IMACS, the inpainting mask attention consistency score, and the plain densities inside and outside a mask.
 
-Source: I²AM, section on IMACS. For a map M in [0, 1] and a mask m:
+Source: I²AM, section on IMACS. For a map M, resized to the mask m and brought to [0, 1] by its own range:
 
     IMACS = sum(M * m) / sum(m) - penalty * sum(M * (1 - m)) / sum(1 - m)
 
-It runs from -penalty (all attention outside) to 1 (all inside, none outside). Corrected protocol: the map is
-resized to the mask's size as it was made, linearly unless bicubic was asked for, and brought to [0, 1] by its
-own minimum and maximum. It is not inverted, multiplied by the mask, or cut at a threshold. The mask is never
-resized; above one half is inside. Official protocol: `i2am.analysis.scores.official_imacs`.
+It runs from -penalty to 1. Official protocol: `i2am.analysis.scores.official_imacs`.
 """
 
 from __future__ import annotations

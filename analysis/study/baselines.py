@@ -1,9 +1,4 @@
-"""What a study compares its maps with: DAAM's maps, and the shares of a joint softmax.
-
-DAAM, for the paper's comparison: over all reference tokens, where it is 1 everywhere and says nothing, and
-over the object's tokens, where the run knows them. The shares, of layers whose log-sum-exp was stored. Kept
-in the maps store, a group METHOD/DIRECTION each, and in one table with the columns of a level's table.
-"""
+"""What a study compares its maps with: DAAM's maps, and the shares of a joint softmax."""
 
 from __future__ import annotations
 

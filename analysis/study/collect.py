@@ -1,7 +1,4 @@
-"""The computations of a study: maps into a Zarr store, scores into tables.
-
-Each runs on whatever Dask scheduler is active, a bounded number of samples at a time.
-"""
+"""The computations of a study: maps into a Zarr store, scores into tables, some samples at a time."""
 
 from __future__ import annotations
 

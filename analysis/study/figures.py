@@ -48,11 +48,7 @@ def write_figures(
     count: int,
     emit: Listener,
 ) -> None:
-    """Draw the figures of a study into a new directory; `count` samples get figures of their own.
-
-    ``sample-NNNN.png`` and ``LEVEL-NNNN.png`` of samples, ``mean-LEVEL.png``, ``density.png``, ``imacs.png``
-    and ``profiles.png``.
-    """
+    """Draw the figures of a study into a new directory; `count` samples get figures of their own."""
     out.mkdir()
     chosen = collected.samples[:count]
     levels = [level for level in LEVEL_PAGES if any(own == level for _, own in collected.maps)]

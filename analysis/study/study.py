@@ -9,8 +9,7 @@
     OUT/report/*.html      self-contained: index.html, a page for each level, and one for the aggregations
     OUT/study.json         what was done; marks the directory's contents as a study's
 
-Everything is made in a scratch folder inside OUT and renamed into place at the end, so that a study that
-fails leaves the one before it as it was. A damaged sample is left out and named; the others are studied.
+It is made in a scratch folder inside OUT and renamed into place at the end; a damaged sample is left out.
 """
 
 from __future__ import annotations
@@ -98,31 +97,10 @@ def analyze(
     overwrite: bool = False,
     again: bool = False,
 ) -> StudyResult:
-    """Study a run and write everything into a directory.
+    """Study a run, or several, and write everything into a directory; `options` say what.
 
-    A study that lies there and would come out the same (same samples, options and versions) is left as it is.
-
-    Parameters
-    ----------
-    run
-        An open run, or its path or URL; or several, or a pattern, as `i2am.open_runs` takes them.
-    out
-        A local directory; made if absent. A study that lies there is replaced; other contents are left alone.
-    options
-        What to study.
-    on_event
-        Called with the events of `i2am.analysis.events`, in this process.
-    overwrite, again
-        Replace things of the names in OUTPUTS that no study wrote; and a study that would come out the same.
-
-    Raises
-    ------
-    AlreadyExists, NoPermission, NotFound
-        If `out` holds something under one of the names in OUTPUTS that no study wrote, or cannot be made.
-    EmptyRun, UnknownName
-        From the run and the selection.
-    DamagedSample
-        If every sample is damaged.
+    A study that lies there and would come out the same is left as it is, unless `again`; another is replaced,
+    and what no study wrote only with `overwrite`. `on_event` is called in this process.
     """
     emit = on_event or ignore
     start = time.perf_counter()

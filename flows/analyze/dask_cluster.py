@@ -59,7 +59,6 @@ def _client(where: Computing) -> Iterator[Client]:
             got=str(error),
             remedy="pip install 'i2am[flows]', or use threads without a report",
         ) from error
-
     cluster = where.cluster
     timeout = getattr(cluster, "timeout", PROCESSES_TIMEOUT)
     with ExitStack() as stack:

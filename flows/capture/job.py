@@ -38,11 +38,10 @@ def run_capture(
     """Run a capture, or go on with one; samples that are committed are not touched.
 
     ``only`` names the samples to take; ``retry_failed`` takes those again that were recorded as failed;
-    ``keep_going`` records a sample that fails and goes on, otherwise its error ends the capture.
-
-    Returns what ``--json`` writes: ``run`` (its path), ``captured`` (now), ``committed``, ``declared``,
-    ``bytes`` and ``files`` of the committed samples, ``seconds``, ``samples`` (id, seed, seconds and bytes of
-    each that is committed), ``failed`` (sample and error of each that failed).
+    ``keep_going`` records a sample that fails and goes on, otherwise its error ends the capture. Returns what
+    ``--json`` writes: ``run`` (its path), ``captured`` (now), ``committed``, ``declared``, ``bytes`` and
+    ``files`` of the committed samples, ``seconds``, ``samples`` (id, seed, seconds and bytes of each that is
+    committed), ``failed`` (sample and error of each that failed).
     """
     started = time.perf_counter()
     samples = open_samples(config)

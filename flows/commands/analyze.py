@@ -69,10 +69,7 @@ def analyze(
             from i2am.flows.analyze.job import run_analysis
 
             summary = run_analysis(run, str(out), settings, overwrite, again)
-    if as_json:
-        print_json(summary)
-    else:
-        _print(summary)
+    (print_json if as_json else _print)(summary)
     options.exit_if_refused(summary["refusals"])
 
 

@@ -1,7 +1,4 @@
-"""Progress of a job: a bar in a terminal, in a log a line for each finished unit.
-
-Jobs :func:`emit` events; :func:`listening` hands them to a listener, :func:`show_progress` to the terminal.
-"""
+"""Progress of a job, by :func:`emit`: a bar in a terminal, in a log a line for each finished unit."""
 
 from __future__ import annotations
 

@@ -109,10 +109,7 @@ def check_ids(ids: list[str], what: str) -> None:
 
 
 def check_images(sample: str, images: Mapping[str, Source], *, masks: bool) -> None:
-    """Compare the sizes of masks and pictures, by their headers alone; with `masks`, look into the masks.
-
-    Embedded pictures are checked when they are loaded.
-    """
+    """Compare the sizes of masks and pictures in files, by headers; with `masks`, look into the masks."""
     files = {name: path for name, path in images.items() if isinstance(path, Path)}
     pairs = {"mask": "source", "reference_mask": "reference", "warped_mask": "warped"}
     compared = {each for pair in pairs.items() if set(pair) <= set(files) for each in pair}

@@ -1,8 +1,4 @@
-"""The rows of a CSV or Parquet file, as plain dictionaries, whatever the file claims about itself.
-
-CSV is read row by row. Parquet and Arrow are full of lengths that their reader trusts: they are read by a
-process of its own, with a bound on its memory and its time.
-"""
+"""The rows of a CSV or Parquet file, as plain dictionaries; Parquet, by a bounded process of its own."""
 
 from __future__ import annotations
 
@@ -53,10 +49,7 @@ def _most(limit: int | None) -> int:
 
 
 def read_columns(path: Path, what: str, limit: int | None) -> list[Row]:
-    """The first rows of a Parquet or Arrow file: texts and numbers; pictures as :class:`Embedded`.
-
-    A cell of another type becomes an :class:`Unread`.
-    """
+    """The first rows of a Parquet or Arrow file: texts, numbers, :class:`Embedded`, else :class:`Unread`."""
     try:
         head, *lines = _other_process(path, "rows", str(_most(limit))).splitlines()
         answer = json.loads(head)

@@ -14,11 +14,7 @@ _MARKS = re.compile(r"[!-+.:-@[-`{-~]")
 
 
 def plain(text: object) -> str:
-    """One line of Markdown that shows ``text`` as it is, inside a paragraph, heading, list or table cell.
-
-    Punctuation becomes numeric entities, which CommonMark never reads as structure; characters that do not
-    print are replaced, white space becomes single spaces.
-    """
+    """One line of Markdown that shows ``text`` as it is: punctuation as entities, never structure."""
     line = visible(redacted(" ".join(str(text).split())))
     return _MARKS.sub(lambda mark: f"&#{ord(mark.group())};", line)
 
