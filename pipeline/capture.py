@@ -106,10 +106,8 @@ def make_settings(
     layout = as_layout(guidance)
     order = adapter.calls(pipe)
     roles = (roles,) if isinstance(roles, str) else tuple(roles)
-    kept, announced = (
-        listed_indices("step", steps),
-        None if timesteps is None else checked_timesteps(timesteps),
-    )
+    kept = listed_indices("step", steps)
+    announced = None if timesteps is None else checked_timesteps(timesteps)
     heads = listed_indices("head", heads)
 
     def schedule(first: Timestep) -> list[float]:

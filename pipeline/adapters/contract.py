@@ -14,41 +14,20 @@ from i2am.storage.errors import CaptureError
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One attention layer whose query and key are the outputs of two projections.
+    """One attention layer whose query and key are the outputs of two projections."""
 
-    Attributes
-    ----------
-    name
-        Module path of the layer below the pipeline: its name in the store.
-    attention
-        The attention module, which calls the projections and the kernel.
-    query, key
-        The projections; outputs [row, token, heads * head dim].
-    grid
-        Module whose first argument is the feature map [row, channel, rows, columns] that becomes the query
-        tokens: the generated grid is read there, never inferred from a count.
-    heads
-        Attention heads.
-    scale
-        Factor on q·k.
-    module_class
-        Class of the attention module, for the record.
-    static_key
-        True where keys come from the reference alone and do not change over time.
-    reference_index
-        Which of several references the keys belong to (an IP-Adapter's index).
-    """
-
-    name: str
-    attention: nn.Module
-    query: nn.Module
-    key: nn.Module
+    name: str  # module path below the pipeline: the name in the store
+    attention: nn.Module  # the module that calls the projections and the kernel
+    query: nn.Module  # a projection; its output is [row, token, heads * head dim]
+    key: nn.Module  # as `query`
+    # Its first argument is the feature map [row, channel, rows, columns] that becomes the query tokens: the
+    # generated grid is read there, never inferred from a count.
     grid: nn.Module
     heads: int
-    scale: float
-    module_class: str
-    static_key: bool = True
-    reference_index: int = 0
+    scale: float  # factor on q·k
+    module_class: str  # of the attention module, for the record
+    static_key: bool = True  # keys come from the reference alone and do not change over time
+    reference_index: int = 0  # which of several references the keys belong to
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class IPAdapter(Adapter):
         found, off = [], 0
         for path, attention, grid in attentions(unet, ATTN2):
             for index, (key, scale) in enumerate(_adapters(attention.processor)):
-                if _is_off(scale):
+                if all(each == 0 for each in (scale if isinstance(scale, list) else [scale])):
                     off += 1
                     continue
                 name = f"unet.{path}.processor.to_k_ip.{index}"
@@ -73,7 +73,3 @@ def _adapters(processor: Any) -> list[tuple[nn.Module, Any]]:
     if isinstance(keys, nn.Linear):  # the original repository's processor has one
         return [(keys, processor.scale)]
     return list(zip(keys, processor.scale, strict=True))
-
-
-def _is_off(scale: Any) -> bool:
-    return all(each == 0 for each in scale) if isinstance(scale, list) else scale == 0

@@ -40,32 +40,14 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One inpainting task and its truth. Images are uint8 [y, x, 3]; masks are bool [y, x].
+    """One inpainting task and its truth. Images are uint8 [y, x, 3]; masks are bool [y, x]."""
 
-    Attributes
-    ----------
-    source
-        The place, without the object.
-    mask
-        True where the object must be painted: its silhouette, or its box, with a margin.
-    reference
-        The object somewhere else.
-    target
-        The place with the object in it.
-    target_object, reference_object
-        The object's true pixels in ``target`` and ``reference``.
-    object
-        What the object looks like.
-    seed
-        The scene's seed.
-    """
-
-    source: Image
-    mask: Mask
-    reference: Image
-    target: Image
-    target_object: Mask
-    reference_object: Mask
+    source: Image  # the place, without the object
+    mask: Mask  # True where the object must be painted: its silhouette, or its box, with a margin
+    reference: Image  # the object somewhere else
+    target: Image  # the place with the object in it
+    target_object: Mask  # the object's true pixels in `target`
+    reference_object: Mask  # and in `reference`
     object: SceneObject
     seed: int
 

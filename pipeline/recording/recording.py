@@ -30,24 +30,12 @@ from i2am.storage.writing.sink import Sink
 
 @dataclass(slots=True)
 class SampleHandle:
-    """What the user holds inside ``with cap.sample(...)``: give it the result, and notes worth keeping.
-
-    Attributes
-    ----------
-    id
-        The sample's id.
-    stored
-        False where the sample is only generated again, as part of its batch, and not stored.
-    images
-        uint8 [y, x, channel] by name.
-    notes
-        JSON values for the commit record: a seed, a prompt.
-    """
+    """What the user holds inside ``with cap.sample(...)``: give it the result, and notes worth keeping."""
 
     id: str
-    stored: bool = True
-    images: dict[str, NDArray[Any]] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
+    stored: bool = True  # False: only generated again, as part of its batch
+    images: dict[str, NDArray[Any]] = field(default_factory=dict)  # uint8 [y, x, channel] by name
+    notes: dict[str, Any] = field(default_factory=dict)  # JSON for the commit record: a seed, a prompt
 
     @property
     def generated(self) -> NDArray[Any] | None:
@@ -99,27 +87,13 @@ class CaptureTarget(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CaptureSettings:
-    """What a capture keeps of every generation.
+    """What a capture keeps of every generation."""
 
-    Attributes
-    ----------
-    sites
-        Layers, in order.
-    splitter
-        Takes the kept roles and heads out of a layer's batch.
-    schedule
-        Timesteps of all steps, given the first call's.
-    steps
-        Indices to keep, given the number of steps.
-    new_tracker
-        Makes the step tracker of one generation.
-    """
-
-    sites: Sequence[AnySite]
-    splitter: BatchSplitter
-    schedule: Callable[[Timestep], list[float]]
-    steps: Callable[[int], list[int]]
-    new_tracker: Callable[[], StepTracker]
+    sites: Sequence[AnySite]  # the layers, in order
+    splitter: BatchSplitter  # takes the kept roles and heads out of a layer's batch
+    schedule: Callable[[Timestep], list[float]]  # all timesteps, given the first call's
+    steps: Callable[[int], list[int]]  # indices to keep, given the number of steps
+    new_tracker: Callable[[], StepTracker]  # for each generation
 
 
 class Recording:

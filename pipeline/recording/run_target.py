@@ -19,32 +19,16 @@ from i2am.storage.writing.writer import RunWriter
 
 
 class RunTarget:
-    """Creates or resumes the run at ``path``, and hands out sinks.
-
-    Parameters
-    ----------
-    path
-        The run.
-    samples
-        Ids it shall hold; None for those that an existing run declares.
-    pipe
-        The pipeline, for the record.
-    attrs
-        JSON values for the run's attributes.
-    options
-        Passed to :func:`i2am.create_run`.
-    on_event
-        Called when the run is open.
-    """
+    """Creates or resumes the run at ``path``, and hands out sinks."""
 
     def __init__(
         self,
         path: str | Path,
-        samples: Sequence[str] | None,
-        pipe: Any,
+        samples: Sequence[str] | None,  # to hold; None: those of an existing run
+        pipe: Any,  # for the record
         attrs: Mapping[str, Any],
-        options: Mapping[str, Any],
-        on_event: Listener,
+        options: Mapping[str, Any],  # of create_run
+        on_event: Listener,  # told when the run is open
     ) -> None:
         self._path, self._wanted, self._pipe = path, samples, pipe
         self._attrs, self._options, self._on_event = dict(attrs), dict(options), on_event

@@ -52,16 +52,9 @@ class StepTracker:
 
     Calls that carry a key (a tile, a label) make one step as long as the timestep stays and no key
     comes back. Without key, whether guidance is on shows at the second call: the scheduler has, or has not,
-    taken a step since the first.
-
-    Parameters
-    ----------
-    layout
-        The user's own layout, or None.
-    order
-        Roles of the separate calls that the family may make; empty: one call a step.
-    progress
-        The scheduler's own count of steps taken, or None where it keeps none.
+    taken a step since the first. ``layout`` is the user's own, if any; ``order`` the roles of the separate
+    calls that the family may make (empty: one call a step); ``progress`` the scheduler's own count of steps
+    taken, None where it keeps none.
     """
 
     def __init__(

@@ -31,25 +31,13 @@ Submit = Callable[[torch.Tensor, Callable[[Array], None]], None]
 
 @dataclass(slots=True)
 class Agreement:
-    """What was compared of one layer of a sample.
-
-    Attributes
-    ----------
-    kernel
-        Name of the kernel.
-    largest
-        Largest difference of a logit.
-    rows
-        Rows of logits that were compared.
-    steps, unseen
-        Steps that were witnessed, and that were not.
-    """
+    """What was compared of one layer of a sample."""
 
     kernel: str = ""
-    largest: float = 0.0
-    rows: int = 0
-    steps: int = 0
-    unseen: int = 0
+    largest: float = 0.0  # largest difference of a logit
+    rows: int = 0  # of logits that were compared
+    steps: int = 0  # witnessed
+    unseen: int = 0  # steps not witnessed
 
     def to_json(self) -> dict[str, Any]:
         facts = {"kernel": self.kernel or None, "steps": self.steps, "rows": self.rows}
@@ -74,25 +62,15 @@ class Part:
 
 @dataclass(slots=True, eq=False)
 class Expected:
-    """A layer whose query and key were tapped, and whose kernel call is to come.
+    """A layer whose query and key were tapped, and whose kernel call is to come."""
 
-    Attributes
-    ----------
-    rows, heads, gen, ref
-        Size of the kernel's logits.
-    gen_start, ref_start
-        Where the stored tokens begin among the kernel's.
-    gen_stored, ref_stored
-        Stored tokens.
-    """
-
-    rows: int
+    rows: int  # this and the next three: the size of the kernel's logits
     heads: int
     gen: int
     ref: int
-    gen_start: int
+    gen_start: int  # where the stored tokens begin among the kernel's
     ref_start: int
-    gen_stored: int
+    gen_stored: int  # how many tokens are stored
     ref_stored: int
     parts: list[Part] = field(default_factory=list)
     taken: int = 0

@@ -32,28 +32,15 @@ _TOKEN_FIRST = (
 
 @dataclass(frozen=True, slots=True)
 class KernelCall:
-    """What a call of a kernel was given: query and key, or the logits alone.
+    """What a call of a kernel was given: query and key, or the logits alone."""
 
-    Attributes
-    ----------
-    kernel
-        Its name.
-    query, key
-        [row, head, token, dim].
-    scale
-        Factor on q·k.
-    mask
-        Boolean (True takes part), or added to the logits; broadcasts over [row, head, gen, ref].
-    logits
-        [row * head, gen, ref]: scale and mask are in it.
-    """
-
-    kernel: str
-    query: torch.Tensor | None = None
-    key: torch.Tensor | None = None
-    scale: float = 1.0
+    kernel: str  # its name
+    query: torch.Tensor | None = None  # [row, head, token, dim]
+    key: torch.Tensor | None = None  # as `query`
+    scale: float = 1.0  # factor on q·k
+    # Boolean (True takes part), or added to the logits; broadcasts over [row, head, gen, ref].
     mask: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+    logits: torch.Tensor | None = None  # [row * head, gen, ref], scale and mask included
 
 
 OnCall: TypeAlias = Callable[[nn.Module, KernelCall], None]

@@ -21,40 +21,19 @@ from i2am.storage.errors import CaptureError
 
 @dataclass(frozen=True, slots=True)
 class QueryKey:
-    """What one call of a layer computed. The tensors are the model's own: copy before returning.
-
-    Attributes
-    ----------
-    site
-        The layer.
-    query, key
-        [row, token, head, head dim], before the scale.
-    grid
-        Generated tokens as (rows, columns), as recorded.
-    scale
-        Factor on q·k.
-    layout
-        Order of the reference tokens, if the tap knows it.
-    lse
-        Log-sum-exp of each row over all keys of a joint softmax, [row, head, token] float32.
-    part
-        Tells several references of one layer apart.
-    gen_start, ref_start, tokens
-        Where the tokens stand in the kernel's own sequence, and (queries, keys) of that sequence; None: the
-        kernel has these tokens alone.
-    """
+    """What one call of a layer computed. The tensors are the model's own: copy before returning."""
 
     site: AnySite
-    query: torch.Tensor
-    key: torch.Tensor
-    grid: tuple[int, int]
-    scale: float
-    layout: TokenLayout | None = None
-    lse: torch.Tensor | None = None
-    part: str = ""
-    gen_start: int = 0
+    query: torch.Tensor  # [row, token, head, head dim], before the scale
+    key: torch.Tensor  # as `query`
+    grid: tuple[int, int]  # (rows, columns) of the generated tokens, as recorded
+    scale: float  # factor on q·k
+    layout: TokenLayout | None = None  # order of the reference tokens, if the tap knows it
+    lse: torch.Tensor | None = None  # log-sum-exp over all keys, [row, head, token] float32
+    part: str = ""  # tells several references of one layer apart
+    gen_start: int = 0  # where the tokens stand in the kernel's own sequence
     ref_start: int = 0
-    tokens: tuple[int, int] | None = None
+    tokens: tuple[int, int] | None = None  # (queries, keys) in all; None: no more than these
 
 
 Receive: TypeAlias = Callable[[QueryKey], None]

@@ -149,63 +149,24 @@ class LayerSpec:
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
     def factor_bytes(self, steps: int) -> int:
-        """Bytes of one sample's query and key over `steps` steps, before compression.
-
-        Parameters
-        ----------
-        steps : int
-            Number of denoiser calls.
-
-        Returns
-        -------
-        int
-            Bytes.
-        """
+        """Return the bytes of one sample's query and key over `steps` denoiser calls, before compression."""
         keys = 1 if self.static_key else steps
         return self.heads * self.head_dim * (self.gen * steps + self.ref * keys) * _FACTOR_BYTES[self.dtype]
 
     def score_bytes(self, steps: int) -> int:
-        """Bytes of one sample's full scores over `steps` steps, before compression.
-
-        Parameters
-        ----------
-        steps : int
-            Number of denoiser calls.
-
-        Returns
-        -------
-        int
-            Bytes. Scores of a bfloat16 layer are kept in float32, unrounded.
-        """
+        """Return the bytes of one sample's full scores, float32 for bfloat16, over `steps` denoiser calls."""
         return self.heads * self.gen * self.ref * steps * _SCORE_BYTES[self.dtype]
 
     def resolve(self, steps: int) -> LayerSpec:
-        """Decide the representation and fill in the scale.
-
-        Parameters
-        ----------
-        steps : int
-            Number of denoiser calls.
-
-        Returns
-        -------
-        LayerSpec
-            The same layer with `representation` "factors" or "scores" (the cheaper; factors where they are
-            equal, because factors are exact) and a number for `scale`.
-        """
+        """Return the layer as stored over `steps` calls: "factors" or "scores", and a number for `scale`."""
         kind = self.representation
         if kind == "auto":
+            # The cheaper one; factors where they are equal, because factors are exact.
             kind = "factors" if self.factor_bytes(steps) <= self.score_bytes(steps) else "scores"
         return replace(self, representation=kind, scale=self.logit_scale)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types.
-
-        Returns
-        -------
-        dict
-            One entry per field; grids as lists.
-        """
+        """Return the fields as JSON types, one entry per field, grids as lists."""
         found: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -215,24 +176,8 @@ class LayerSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LayerSpec:
-        """Rebuild a layer from `to_json`, ignoring keys that are not fields.
-
-        Parameters
-        ----------
-        data : mapping
-            As written by `to_json`.
-
-        Returns
-        -------
-        LayerSpec
-            The layer.
-
-        Raises
-        ------
-        InputError
-            If a field is missing or impossible.
-        """
-        known = {f.name for f in fields(cls)}
+        """Return the layer of `data`, made by `to_json`. Raises InputError if a field is missing or wrong."""
+        known = {f.name for f in fields(cls)}  # other keys are ignored
         try:
             return cls(**cast(dict[str, Any], {k: v for k, v in data.items() if k in known}))
         except TypeError as error:

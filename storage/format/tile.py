@@ -52,34 +52,12 @@ class Tile:
             )
 
     def to_json(self) -> list[int]:
-        """Return the six numbers.
-
-        Returns
-        -------
-        list of int
-            In the order of the fields.
-        """
+        """Return the six numbers, in the order of the fields."""
         return list(astuple(self))
 
     @classmethod
     def read(cls, value: Tile | Sequence[int] | None) -> Tile | None:
-        """Take a tile, its six numbers, or None.
-
-        Parameters
-        ----------
-        value : Tile, sequence of int or None
-            What a user gave.
-
-        Returns
-        -------
-        Tile or None
-            The tile.
-
-        Raises
-        ------
-        InputError
-            If it is something else.
-        """
+        """Return the tile of a `value`: a tile, its six numbers, or None. Raises InputError otherwise."""
         if value is None or isinstance(value, Tile):
             return value
         if not isinstance(value, (list, tuple)) or len(value) != 6:

@@ -89,18 +89,7 @@ class Run:
         return self._header.samples
 
     def position(self, sample: str) -> int:
-        """Return the index of a declared sample.
-
-        Parameters
-        ----------
-        sample : str
-            Its id.
-
-        Returns
-        -------
-        int
-            In `declared`, and on axis 0 of every stored array; `UnknownName` if it is not declared.
-        """
+        """Return the index of a declared `sample`, also on axis 0 of every array, or raise `UnknownName`."""
         return self._header.position(sample)
 
     @property
@@ -287,23 +276,7 @@ class Run:
         return self._record(sample).to_json()
 
     def fingerprint(self, sample: str) -> str:
-        """Return a digest that changes whenever the sample's data would.
-
-        Parameters
-        ----------
-        sample : str
-            A committed sample.
-
-        Returns
-        -------
-        str
-            64 hexadecimal digits: the digest of the commit record, which covers the checksums of all files.
-
-        Raises
-        ------
-        UnknownName, DamagedSample
-            If the sample does not exist, or its record is damaged.
-        """
+        """Return a digest, 64 hex digits, that changes whenever data of `sample` would; see `Run.record`."""
         return self._record(sample).digest
 
     def files(self, sample: str) -> dict[str, int]:
@@ -337,18 +310,7 @@ class Run:
         return self._header.layers[name]
 
     def step_group(self, layer: str | LayerSpec) -> int:
-        """Return how many steps share a stored chunk: a good unit to read by.
-
-        Parameters
-        ----------
-        layer : str or LayerSpec
-            Name of a layer.
-
-        Returns
-        -------
-        int
-            At least 1; `UnknownName` if there is no such layer.
-        """
+        """Return how many steps of a `layer` share a stored chunk, a good unit to read by; see `Run.spec`."""
         spec = self.spec(layer)
         kind = "scores" if spec.representation == "scores" else "query"
         return self._header.layouts[spec.name][kind].chunk[1]

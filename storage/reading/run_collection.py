@@ -143,10 +143,7 @@ class Runs:
     def onegeometry(self) -> bool:
         """Whether every layer has the same grids in all runs."""
         first = self.members[0].layers
-        return all(self._same_grids(name) for name in first)
-
-    def _same_grids(self, name: str) -> bool:
-        return len({geometry(member.layers[name]) for member in self.members}) == 1
+        return all(len({geometry(member.layers[name]) for member in self.members}) == 1 for name in first)
 
     def home(self, sample: str) -> Run:
         """Return the run that holds a sample.

@@ -83,13 +83,7 @@ class VerifyReport:
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON types.
-
-        Returns
-        -------
-        dict
-            ok, path, problems, notes, samples, files, bytes.
-        """
+        """Return the report as JSON types: ok, path, problems, notes, samples, files, bytes."""
         problems = [asdict(problem) for problem in self.problems]
         return {"ok": self.ok, **asdict(self), "problems": problems, "notes": list(self.notes)}
 

@@ -91,7 +91,8 @@ def pieces(
     `key` is the one given, or the static one that came before; `new` says whether it is to be stored.
     """
     found = []
-    for kind, dtype in (("lse", "float32"), ("scores", _scores_dtype(spec))):
+    scores_dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
+    for kind, dtype in (("lse", "float32"), ("scores", scores_dtype)):
         if kind in given:
             found.append(_given(spec, kind, step, given[kind], dtype))
     if spec.representation == "factors":
@@ -108,10 +109,6 @@ def pieces(
         query = given["query"]
         found.append(Piece("scores", step, _multiplied(spec, query, key), query.nbytes + key.nbytes))
     return found
-
-
-def _scores_dtype(spec: LayerSpec) -> str:
-    return "float32" if spec.dtype == "bfloat16" else spec.dtype
 
 
 def _given(spec: LayerSpec, kind: str, at: int, array: Array, dtype: str) -> Piece:
