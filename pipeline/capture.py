@@ -20,6 +20,7 @@ from i2am.pipeline.recording.recording import CaptureSettings, CaptureTarget, Re
 from i2am.pipeline.recording.run_target import RunTarget
 from i2am.pipeline.recording.sample_images import by_name, give_images, warn_of_no_result
 from i2am.pipeline.recording.step_tracker import StepTracker, as_layout, scheduler_progress
+from i2am.pipeline.recording.weights import attention_fingerprint
 from i2am.pipeline.taps.host_copies import HostCopies
 from i2am.pipeline.timesteps import Timestep
 from i2am.storage.errors import CaptureError, UnknownName
@@ -88,7 +89,13 @@ def capture(
     steps, heads = listed_indices("step", steps), listed_indices("head", heads)
     settings = make_settings(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
     facts = {**_facts(found, settings, steps, heads), **(attrs or {})}
-    return Capture(pipe, found, settings, RunTarget(path, ids, pipe, facts, store, on_event), on_event)
+    names = {site.name for site in settings.sites}
+
+    def fingerprint() -> dict[str, str]:
+        return attention_fingerprint([site for site in found.sites(pipe) if site.name in names])
+
+    target = RunTarget(path, ids, pipe, facts, store, on_event, fingerprint)
+    return Capture(pipe, found, settings, target, on_event)
 
 
 def make_settings(

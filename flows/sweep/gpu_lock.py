@@ -21,17 +21,23 @@ def gpu_lock(gpu: str, stop: threading.Event, log: Callable[[str], None]) -> Ite
     The kernel frees the lock when the last process that holds it has ended.
     """
     path = FOLDER / f"i2am-gpu-{gpu}.lock"
-    _create_for_all_users(path)
-    lock = try_lock(path, create=False)
+    lock = _try(path)
     if lock is None:
         log(f"waiting for GPU {gpu}: another process holds {path}")
     while lock is None and not stop.wait(POLL_SECONDS):
-        lock = try_lock(path, create=False)
+        lock = _try(path)
     try:
         yield lock
     finally:
         if lock is not None:
             lock.release()
+
+
+def _try(path: Path) -> FileLock | None:
+    _create_for_all_users(path)
+    with suppress(FileNotFoundError):  # a cleaner of the folder was faster
+        return try_lock(path, create=False)
+    return None
 
 
 def _create_for_all_users(path: Path) -> None:

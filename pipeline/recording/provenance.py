@@ -16,16 +16,21 @@ _SOFTWARE = ("i2am", "torch", "diffusers", "transformers", "zarr", "numcodecs", 
 def describe(pipe: Any) -> dict[str, Any]:
     """Model, scheduler, software and, where the weights are local files, their digests; JSON values."""
     origin = str(getattr(pipe, "name_or_path", "") or "")
-    scheduler = getattr(pipe, "scheduler", None)
     return {
         "model": Path(origin).name if origin else type(pipe).__name__,
         "pipeline_class": f"{type(pipe).__module__}.{type(pipe).__qualname__}",
-        "scheduler": {"class": type(scheduler).__name__, **_jsonable(dict(getattr(scheduler, "config", {})))}
-        if scheduler is not None
-        else None,
+        "scheduler": scheduler_facts(pipe),
         "software": {"python": platform.python_version(), **_versions()},
         "weights_sha256": _weights(Path(origin)) if origin else {},
     }
+
+
+def scheduler_facts(pipe: Any) -> dict[str, Any] | None:
+    """Class and configuration of the pipeline's scheduler, if it has one."""
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        return None
+    return {"class": type(scheduler).__name__, **_jsonable(dict(getattr(scheduler, "config", {})))}
 
 
 def _versions() -> dict[str, str]:

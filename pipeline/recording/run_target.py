@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from i2am.pipeline.events import Listener, RunOpened
-from i2am.pipeline.recording.provenance import describe
+from i2am.pipeline.recording.provenance import describe, scheduler_facts
 from i2am.storage.errors import AlreadyExists, ConfigError, InputError, NotFound, ShapeMismatch, UnknownName
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.writing.create import create_run, resume_run
@@ -29,10 +29,12 @@ class RunTarget:
         attrs: Mapping[str, Any],
         options: Mapping[str, Any],  # of create_run
         on_event: Listener,  # told when the run is open
+        fingerprint: Callable[[], Mapping[str, str]] = dict,  # of each layer's weights
     ) -> None:
         self._path, self._wanted, self._pipe = path, samples, pipe
         self._attrs, self._options, self._on_event = dict(attrs), dict(options), on_event
         self._writer: RunWriter | None = None
+        self._fingerprint, self._same_model = fingerprint, False
 
     def __enter__(self) -> RunTarget:
         try:
@@ -89,6 +91,7 @@ class RunTarget:
                 **describe(self._pipe),
                 "guidance": {"calls": [list(rows) for rows in calls]},
                 "dtype": specs[0].dtype,
+                "attention_weights": dict(self._fingerprint()),
                 **self._attrs,
             }
             try:
@@ -101,10 +104,12 @@ class RunTarget:
                     image_shapes={name: image.shape for name, image in images.items()},
                     **self._options,
                 )
+                self._same_model = True
                 self._emit_opened()
             except AlreadyExists:  # another process was faster
                 self._resume()
         self._check_geometry(specs, timesteps)
+        self._check_model()
 
     def add_image(self, name: str, image: NDArray[Any]) -> None:
         self._opened.add_image(name, image.shape)
@@ -140,6 +145,23 @@ class RunTarget:
                 f"run {self._path} has just been made by another process", expected="the same configuration",
                 got="another one", remedy="choose another out, or start both with one configuration",
             )  # fmt: skip
+
+    def _check_model(self) -> None:
+        """Refuse to go on with a run that another model, or another scheduler, has begun."""
+        if self._same_model:
+            return
+        stored, own = self._opened.attrs.get("attention_weights", {}), self._fingerprint()
+        changed = [layer for layer, digest in own.items() if stored.get(layer, digest) != digest]
+        what = f"layer {changed[0]!r} of the run" if changed else ""
+        now = scheduler_facts(self._pipe)
+        if not changed and self._opened.attrs.get("scheduler", now) != now:
+            what = "scheduler of the run"
+        if what:
+            raise ShapeMismatch(
+                what, expected="those of the model that began the run", got="other weights or settings",
+                remedy="capture another checkpoint, LoRA or scheduler into a run of its own",
+            )  # fmt: skip
+        self._same_model = True
 
     def _emit_opened(self) -> None:
         self._on_event(RunOpened(str(self._path), len(self.declared), len(self.missing)))

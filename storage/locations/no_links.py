@@ -30,7 +30,7 @@ def open_file(path: str) -> int:
         # Without waiting: opening a pipe would hang until somebody writes to it.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno == errno.ELOOP and os.path.islink(path):
             raise _not_plain(path, "a symbolic link") from None
         if error.errno == errno.ENXIO:
             raise _not_plain(path, "a socket or a device") from None

@@ -60,7 +60,7 @@ class Cap:
 
         @contextmanager
         def context() -> Iterator[Any]:
-            yield [SimpleNamespace(annotate=lambda **notes: None) for _ in ids]
+            yield [SimpleNamespace(annotate=lambda notes: None) for _ in ids]
             self.committed |= set(keep)
 
         return context()

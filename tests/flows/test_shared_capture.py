@@ -107,7 +107,7 @@ def test_a_sample_in_other_hands_is_waited_for(
     same(Path(settings.out), whole)
     report = i2am.verify(settings.out)
     assert report.ok
-    assert report.notes == ()
+    assert all("not compared with the kernel" in note for note in report.notes)  # what the other hands wrote
 
 
 def test_a_run_that_another_configuration_has_just_made_is_refused(

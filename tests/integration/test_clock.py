@@ -67,7 +67,7 @@ def test_captures_that_are_interrupted_and_resumed_while_the_clock_jumps(
     assert done.status == 0, done.err
     assert len(jumps) > 20
     check_run(run, arrays(undisturbed))
-    at = [json.loads(record.read_text())["committed"][:4] for record in run.glob("commits/*.json")]
+    at = [json.loads(record.read_text())["committed"][:13] for record in run.glob("commits/*.json")]
     assert len(at) == COUNT
     assert len(set(at)) > 1  # the jumps did reach the writers
 

@@ -16,7 +16,7 @@ from torch import nn
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.capture import capture
 from i2am.pipeline.recording.batch_rows import BatchSplitter
-from i2am.storage.errors import CaptureError, InputError
+from i2am.storage.errors import CaptureError, InputError, ShapeMismatch
 from i2am.storage.reading.open import open_run
 from tests.pipeline import joint_models, models, unet_models
 from tests.pipeline.test_joint import edit, embeddings, small_references  # noqa: F401 - a fixture
@@ -98,11 +98,10 @@ def _neighbour(part, rng):
 FAULTS = {"scale": _scaled, "head": _other_head, "token": _other_tokens, "neighbour": _neighbour}
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, "row", "step"])
-def test_planted_faults_are_found_each_time(tmp_path, monkeypatch, fault):
-    """A fault in one layer, at one step, of one of two samples."""
-    pipe = unet_models.stable_diffusion()
-    split, rng = BatchSplitter.split, random.Random(fault)
+def plant(folder, monkeypatch, fault, times):
+    """Plant a fault in one layer, at one step, of one of two samples, and see that it refuses them."""
+    pipe, rng = unet_models.stable_diffusion(), random.Random(fault)
+    split, layers = BatchSplitter.split, len(find_adapter(pipe).sites(pipe))
     before: dict = {}
     plan: dict = {}
 
@@ -114,24 +113,34 @@ def test_planted_faults_are_found_each_time(tmp_path, monkeypatch, fault):
         if plan["calls"] != plan["at"]:
             return iter(parts)
         plan["done"] = True
+        first, second = parts
         if fault == "row":
-            first, second = parts
-            parts = [replace(first, query=second.query), second]
+            first = replace(first, query=second.query)
         elif fault == "step":
-            parts = [replace(parts[0], query=last[0].query), parts[1]]
+            first = replace(first, query=last[0].query)
         else:
-            parts = [FAULTS[fault](parts[0], rng), parts[1]]
-        return iter(parts)
+            first = FAULTS[fault](first, rng)
+        return iter([first, second])
 
     monkeypatch.setattr(BatchSplitter, "split", faulty)
-    layers = len(find_adapter(pipe).sites(pipe))
-    for number in range(5):
+    for number in range(times):
         before.clear()
         plan.clear()
         plan["at"] = rng.randint(layers + 1 if fault == "step" else 1, 3 * layers)
         with pytest.raises(InputError, match="not what the kernel .* was given|the key changes over time"):
-            record(pipe, tmp_path / f"{number}.zarr", count=2)
+            record(pipe, folder / f"{number}.zarr", count=2)
         assert plan["done"]
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "row", "step"])
+def test_planted_faults_are_found(tmp_path, monkeypatch, fault):
+    plant(tmp_path, monkeypatch, fault, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [*FAULTS, "row", "step"])
+def test_a_hundred_planted_faults_are_found_each_time(tmp_path, monkeypatch, fault):
+    plant(tmp_path, monkeypatch, fault, 17)
 
 
 class _Shifted(nn.Module):
@@ -367,3 +376,34 @@ def test_the_log_sum_exp_is_exact_under_autocast(tmp_path, dtype):
         logits = block.logits()
         lse = run.lse(layer).compute()[0]
         assert float(np.exp(np.logaddexp.reduce(logits, axis=-1) - lse).max()) <= 1 + 1e-4
+
+
+# -------------------------------------------------------------------------------- another checkpoint
+
+
+@pytest.mark.parametrize("change", ["weights", "one value in each tensor", "scheduler"])
+def test_a_run_is_not_resumed_with_another_model(tmp_path, change):
+    pipe, path = unet_models.stable_diffusion(), tmp_path / "r.zarr"
+    with capture(pipe, path, samples=["a", "b"]) as cap, cap.sample("a") as s:
+        s.generated = generate(pipe)[0]
+    other = unet_models.stable_diffusion()
+    if change == "scheduler":
+        other.scheduler.register_to_config(clip_sample=True)
+    elif change == "weights":
+        torch.manual_seed(5)
+        other.unet = models._unet(4)
+    else:
+        with torch.no_grad():
+            for parameter in other.unet.mid_block.attentions[0].transformer_blocks[0].attn2.parameters():
+                parameter.view(-1)[0] += 0.01
+    expected = "scheduler of the run" if change == "scheduler" else "layer '.*attn2' of the run"
+    with (
+        pytest.raises(ShapeMismatch, match=f"{expected}.*the model that began the run"),
+        capture(other, path, samples=["a", "b"]) as cap,
+        cap.sample("b"),
+    ):
+        generate(other)
+    same = unet_models.stable_diffusion()
+    with capture(same, path, samples=["a", "b"]) as cap, cap.sample("b") as s:
+        s.generated = generate(same)[0]
+    assert open_run(path).samples == ("a", "b")

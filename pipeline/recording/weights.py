@@ -1,0 +1,29 @@
+"""A fingerprint of the weights of attention, so that two checkpoints never share a run unnoticed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from i2am.pipeline.adapters.contract import AnySite
+
+VALUES = 1024
+"""Values of each tensor that count, evenly spaced: enough to tell checkpoints apart."""
+
+
+def attention_fingerprint(sites: Sequence[AnySite]) -> dict[str, str]:
+    """Layer to 16 hexadecimal digits; layers whose weights are elsewhere (offloaded) are left out."""
+    found = {}
+    for site in sites:
+        digest = hashlib.sha256()
+        parameters = list(site.attention.named_parameters())
+        if not parameters or any(parameter.is_meta for _, parameter in parameters):
+            continue
+        for name, parameter in parameters:
+            flat = parameter.detach().reshape(-1)
+            values = flat[:: max(1, len(flat) // VALUES)].to("cpu", torch.float32)
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.numpy().tobytes())
+        found[site.name] = digest.hexdigest()[:16]
+    return found
