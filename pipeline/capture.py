@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,8 @@ def capture(
     steps, heads = listed_indices("step", steps), listed_indices("head", heads)
     settings = make_settings(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
     facts = {**_facts(found, settings, steps, heads), **(attrs or {})}
-    names = {site.name for site in settings.sites}
-
-    def fingerprint() -> dict[str, str]:
-        return attention_fingerprint([site for site in found.sites(pipe) if site.name in names])
-
-    target = RunTarget(path, ids, pipe, facts, store, on_event, fingerprint)
+    weights = partial(attention_fingerprint, pipe, found, [site.name for site in settings.sites])
+    target = RunTarget(path, ids, pipe, facts, store, on_event, weights)
     return Capture(pipe, found, settings, target, on_event)
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from i2am.pipeline.adapters.contract import AnySite
+from i2am.pipeline.adapters.contract import Adapter
 
 VALUES = 1024
 """Values of each tensor that count, evenly spaced: enough to tell checkpoints apart."""
 
 
-def attention_fingerprint(sites: Sequence[AnySite]) -> dict[str, str]:
+def attention_fingerprint(pipe: Any, adapter: Adapter, layers: Sequence[str]) -> dict[str, str]:
     """Layer to 16 hexadecimal digits; layers whose weights are elsewhere (offloaded) are left out."""
     found = {}
-    for site in sites:
+    for site in adapter.sites(pipe):
+        if site.name not in layers:
+            continue
         digest = hashlib.sha256()
         parameters = list(site.attention.named_parameters())
         if not parameters or any(parameter.is_meta for _, parameter in parameters):

@@ -10,10 +10,10 @@ import pytest
 import zarr
 
 import i2am
-from i2am.storage.tools.verify import verify
 from i2am.storage.errors import DamagedRun
 from i2am.storage.locations.open import locate
 from i2am.storage.tools.export_without_attention import copy_without_attention
+from i2am.storage.tools.verify import verify
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill, write_run
 
 LAYER = f"attention/{LAYERS[0].name}"
