@@ -17,6 +17,8 @@ import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 
 from i2am.flows.prefect import reporter
+from i2am.flows.sweep.gpu_lock import FOLDER
+from i2am.storage.locations.file_lock import try_lock
 from tests.flows.conftest import spawn
 from tests.flows.prefect_api import UserServer, alive, ask, descendants, wait_for
 from tests.flows.sweeps import COUNT, WORKER, Sweep, sweep_config, sweeps
@@ -42,22 +44,29 @@ def flow_runs(server: dict[str, str], out: Path) -> list[dict[str, Any]]:
     return found
 
 
+def log_lines(server: dict[str, str], folder: Path) -> list[str]:
+    """The log of the flow run that captures into ``folder``."""
+    runs = {"flow_run_id": {"any_": [run["id"] for run in flow_runs(server, folder / "tiny.zarr")]}}
+    return [log["message"] for log in ask(server, "logs/filter", {"logs": runs})]
+
+
 def test_the_server_shows_states_tasks_logs_and_artifacts(
     server: dict[str, str], many: Callable[..., Path], start: Callable[..., Sweep], tmp_path: Path
 ) -> None:
     """Also of a process that was killed, a sample that failed, and a GPU that was waited for."""
-    arguments = {"broken": ["scene-0000003"], "mended": str(tmp_path / "mended"), "delay": 0.3}
+    arguments = {"broken": ["scene-0000003"], "mended": str(tmp_path / "mended"), "delay": 0.5}
     file = many(arguments=arguments, sweep={"gpus": ["test-seen"]})
-    first = start(file, "--out", tmp_path / "first.zarr", "--direct", env=server)
-    first.until(1)
-    sweep = start(file, env=server)
+    lock = try_lock(FOLDER / "i2am-gpu-test-seen.lock")
+    assert lock is not None
+    with lock:
+        sweep = start(file, env=server)
+        wait_for(lambda: any("waiting for GPU test-seen" in line for line in log_lines(server, tmp_path)))
     sweep.until(1)
     (worker,) = sweep.children(WORKER)
     os.kill(worker, signal.SIGKILL)
     status, out, err = sweep.end()
     assert status == 1, err
     summary = json.loads(out)
-    assert flow_runs(server, tmp_path / "first.zarr") == []
     (run,) = flow_runs(server, tmp_path / "tiny.zarr")
     flows = {flow["id"]: flow["name"] for flow in ask(server, "flows/filter", {})}
     assert flows[run["flow_id"]] == "i2am-sweep"
