@@ -274,27 +274,7 @@ def verify(
     storage_options: Mapping[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> VerifyReport:
-    """Check every file of a run against its checksums, and that all are there.
-
-    Parameters
-    ----------
-    path : str or path-like
-        The run, or a URL.
-    storage_options : mapping, optional
-        Options of the file system, for URLs.
-    on_progress : callable, optional
-        Called after each file.
-
-    Returns
-    -------
-    VerifyReport
-        Naming sample and layer of all that is damaged.
-
-    Raises
-    ------
-    NotFound, NotARun, NewerFormat, NoPermission
-        If there is no run to check. A damaged run does not raise.
-    """
+    """Check every file of a run, and that all are there; `i2am.verify` also takes a study and marginals."""
     location = locate(path, storage_options)
     try:
         header = load_header(location)
