@@ -85,9 +85,12 @@ class StaticKeys:
         if not part.spec.static_key:
             return 0.0
         row, first = self._first.setdefault((part.sample, part.spec.name), (part.row, arrived["key"]))
+        if row == part.row:
+            return 0.0
         precision = float(torch.finfo(getattr(torch, part.spec.dtype)).eps)
-        largest = 16 * precision * float(np.abs(first).max())
-        if row == part.row or not np.allclose(arrived["key"], first, rtol=0, atol=largest):
+        summed = 16 * float(np.finfo(np.float32).eps * np.abs(first).max())  # products are summed in float32
+        now, before = arrived["key"].astype(np.float32), first.astype(np.float32)
+        if not np.allclose(now, before, rtol=2 * precision, atol=summed):
             return 0.0
         arrived["key"] = first
         return precision

@@ -215,7 +215,8 @@ class Recording:
         if self._sinks is None:
             raise RuntimeError("the run is open once a kept step has ended")
         self._copies.drain()
-        notes |= check_roles(self._settings.splitter.roles, self._roles_at)
+        roles = {step: self._roles_at.get(step, set()) for step in self._kept_steps}
+        notes |= check_roles(self._settings.splitter.roles, roles)
         seconds = (time.perf_counter() - self._started) / len(self._handles)
         for index, sink in self._sinks.items():
             handle = self._handles[index]

@@ -218,7 +218,7 @@ class Witness:
             agreement.rows + stored.shape[0] * stored.shape[1],
         )
         agreement.largest = max(agreement.largest, difference)
-        if not difference <= 16 * max(part.precision, part.rounding) * size:
+        if not difference <= max(16 * part.precision, 4 * part.rounding) * size:
             masked = bool((seen - stored < -1000).any())  # -inf, or the large number added for it
             worst = np.unravel_index(
                 np.nanargmax(np.abs(np.where(np.isfinite(seen), stored - seen, 0))), stored.shape
