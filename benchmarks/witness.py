@@ -1,7 +1,7 @@
 """The witness's cost: a capture as it is over the same capture that sees no kernel and compares nothing.
 
-The UNet of `benchmarks.overhead`, A B A B. CPU seconds are compared, since the clock measures also what else
-the machine does; the witness's own functions are counted besides, as their share of the process's CPU seconds.
+The UNet of `benchmarks.overhead`, A B A B. CPU seconds are compared, since the clock measures also what
+else the machine does; the witness's own functions are counted besides, as their share of the CPU seconds.
 """
 
 from __future__ import annotations

@@ -152,10 +152,13 @@ def plant_in_model(folder, fault, times):
                 setattr(layer, name, _Shifted(getattr(layer, name)))
             return args, kwargs
 
-        with pytest.raises(CaptureError, match="not what the kernel .* was given|the key changes over time"):
-            with capture(pipe, folder / f"{number}.zarr", samples=["a"]) as cap, cap.sample("a"):
-                pipe.unet.register_forward_pre_hook(change, with_kwargs=True)
-                generate(pipe, guidance=1.0, steps=5)
+        with (
+            pytest.raises(CaptureError, match="not what the kernel .* was given|the key changes over time"),
+            capture(pipe, folder / f"{number}.zarr", samples=["a"]) as cap,
+            cap.sample("a"),
+        ):
+            pipe.unet.register_forward_pre_hook(change, with_kwargs=True)
+            generate(pipe, guidance=1.0, steps=5)
 
 
 KINDS = [*FAULTS, "row", "step", "mask", "lora"]
