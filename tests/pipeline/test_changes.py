@@ -153,9 +153,8 @@ def test_a_static_key_that_another_batch_size_rounds_otherwise(tmp_path, dtype, 
         hook.remove()
 
 
-@pytest.mark.parametrize("rescale", [0.0, 0.7])
-def test_guidance_that_is_rescaled_changes_nothing_of_what_is_stored(tmp_path, monkeypatch, rescale):
-    pipe, more = unet_models.stable_diffusion(), {"guidance_rescale": rescale}
+def test_guidance_that_is_rescaled_changes_nothing_of_what_is_stored(tmp_path, monkeypatch):
+    pipe, more = unet_models.stable_diffusion(), {"guidance_rescale": 0.7}
     run = record(pipe, tmp_path / "r.zarr", more=more)
     check_scores(run, pipe, monkeypatch, None, **more)
     assert "guided_steps" not in run.record("s0")["annotations"]
@@ -227,7 +226,7 @@ def test_fewer_calls_without_an_interrupt_stay_refused(tmp_path):
         record(pipe, tmp_path / "r.zarr", timesteps=[751, 501, 251, 1, 1, 1], steps=slice(2))
 
 
-@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.99])
+@pytest.mark.parametrize("fraction", [0.3, 0.5])
 def test_a_mixture_of_denoisers_ends_where_the_pipeline_says(tmp_path, monkeypatch, fraction):
     pipe, more = unet_models.sdxl(), {"denoising_end": fraction}
     run = record(pipe, tmp_path / "r.zarr", more=more)

@@ -172,7 +172,7 @@ def test_timesteps_and_sigmas_of_the_users_own(tmp_path, name, given, task):
     ("make", "guidance"),
     [
         (joint_models.flux_kontext, 2.0),
-        (joint_models.qwen_edit, 1.0),
+        pytest.param(joint_models.qwen_edit, 1.0, marks=pytest.mark.slow),
         pytest.param(joint_models.flux_kontext, 1.0, marks=pytest.mark.slow),
         pytest.param(joint_models.qwen_edit, 2.0, marks=pytest.mark.slow),
     ],
