@@ -91,9 +91,9 @@ class Expected:
         """Keep the rows of a kernel call that are compared; return whether the call is complete."""
         if call.logits is not None:
             return self._take_logits(call, call.logits, gen, ref)
-        query, key = call.query, call.key
-        if query is None or key is None:
+        if call.query is None or call.key is None:
             return False
+        query, key = call.query.detach(), call.key.detach()
         if query.shape[1] == 1 and query.shape[0] == self.rows * self.heads:  # heads are among the rows
             query, key = (x.reshape(self.rows, self.heads, *x.shape[2:]) for x in (query, key))
         if (*query.shape[:3], key.shape[2]) != (self.rows, self.heads, self.gen, self.ref):
