@@ -253,6 +253,9 @@ class AnalysisConfig(Computing):
     ] = "linear"
     confidence: Annotated[float, Field(gt=0, lt=1, description="of intervals over samples")] = 0.95
     size: Size | None = None
+    cache: Annotated[
+        str | None, Field(min_length=1, description="folder or URL of marginals, instead of beside each run")
+    ] = None
     label: Annotated[bool, Field(description="name samples RUN/SAMPLE, where several runs share ids")] = False
     aggregations: Annotated[list[str], Field(description="names, or module:name")] = []
     details: Annotated[int, Field(ge=0, description="samples shown in full in the report")] = 24
