@@ -106,6 +106,10 @@ Direct: TypeAlias = Annotated[bool, typer.Option("--direct", help="Run without P
 RunOut: TypeAlias = Annotated[
     str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")
 ]
+Deadline: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Seconds without a step or a sample, instead of the configuration's `deadline`."),
+]
 RetryFailed: TypeAlias = Annotated[
     bool, typer.Option("--retry-failed", help="Take samples again that failed before.")
 ]

@@ -225,7 +225,7 @@ def _note_unwitnessed(check: _Check, records: Mapping[str, CommitRecord]) -> Non
     if unseen:
         layers = [layer for layer in check.header.layers if any(layer in found for found in unseen.values())]
         check.notes.append(
-            "unwitnessed: attention that was not compared with the model's kernel at every step, "
+            "unwitnessed: attention that was not compared with the kernel at every step, "
             f"of {_some('sample', list(unseen))} in {_some('layer', layers)}"
         )
 
