@@ -138,3 +138,16 @@ def test_the_lease_of_one_that_was_killed_runs_out(run: str, monkeypatch: pytest
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.0)
     amend(run, "a", {"mask": MASK})
     is_whole(run, MASK, {})
+
+
+def test_a_sample_is_deleted(run: str, server: str) -> None:
+    with resume_run(run) as writer:
+        writer.remove("a")
+        assert writer.missing == ("a",)
+        with pytest.raises(i2am.NotFound, match="is not committed"):
+            writer.remove("a")
+    assert i2am.open_run(run).samples == ("b",)
+    assert i2am.verify(run).ok
+    assert not [
+        key for key in objects(server, run.partition(f"{BUCKET}/")[2]) if "/c.0." in key or "leases" in key
+    ]
