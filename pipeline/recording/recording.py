@@ -194,7 +194,9 @@ class Recording:
                 f"step {call.step}: layers that the denoiser called",
                 expected=f"{len(sites)}",
                 got=f"{len(sites) - len(uncalled)}, not {', '.join(uncalled[:3])}",
-                remedy="leave out with layers= or steps= what this model does not call",
+                remedy="leave out with layers= or steps= what this model does not call"
+                if self._specs
+                else "the denoiser runs exported or traced code; capture it as it was before",
             )
         if self._tracker.step_complete:
             self._end_steps(self._tracker.steps)
@@ -210,7 +212,10 @@ class Recording:
                 "denoiser calls in the sample context",
                 expected=f"{len(self._schedule) or 'at least 1'} steps", got=f"{self._tracker.steps}",
                 remedy="run the whole pipeline call inside the context, and give timesteps=[...] where it "
-                "makes fewer calls than its scheduler announces",
+                "makes fewer calls than its scheduler announces"
+                if self._schedule
+                else "run the pipeline call inside the context; exported or traced code has no "
+                "modules to read: capture it as it was before",
             )  # fmt: skip
         self._copies.drain()
         seconds = (time.perf_counter() - self._started) / len(self._handles)
