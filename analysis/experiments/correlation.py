@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -70,11 +71,7 @@ def correlations(
         if many == count:
             chances = [_permutation_p(*pairs) if count <= FEW else float(results[0].pvalue)]
             chances += [float(result.pvalue) for result in results[1:]]
-        chance = np.random.default_rng(seed)
-        times = np.stack(
-            [np.bincount(chance.integers(0, many, many), minlength=many) for _ in range(resamples)]
-        )
-        draws = coefficients_of_draws(pairs[0], pairs[1], times[:, owner])
+        draws = coefficients_of_draws(pairs[0], pairs[1], _times(many, resamples, seed)[:, owner])
         if many >= FEWEST and len(draws):
             ends = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     low, high = ([None if np.isnan(end) else float(end) for end in row] for row in ends)
@@ -82,6 +79,14 @@ def correlations(
         Correlation(name, values[n], low[n], high[n], chances[n], count, many)
         for n, name in enumerate(STATISTICS)
     ]
+
+
+@lru_cache(maxsize=8)
+def _times(units: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    """How often each draw takes each unit, (draw, unit)."""
+    chance = np.random.default_rng(seed)
+    picks = (chance.integers(0, units, units) for _ in range(resamples))
+    return np.stack([np.bincount(own, minlength=units) for own in picks])
 
 
 def _permutation_p(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

@@ -39,7 +39,6 @@ from i2am.storage.reading.open import open_each
 from i2am.storage.tools.feature_store import Features, features_beside, pair_key, rows
 
 if TYPE_CHECKING:
-    from i2am.analysis.drawing.charts import Chart
     from i2am.analysis.maps.question import Protocol
     from i2am.pipeline.features.contract import FeatureModel
     from i2am.storage.reading.open import Place
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 
 QUALITY = OutputKind("an experiment on quality", ("tables", "pictures", "quality.json"), "quality.json")
 
-TABLES = ("quality", "quality_samples", "quality_attention", "quality_correlations")
+TABLES = ("quality", "quality_samples", "quality_attention", "quality_sets", "quality_correlations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,6 @@ class Quality:
     claims: list[str]  # whether the paper's claim holds, a sentence for each kind of map
     notes: list[str]
     refusals: list[dict[str, str]]  # damaged samples, left out
-    charts: dict[str, Chart]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ def quality_runs(
             (made / folder).mkdir(parents=True)
         for name, table in found.tables.items():
             table.write_parquet(made / "tables" / f"{name}.parquet")
-        for name, chart in found.charts.items():
+        for name, chart in quality_charts(*(found.tables[name] for name in TABLES[1:]), found.features):
             chart.save(made / "pictures" / f"quality-{name}.png")
         facts = {"runs": [run.path for run in opened], "features": found.features, "claims": found.claims}
         facts |= {"notes": found.notes, "samples": found.tables["quality_samples"]["sample"].to_list()}
@@ -153,14 +151,13 @@ def _measure(opened: Sequence[Run], asked: Options) -> Quality:
     samples = _samples(entries, of_images, distances, features)
     sets = _sets(entries, real, of_images, features)
     found = correlate(samples, attention, sets, asked.confidence)
-    tables = (by_model(samples, attention, sets, asked.confidence), samples, attention, found)
+    tables = (by_model(samples, attention, sets, asked.confidence), samples, attention, sets, found)
     return Quality(
         dict(zip(TABLES, tables, strict=True)),
         features,
         claims(found, features),
         [*models.notes, *_notes(samples, sets)],
         refusals,
-        dict(quality_charts(samples, attention, sets, found, features)),
     )
 
 

@@ -5,7 +5,7 @@ Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perc
 
 from __future__ import annotations
 
-import importlib.util
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ SMALLEST = 32
 def load_lpips(device: str) -> FeatureModel:
     """LPIPS of pairs [pair, 2, y, x, 3], one number each; 0 for equal images."""
     for package in ("torchmetrics", "torchvision"):
-        if importlib.util.find_spec(package) is None:
+        if find_spec(package) is None:
             raise MissingDependency(f"LPIPS needs {package}", remedy="pip install 'i2am[features]'")
     if not hub_file(BACKBONE).is_file():
         raise NotFound(

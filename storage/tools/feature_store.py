@@ -15,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +72,10 @@ class FeatureStore:
         for name in self.place.names(folder):
             data = self.place.read(f"{folder}/{name}")
             if name == f"{hashlib.sha256(data).hexdigest()}.npz":
-                with np.load(io.BytesIO(data), allow_pickle=False) as part:
+                with (
+                    suppress(ValueError, KeyError, OSError, BadZipFile),
+                    np.load(io.BytesIO(data), allow_pickle=False) as part,
+                ):
                     found.update(zip(part["keys"].tolist(), part["values"], strict=True))
         return found
 
