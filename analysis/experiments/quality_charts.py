@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import polars as pl
 
@@ -19,14 +19,16 @@ DOTS = 2000
 COLOURS = {(direction, level): colour for direction, level, _, colour in KINDS}
 
 
-def quality_charts(
-    samples: pl.DataFrame, attention: pl.DataFrame, sets: pl.DataFrame, found: pl.DataFrame, features: str
-) -> Iterator[tuple[str, Chart]]:
-    """(file name without suffix, chart); the frames are those of `i2am.analysis.experiments.quality`."""
+def quality_charts(tables: Mapping[str, pl.DataFrame], features: str) -> Iterator[tuple[str, Chart]]:
+    """(what the dots are, chart) from the tables of the experiment."""
+    names = ("samples", "attention", "sets", "correlations")
+    samples, attention, sets, found = (tables[f"quality_{name}"] for name in names)
     of_samples = attention.join(samples, on=[*MODEL, "sample"], nulls_equal=True)
     means = attention.group_by([*MODEL, *COLUMNS], maintain_order=True).agg(pl.col("imacs").mean())
     of_models = means.join(sets, on=list(MODEL), nulls_equal=True)
-    asked = [("samples", of_samples, DRAWN, "Quality of each sample against its IMACS")]
+    asked: list[tuple[str, pl.DataFrame, Sequence[str], str]] = [
+        ("samples", of_samples, DRAWN, "Quality of each sample against its IMACS")
+    ]
     if sets.height > 1:
         asked.append(("runs", of_models, SET_SCORES, "Quality of each set against its mean IMACS"))
     for over, table, scores, title in asked:

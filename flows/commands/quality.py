@@ -14,36 +14,35 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+RunEach = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="A folder NAME.zarr, a URL, or a pattern in quotes; each run is a model of its own.",
+        show_default=False,
+    ),
+]
+RealFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of real pictures; those with a sample's name are its truth. Absent: the runs' "
+        "images 'target' or 'source'."
+    ),
+]
+Lpips = Annotated[
+    bool | None, typer.Option("--lpips/--no-lpips", help="Measure LPIPS; absent: where its weights are.")
+]
+
+
 def quality(
-    run: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN...",
-            help="A folder NAME.zarr, a URL, or a pattern in quotes; each run is a model of its own.",
-            show_default=False,
-        ),
-    ],
+    run: RunEach,
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier experiment is replaced.")],
-    real: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of real pictures; those with a sample's name are its truth. Absent: the runs' "
-            "images 'target' or 'source'."
-        ),
-    ] = None,
+    real: RealFolder = None,
     features: Annotated[str, typer.Option(help="inception, clip, dino, or module:function.")] = "inception",
-    weights: Annotated[
-        Path | None, typer.Option(help="Inception's file, or a folder of transformers; absent: their caches.")
-    ] = None,
-    lpips: Annotated[
-        bool | None, typer.Option("--lpips/--no-lpips", help="Measure LPIPS; absent: where its weights are.")
-    ] = None,
-    group: Annotated[
-        str | None, typer.Option(help="Annotation by which a run's samples are sets of their own.")
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="Folder of features; absent: features/ beside each run.")
-    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Their file or folder; absent: the caches.")] = None,
+    lpips: Lpips = None,
+    group: Annotated[str | None, typer.Option(help="Annotation that makes sets of a run's samples.")] = None,
+    store: Annotated[str | None, typer.Option(help="Folder of features; absent: beside each run.")] = None,
     device: Annotated[str, typer.Option(help="Where features are taken: cpu, cuda, ...")] = "cpu",
     penalty: options.Penalty = 3.0,
     protocol: options.Protocol = "corrected",

@@ -173,7 +173,7 @@ def test_a_folder_of_real_pictures_is_the_truth(models):
 
 def test_without_torch_the_features_that_are_here_serve(i2am, models, monkeypatch):
     before = measured(models).tables["quality"]
-    monkeypatch.setattr("i2am.flows.experiments.quality.can_take", lambda: False)
+    monkeypatch.setattr("i2am.flows.experiments.quality_models.can_take", lambda: False)
     assert measured(models).tables["quality"].equals(before)
     i2am(*words(models, features="clip")).refused(
         "features 'clip' are not all here.*pip install 'i2am.capture.'"
@@ -187,7 +187,7 @@ def test_features_of_another_model_are_refused(i2am, models, monkeypatch):
     (model,) = store.models()
     known = store.read(model)
     store.write(f"{COLOURS}@000000000000", list(known), np.stack(list(known.values())) * 2)
-    monkeypatch.setattr("i2am.flows.experiments.quality.can_take", lambda: False)
+    monkeypatch.setattr("i2am.flows.experiments.quality_models.can_take", lambda: False)
     i2am(*words(models)).refused(
         f"features of another model: '{COLOURS}'; expected all .*20 images of {COLOURS}@0000"
     )
@@ -243,6 +243,14 @@ def test_a_damaged_sample_is_left_out_and_named(i2am, models):
     assert "refused: sample 's3', layer 'images/generated' is damaged" in outcome.err
     counts = tables(models / "out")["quality"].filter(score="fid")["count"].to_list()
     assert counts == [5, 4, 5]
+
+
+def test_runs_that_are_damaged_throughout_are_refused(i2am, models):
+    for file in (models / "m1.zarr" / "images" / "generated").glob("c.*"):
+        file.write_bytes(b"")
+    outcome = i2am("quality", models / "m1.zarr", "--out", models / "out", "--features", COLOURS, "-q")
+    assert outcome.status == 1
+    assert "sample 's/1' is damaged: and so are all others (5)" in outcome.err
 
 
 def test_damaged_attention_is_left_out_and_named_too(models):
