@@ -12,7 +12,6 @@ import polars as pl
 
 from i2am.analysis.experiments.correlation import FEWEST
 from i2am.analysis.experiments.quality import MODEL, PAIR_SCORES, by_model, correlate
-from i2am.analysis.experiments.quality_charts import quality_charts
 from i2am.analysis.experiments.quality_claim import claims
 from i2am.analysis.experiments.set_distances import fid, kid
 from i2am.analysis.output_digests import write_mark
@@ -22,6 +21,7 @@ from i2am.analysis.scores.imacs import check_penalty
 from i2am.flows.console.output import counted
 from i2am.flows.console.progress import Progress, emit
 from i2am.flows.experiments.pictures import TRUTHS, Picture, given
+from i2am.flows.experiments.quality_charts import quality_charts
 from i2am.flows.experiments.quality_entries import Entry, read_attention, read_entries
 from i2am.flows.experiments.quality_models import Models, Options
 from i2am.storage.errors import DamagedSample, NoAnswer
