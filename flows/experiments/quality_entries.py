@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from i2am.analysis.events import counter
 from i2am.analysis.experiments.quality import MODEL, attention_maps_of, attention_scores, pair_scores
 from i2am.analysis.scores.tables import SCHEMA, sample_mask
-from i2am.flows.console.progress import Progress, emit
+from i2am.flows.analyze.job import emit_event
 from i2am.flows.experiments.pictures import Picture, of_run, truth_of
 from i2am.storage.errors import DamagedSample, UnknownName
 from i2am.storage.tools.feature_store import pair_key
@@ -47,7 +48,9 @@ def read_entries(
     refusals: list[dict[str, str]],
 ) -> Iterator[Entry]:
     """A run's generated images with the scores of pairs; damaged samples go to `refusals`."""
-    for number, sample in enumerate(run.samples, 1):
+    step = counter(emit_event, f"images of {label}", len(run.samples))
+    for sample in run.samples:
+        step()
         try:
             record = run.record(sample)
             if "generated" not in record["images"]:
@@ -65,7 +68,6 @@ def read_entries(
             continue
         model = {"run": label, "group": None if group is None else str(record["annotations"][group])}
         yield Entry(run, model, sample, generated, truth and truth[1], scores)
-        emit(Progress("images", number, len(run.samples), label))
 
 
 def _pair_scores(
@@ -86,7 +88,9 @@ def read_attention(
     """Rows of IMACS and densities of every entry, with the run and the group."""
     rows: list[dict[str, Any]] = []
     maps: dict[int, Any] = {}
-    for number, entry in enumerate(entries, 1):
+    step = counter(emit_event, "attention", len(entries))
+    for entry in entries:
+        step()
         if id(entry.run) not in maps:
             maps[id(entry.run)] = attention_maps_of(entry.run, protocol)
         try:
@@ -95,5 +99,4 @@ def read_attention(
             refusals.append({"run": str(entry.model["run"]), "sample": entry.sample, "reason": str(error)})
             continue
         rows += [{**entry.model, **row} for row in own]
-        emit(Progress("attention", number, len(entries), str(entry.model["run"])))
     return pl.DataFrame(rows, schema={**dict.fromkeys(MODEL, pl.String), **SCHEMA})

@@ -265,6 +265,15 @@ def test_damaged_attention_is_left_out_and_named_too(models):
     assert found.tables["quality"].filter(score="ssim")["count"].to_list() == [5, 4, 5]
 
 
+def test_a_single_reference_token_has_r2g_alone(tmp_path):
+    run, _ = build(tmp_path / "pooled.zarr", [layer(ref=(1, 1))], samples=SAMPLES, images=True)
+    found = quality_runs(run, features=COLOURS)
+    kinds = found.tables["quality_attention"].select("direction", "level", "kind").unique().rows()
+    assert kinds == [("r2g", "unified", "similarity")]
+    assert [claim.split(":")[0] for claim in found.claims] == ["R2G of all reference tokens"]
+    assert any("FID and KID are correlated from 3 on" in note for note in found.notes)
+
+
 def test_other_sizes_and_protocols(models):
     run = str(models / "m0.zarr")
     real = {sample: np.zeros((30, 30, 3), np.uint8) for sample in SAMPLES}
