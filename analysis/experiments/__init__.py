@@ -1,0 +1,1 @@
+"""The paper's experiments, from numbers to tables: one claim, one file."""

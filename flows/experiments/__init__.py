@@ -1,0 +1,1 @@
+"""The paper's experiments on runs and data sets."""
