@@ -160,6 +160,9 @@ def detect_pictures(
 
 
 def _load(cls: Any, weights: Path) -> Any:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # libraries never print
     model = cls.from_pretrained(weights, local_files_only=True, use_safetensors=True, dtype=torch.float32)
     return model.eval()
 

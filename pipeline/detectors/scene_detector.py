@@ -114,7 +114,7 @@ def train(out: Path, steps: int, every: int = 200) -> YolosForObjectDetection:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the detector of the embedded model's scenes.")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the weights and the checkpoint")
+    parser.add_argument("--out", type=Path, default=Path("out/scene-detector"), help="weights and checkpoint")
     parser.add_argument("--steps", type=int, default=2000, help=f"batches of {BATCH} scenes")
     options = parser.parse_args()
     train(options.out, options.steps)

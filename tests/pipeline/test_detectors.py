@@ -159,5 +159,28 @@ def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
         detector(PICTURE)
 
 
+def test_the_shipped_detector_finds_objects_of_held_out_scenes(capfd):
+    detector = runners.load_detector("scenes", scene_detector.FOLDER)
+    scenes = [make_scene(seed) for seed in range(300, 312)]
+    overlaps = []
+    results = runners.detect_pictures(detector, [("a", scene.target) for scene in scenes], "x")
+    for found, scene in zip(results, scenes, strict=True):
+        top, left, bottom, right = scene.target_box
+        truth = (left, top, right - left, bottom - top)
+        overlaps.append(_iou(found[0]["bbox"], truth) if found else 0.0)
+    assert np.mean(overlaps) > 0.3  # a random box: 0.2
+    assert capfd.readouterr().err == ""
+    for entries in runners.detect_pictures(detector, [("a", scenes[0].source)], "x"):
+        assert all(entry["score"] < 0.5 for entry in entries)
+
+
+def _iou(one, two):
+    masks = np.zeros((2, 256, 256), bool)
+    for mask, box in zip(masks, (one, two), strict=True):
+        x, y, width, height = (round(4 * number) for number in box)
+        mask[y : y + height, x : x + width] = True
+    return (masks[0] & masks[1]).sum() / masks.any(0).sum()
+
+
 def test_the_small_detector_stays_small():
     assert sum(p.numel() for p in build_detector().parameters()) * 2 < 1e6  # bytes in float16
