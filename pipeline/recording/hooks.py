@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,8 +11,10 @@ import torch
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
+from i2am.pipeline.compilation import original
 from i2am.pipeline.recording.recording import Recording
 from i2am.pipeline.taps.attention_calls import CallTap
+from i2am.pipeline.taps.call_arguments import call_arguments
 from i2am.pipeline.taps.guard import make_guard
 from i2am.pipeline.taps.kernels import KernelCall, KernelTap
 from i2am.pipeline.taps.latent_tiles import TileTracker
@@ -41,7 +42,7 @@ class PipelineHooks:
         self._projections = ProjectionTap((), self._receive, self._guard)
         self._joint: CallTap | None = None
         self._tiles: TileTracker | None = None
-        self._denoiser = adapter.denoiser(pipe)
+        self._denoiser = original(adapter.denoiser(pipe))
         self._label = ""
         self._inside_call = False
 
@@ -60,8 +61,8 @@ class PipelineHooks:
             self._guard,
         )  # fmt: skip
         self._tiles = TileTracker() if self._adapter.tiled else None
-        self._denoiser = self._adapter.denoiser(self._pipe)
-        modules = (*self._adapter.companions(self._pipe), self._denoiser)
+        self._denoiser = original(self._adapter.denoiser(self._pipe))
+        modules = (*map(original, self._adapter.companions(self._pipe)), self._denoiser)
         with ExitStack() as hooks:
             hooks.enter_context(kernels.attached())
             hooks.enter_context(self._projections.attached())
@@ -132,7 +133,7 @@ class PipelineHooks:
             return
         self._inside_call = True
         self._projections.reset()
-        arguments = _by_name(module, args, kwargs)
+        arguments = call_arguments(module, args, kwargs)
         now = read_timestep(self._adapter.timestep(arguments))
         recording.begin_call(now, self._tile(arguments), self._label, _latents(arguments))
         if self._joint is not None and recording.keeps_call:
@@ -167,9 +168,3 @@ class PipelineHooks:
 
 def _latents(arguments: Mapping[str, Any]) -> torch.Tensor | None:
     return next((value for value in arguments.values() if isinstance(value, torch.Tensor)), None)
-
-
-def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-    extra = bound.pop("kwargs", {})
-    return {**bound, **extra}

@@ -57,7 +57,8 @@ class Part:
     block: torch.Tensor | None = None
     seen: Array | None = None
     kernel: str = ""
-    precision: float = 0.0
+    precision: float = 0.0  # of the kernel's logits
+    rounding: float = 0.0  # of a stored key that stands for one rounded otherwise
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +73,7 @@ class Expected:
     ref_start: int
     gen_stored: int  # how many tokens are stored
     ref_stored: int
+    shares_call: bool = False  # with other layers of the store: several references in one joint sequence
     parts: list[Part] = field(default_factory=list)
     taken: int = 0
 
@@ -80,7 +82,7 @@ class Expected:
         rows, gen, heads, _ = layer.query.shape
         ref = layer.key.shape[1]
         totals = layer.tokens or (gen, ref)
-        return cls(rows, heads, *totals, layer.gen_start, layer.ref_start, gen, ref)
+        return cls(rows, heads, *totals, layer.gen_start, layer.ref_start, gen, ref, layer.tokens is not None)
 
     def add(self, part: SampleAttention, step: int) -> Part:
         self.parts.append(Part(part.spec.name, part.sample, step, part.row, part.heads))
@@ -90,9 +92,9 @@ class Expected:
         """Keep the rows of a kernel call that are compared; return whether the call is complete."""
         if call.logits is not None:
             return self._take_logits(call, call.logits, gen, ref)
-        query, key = call.query, call.key
-        if query is None or key is None:
+        if call.query is None or call.key is None:
             return False
+        query, key = call.query.detach(), call.key.detach()
         if query.shape[1] == 1 and query.shape[0] == self.rows * self.heads:  # heads are among the rows
             query, key = (x.reshape(self.rows, self.heads, *x.shape[2:]) for x in (query, key))
         if (*query.shape[:3], key.shape[2]) != (self.rows, self.heads, self.gen, self.ref):
@@ -113,7 +115,7 @@ class Expected:
         self, call: KernelCall, logits: torch.Tensor, gen: torch.Tensor, ref: torch.Tensor
     ) -> bool:
         count, total = logits.shape[0], self.rows * self.heads
-        if tuple(logits.shape[1:]) != (self.gen, self.ref) or total % count:
+        if tuple(logits.shape[1:]) != (self.gen, self.ref) or self.taken + count > total:
             return False
         for part in self.parts:
             part.kernel, part.precision = call.kernel, float(torch.finfo(logits.dtype).eps)
@@ -150,8 +152,9 @@ class Witness:
         """A layer was tapped; the next kernel call of its module that fits is its own."""
         self._expected.setdefault(module, []).append(expected)
 
-    def stored(self, part: Part, query: Array, key: Array, scale: float) -> None:
-        """Query and key [head, token, dim] of a part are about to be stored."""
+    def stored(self, part: Part, query: Array, key: Array, scale: float, rounding: float = 0.0) -> None:
+        """Query and key [head, token, dim] of a part are about to be stored; ``rounding`` is the key's."""
+        part.rounding = rounding
         rows, columns = self.places(part.step, query.shape[1], key.shape[1])
         q, k = query[:, rows].astype(np.float32), key[:, columns].astype(np.float32)
         part.stored = q @ k.transpose(0, 2, 1) * np.float32(scale)
@@ -159,7 +162,7 @@ class Witness:
 
     def called(self, module: Any, call: KernelCall) -> None:
         """A kernel was called inside an attention module."""
-        for expected in self._expected.get(module, ()):
+        for expected in tuple(self._expected.get(module, ())):
             step = expected.parts[0].step
             device = (call.query if call.query is not None else call.logits).device  # type: ignore[union-attr]
             gen, ref = self._indices(step, expected, device)
@@ -169,7 +172,7 @@ class Witness:
                 self._expected[module].remove(expected)
                 for part in expected.parts:
                     self._submit(part.block, partial(self._seen, part))  # type: ignore[arg-type]
-            if complete or expected.taken:
+            if (complete or expected.taken) and not expected.shares_call:
                 return
 
     def module_ended(self, module: Any) -> None:
@@ -216,7 +219,7 @@ class Witness:
             agreement.rows + stored.shape[0] * stored.shape[1],
         )
         agreement.largest = max(agreement.largest, difference)
-        if not difference <= 16 * part.precision * size:
+        if not difference <= max(16 * part.precision, 4 * part.rounding) * size:
             masked = bool((seen - stored < -1000).any())  # -inf, or the large number added for it
             worst = np.unravel_index(
                 np.nanargmax(np.abs(np.where(np.isfinite(seen), stored - seen, 0))), stored.shape

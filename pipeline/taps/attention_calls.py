@@ -31,14 +31,20 @@ class CallTap:
     """Sees the attention calls of ``sites``.
 
     ``receive`` gets query, key and log-sum-exp of the generated rows, once for each reference; nothing is
-    computed where ``keeps_call`` says that the current denoiser call is not kept.
+    computed where ``keeps_call`` says that the current denoiser call is not kept. ``detach=False`` passes on
+    tensors through which a loss can flow back, and no log-sum-exp.
     """
 
     def __init__(
-        self, sites: Sequence[JointSite], receive: Receive, keeps_call: Callable[[], bool], guard: Guard
+        self,
+        sites: Sequence[JointSite],
+        receive: Receive,
+        keeps_call: Callable[[], bool],
+        guard: Guard,
+        detach: bool = True,
     ) -> None:
         self._sites, self._receive, self._keeps_call = tuple(sites), receive, keeps_call
-        self._guard = guard
+        self._guard, self._detach = guard, detach
         self._spans: Spans | None = None
         self._current: JointSite | None = None
         self._seen = False
@@ -114,13 +120,14 @@ class CallTap:
         if query.shape[1] != spans.length or key.shape[1] != spans.length:
             return
         self._seen = True
-        query, key = query.detach(), key.detach()
+        if self._detach:
+            query, key = query.detach(), key.detach()
         factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
         rows = slice(spans.start, spans.start + spans.grid[0] * spans.grid[1])
         if mask is not None and mask.shape[-2] != 1:
             mask = mask[..., rows, :]
         generated = query[:, rows]
-        lse = row_logsumexp(generated, key, factor, mask)
+        lse = row_logsumexp(generated, key, factor, mask) if self._detach else None
         for number, (start, layout) in enumerate(spans.references):
             reference = key[:, start : start + layout.tokens]
             part = f"reference-{number}" if number else ""

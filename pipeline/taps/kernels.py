@@ -153,7 +153,7 @@ def sdpa_call(
     enable_gqa: bool = False,
 ) -> KernelCall:
     """A call of torch's scaled_dot_product_attention, from its arguments."""
-    query, key = (x.detach() if x.ndim == 4 else x.detach()[:, None] for x in (query, key))
+    query, key = (x if x.ndim == 4 else x[:, None] for x in (query, key))
     if enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     if is_causal:
