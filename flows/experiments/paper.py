@@ -157,9 +157,7 @@ def _quality(paper: Paper) -> None:
 
 def _faithfulness(paper: Paper) -> None:
     """Tokens removed at generation, in the order of each map."""
-    ablate_run(
-        _config(paper), str(paper.run), paper.out / "faithfulness", limit=ABLATED, overwrite=True
-    )
+    ablate_run(_config(paper), str(paper.run), paper.out / "faithfulness", limit=ABLATED, overwrite=True)
 
 
 EXPERIMENTS: Mapping[str, Callable[[Paper], None]] = {
@@ -169,7 +167,12 @@ EXPERIMENTS: Mapping[str, Callable[[Paper], None]] = {
 }
 """By the folder that holds what each made."""
 
-TABLES = {"detection": "detection", "text_to_image": "detection", "quality": "quality", "faithfulness": "faithfulness"}
+TABLES = {
+    "detection": "detection",
+    "text_to_image": "detection",
+    "quality": "quality",
+    "faithfulness": "faithfulness",
+}
 """Tables of the paper, and the experiments that made them."""
 
 

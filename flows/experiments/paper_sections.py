@@ -1,9 +1,9 @@
-"""What the page of `i2am paper` says of each experiment, from its tables; every verdict follows the numbers."""
+"""What the page of `i2am paper` says of each experiment; every verdict follows from the tables."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ def make_page(out: Path, tables: Mapping[str, str]) -> PaperPage:
     ]
     samples = int(read["detection"]["count"].max() or 0)  # type: ignore[arg-type]
     return PaperPage(
-        lede=f"The experiments of the paper, on {samples} held-out scenes of the embedded model. Every number was "
-        "computed from the stored attention and images; each table names the file that it comes from.",
+        lede=f"The experiments of the paper, on {samples} held-out scenes of the embedded model. Every number "
+        "was computed from the stored attention and images; each table names the file that it comes from.",
         headlines=_headlines(read),
         sections=sections,
         provenance={"run": "run.zarr, made by i2am capture capture.yaml", "folder": str(out)},
@@ -71,12 +71,14 @@ def _detection(table: pl.DataFrame, out: Path) -> Section:
             continue
         low = row["low"] if row["low"] is not None else row["value"]
         verdict = "above" if low > blind else "not clearly above"
-        parts.append(f"{words}: mIoU {interval(row)}, {verdict} the best without supervision ({name}, {blind:.3f})")
+        parts.append(
+            f"{words}: mIoU {interval(row)}, {verdict} the best without supervision ({name}, {blind:.3f})"
+        )
     return Section(
         name="detection",
         title="Object detection",
-        claim="a box drawn from the map finds the object without supervision, better than DAAM, the whole image "
-        "and random boxes, near supervised detectors.",
+        claim="a box drawn from the map finds the object without supervision, better than DAAM, the whole "
+        "image and random boxes, near supervised detectors.",
         verdict="; ".join(parts) + ". Misses count as 0.",
         ours=ours,
         papers=TableView(
@@ -86,10 +88,10 @@ def _detection(table: pl.DataFrame, out: Path) -> Section:
         ),
         pictures=_pictures(out / "detection" / "pictures", {"boxes-0001.png": "Boxes of the first scene."}),
         notes=[
-            "The paper's numbers are of another model and other images: the order of the methods compares, not "
-            "the values. The paper leaves images without a box out; so does the column mIoU, found.",
-            "Rule official is the paper's chain, with R2G inverted as its code does; rule corrected was chosen on "
-            "scenes that are not in this evaluation.",
+            "The paper's numbers are of another model and other images: the order of the methods compares, "
+            "not the values. The paper leaves images without a box out; so does the column mIoU, found.",
+            "Rule official is the paper's chain, with R2G inverted as its code does; rule corrected was chosen "
+            "on scenes that are not in this evaluation.",
         ],
     )
 
@@ -98,9 +100,12 @@ def _detection_table(table: pl.DataFrame, direction: str) -> TableView:
     truth = TASKS[direction][0]
     own = table.filter(direction=direction, truth=truth)
     rows = []
-    for method, region, rule in own.select("method", "region", "rule").unique(maintain_order=True).iter_rows():
+    for method, region, rule in (
+        own.select("method", "region", "rule").unique(maintain_order=True).iter_rows()
+    ):
         scores = {
-            row["score"]: row for row in own.filter(method=method, region=region, rule=rule).iter_rows(named=True)
+            row["score"]: row
+            for row in own.filter(method=method, region=region, rule=rule).iter_rows(named=True)
         }
         words = ", ".join(filter(None, (method, _REGIONS.get(region, region), rule)))
         rows.append(
@@ -110,7 +115,11 @@ def _detection_table(table: pl.DataFrame, direction: str) -> TableView:
                 *(_number(scores[name]["value"]) for name in ("miou_found", "ap50", "pointing")),
             )
         )
-    title = "Box of the reference object, from G2R" if direction == "g2r" else "Box of the painted region, from R2G"
+    title = (
+        "Box of the reference object, from G2R"
+        if direction == "g2r"
+        else "Box of the painted region, from R2G"
+    )
     columns = ("method", "mIoU, misses 0", "mIoU, found", "AP50", "pointing")
     return TableView(title, columns, rows, "tables/detection.parquet")
 
@@ -152,15 +161,25 @@ def _quality(table: pl.DataFrame, out: Path) -> Section:
         ],
         pictures=_pictures(
             out / "quality" / "pictures",
-            {p.name: "Scores of each sample against its attention." for p in _pngs(out / "quality" / "pictures")},
+            {
+                p.name: "Scores of each sample against its attention."
+                for p in _pngs(out / "quality" / "pictures")
+            },
         ),
-        notes=[f"Features: {mark['features']}; FID and KID of other features are other numbers.", *mark["notes"]],
+        notes=[
+            f"Features: {mark['features']}; FID and KID of other features are other numbers.",
+            *mark["notes"],
+        ],
     )
 
 
 def _correlations(found: pl.DataFrame) -> TableView:
-    keys = [name for name in found.columns if name in ("score", "measure", "direction", "level", "method", "unit")]
-    rows = [(" ".join(str(row[k]) for k in keys if row[k]), interval(row)) for row in found.iter_rows(named=True)]
+    keys = [
+        name for name in found.columns if name in ("score", "measure", "direction", "level", "method", "unit")
+    ]
+    rows = [
+        (" ".join(str(row[k]) for k in keys if row[k]), interval(row)) for row in found.iter_rows(named=True)
+    ]
     return TableView(
         "Correlation with attention", ("score and measure", "coefficient"), rows,
         "quality/tables/quality_correlations.parquet",
@@ -183,8 +202,8 @@ def _refinement() -> Section:
     return Section(
         name="refinement",
         title="Debugging and refinement",
-        claim="the variance of attention scores goes with inconsistent colours; a loss that steadies attention "
-        "improves FID, KID, LPIPS and SSIM.",
+        claim="the variance of attention scores goes with inconsistent colours; a loss that steadies "
+        "attention improves FID, KID, LPIPS and SSIM.",
         verdict="not repeated: it needs trainings of several seeds. The loss is there: i2am.attention_loss.",
         ours=[],
         papers=papers,
@@ -210,12 +229,20 @@ def _text_to_image(table: pl.DataFrame, out: Path) -> Section:
         name="text-to-image",
         title="Against a text-to-image method",
         claim="DAAM, made for text, gives maps that cannot be read here.",
-        verdict=f"with the same rule and truth, I²AM's box is better than DAAM's in {better} of "
-        f"{difference.height} comparisons whose interval excludes 0." if difference.height else "no comparison.",
-        ours=[TableView("DAAM and I²AM on the same store", ("method", "map", "score", "value"), rows,
-                        "tables/text_to_image.parquet")],
-        pictures=_pictures(out / "detection" / "pictures", {"text_to_image.png": "Both methods' maps and boxes."}),
-    )  # fmt: skip
+        verdict=f"with the same rule and truth, I²AM's box is better than DAAM's, by an interval that excludes 0, "
+        f"in {better} of {difference.height} comparisons.",
+        ours=[
+            TableView(
+                "DAAM and I²AM on the same store",
+                ("method", "map", "score", "value"),
+                rows,
+                "tables/text_to_image.parquet",
+            )
+        ],
+        pictures=_pictures(
+            out / "detection" / "pictures", {"text_to_image.png": "Both methods' maps and boxes."}
+        ),
+    )
 
 
 # ------------------------------------------------------------------------------------ faithfulness
@@ -239,7 +266,7 @@ def _faithfulness(table: pl.DataFrame, out: Path) -> Section:
     return Section(
         name="faithfulness",
         title="Faithfulness",
-        claim="nothing: that the maps say what would happen if the reference were changed is not tested there.",
+        claim="nothing: whether the maps say what would happen if the reference were changed is not tested.",
         verdict=_causal_words(whole),
         ours=[
             TableView(
@@ -256,7 +283,9 @@ def _faithfulness(table: pl.DataFrame, out: Path) -> Section:
                 "faithfulness-layers.png": "Which layers' and heads' maps are causal.",
             },
         ),
-        notes=["Deletion: more change with fewer tokens removed is better. Insertion: less change is better."],
+        notes=[
+            "Deletion: more change with fewer tokens removed is better. Insertion: less change is better."
+        ],
     )
 
 
@@ -265,12 +294,12 @@ def _causal_words(whole: pl.DataFrame) -> str:
     if found.is_empty():
         return "the curves have no point at a tenth."
     best = found.row(0, named=True)
-    return (
-        f"removing the tenth that {best['rank']} ranks highest changes the painted pixels {interval(best, 1)} times "
-        "as much as a random tenth: the maps say which tokens matter."
-        if (best["low"] or 0) > 1
-        else f"no order of tokens is clearly better than a random one; the best is {best['rank']}, {interval(best, 1)}."
+    words = (
+        f"removing the tenth that {best['rank']} ranks highest changes the painted pixels {interval(best, 1)} "
+        "times as much as a random tenth"
     )
+    clear = (best["low"] or 0) > 1
+    return f"{words}: the maps say which tokens matter." if clear else f"{words}, which is not clearly more."
 
 
 # ------------------------------------------------------------------------------------------ the top
@@ -278,11 +307,16 @@ def _causal_words(whole: pl.DataFrame) -> str:
 
 def _headlines(read: Mapping[str, pl.DataFrame]) -> list[Headline]:
     items = []
-    for way, words in (("g2r", "mIoU of the reference object’s box"), ("r2g", "mIoU of the painted region’s box")):
+    for way, words in (
+        ("g2r", "mIoU of the reference object’s box"),
+        ("r2g", "mIoU of the painted region’s box"),
+    ):
         row = _ours(read["detection"], way)
         if row is not None:
             items.append(Headline(f"{row['value']:.2f}", words, _ends(row), f"var(--{way})"))
-    table = read["faithfulness"].filter(measure="times random", kind="deletion", fraction=0.1, region="inside")
+    table = read["faithfulness"].filter(
+        measure="times random", kind="deletion", fraction=0.1, region="inside"
+    )
     table = table.filter(pl.col("layer").is_null(), pl.col("head").is_null()).sort("value", descending=True)
     if table.height:
         row = table.row(0, named=True)
