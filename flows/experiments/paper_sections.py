@@ -33,8 +33,8 @@ def make_page(out: Path, tables: Mapping[str, str]) -> PaperPage:
     ]
     samples = int(read["detection"]["count"].max() or 0)  # type: ignore[arg-type]
     return PaperPage(
-        lede=f"The experiments of the paper, on {samples} held-out scenes of the embedded model. Every number "
-        "was computed from the stored attention and images; each table names the file that it comes from.",
+        lede=f"The experiments of the paper, on {samples} held-out scenes of the embedded model. Every "
+        "number was computed from the stored attention and images; each table names its file.",
         headlines=_headlines(read),
         sections=sections,
         provenance={"run": "run.zarr, made by i2am capture capture.yaml", "folder": str(out)},
@@ -90,8 +90,8 @@ def _detection(table: pl.DataFrame, out: Path) -> Section:
         notes=[
             "The paper's numbers are of another model and other images: the order of the methods compares, "
             "not the values. The paper leaves images without a box out; so does the column mIoU, found.",
-            "Rule official is the paper's chain, with R2G inverted as its code does; rule corrected was chosen "
-            "on scenes that are not in this evaluation.",
+            "Rule official is the paper's chain, with R2G inverted as its code does; rule corrected was "
+            "chosen on scenes that are not in this evaluation.",
         ],
     )
 
@@ -107,7 +107,7 @@ def _detection_table(table: pl.DataFrame, direction: str) -> TableView:
             row["score"]: row
             for row in own.filter(method=method, region=region, rule=rule).iter_rows(named=True)
         }
-        words = ", ".join(filter(None, (method, _REGIONS.get(region, region), rule)))
+        words = _words({"method": method, "region": region, "rule": rule})
         rows.append(
             (
                 words,
@@ -127,6 +127,11 @@ def _detection_table(table: pl.DataFrame, direction: str) -> TableView:
 _REGIONS = {"all": "all tokens", "reference_mask": "object's tokens", "mask": "painted patches"}
 
 
+def _words(row: Row) -> str:
+    """A method with its tokens and its rule."""
+    return ", ".join(filter(None, (row["method"], _REGIONS.get(row["region"], row["region"]), row["rule"])))
+
+
 def _ours(table: pl.DataFrame, direction: str) -> Row | None:
     truth, region = TASKS[direction]
     return _one(
@@ -139,7 +144,7 @@ def _best_blind(table: pl.DataFrame, direction: str) -> tuple[str, float]:
         ~pl.col("method").is_in(["i2am", "YOLOS, trained on scenes"])
     )
     row = own.sort("value", descending=True, nulls_last=True).row(0, named=True)
-    return str(row["method"]), float(row["value"])
+    return _words(row), float(row["value"])
 
 
 # ------------------------------------------------------------------------------------------ quality
@@ -216,7 +221,7 @@ def _refinement() -> Section:
 def _text_to_image(table: pl.DataFrame, out: Path) -> Section:
     rows = [
         (
-            ", ".join(filter(None, (row["method"], _REGIONS.get(row["region"], row["region"]), row["rule"]))),
+            _words(row),
             row["direction"].upper(),
             row["score"],
             interval(row),
@@ -229,8 +234,8 @@ def _text_to_image(table: pl.DataFrame, out: Path) -> Section:
         name="text-to-image",
         title="Against a text-to-image method",
         claim="DAAM, made for text, gives maps that cannot be read here.",
-        verdict=f"with the same rule and truth, I²AM's box is better than DAAM's, by an interval that excludes 0, "
-        f"in {better} of {difference.height} comparisons.",
+        verdict=f"with the same rule and truth, I²AM's box is better than DAAM's (the interval excludes 0) in "
+        f"{better} of {difference.height} comparisons.",
         ours=[
             TableView(
                 "DAAM and I²AM on the same store",
@@ -290,7 +295,8 @@ def _faithfulness(table: pl.DataFrame, out: Path) -> Section:
 
 
 def _causal_words(whole: pl.DataFrame) -> str:
-    found = whole.filter(measure="times random", kind="deletion", fraction=0.1).sort("value", descending=True)
+    found = whole.filter(measure="times random", kind="deletion", fraction=0.1)
+    found = found.sort("value", descending=True)
     if found.is_empty():
         return "the curves have no point at a tenth."
     best = found.row(0, named=True)
