@@ -15,7 +15,7 @@ from i2am.storage.format.signed_json import DocumentError
 from i2am.storage.tools.verify import Problem, Progress, VerifyReport
 from i2am.storage.tools.verify import verify as verify_run
 
-MARKS = ("study.json", "compare.json")  # of a study, of a comparison
+MARKS = ("study.json", "compare.json", "faithfulness.json")  # of a study, a comparison, an experiment
 
 
 @dataclass(frozen=True, slots=True)

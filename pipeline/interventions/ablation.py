@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from i2am.pipeline.adapters.contract import Adapter, JointSite
 from i2am.pipeline.adapters.registry import find_adapter
+from i2am.pipeline.compilation import compiled_code_left_out
 from i2am.pipeline.interventions.call_roles import CallRoles
 from i2am.pipeline.interventions.cross_removal import CrossRemoval
 from i2am.pipeline.interventions.joint_removal import JointRemoval
@@ -35,13 +36,15 @@ def ablation(
     layers: Layers = None,
     adapter: str | Adapter | None = None,
     guidance: Sequence[Sequence[str]] | None = None,
+    timesteps: Sequence[float] | None = None,
     reference: int = 0,
 ) -> Iterator[None]:
     """Remove reference tokens of each sample of the one pipeline call inside the context.
 
     ``removed`` is True where a token goes: [sample, row, column] over the reference, a cell of a layer's grid
     being removed where at least half of it is, and tokens without a place stay; or [sample, token], all of
-    them, in the model's order. ``reference`` is which of several references is meant.
+    them, in the model's order. ``guidance`` and ``timesteps`` are as for a capture; ``reference`` is which of
+    several references is meant.
     """
     if mode not in get_args(Mode):
         raise InputError("mode", expected=" or ".join(get_args(Mode)), got=repr(mode))
@@ -58,11 +61,18 @@ def ablation(
             expected="latent, mean or mask, for joint attention" if joint else "empty, mean or mask",
             got=mode,
         )
-    roles = CallRoles(pipe, family, len(gone), guidance)
+    roles = CallRoles(pipe, family, len(gone), guidance, timesteps)
     kind = JointRemoval if joint else CrossRemoval
     found = kind(pipe, family, sites, torch.from_numpy(gone.copy()), mode, roles, reference)
     with ExitStack() as hooks:
+        hooks.enter_context(compiled_code_left_out())
         hooks.enter_context(roles.followed())
         hooks.enter_context(found.attached())
         yield
         found.check_done()
+
+
+def default_mode(pipe: Any, adapter: str | Adapter | None = None) -> Mode:
+    """The mode "latent" for joint attention, "empty" for all others."""
+    sites = find_adapter(pipe, adapter).sites(pipe)
+    return "latent" if any(isinstance(site, JointSite) for site in sites) else "empty"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Adapter
+from i2am.pipeline.compilation import original
 from i2am.pipeline.recording.step_tracker import StepTracker, as_layout, scheduler_progress
 from i2am.pipeline.taps.call_arguments import call_arguments
 from i2am.pipeline.taps.latent_tiles import TileTracker
@@ -23,12 +24,17 @@ class CallRoles:
     """Follows the calls of a pipeline's denoiser and of the modules called right before it."""
 
     def __init__(
-        self, pipe: Any, adapter: Adapter, samples: int, guidance: Sequence[Sequence[str]] | None = None
+        self,
+        pipe: Any,
+        adapter: Adapter,
+        samples: int,
+        guidance: Sequence[Sequence[str]] | None = None,
+        timesteps: Sequence[float] | None = None,
     ) -> None:
         self._pipe, self._adapter, self._samples = pipe, adapter, samples
         self._tracker = StepTracker(as_layout(guidance), adapter.calls(pipe), scheduler_progress(pipe))
         self._tiles = TileTracker() if adapter.tiled else None
-        self._schedule: list[float] = []
+        self._schedule = [float(t) for t in timesteps or ()]
         self._label, self._inside = "", False
         self._rows: tuple[str, ...] | None = None
         self.tile: Tile | None = None
@@ -36,9 +42,9 @@ class CallRoles:
     @contextmanager
     def followed(self) -> Iterator[None]:
         """Register every hook; hooks that are registered later see the call that has begun."""
-        denoiser = self._adapter.denoiser(self._pipe)
+        denoiser = original(self._adapter.denoiser(self._pipe))
         with ExitStack() as hooks:
-            for module in (*self._adapter.companions(self._pipe), denoiser):
+            for module in (*map(original, self._adapter.companions(self._pipe)), denoiser):
                 hooks.callback(module.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(self._pause_over, always_call=True).remove)
             hooks.callback(denoiser.register_forward_hook(self._end, always_call=True).remove)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Spans
+from i2am.pipeline.compilation import original
 from i2am.pipeline.interventions.removal import Removal, replaced
 from i2am.pipeline.taps.call_arguments import call_arguments, with_argument
 from i2am.storage.errors import InputError
@@ -23,7 +24,7 @@ class JointRemoval(Removal):
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        denoiser = self._adapter.denoiser(self._pipe)
+        denoiser = original(self._adapter.denoiser(self._pipe))
         with ExitStack() as hooks:
             hooks.callback(denoiser.register_forward_pre_hook(self._on_call, with_kwargs=True).remove)
             for site in self._sites if self._mode == "mask" else ():
