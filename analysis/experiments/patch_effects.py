@@ -124,12 +124,16 @@ def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float |
 
 
 def summarise_patches(patches: pl.DataFrame, confidence: float = CONFIDENCE) -> pl.DataFrame:
-    """Mean correlation of each predictor, with its interval over samples, as rows of the summary."""
+    """Mean correlation of each predictor, with its interval over samples, as rows of the summary.
+
+    The blocks of a sample count by how much the image changed without them: where nothing changed, there is
+    no place to predict.
+    """
     rows = []
     by_sample = (
         patches.drop_nulls("correlation")
         .group_by("predictor", "sample", maintain_order=True)
-        .agg(pl.col("correlation").mean())
+        .agg((pl.col("correlation") * pl.col("change")).sum() / pl.col("change").sum())
     )
     for (predictor,), group in by_sample.group_by("predictor", maintain_order=True):
         found = mean_intervals(group["correlation"].to_numpy()[:, None], confidence)
