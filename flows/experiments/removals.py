@@ -82,20 +82,24 @@ class Generator:
         self, sample: str, masks: Mapping[bytes, Mask], cellwise: set[bytes]
     ) -> Iterator[dict[bytes, Effect]]:
         nothing = np.zeros(next(iter(masks.values())).shape, dtype=bool)
-        original = self._generate(sample, [nothing])[0]
-        mask = painted_mask(self.run, sample)
-        self._check_same(sample, original, mask)
-        names = list(masks)
-        for start in range(0, len(names), self.config.batch_size):
-            batch = names[start : start + self.config.batch_size]
-            images = self._generate(sample, [masks[name] for name in batch])
-            changes = {n: pixel_change(image, original) for n, image in zip(batch, images, strict=True)}
+        todo = {key(nothing): nothing, **masks}
+        names, size, mask = list(todo), self.config.batch_size, painted_mask(self.run, sample)
+        original: NDArray[np.uint8] | None = None
+        for start in range(0, len(names), size):
+            batch = names[start : start + size]
+            # Every batch is full, as one of another size could change the last bits of an image.
+            full = batch + batch[-1:] * (size - len(batch))
+            images = self._generate(sample, [todo[name] for name in full])
+            if original is None:
+                original = images[0]
+                self._check_same(sample, original, mask)
             yield {
-                name: Effect(
-                    *inside_and_outside(change, mask), area(change, self.cells) if name in cellwise else None
-                )
-                for name, change in changes.items()
+                name: self._effect(pixel_change(image, original), mask, name in cellwise)
+                for name, image in zip(batch, images, strict=False)
             }
+
+    def _effect(self, change: NDArray[np.float64], mask: Mask | None, by_cell: bool) -> Effect:
+        return Effect(*inside_and_outside(change, mask), area(change, self.cells) if by_cell else None)
 
     def _generate(self, sample: str, removed: Sequence[Mask]) -> list[NDArray[np.uint8]]:
         """Images [y, x, channel] of one sample, without the tokens of each set."""
