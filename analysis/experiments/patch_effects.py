@@ -32,6 +32,8 @@ from i2am.storage.errors import InputError
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
 
+Block = tuple[int, int]  # row and column
+
 BLOCKS = 4
 """Blocks on a side of the reference."""
 
@@ -46,7 +48,7 @@ PATCHES: Mapping[str, Any] = {
 """Columns of the table of patches, with their types."""
 
 
-def block_masks(grid: Grid, blocks: int = BLOCKS) -> dict[tuple[int, int], NDArray[np.bool_]]:
+def block_masks(grid: Grid, blocks: int = BLOCKS) -> dict[Block, NDArray[np.bool_]]:
     """Masks [row, column] of the reference's tokens, by row and column of a block; they cover all."""
     if not 1 <= blocks <= min(grid):
         raise InputError("blocks", expected=f"1 to {min(grid)}, the tokens on a side", got=str(blocks))
@@ -59,7 +61,7 @@ def block_masks(grid: Grid, blocks: int = BLOCKS) -> dict[tuple[int, int], NDArr
 
 
 def predicted_maps(
-    run: Run, sample: str, blocks: Mapping[tuple[int, int], NDArray[np.bool_]]
+    run: Run, sample: str, blocks: Mapping[Block, NDArray[np.bool_]]
 ) -> dict[str, NDArray[np.float64]]:
     """Maps [block, y, x] on the largest generated grid, by predictor, from one pass over the attention."""
     layers = select(run, "r2g", on_reference=True).layers
@@ -93,7 +95,7 @@ def _merged(
 def correlate(
     sample: str,
     predicted: Mapping[str, NDArray[np.float64]],
-    changes: Mapping[tuple[int, int], NDArray[np.float64]],
+    changes: Mapping[Block, NDArray[np.float64]],
     mask: NDArray[np.bool_] | None,
 ) -> list[dict[str, Any]]:
     """Rows of the table of patches; ``changes`` [y, x] by block have the size of the predicted maps."""

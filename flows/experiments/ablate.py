@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from i2am.analysis.experiments.faithfulness_charts import faithfulness_charts
 from i2am.analysis.experiments.patch_effects import (
     BLOCKS,
     PATCHES,
+    Block,
     block_masks,
     correlate,
     predicted_maps,
@@ -36,7 +37,7 @@ from i2am.analysis.scores.bootstrap import CONFIDENCE, check_confidence
 from i2am.flows.capture.job import comparable, prepare
 from i2am.flows.console.progress import Progress, emit
 from i2am.flows.datasets.open import open_samples
-from i2am.flows.experiments.removals import Effect, Generator, key, painted_mask, parts_folder
+from i2am.flows.experiments.removals import Effect, Generator, Mask, key, painted_mask, parts_folder
 from i2am.storage.errors import InputError, UnknownName
 from i2am.storage.reading.open import open_run
 
@@ -101,28 +102,47 @@ def ablate_run(
 
     mode = mode or default_mode(pipe, config.adapter)
     cells = largest_grid(select(opened, "g2r").layers, "gen")
-    generated = 0
-    rows: list[dict[str, Any]] = []
-    patches: list[dict[str, Any]] = []
     with output_directory(out, FAITHFULNESS, overwrite) as directory:
         folder = parts_folder(out, opened, comparable(config), mode, [*asked.grid, *cells])
         generator = Generator(config, opened, known, pipe, call, mode, cells, folder)
+        tables = _Tables()
         for number, name in enumerate(names):
             emit(Progress("ablate", number, len(names)))
-            planned = list(removals(asked.orders(name), fractions, asked.grid))
-            found, new = generator.effects(name, [each.removed for each in planned], list(masks.values()))
-            generated += new
-            rows += _rows(name, planned, found)
-            if masks:
-                changes = {block: found[key(mask)].cells for block, mask in masks.items()}
-                known_changes = {block: each for block, each in changes.items() if each is not None}
-                predicted = predicted_maps(opened, name, masks)
-                patches += correlate(name, predicted, known_changes, painted_mask(opened, name))
+            tables.add(generator, name, list(removals(asked.orders(name), fractions, asked.grid)), masks)
             emit(Progress("ablate", number + 1, len(names), name))
-        result = _result(rows, patches, asked, confidence, generated, time.perf_counter() - started)
+        result = tables.result(asked, confidence, time.perf_counter() - started)
         _write(directory.staging / "made", result, run, mode)
         directory.publish(directory.staging / "made")
     return result
+
+
+@dataclass(slots=True)
+class _Tables:
+    """Rows of the tables, sample by sample."""
+
+    generated: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    patches: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(
+        self, generator: Generator, sample: str, planned: Sequence[Removal], masks: Mapping[Block, Mask]
+    ) -> None:
+        wanted = [each.removed for each in planned]
+        found, generated = generator.effects(sample, wanted, list(masks.values()))
+        self.generated += generated
+        self.rows += _rows(sample, planned, found)
+        changes = {block: found[key(mask)].cells for block, mask in masks.items()}
+        known = {block: cells for block, cells in changes.items() if cells is not None}
+        if known:
+            predicted = predicted_maps(generator.run, sample, masks)
+            self.patches += correlate(sample, predicted, known, painted_mask(generator.run, sample))
+
+    def result(self, asked: TokenRanks, confidence: float, seconds: float) -> Faithfulness:
+        samples = pl.DataFrame(self.rows, schema=SAMPLES)
+        patches = pl.DataFrame(self.patches, schema=PATCHES)
+        summary = pl.concat([summarise(samples, confidence), summarise_patches(patches, confidence)])
+        notes = [f"no rank {name!r}: {why}" for name, why in asked.notes.items()]
+        return Faithfulness(summary, samples, patches, notes, self.generated, seconds)
 
 
 def _rows(sample: str, planned: Sequence[Removal], found: dict[bytes, Effect]) -> Iterator[dict[str, Any]]:
@@ -139,20 +159,6 @@ def _rows(sample: str, planned: Sequence[Removal], found: dict[bytes, Effect]) -
             "inside": effect.inside,
             "outside": effect.outside,
         }
-
-
-def _result(
-    rows: list[dict[str, Any]],
-    patches: list[dict[str, Any]],
-    asked: TokenRanks,
-    confidence: float,
-    generated: int,
-    seconds: float,
-) -> Faithfulness:
-    samples, of_patches = pl.DataFrame(rows, schema=SAMPLES), pl.DataFrame(patches, schema=PATCHES)
-    summary = pl.concat([summarise(samples, confidence), summarise_patches(of_patches, confidence)])
-    notes = [f"no rank {name!r}: {why}" for name, why in asked.notes.items()]
-    return Faithfulness(summary, samples, of_patches, notes, generated, seconds)
 
 
 def _write(made: Path, result: Faithfulness, run: str, mode: str) -> None:
