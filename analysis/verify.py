@@ -15,7 +15,13 @@ from i2am.storage.format.signed_json import DocumentError
 from i2am.storage.tools.verify import Problem, Progress, VerifyReport
 from i2am.storage.tools.verify import verify as verify_run
 
-MARKS = ("study.json", "compare.json", "quality.json")  # of a study, a comparison, an experiment
+MARKS = (
+    "study.json",
+    "compare.json",
+    "detection.json",
+    "quality.json",
+    "faithfulness.json",
+)  # of a study, a comparison, an experiment
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,7 +234,7 @@ def _text_to_image(table: pl.DataFrame, out: Path) -> Section:
         name="text-to-image",
         title="Against a text-to-image method",
         claim="DAAM, made for text, gives maps that cannot be read here.",
-        verdict=f"with the same rule and truth, I²AM's box is better than DAAM's (the interval excludes 0) in "
+        verdict=f"with the same rule and truth, I²AM's box is better than DAAM's (interval above 0) in "
         f"{better} of {difference.height} comparisons.",
         ours=[
             TableView(
@@ -301,8 +301,8 @@ def _causal_words(whole: pl.DataFrame) -> str:
         return "the curves have no point at a tenth."
     best = found.row(0, named=True)
     words = (
-        f"removing the tenth that {best['rank']} ranks highest changes the painted pixels {interval(best, 1)} "
-        "times as much as a random tenth"
+        f"removing the tenth that {best['rank']} ranks highest changes the painted pixels "
+        f"{interval(best, 1)} times as much as a random tenth"
     )
     clear = (best["low"] or 0) > 1
     return f"{words}: the maps say which tokens matter." if clear else f"{words}, which is not clearly more."

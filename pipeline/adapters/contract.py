@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from i2am.pipeline.compilation import original
@@ -144,6 +145,15 @@ class Adapter:
         except AttributeError:  # before its first call
             return None
         return found if isinstance(found, bool) else None
+
+    def empty_reference(
+        self, pipe: Any, tokens: torch.Tensor, uncond: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """What stands for no reference under guidance dropout, in place of ``tokens`` [row, token, width].
+
+        ``uncond`` holds the unconditional rows of the same call, if there are any; None: not known.
+        """
+        return uncond
 
     def calls(self, pipe: Any) -> tuple[str, ...]:
         """Roles of a step's successive calls where guidance, if on, makes separate calls; else empty."""

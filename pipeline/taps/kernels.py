@@ -20,7 +20,7 @@ from i2am.pipeline.taps.guard import Guard
 from i2am.pipeline.taps.shared_wrapper import listening
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
-_SOFTMAX = {torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax}
+SOFTMAX = {torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax}
 
 _TOKEN_FIRST = (
     ("xformers.ops", "memory_efficient_attention"),
@@ -89,7 +89,7 @@ class KernelTap:
             return
         self._running.append(module)
         if self._mode is None:
-            self._mode = FunctionCalls({SDPA, *_SOFTMAX}, self._guard(self._on_function))
+            self._mode = FunctionCalls({SDPA, *SOFTMAX}, self._guard(self._on_function))
             self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
