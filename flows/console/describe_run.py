@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.format.marginals_only import has_attention, is_left_out
 
 if TYPE_CHECKING:
     from i2am.storage.reading.run_collection import AnyRun
@@ -22,7 +22,7 @@ def describe(run: AnyRun) -> dict[str, Any]:
         size
         for sample in run.samples
         for path, size in run.files(sample).items()
-        if whole or not path.startswith("attention/")
+        if whole or not is_left_out(path)
     ]
     members = members_of(run) if isinstance(run, Runs) else ()
     return {

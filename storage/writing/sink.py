@@ -66,6 +66,8 @@ class Sink:
         key: Array | None = None,
         scores: Array | None = None,
         lse: Array | None = None,
+        value_norm: Array | None = None,
+        contribution: Array | None = None,
         copy: bool = True,
     ) -> None:
         """Store what one layer computed at one step.
@@ -84,6 +86,11 @@ class Sink:
             (head, gen, ref) scaled logits, for a layer stored as scores; or give `query` and `key`.
         lse : ndarray
             (head, gen) float32: log-sum-exp of each row over all keys of a joint softmax.
+        value_norm : ndarray
+            (head, ref) float32: norm of each reference token's value through the output projection; given
+            once, at any step, where the key is static.
+        contribution : ndarray
+            (gen,) float32: norm of what the reference adds to a token, over that of what it is added to.
         copy : bool
             False hands the arrays over: nobody may change them afterwards.
 
@@ -108,9 +115,11 @@ class Sink:
             raise InputError(
                 f"layer {layer!r}: step", expected=f"an integer from 0 to {steps - 1}", got=repr(step)
             )
+        arrays = {"query": query, "key": key, "scores": scores, "lse": lse}
+        arrays |= {"value_norm": value_norm, "contribution": contribution}
         given = {
             kind: np.array(checked(spec, kind, np.asarray(array)), copy=copy or None)
-            for kind, array in (("query", query), ("key", key), ("scores", scores), ("lse", lse))
+            for kind, array in arrays.items()
             if array is not None
         }
         check_choice(spec, given)
