@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -11,13 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from i2am.pipeline.adapters.contract import Adapter, JointSite, Site, TokenLayout
+from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site, TokenLayout
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.interventions.loss_terms import centre_variation, score_variance
 from i2am.pipeline.recording.layer_selection import Layers, select_layers
 from i2am.pipeline.taps.attention_calls import CallTap
 from i2am.pipeline.taps.call_arguments import call_arguments
-from i2am.pipeline.taps.projections import ProjectionTap, QueryKey
+from i2am.pipeline.taps.projections import ProjectionTap, QueryKey, Receive
 from i2am.storage.errors import CaptureError, InputError
 
 Kind: TypeAlias = Literal["centre_variation", "score_variance"]
@@ -151,24 +152,18 @@ def attention_loss(
     if isinstance(module, nn.Module):
         pipe, adapter = SimpleNamespace(unet=module, transformer=module), adapter or "diffusers-text"
     family = find_adapter(pipe, adapter)
-    denoiser = family.denoiser(pipe)
-    _refuse_checkpointing(denoiser)
-    sites = select_layers(layers, family.sites(pipe))
+    _refuse_checkpointing(family.denoiser(pipe))
+    loss = AttentionLoss(kind, mask, partial(_layout, pipe, family, ref_grid))
+    with _attached(pipe, family, select_layers(layers, family.sites(pipe)), loss.receive):
+        yield loss
 
-    def layout(layer: QueryKey) -> TokenLayout:
-        tokens = layer.key.shape[1]
-        if ref_grid is not None:
-            return TokenLayout(ref_grid, tokens - ref_grid[0] * ref_grid[1])
-        if layer.layout is None and isinstance(layer.site, Site):
-            return family.layout(pipe, layer.site, tokens, layer.grid)
-        return layer.layout or TokenLayout((0, 0), tokens)
 
-    loss = AttentionLoss(kind, mask, layout)
-    projections = ProjectionTap(
-        [s for s in sites if isinstance(s, Site)], loss.receive, _direct, detach=False
-    )
+@contextmanager
+def _attached(pipe: Any, family: Adapter, sites: Sequence[AnySite], receive: Receive) -> Iterator[None]:
+    """Taps that keep the graph, on ``sites``, while the context is open."""
+    projections = ProjectionTap([s for s in sites if isinstance(s, Site)], receive, _direct, detach=False)
     joint = [s for s in sites if isinstance(s, JointSite)]
-    calls = CallTap(joint, loss.receive, lambda: True, _direct, detach=False)
+    calls = CallTap(joint, receive, lambda: True, _direct, detach=False)
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         projections.reset()
@@ -178,8 +173,18 @@ def attention_loss(
     with ExitStack() as hooks:
         hooks.enter_context(projections.attached())
         hooks.enter_context(calls.attached())
+        denoiser = family.denoiser(pipe)
         hooks.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
-        yield loss
+        yield
+
+
+def _layout(pipe: Any, family: Adapter, ref_grid: tuple[int, int] | None, layer: QueryKey) -> TokenLayout:
+    tokens = layer.key.shape[1]
+    if ref_grid is not None:
+        return TokenLayout(ref_grid, tokens - ref_grid[0] * ref_grid[1])
+    if layer.layout is None and isinstance(layer.site, Site):
+        return family.layout(pipe, layer.site, tokens, layer.grid)
+    return layer.layout or TokenLayout((0, 0), tokens)
 
 
 def _direct(callback: Callable[..., None]) -> Callable[..., None]:
