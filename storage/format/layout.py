@@ -1,8 +1,8 @@
 """Where the numbers of one array lie: shape, inner chunks, shards, file names. Pure arithmetic.
 
 Every array has the sample on axis 0, alone in its chunk and shard. Axis 1 (step) is cut into groups, axis 2
-(head, or gen where there is no head) into equal blocks; the rest is never cut. A shard holds all steps of a sample, or an equal part of
-them.
+(head, or gen where there is none) into equal blocks; the rest is never cut. A shard holds all steps of a
+sample, or an equal part of them.
 """
 
 from __future__ import annotations

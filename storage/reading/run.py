@@ -260,7 +260,7 @@ class Run:
     def read_kind(
         self, spec: LayerSpec, kind: str, sample: str, steps: Sequence[int], heads: Sequence[int]
     ) -> Array:
-        """Read one array of a layer, (step, head, ...), or (step, gen), in the stored dtype; see `Run.read`."""
+        """Read an array of a layer, (step, head, ...) or (step, gen), in the stored dtype; see `Run.read`."""
         if kind not in NORMS:
             need_attention(self.attrs, self.path, f"attention of layer {spec.name!r}")
         return self._read_layout(self._header.layouts[spec.name][kind], spec.name, sample, steps, heads)

@@ -146,17 +146,20 @@ def test_an_export_of_the_marginals_alone_keeps_them(path: Path, tmp_path: Path)
 
 
 def test_what_does_not_fit_the_layer_is_refused(tmp_path: Path) -> None:
-    with i2am.create_run(tmp_path / "r.zarr", LAYERS, range(STEPS), ["a"]) as run:
-        with pytest.raises(InputError, match="contribution of step 4"), run.sample("a") as sink:
-            with pytest.raises(InputError, match="declare it with value_norm=True"):
-                sink.put("none", 0, value_norm=np.ones((1, 4), np.float32))
-            with pytest.raises(ShapeMismatch, match="contribution"):
-                sink.put("s", 0, contribution=np.ones((4, 24), np.float32))
-            sink.put("s", 2, value_norm=norms(STATIC, "a", 0)["value_norm"])
-            with pytest.raises(InputError, match="given before"):
-                sink.put("s", 3, value_norm=norms(STATIC, "a", 0)["value_norm"])
-            for _ in range(2):
-                sink.put("s", 4, contribution=norms(STATIC, "a", 4)["contribution"])
+    with (
+        i2am.create_run(tmp_path / "r.zarr", LAYERS, range(STEPS), ["a"]) as run,
+        pytest.raises(InputError, match="contribution of step 4"),
+        run.sample("a") as sink,
+    ):
+        with pytest.raises(InputError, match="declare it with value_norm=True"):
+            sink.put("none", 0, value_norm=np.ones((1, 4), np.float32))
+        with pytest.raises(ShapeMismatch, match="contribution"):
+            sink.put("s", 0, contribution=np.ones((4, 24), np.float32))
+        sink.put("s", 2, value_norm=norms(STATIC, "a", 0)["value_norm"])
+        with pytest.raises(InputError, match="given before"):
+            sink.put("s", 3, value_norm=norms(STATIC, "a", 0)["value_norm"])
+        for _ in range(2):
+            sink.put("s", 4, contribution=norms(STATIC, "a", 4)["contribution"])
     plain = [replace(spec, value_norm=False) for spec in LAYERS]
     with pytest.raises(InputError, match="value_norm"):
         i2am.resume_run(tmp_path / "r.zarr", plain)
