@@ -188,8 +188,8 @@ class Recording:
             if not self._handles[part.sample].stored:
                 continue
             put = self._collector(part, step, expected.add(part, step))
-            for name, tensor in part.arrays.items():
-                self._copies.submit(tensor, partial(put, name))
+            for kind, tensor in part.arrays.items():
+                self._copies.submit(tensor, partial(put, kind))
         if expected.parts:
             self.witness.expect(layer.site.attention, expected)
             self.norms.expect(name, expected.parts)
