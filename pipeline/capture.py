@@ -65,23 +65,19 @@ def capture(
     ----------
     pipe
         A pipeline of a known family.
-    path
-        The run, ``NAME.zarr``: created at the first denoiser call, or resumed where it exists.
-    samples
-        Ids of all samples the run shall hold; None: those of an existing run.
+    path, samples
+        The run, ``NAME.zarr``: created at the first denoiser call, or resumed where it exists; ids of all
+        samples that it shall hold, None: those of an existing run.
     layers, steps, heads
         What to keep: layers by name, pattern or number in the model's order; indices or slices.
     adapter, representation
         An adapter or its name, None: the one that matches; "auto", "factors" or "scores" for every layer.
-    roles
-        Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``.
-    timesteps
-        Of all steps, where the scheduler does not announce them.
-    guidance
-        Calls of a step, each a list of its row blocks, where unusual: ``[["uncond"], ["cond"]]``.
-    value_norms
-        Keep the norms of values through the output projection, and of what the reference adds to each
-        token over what it is added to; the commit record names layers that cannot give them.
+    roles, value_norms
+        Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``. Whether to keep norms of
+        values and of what the reference adds; the commit record names layers that cannot give them.
+    timesteps, guidance
+        Of all steps, where the scheduler does not announce them; calls of a step, each a list of its row
+        blocks, where unusual: ``[["uncond"], ["cond"]]``.
     attrs, on_event
         JSON values to keep with the run; called with an event for each step and sample.
     **store
@@ -99,9 +95,8 @@ def capture(
     """
     ids, found = _checked(samples, store), find_adapter(pipe, adapter)
     steps, heads = listed_indices("step", steps), listed_indices("head", heads)
-    settings = make_settings(
-        pipe, found, layers, steps, heads, representation, roles, timesteps, guidance, value_norms
-    )
+    how = (representation, roles, timesteps, guidance, value_norms)
+    settings = make_settings(pipe, found, layers, steps, heads, *how)
     facts = {**_facts(found, settings, steps, heads), **(attrs or {})}
     weights = partial(attention_fingerprint, pipe, found, [site.name for site in settings.sites])
     target = RunTarget(path, ids, pipe, facts, store, on_event, weights)

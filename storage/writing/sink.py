@@ -26,6 +26,17 @@ from i2am.storage.writing.write_queue import Batch, WriteQueue
 Array = np.ndarray[Any, Any]
 
 
+def _given(spec: LayerSpec, arrays: Mapping[str, Array | None], copy: bool) -> dict[str, Array]:
+    """The arrays that were given, checked, and copied if they may change."""
+    given = {
+        kind: np.array(checked(spec, kind, np.asarray(array)), copy=copy or None)
+        for kind, array in arrays.items()
+        if array is not None
+    }
+    check_choice(spec, given)
+    return given
+
+
 class Sink:
     """Takes the arrays of one sample; made by `RunWriter.sample`, which commits or discards it.
 
@@ -86,11 +97,8 @@ class Sink:
             (head, gen, ref) scaled logits, for a layer stored as scores; or give `query` and `key`.
         lse : ndarray
             (head, gen) float32: log-sum-exp of each row over all keys of a joint softmax.
-        value_norm : ndarray
-            (head, ref) float32: norm of each reference token's value through the output projection; given
-            once, at any step, where the key is static.
-        contribution : ndarray
-            (gen,) float32: norm of what the reference adds to a token, over that of what it is added to.
+        value_norm, contribution : ndarray
+            (head, ref), given once where the key is static, and (gen,), float32; see FORMAT.md.
         copy : bool
             False hands the arrays over: nobody may change them afterwards.
 
@@ -116,13 +124,7 @@ class Sink:
                 f"layer {layer!r}: step", expected=f"an integer from 0 to {steps - 1}", got=repr(step)
             )
         arrays = {"query": query, "key": key, "scores": scores, "lse": lse}
-        arrays |= {"value_norm": value_norm, "contribution": contribution}
-        given = {
-            kind: np.array(checked(spec, kind, np.asarray(array)), copy=copy or None)
-            for kind, array in arrays.items()
-            if array is not None
-        }
-        check_choice(spec, given)
+        given = _given(spec, arrays | {"value_norm": value_norm, "contribution": contribution}, copy)
         for (lane, writer), piece in self._accept(spec, int(step), given):
             self._queue.submit(lane, partial(writer.put, piece.at, piece.rows), piece.nbytes, self._batch)
 

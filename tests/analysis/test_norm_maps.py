@@ -10,6 +10,7 @@ import pytest
 from i2am.analysis.grids.regions import token_weights
 from i2am.analysis.maps.attribution import WHY_CONTRIBUTION, attribution_maps
 from i2am.analysis.reduction import softmax
+from i2am.analysis.study.study import analyze
 from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.reading.run import Run
 from tests.analysis import builders, oracle
@@ -211,3 +212,19 @@ def test_runs_without_them_are_refused_with_the_remedy(tmp_path, method):
     assert attribution_maps(some, "r2g", method=method).attrs["left_out"] == ["plain"]
     with pytest.raises(NoAnswer, match="leave this layer out"):
         attribution_maps(some, "r2g", method=method, layers=["plain", "a"])
+
+
+def test_studies_have_them_beside_the_maps(tmp_path):
+    pooled = replace(POOLED, gen_grid=(4, 3))
+    for name, layers, expected in (
+        ("grid", LAYERS[:1], {("norm", "r2g"), ("norm", "g2r"), ("contribution", "r2g")}),
+        ("pooled", [pooled], {("contribution", "r2g")}),
+    ):
+        run, _ = builders.build(tmp_path / f"{name}.zarr", layers, STEPS, images=True)
+        study = analyze(run.path, tmp_path / name)
+        rows = study.tables["baselines"]
+        found = {(row["method"], row["direction"]) for row in rows.iter_rows(named=True)}
+        assert found - {("daam", "r2g")} == expected
+        kinds = set(study.tables["unified"].filter(direction="r2g")["kind"])
+        assert kinds == ({"similarity"} if name == "pooled" else {"attention"})
+        assert set(study.tables["unified"]["method"]) == {"i2am"}
