@@ -21,7 +21,8 @@ MARKS = (
     "detection.json",
     "quality.json",
     "faithfulness.json",
-)  # of a study, a comparison, an experiment
+)
+"""Of a study, a comparison, an experiment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ class KernelCall:
     # Boolean (True takes part), or added to the logits; broadcasts over [row, head, gen, ref].
     mask: torch.Tensor | None = None
     logits: torch.Tensor | None = None  # [row * head, gen, ref], scale and mask included
+    value: torch.Tensor | None = None  # as `query`, where a kernel's call is passed on with it
 
 
 OnCall: TypeAlias = Callable[[nn.Module, KernelCall], None]
@@ -153,13 +154,13 @@ def sdpa_call(
     enable_gqa: bool = False,
 ) -> KernelCall:
     """A call of torch's scaled_dot_product_attention, from its arguments."""
-    query, key = (x if x.ndim == 4 else x[:, None] for x in (query, key))
+    query, key, value = (x if x.ndim == 4 else x[:, None] for x in (query, key, value))
     if enable_gqa:
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     if is_causal:
         attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    return KernelCall("scaled_dot_product_attention", query, key, factor, attn_mask)
+    return KernelCall("scaled_dot_product_attention", query, key, factor, attn_mask, value=value)
 
 
 def _token_first(name: str, query: torch.Tensor, key: torch.Tensor, mask: Any, scale: Any) -> KernelCall:
