@@ -40,7 +40,7 @@ def paper(
 
                 made = paper_flow(str(out), samples, steps)
         else:
-            from i2am.flows.experiments.paper import make_paper
+            from i2am.flows.experiments.paper.experiments import make_paper
 
             made = make_paper(out, samples, steps)
     if as_json:

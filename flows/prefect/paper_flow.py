@@ -10,9 +10,9 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from i2am.flows.console.progress import Progress, listening
-from i2am.flows.experiments import paper as experiments
-from i2am.flows.experiments.page import write_paper_page
-from i2am.flows.experiments.paper_sections import make_page
+from i2am.flows.experiments.paper import experiments
+from i2am.flows.experiments.paper.page import write_paper_page
+from i2am.flows.experiments.paper.sections import make_page
 
 
 @task(name="experiment", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)

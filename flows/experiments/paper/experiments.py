@@ -24,8 +24,8 @@ from i2am.flows.config.models import CaptureConfig
 from i2am.flows.console.progress import Progress, emit
 from i2am.flows.experiments.ablate import ablate_run
 from i2am.flows.experiments.detection import detect_run
-from i2am.flows.experiments.page import write_paper_page
-from i2am.flows.experiments.paper_sections import make_page
+from i2am.flows.experiments.paper.page import write_paper_page
+from i2am.flows.experiments.paper.sections import make_page
 from i2am.flows.experiments.quality import quality_runs
 from i2am.flows.experiments.supervised import detect_images
 from i2am.storage.errors import AlreadyExists

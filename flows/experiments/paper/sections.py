@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from i2am.analysis.experiments.published import DETECTION, REFINEMENT
-from i2am.flows.experiments.page import Headline, PaperPage, Picture, Section, TableView
+from i2am.flows.experiments.paper.page import Headline, PaperPage, Picture, Section, TableView
 
 Row = Mapping[str, Any]
 
