@@ -43,6 +43,7 @@ class Section:
     claim: str  # what the paper says
     verdict: str  # what the numbers here say of it
     ours: Sequence[TableView]
+    findings: Sequence[str] = ()  # in words, below the verdict
     papers: TableView | None = None
     pictures: Sequence[Picture] = ()
     charts: Sequence[Chart] = ()

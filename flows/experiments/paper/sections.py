@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from i2am.analysis.experiments.published import DETECTION, REFINEMENT
+from i2am.analysis.experiments.quality_claim import KIND_WORDS, features_words, score_words
 from i2am.flows.experiments.paper.page import Headline, PaperPage, Picture, Section, TableView
 
 Row = Mapping[str, Any]
@@ -124,6 +125,7 @@ def _detection_table(table: pl.DataFrame, direction: str) -> TableView:
     return TableView(title, columns, rows, "tables/detection.parquet")
 
 
+_TRUTHS = {"mask": "the mask", "reference_mask": "the reference object", "generated": "what was painted"}
 _REGIONS = {"all": "all tokens", "reference_mask": "object's tokens", "mask": "painted patches"}
 
 
@@ -152,43 +154,42 @@ def _best_blind(table: pl.DataFrame, direction: str) -> tuple[str, float]:
 
 def _quality(table: pl.DataFrame, out: Path) -> Section:
     mark = json.loads((out / "quality" / "quality.json").read_text(encoding="utf-8"))
-    scores = table.filter(pl.col("direction").is_null()) if "direction" in table.columns else table
-    rows = [(row["score"], interval(row)) for row in scores.iter_rows(named=True)]
+    scores = table.filter(pl.col("direction").is_null()).drop_nulls("value")
+    rows = [(score_words(row["score"]), interval(row)) for row in scores.iter_rows(named=True)]
     found = pl.read_parquet(out / "quality" / "tables" / "quality_correlations.parquet")
     return Section(
         name="quality",
         title="Quality and IMACS",
         claim="a higher IMACS goes with lower FID, KID and LPIPS and with higher SSIM.",
-        verdict=" ".join(mark["claims"]),
+        verdict="what this model's images say, by kind of map.",
+        findings=mark["claims"],
         ours=[
-            TableView("Scores of the model", ("score", "value"), rows, "tables/quality.parquet"),
             _correlations(found),
+            TableView("Scores of the model", ("score", "value"), rows, "tables/quality.parquet"),
         ],
-        pictures=_pictures(
-            out / "quality" / "pictures",
-            {
-                p.name: "Scores of each sample against its attention."
-                for p in _pngs(out / "quality" / "pictures")
-            },
-        ),
+        pictures=[Picture(path, "Scores against attention.") for path in _pngs(out / "quality" / "pictures")],
         notes=[
-            f"Features: {mark['features']}; FID and KID of other features are other numbers.",
+            f"{features_words(mark['features'])}; those of other features are other numbers.",
             *mark["notes"],
         ],
     )
 
 
 def _correlations(found: pl.DataFrame) -> TableView:
-    keys = [
-        name for name in found.columns if name in ("score", "measure", "direction", "level", "method", "unit")
-    ]
-    rows = [
-        (" ".join(str(row[k]) for k in keys if row[k]), interval(row)) for row in found.iter_rows(named=True)
-    ]
+    """Spearman's coefficient of IMACS with each score that was measured, by kind of map."""
+    known = found.filter(measure="imacs", statistic="spearman").drop_nulls("value")
+    scores = list(dict.fromkeys(known["score"]))
+    rows = []
+    for (direction, level), words in KIND_WORDS.items():
+        own = known.filter(direction=direction, level=level)
+        if own.height:
+            rows.append((words, *(interval(_one(own, score=score), 2) for score in scores)))
     return TableView(
-        "Correlation with attention", ("score and measure", "coefficient"), rows,
+        "Spearman correlation with IMACS",
+        ("map", *map(score_words, scores)),
+        rows,
         "quality/tables/quality_correlations.parquet",
-    )  # fmt: skip
+    )
 
 
 def _pngs(folder: Path) -> list[Path]:
@@ -222,7 +223,7 @@ def _text_to_image(table: pl.DataFrame, out: Path) -> Section:
     rows = [
         (
             _words(row),
-            row["direction"].upper(),
+            _TRUTHS.get(row["truth"], row["truth"]),
             row["score"],
             interval(row),
         )
@@ -239,7 +240,7 @@ def _text_to_image(table: pl.DataFrame, out: Path) -> Section:
         ours=[
             TableView(
                 "DAAM and I²AM on the same store",
-                ("method", "map", "score", "value"),
+                ("method", "against", "score", "value"),
                 rows,
                 "tables/text_to_image.parquet",
             )
