@@ -135,6 +135,23 @@ def test_an_ip_adapter_gets_the_unconditional_tokens_in_their_places(projection)
     torch.testing.assert_close(found, changed, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_a_pooled_token_becomes_the_vector_that_was_learned_for_none(guidance):
+    pipe = models.paint_by_example()
+    torch.nn.init.normal_(pipe.image_encoder.uncond_vector)
+    path = next(name for name, _ in pipe.unet.named_modules() if name.endswith("attn2.to_v"))
+
+    def run():
+        with ablation(pipe, np.ones((1, 1), bool)):
+            pipe(
+                image=models.picture(0, 32, 32), mask_image=models.hole(32, 32), num_inference_steps=2,
+                example_image=models.picture(1, 32, 32), height=32, width=32, guidance_scale=guidance,
+            )  # fmt: skip
+
+    found = tokens_seen(pipe, path, run)
+    assert torch.equal(found[:, -1:], pipe.image_encoder.uncond_vector.detach().expand_as(found[:, -1:]))
+
+
 def test_an_ip_adapter_without_guidance_has_no_empty_token():
     pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(), "full")
     for mode in ("mean", "mask"):
