@@ -114,8 +114,9 @@ class FlowTap:
     def _on_stream(self, site: AnySite, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         stream = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
         if self._keeps_call() and isinstance(stream, torch.Tensor) and stream.ndim == 3:
-            norms = torch.linalg.vector_norm(stream.detach(), dim=-1, dtype=torch.float32)
-            self._found[site.name, "stream"] = norms
+            wide = torch.promote_types(stream.dtype, torch.float32)
+            norms = torch.linalg.vector_norm(stream.detach(), dim=-1, dtype=wide)
+            self._found[site.name, "stream"] = norms.float()
 
     def _on_attention(self, site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         self._masked.discard(site.name)
