@@ -34,8 +34,8 @@ from i2am.storage.reading.open import open_run
 FEATURES = "i2am.pipeline.features.embedded:features"
 """No other features come without weights from outside."""
 
-ABLATED = 24
-"""Scenes of the faithfulness experiment, at most: each is generated some 300 times."""
+ABLATED = 10
+"""Scenes of the faithfulness experiment, at most: each is generated about 110 times."""
 
 SUPERVISED = "YOLOS, trained on scenes"
 
