@@ -87,9 +87,9 @@ def attribution_maps(
         the generated image for "g2r", of the reference for "r2g"); or pixels of that image, (x, y) from its
         upper left corner, one or a list, which stand for the patches they lie on.
     protocol, method, resize
-        "corrected" or "official"; "i2am", "joint", "daam", "norm" or "contribution", None: "contribution"
-        where R2G of all layers is a similarity and it was captured, else "i2am"; "linear" or "bicubic", how
-        the corrected protocol brings layers to one grid (the official one is bicubic).
+        "corrected" or "official"; "attention" (or "i2am"), "joint", "daam", "norm" or "contribution", None:
+        "contribution" where R2G of all layers is a similarity and it was captured, else
+        "attention"; "linear" or "bicubic", how the corrected protocol brings layers to one grid (the official one is bicubic).
     store, storage_options
         Place of the derived store of marginals (a folder for several runs); options, for URLs.
 

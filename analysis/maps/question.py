@@ -80,7 +80,8 @@ def resolve_question(
     resize: str = "linear",
 ) -> Question:
     """Check and resolve the arguments of `attribution_maps`; `selected` is (layers, steps, heads)."""
-    direction, chosen, method = check_direction(direction), method is not None, method or "i2am"
+    direction, chosen = check_direction(direction), method is not None
+    method = "i2am" if method in (None, "attention") else method
     level = level or ("unified" if at is None else "specific")
     known: Mapping[str, tuple[str, Sequence[str]]] = {
         "level": (level, LEVELS), "protocol": (protocol, PROTOCOLS), "method": (method, METHODS),
