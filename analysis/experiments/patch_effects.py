@@ -51,7 +51,12 @@ PATCHES: Mapping[str, Any] = {
 def block_masks(grid: Grid, blocks: int = BLOCKS) -> dict[Block, NDArray[np.bool_]]:
     """Masks [row, column] of the reference's tokens, by row and column of a block; they cover all."""
     if not 1 <= blocks <= min(grid):
-        raise InputError("blocks", expected=f"1 to {min(grid)}, the tokens on a side", got=str(blocks))
+        raise InputError(
+            "blocks",
+            expected=f"1 to {min(grid)}, the tokens on a side",
+            got=str(blocks),
+            remedy="choose fewer, or 0 for none",
+        )
     rows, columns = (np.arange(n) * blocks // n for n in grid)
     found = {}
     for row in range(blocks):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+SUPERVISED = "YOLOS, trained on scenes"
+"""What stands for the paper's supervised detectors on the embedded model's scenes."""
+
 DETECTION: dict[str, tuple[float | None, float | None]] = {
     "Faster-RCNN": (0.3225, 0.2658),
     "Mask-RCNN": (0.3294, 0.2706),

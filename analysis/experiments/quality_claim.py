@@ -64,10 +64,16 @@ def _sentence(words: str, rows: Mapping[str, Mapping[str, Any]], features: str) 
         own = [_shown(score, rows.get(score)) for score, its in verdicts.items() if its == each]
         if own:
             parts.append(f"{each} for {', '.join(own)}")
-    whole = set(verdicts.values()) == {"confirmed"}
+    kinds = set(verdicts.values())
+    whole = (
+        "confirmed" if kinds == {"confirmed"}
+        else "contradicted in part" if "contradicted" in kinds
+        else "measured only in part" if "not measured" in kinds
+        else "not confirmed as a whole"
+    )  # fmt: skip
     return (
         f"{words}: the paper’s claim, that higher IMACS goes with lower FID, KID and LPIPS and higher SSIM, "
-        f"is {'confirmed' if whole else 'not confirmed as a whole'}: {'; '.join(parts)} "
+        f"is {whole}: {'; '.join(parts)} "
         f"({features_words(features)})."
     )
 

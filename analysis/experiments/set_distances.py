@@ -81,6 +81,9 @@ def _checked(generated: ArrayLike, real: ArrayLike) -> tuple[Float64, Float64]:
         )
     if min(len(a), len(b)) < 2:
         raise InputError(
-            "a distance of sets", expected="at least 2 images in each", got=f"{len(a)} and {len(b)}"
+            "a distance of sets",
+            expected="at least 2 images in each",
+            got=f"{len(a)} and {len(b)}",
+            remedy="give more images",
         )
     return a, b

@@ -63,7 +63,12 @@ class TokenRanks:
     def orders(self, sample: str) -> list[Order]:
         """Every order of one sample."""
         found = [
-            Order(rank, _descending((-1 if rank == "lowest" else 1) * values(sample)), layer, head)
+            Order(
+                rank,
+                _descending((-1 if rank == "lowest" else 1) * values(sample), rank, sample),
+                layer,
+                head,
+            )
             for (rank, layer, head), values in self.maps.items()
         ]
         if "random" in self.names:
@@ -85,7 +90,7 @@ def token_ranks(run: Run, names: Sequence[str] = RANKS, draws: int = DRAWS) -> T
         if name not in RANKS:
             raise UnknownName("rank", name, RANKS)
     if draws < 1:
-        raise InputError("draws", expected="at least 1", got=str(draws))
+        raise InputError("draws", expected="at least 1", got=str(draws), remedy="leave the rank random out")
     layers = select(run, "g2r").layers
     grid = largest_grid(layers, "ref")
     maps: dict[tuple[str, str | None, int | None], Any] = {}
@@ -135,7 +140,12 @@ def _values_of(maps: xr.DataArray) -> Callable[[str], NDArray[np.float64]]:
     return values
 
 
-def _descending(values: NDArray[np.float64]) -> NDArray[np.intp]:
+def _descending(values: NDArray[np.float64], rank: str, sample: str) -> NDArray[np.intp]:
     if not np.isfinite(values).all():
-        raise NoAnswer("a rank of tokens", expected="a finite map", got="one of an empty region")
+        raise NoAnswer(
+            f"rank {rank!r} of sample {sample!r}",
+            expected="a finite map",
+            got="one of an empty region",
+            remedy="leave the rank out with --rank, or the sample with --sample",
+        )
     return np.argsort(-values, kind="stable")

@@ -91,7 +91,12 @@ def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError("--fractions", expected="numbers such as 0.05,0.1", got=repr(text)) from None
+        raise InputError(
+            "--fractions",
+            expected="numbers such as 0.05,0.1",
+            got=repr(text),
+            remedy="for example --fractions 0.05,0.1",
+        ) from None
 
 
 def _print(summary: pl.DataFrame) -> None:

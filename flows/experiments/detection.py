@@ -105,7 +105,9 @@ def detect_run(
     ]
     emit = on_event or ignore
     damaged: dict[str, str] = {}
-    maps, absent = _ask_maps(opened, names, layers, sizes, {way for way, _ in truths}, damaged, emit)
+    ways = {way for way, _ in truths}
+    drawn = set(names[: max(pictures, SIDE_BY_SIDE)])
+    maps, absent = _ask_maps(opened, names, layers, sizes, ways, drawn, damaged, emit)
     good = tuple(name for name in names if name not in damaged)
     if not good:
         raise DamagedSample(names[0], None, damaged[names[0]])
@@ -152,6 +154,7 @@ def _ask_maps(
     layers: Sequence[str] | None,
     sizes: Mapping[str, Mapping[str, tuple[int, int]]],
     directions: set[str],
+    drawn: set[str],
     damaged: dict[str, str],
     emit: Listener,
 ) -> tuple[list[tuple[Found, dict[str, NDArray[np.float64]]]], tuple[str, ...]]:
@@ -161,7 +164,9 @@ def _ask_maps(
     found, absent = [], []
     for one in asked:
         try:
-            found.append(boxes_of_maps(run, one, names, sizes[one.direction], {"layers": layers}, damaged))
+            found.append(
+                boxes_of_maps(run, one, names, sizes[one.direction], {"layers": layers}, drawn, damaged)
+            )
         except NoAnswer as error:
             absent.append(f"{one.method}, {one.region}, {one.rule}, {one.direction}: {error}")
         step()

@@ -67,7 +67,7 @@ class Generator:
         self, sample: str, wanted: Sequence[Mask], by_cell: Sequence[Mask]
     ) -> tuple[dict[bytes, Effect], int]:
         """Effects by `key`, and how many images were generated now; the part file gets what it lacks."""
-        path = self.folder / f"{sample_file(sample)}.parquet"
+        path = self.folder / f"{sample_file(sample)}-{self.run.fingerprint(sample)[:16]}.parquet"
         known = _read(path, self.cells)
         cellwise = {key(mask): mask for mask in by_cell}
         missing = {key(mask): mask for mask in wanted if key(mask) not in known}

@@ -116,9 +116,10 @@ def boxes_of_maps(
     samples: Sequence[str],
     sizes: Mapping[str, Grid],
     selected: Mapping[str, Any],
+    drawn: set[str],
     damaged: dict[str, str],
 ) -> tuple[Found, dict[str, NDArray[np.float64]]]:
-    """(boxes, maps by sample) of a question; damaged samples are noted and left out.
+    """(boxes, maps of the `drawn` samples) of a question; damaged samples are noted and left out.
 
     A map that is not finite, of an empty region, gives no box.
     """
@@ -134,7 +135,8 @@ def boxes_of_maps(
         except DamagedSample as error:
             damaged[str(sample)] = str(error)
             continue
-        values[str(sample)] = np.asarray(one[0], dtype=np.float64)
+        if str(sample) in drawn:
+            values[str(sample)] = np.asarray(one[0], dtype=np.float64)
         if np.isfinite(one.values).all():
             found, own = find_boxes(one, question.rule, size=sizes[sample])  # type: ignore[arg-type]
             rows.append(found)

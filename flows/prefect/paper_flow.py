@@ -11,8 +11,6 @@ from prefect.cache_policies import NO_CACHE
 
 from i2am.flows.console.progress import Progress, listening
 from i2am.flows.experiments.paper import experiments
-from i2am.flows.experiments.paper.page import write_paper_page
-from i2am.flows.experiments.paper.sections import make_page
 
 
 @task(name="experiment", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
@@ -39,6 +37,4 @@ def paper_flow(out: str, samples: int, steps: int) -> dict[str, Any]:
     started = time.perf_counter()
     for name in ("capture", *experiments.EXPERIMENTS):
         run_experiment(out, samples, steps, name)
-    tables = experiments.gather(experiments.Paper(Path(out), samples, steps))
-    page = write_paper_page(Path(out), make_page(Path(out), tables))
-    return {"page": str(page), "tables": tables, "seconds": time.perf_counter() - started}
+    return experiments.finish(experiments.Paper(Path(out), samples, steps), started)

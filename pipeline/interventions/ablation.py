@@ -51,7 +51,9 @@ def ablation(
     gone = np.asarray(removed)
     if gone.dtype != np.bool_ or gone.ndim not in (2, 3) or not gone.size:
         expected = "bool [sample, row, column] or [sample, token]"
-        raise InputError("removed", expected=expected, got=f"{gone.dtype} {gone.shape}")
+        raise InputError(
+            "removed", expected=expected, got=f"{gone.dtype} {gone.shape}", remedy="give a boolean array"
+        )
     family = find_adapter(pipe, adapter)
     sites = select_layers(layers, family.sites(pipe))
     joint = any(isinstance(site, JointSite) for site in sites)
@@ -60,6 +62,7 @@ def ablation(
             f"mode of adapter {family.name!r}",
             expected="latent, mean or mask, for joint attention" if joint else "empty, mean or mask",
             got=mode,
+            remedy="choose one of these",
         )
     roles = CallRoles(pipe, family, len(gone), guidance, timesteps)
     kind = JointRemoval if joint else CrossRemoval

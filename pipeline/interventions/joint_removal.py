@@ -39,7 +39,10 @@ class JointRemoval(Removal):
         spans = self._spans = self._adapter.spans(self._pipe, arguments)
         if self._reference >= len(spans.references):
             raise InputError(
-                "reference", expected=f"0 to {len(spans.references) - 1}", got=str(self._reference)
+                "reference",
+                expected=f"0 to {len(spans.references) - 1}",
+                got=str(self._reference),
+                remedy="choose one of the call's references",
             )
         start, layout = spans.references[self._reference]
         # The joint sequence is the encoder's tokens, then the denoiser's own input.

@@ -12,6 +12,8 @@ from i2am.pipeline.recording.witness import Part
 from i2am.pipeline.taps.value_flow import ValueFlow
 from i2am.storage.format.layer_spec import OPTIONAL, LayerSpec
 
+_UNSEEN = "no value or output projection was seen at work"
+
 
 class Norms:
     """Follows a recording: ``expect`` the rows of a layer, ``measure`` them, and hold to what the run has."""
@@ -43,7 +45,7 @@ class Norms:
         for part in self._parts.pop(layer, ()):
             spec = specs[part.name]
             if spec.ref != flow.value.shape[1]:
-                self.lack(layer, "it has another number of values than of keys")
+                self.lack(flow.site.name, "it has another number of values than of keys")
                 return
             if (part.sample, part.name) not in self._once:
                 if spec.static_key:
@@ -76,5 +78,6 @@ class Norms:
         for name, spec in self.stored.items():
             if not (spec.value_norm and spec.contribution):
                 why = [self._lacking[layer] for layer in self._lacking if f"{name}@".startswith(f"{layer}@")]
-                found[name] = why[0] if why else "no value or output projection was seen at work"
+                seen = "the run was begun without them" if self._measured.get(name) else _UNSEEN
+                found[name] = why[0] if why else seen
         return {"without_norms": found} if found else {}

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
+from zlib import crc32
 
 import torch
 from numpy.typing import NDArray
@@ -131,7 +132,7 @@ class Recording:
         self._sinks: dict[int, Sink] | None = None
         self._seen_guidance = False
         self._open_sinks = ExitStack()
-        self.witness = Witness(copies.submit)
+        self.witness = Witness(copies.submit, crc32(handles[0].id.encode()))
         self._started = time.perf_counter()
         self.thread = threading.get_ident()
         self.error: Exception | None = None

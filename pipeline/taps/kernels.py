@@ -119,12 +119,25 @@ class KernelTap:
 
     def _package_kernel(self, name: str) -> Callable[..., None]:
         def on_call(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> None:
-            if self._running:
-                mask = kwargs.get("attn_bias", args[0] if args and name.startswith("memory") else None)
-                scale = kwargs.get("scale", kwargs.get("softmax_scale"))
+            if not self._running:
+                return
+            mask = kwargs.get("attn_bias", args[0] if args and name.startswith("memory") else None)
+            scale = kwargs.get("scale", kwargs.get("softmax_scale"))
+            if not _unreadable(name, mask, args, kwargs):
                 self._report(_token_first(name, query.detach(), key.detach(), mask, scale))
 
         return on_call
+
+
+def _unreadable(name: str, mask: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes its logits in a way that is not read here: its layer stays unwitnessed."""
+    return (
+        not (mask is None or isinstance(mask, torch.Tensor))
+        or (name.startswith("flash") and bool(args))
+        or any(kwargs.get(option) for option in ("causal", "softcap"))
+        or kwargs.get("alibi_slopes") is not None
+        or tuple(kwargs.get("window_size", (-1, -1))) != (-1, -1)
+    )
 
 
 class FunctionCalls(TorchFunctionMode):
@@ -165,7 +178,6 @@ def sdpa_call(
 
 def _token_first(name: str, query: torch.Tensor, key: torch.Tensor, mask: Any, scale: Any) -> KernelCall:
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    mask = mask if isinstance(mask, torch.Tensor) else None
     if query.ndim == 3:  # [row * head, token, dim]
         return KernelCall(name, query[:, None], key[:, None], factor, mask)
     return KernelCall(name, query.transpose(1, 2), key.transpose(1, 2), factor, mask)

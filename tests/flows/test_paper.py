@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from i2am.analysis.experiments.published import SUPERVISED
 from i2am.flows.experiments.paper import experiments
 from i2am.flows.experiments.paper.sections import make_page
 from i2am.storage.errors import AlreadyExists
@@ -30,19 +31,21 @@ def detection(rows: dict[tuple[str, ...], tuple[float, float | None, float | Non
     return pl.DataFrame(named, schema=schema)
 
 
-def tables(folder: Path, ours: float = 0.5, blind: float = 0.2) -> dict[str, str]:
+def tables(folder: Path, ours: float = 0.5, blind: float = 0.2, causal: float = 7.5) -> dict[str, str]:
     """Small tables of every experiment, as its command writes them."""
     boxes = {}
     for direction, truth, region in (("g2r", "reference_mask", "mask"), ("r2g", "mask", "reference_mask")):
         for score in ("miou", "miou_found", "ap50", "pointing"):
             boxes["i2am", region, "corrected", direction, truth, score] = (ours, ours - 0.1, ours + 0.1)
             boxes["overall", "", "", direction, truth, score] = (blind, blind - 0.1, blind + 0.1)
+            boxes[SUPERVISED, "", "", direction, truth, score] = (0.6, 0.5, 0.7)
     compared = {("i2am - daam", "all", "corrected", "r2g", "mask", "miou"): (0.2, 0.1, 0.3)}
-    causal = pl.DataFrame(
+    removed = pl.DataFrame(
         {
-            "measure": ["times random", "change"], "rank": "g2r<b>", "layer": None, "head": None,
-            "kind": "deletion", "fraction": 0.1, "region": "inside", "value": [7.5, 30.0],
-            "low": [6.0, 25.0], "high": [9.0, 35.0], "count": 8,
+            "measure": ["times random", "times random", "change"], "rank": ["g2r", "lowest", "g2r<b>"],
+            "layer": None, "head": None, "kind": "deletion", "fraction": 0.1, "region": "inside",
+            "value": [causal, 90.0, 30.0], "low": [causal - 1.5, 80.0, 25.0],
+            "high": [causal + 1.5, 99.0, 35.0], "count": 8,
         },
         schema_overrides={"layer": pl.String, "head": pl.Int64},
     )  # fmt: skip
@@ -53,7 +56,7 @@ def tables(folder: Path, ours: float = 0.5, blind: float = 0.2) -> dict[str, str
     correlations = pl.DataFrame(
         {
             "direction": ["r2g"], "level": ["unified"], "measure": ["imacs"], "score": ["ssim"],
-            "statistic": ["spearman"], "value": [0.4], "low": [0.1], "high": [0.7],
+            "statistic": ["spearman"], "over": ["samples"], "value": [0.4], "low": [0.1], "high": [0.7],
         }
     )  # fmt: skip
     own = folder / "quality" / "tables"
@@ -61,9 +64,15 @@ def tables(folder: Path, ours: float = 0.5, blind: float = 0.2) -> dict[str, str
     correlations.write_parquet(own / "quality_correlations.parquet")
     mark = {"claims": ["R2G: the claim is confirmed."], "features": "toy", "notes": ["a note"]}
     (folder / "quality" / "quality.json").write_text(json.dumps(mark))
+    for name, facts in (
+        ("detection", {"absent": ["none"]}),
+        ("faithfulness", {"mode": "empty", "notes": []}),
+    ):
+        (folder / name).mkdir()
+        (folder / name / f"{name}.json").write_text(json.dumps(facts))
     frames = {
         "detection": detection(boxes), "text_to_image": detection(compared), "quality": quality,
-        "faithfulness": causal,
+        "faithfulness": removed,
     }  # fmt: skip
     found = {}
     for name, frame in frames.items():
@@ -75,13 +84,19 @@ def tables(folder: Path, ours: float = 0.5, blind: float = 0.2) -> dict[str, str
 def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
     clear = make_page(tmp_path, tables(tmp_path))
     words = {section.name: section.verdict for section in clear.sections}
-    assert words["detection"].count("above the best without supervision (overall, 0.200)") == 2
+    best = "above the best without supervision (overall: 0.200 [0.100, 0.300])"
+    assert words["detection"].count(f"{best}; the supervised detector: 0.600") == 2
     assert "7.5 [6.0, 9.0] times as much as a random tenth: the maps say" in words["faithfulness"]
     assert "in 1 of 1 comparisons" in words["text-to-image"]
     assert [item.value for item in clear.headlines] == ["0.50", "0.50", "7.5×"]
-    (tmp_path / "other").mkdir()
-    unclear = make_page(tmp_path / "other", tables(tmp_path / "other", ours=0.25))
-    assert unclear.sections[0].verdict.count("not clearly above") == 2
+    for name, ours, causal, boxes, removal in (
+        ("unclear", 0.25, 1.2, "not clearly apart from the best", "which is not clearly more."),
+        ("worse", -0.2, -1.0, "below the best", "which is less: the maps point the other way."),
+    ):
+        (tmp_path / name).mkdir()
+        page = make_page(tmp_path / name, tables(tmp_path / name, ours=ours, causal=causal))
+        assert page.sections[0].verdict.count(boxes) == 2
+        assert removal in page.sections[-1].verdict
 
 
 def test_the_page_shows_every_table_and_escapes_names(tmp_path: Path) -> None:
@@ -133,8 +148,9 @@ def test_what_is_done_stays(tmp_path: Path, counted: list[str]) -> None:
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path: Path, i2am: Callable[..., Outcome]) -> None:
     (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "capture.yaml").write_text("begun")
     i2am("paper", "--out", tmp_path).refused("holds other files; choose another --out")
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["capture.yaml", "mine.txt"]
 
 
 @pytest.mark.slow

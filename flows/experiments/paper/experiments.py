@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from i2am.analysis.experiments.box_rules import opencv
+from i2am.analysis.experiments.published import SUPERVISED
 from i2am.flows.capture.job import run_capture
 from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.models import CaptureConfig
@@ -32,15 +34,16 @@ from i2am.storage.errors import AlreadyExists
 from i2am.storage.reading.open import open_run
 
 FEATURES = "i2am.pipeline.features.embedded:features"
-"""No other features come without weights from outside."""
+"""The only features whose weights come with the project."""
 
 ABLATED = 10
 """Scenes of the faithfulness experiment, at most: each is generated about 110 times."""
 
-SUPERVISED = "YOLOS, trained on scenes"
-
 STATE = "paper.json"
 """Settings, and the fingerprint of the run of each experiment that is done."""
+
+VERSION = 1
+"""Of what the experiments write: with another one they are done again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Paper:
 
     @property
     def settings(self) -> dict[str, int]:
-        return {"samples": self.samples, "steps": self.steps}
+        return {"samples": self.samples, "steps": self.steps, "version": VERSION}
 
 
 def make_paper(out: Path, samples: int, steps: int) -> dict[str, Any]:
@@ -71,13 +74,19 @@ def make_paper(out: Path, samples: int, steps: int) -> dict[str, Any]:
     capture_scenes(paper)
     for name in EXPERIMENTS:
         run_experiment(paper, name, state)
+    return finish(paper, started)
+
+
+def finish(paper: Paper, started: float) -> dict[str, Any]:
+    """Write the page of experiments that are done."""
     tables = gather(paper)
-    page = write_paper_page(out, make_page(out, tables))
+    page = write_paper_page(paper.out, make_page(paper.out, tables))
     return {"page": str(page), "tables": tables, "seconds": time.perf_counter() - started}
 
 
 def prepare(paper: Paper) -> dict[str, Any]:
     """Write the configuration of the capture, or check that an earlier one is the same; return the state."""
+    opencv()
     path = paper.out / STATE
     if path.is_file():
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -88,7 +97,8 @@ def prepare(paper: Paper) -> dict[str, Any]:
             expected=_words(paper.settings),
             remedy="choose another --out, or the same settings",
         )
-    if paper.out.exists() and any(paper.out.iterdir()):
+    begun = (paper.config.name, f".{paper.config.name}.part", f".{STATE}.part")
+    if paper.out.exists() and any(each.name not in begun for each in paper.out.iterdir()):
         raise AlreadyExists(f"{paper.out} holds other files", remedy="choose another --out")
     paper.out.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -98,7 +108,7 @@ def prepare(paper: Paper) -> dict[str, Any]:
         "call": {"num_inference_steps": paper.steps},
         "batch_size": min(paper.samples, 8),
     }
-    paper.config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    _replace(paper.config, yaml.safe_dump(settings, sort_keys=False))
     state = {"settings": paper.settings, "done": {}}
     _replace(path, json.dumps(state))
     return state

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from i2am.analysis.drawing.charts import Chart
 from i2am.analysis.report.templating import write_page
 
 
@@ -46,9 +45,7 @@ class Section:
     findings: Sequence[str] = ()  # in words, below the verdict
     papers: TableView | None = None
     pictures: Sequence[Picture] = ()
-    charts: Sequence[Chart] = ()
     notes: Sequence[str] = ()
-    absent: str = ""  # why there are no numbers
 
 
 @dataclass(frozen=True, slots=True)
