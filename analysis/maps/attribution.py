@@ -89,8 +89,7 @@ def attribution_maps(
     protocol, method, resize
         "corrected" or "official"; "attention" (or "i2am"), "joint", "daam", "norm" or "contribution", None:
         "contribution" where R2G of all layers is a similarity and it was captured, else
-        "attention"; "linear" or "bicubic", how the corrected protocol brings layers to one grid (the official
-        one is bicubic).
+        "attention"; "linear" or "bicubic": how corrected maps are brought to one grid (official: bicubic).
     store, storage_options
         Place of the derived store of marginals (a folder for several runs); options, for URLs.
 
