@@ -146,14 +146,12 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(
 ) -> None:
     file = many(arguments={"delay": 0.2}, sweep={"workers": 1, "shard": 3, "retries": 5})
     sweep = start(file)
-    for killed in range(2):
-        sweep.until(killed + 1)
-        (worker,) = wait_for(lambda: sweep.children(WORKER))
-        os.kill(worker, signal.SIGKILL)
-        wait_for(lambda worker=worker: worker not in sweep.children(WORKER))
+    sweep.until(1)
+    (worker,) = wait_for(lambda: sweep.children(WORKER))
+    os.kill(worker, signal.SIGKILL)
     status, out, err = sweep.end()
     assert status == 0, err
-    assert sum(row["attempts"] for row in json.loads(out)["shards"]) >= 4
+    assert sum(row["attempts"] for row in json.loads(out)["shards"]) >= 3
     sweep.valid()
     plain = i2am("capture", file, "--out", tmp_path / "plain.zarr", "--direct")
     assert plain.status == 0, plain.err
