@@ -158,6 +158,7 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(
     same(sweep.run, tmp_path / "plain.zarr")
 
 
+@pytest.mark.slow
 def test_two_sweeps_use_a_gpu_one_after_the_other(
     many: Callable[..., Path], start: Callable[..., Sweep], tmp_path: Path
 ) -> None:
@@ -206,7 +207,11 @@ def test_a_killed_sweep_frees_its_gpu_and_leaves_nothing_behind(
     second.valid()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
 def test_an_interrupted_sweep_leaves_a_valid_run(
     many: Callable[..., Path], start: Callable[..., Sweep], number: signal.Signals
 ) -> None:
