@@ -113,6 +113,11 @@ def inside_and_outside(
     return float(change[mask].mean()), float(change[~mask].mean())
 
 
+def place_words(summary: pl.DataFrame) -> str:
+    """Where the change of region "inside" is measured, in words: without masks it is the whole image."""
+    return "inside the mask" if (summary["region"] == "outside").any() else "of the image"
+
+
 def summarise(
     samples: pl.DataFrame, confidence: float = CONFIDENCE, resamples: int = RESAMPLES
 ) -> pl.DataFrame:

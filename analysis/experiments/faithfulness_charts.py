@@ -20,6 +20,7 @@ from i2am.analysis.drawing.matplotlib_style import (
 )
 from i2am.analysis.drawing.short_labels import shortened
 from i2am.analysis.drawing.text import FAINT, INK, printable
+from i2am.analysis.experiments.faithfulness import place_words
 
 COLOURS = {
     "g2r": G2R,
@@ -37,13 +38,13 @@ def faithfulness_charts(summary: pl.DataFrame) -> Iterator[tuple[str, Chart]]:
     """(file name without suffix, chart) of what the summary has."""
     curves = summary.filter(pl.col("measure") == "change", pl.col("rank") != "layers", region="inside")
     if curves.height:
-        yield "faithfulness", _curves(curves)
+        yield "faithfulness", _curves(curves, place_words(summary))
     layers = summary.filter(measure="change", rank="layers", region="inside")
     if layers.height:
-        yield "faithfulness-layers", _by_layer_and_head(layers)
+        yield "faithfulness-layers", _by_layer_and_head(layers, place_words(summary))
 
 
-def _curves(table: pl.DataFrame) -> Chart:
+def _curves(table: pl.DataFrame, where: str) -> Chart:
     figure = new_figure(9.2, 3.4)
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
         for rank in dict.fromkeys(table["rank"].to_list()):
@@ -58,10 +59,10 @@ def _curves(table: pl.DataFrame) -> Chart:
         axes.set_xlabel(f"tokens {words} (%)", fontsize=FONT_SIZE, color=FAINT)
     axes.legend(frameon=False, fontsize=FONT_SIZE, labelcolor=INK)
     title = "Change of the image as reference tokens are removed"
-    return Chart(title, "mean absolute change inside the mask, 0 to 255, with its interval", figure)
+    return Chart(title, f"mean absolute change {where}, 0 to 255, with its interval", figure)
 
 
-def _by_layer_and_head(table: pl.DataFrame) -> Chart:
+def _by_layer_and_head(table: pl.DataFrame, where: str) -> Chart:
     names = [name for name in dict.fromkeys(table["layer"].to_list()) if name is not None]
     heads = sorted({head for head in table["head"].to_list() if head is not None})
     values = np.full((len(names) + 1, len(heads) + 1), np.nan)
@@ -82,4 +83,4 @@ def _by_layer_and_head(table: pl.DataFrame) -> Chart:
     axes.set_xlabel("head", fontsize=FONT_SIZE, color=FAINT)
     share = table["fraction"][0]
     title = "Which layers’ and heads’ maps are causal"
-    return Chart(title, f"change inside the mask without the {share:.0%} that a map ranks highest", figure)
+    return Chart(title, f"change {where} without the {share:.0%} that a map ranks highest", figure)

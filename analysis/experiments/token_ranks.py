@@ -18,6 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from i2am.analysis.aggregations.daam import daam_maps
+from i2am.analysis.grids.resize import linear
 from i2am.analysis.grids.selection import select
 from i2am.analysis.grids.tiled_layers import group_tiles, largest_grid
 from i2am.analysis.maps.attribution import attribution_maps
@@ -98,8 +99,10 @@ def token_ranks(run: Run, names: Sequence[str] = RANKS, draws: int = DRAWS) -> T
     for name in dict.fromkeys(names):
         try:
             if name in _QUESTIONS:
-                found = attribution_maps(run, "g2r", size=grid, **_QUESTIONS[name])
-                maps[name, None, None] = _values_of(found)
+                # The official code resizes no map on the reference, so its order is brought to the grid here.
+                size = None if name == "official" else grid
+                found = attribution_maps(run, "g2r", size=size, **_QUESTIONS[name])
+                maps[name, None, None] = _values_of(found, grid)
             elif name == "daam":
                 maps[name, None, None] = _values_of(_daam(run, layers))
             elif name == "layers":
@@ -133,9 +136,12 @@ def _by_layer_and_head(run: Run, layers: Sequence[LayerSpec], grid: Grid) -> dic
     return found
 
 
-def _values_of(maps: xr.DataArray) -> Callable[[str], NDArray[np.float64]]:
+def _values_of(maps: xr.DataArray, grid: Grid | None = None) -> Callable[[str], NDArray[np.float64]]:
+    """Numbers of a sample's tokens, row by row; ``grid``: maps (y, x) are resized to it."""
+
     def values(sample: str) -> NDArray[np.float64]:
-        return np.asarray(maps.sel(sample=sample), dtype=np.float64).reshape(-1)
+        own = np.asarray(maps.sel(sample=sample), dtype=np.float64)
+        return (own if grid is None else linear(own, grid)).reshape(-1)
 
     return values
 

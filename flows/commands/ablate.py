@@ -103,6 +103,8 @@ def _print(summary: pl.DataFrame) -> None:
     """One row for each rank: areas, and the ratio to random tokens at the first fractions."""
     import polars as pl
 
+    from i2am.analysis.experiments.faithfulness import place_words
+
     inside = summary.filter(region="inside")
     curves = inside.filter(pl.col("rank") != "layers")
     times = curves.filter(measure="times random")
@@ -112,7 +114,8 @@ def _print(summary: pl.DataFrame) -> None:
         areas = [_cell(curves.filter(measure="area", rank=name, kind=kind)) for kind in _KINDS]
         rows.append([name, *areas, *(_cell(times.filter(rank=name, fraction=share)) for share in shares)])
     if rows:
-        print_line("mean change inside the mask, 0 to 255, over all shares of tokens; times a random rank")
+        where = place_words(summary)
+        print_line(f"mean change {where}, 0 to 255, over all shares of tokens; times a random rank")
         heads = ["rank", "deletion", "insertion", *(f"{share:.0%} × random" for share in shares)]
         print_table(heads, rows, right=range(1, len(heads)))
     mirror = inside.filter(measure="correlation")

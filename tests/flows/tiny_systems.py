@@ -96,3 +96,64 @@ def stableviton(device: str, dtype: str) -> Any:
     from tests.standins import stableviton
 
     return small(stableviton.Pipeline())
+
+
+def as_its_factory(make: Any, *unused: str) -> Any:
+    """A stand-in that is called as its example's factory is, and makes images of the source's size.
+
+    It makes nothing of the arguments that are ``unused``.
+    """
+    pipe = make()
+
+    class AsItsFactory(type(pipe)):  # type: ignore[misc]
+        def __call__(self, **given: Any) -> Any:
+            found = super().__call__(**{name: value for name, value in given.items() if name not in unused})
+            found.images = [image.resize(given["image"].size) for image in found.images]
+            return found
+
+    pipe.__class__ = AsItsFactory
+    return pipe
+
+
+def of_example(device: str, dtype: str, system: str) -> Any:
+    """A small model with random weights of the system of ``examples/capture-{system}.yaml``."""
+    from tests.pipeline import models
+    from tests.standins import ldm, pasd, seesr, stableviton
+
+    makers: dict[str, Any] = {
+        "paint-by-example": (models.paint_by_example,),
+        "paint-by-example-ldm": (lambda: ldm.Pipeline(ldm.PLMSSampler),),
+        "dci-vton": (lambda: ldm.Pipeline(ldm.PLMSSampler), "reference_mask", "warped_image", "warped_mask"),
+        "stableviton": (stableviton.Pipeline, "densepose_image", "agnostic_image"),
+        "pasd": (pasd.make, "negative_prompt"),
+        "pasd-light": (lambda: pasd.make(light=True), "negative_prompt"),
+        "seesr": (seesr.make, "negative_prompt"),
+        "ip-adapter-inpaint": (inpainting_with_ip_adapter,),
+    }
+    return as_its_factory(*makers[system])
+
+
+def inpainting_with_ip_adapter() -> Any:
+    """Stable Diffusion's inpainting with an IP-Adapter that keeps the 4 x 4 patches of its own CLIP."""
+    import torch
+    from diffusers import StableDiffusionInpaintPipeline
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    from tests.pipeline import unet_models
+
+    config = CLIPVisionConfig(
+        hidden_size=unet_models.CLIP, projection_dim=unet_models.CLIP, intermediate_size=16,
+        num_attention_heads=4, num_hidden_layers=2, image_size=32, patch_size=8,
+    )  # fmt: skip
+
+    class OfAnyPrompt(StableDiffusionInpaintPipeline):  # type: ignore[misc]
+        def encode_prompt(self, *given: Any, **named: Any) -> Any:
+            shape = (2, 1, unet_models.TEXT, unet_models.WIDTH)
+            return tuple(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+
+    pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(OfAnyPrompt), "full")
+    pipe.register_modules(
+        image_encoder=CLIPVisionModelWithProjection(config).eval(),
+        feature_extractor=CLIPImageProcessor(crop_size=32, size=32),
+    )
+    return pipe
