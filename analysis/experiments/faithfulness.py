@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from i2am.analysis.experiments.token_ranks import Grid, Order
+from i2am.analysis.experiments.token_ranks import WHOLE, Grid, Order
 from i2am.analysis.grids.resize import nearest
 from i2am.analysis.scores.bootstrap import CONFIDENCE, RESAMPLES, mean_intervals
 from i2am.storage.errors import InputError
@@ -76,12 +76,16 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
 
 
 def removals(orders: Sequence[Order], fractions: Sequence[float], grid: Grid) -> Iterator[Removal]:
-    """All removals of one sample; the table by layer and head has one fraction, deletion alone."""
+    """All removals of one sample; the table by layer and head has one fraction, deletion alone.
+
+    A reference without an order is removed as a whole.
+    """
     inner = [fraction for fraction in fractions if 0 < fraction < 1] or [1.0]
     one = min(inner, key=lambda fraction: abs(fraction - TABLE_FRACTION))
     for order in orders:
-        if order.rank == "layers":
-            yield Removal(order, "deletion", one, _removed(order, "deletion", one, grid))
+        if order.rank in ("layers", WHOLE):
+            share = 1.0 if order.rank == WHOLE else one
+            yield Removal(order, "deletion", share, _removed(order, "deletion", share, grid))
             continue
         for fraction in fractions:
             yield Removal(order, "deletion", fraction, _removed(order, "deletion", fraction, grid))

@@ -21,6 +21,7 @@ from i2am.analysis.drawing.matplotlib_style import (
 from i2am.analysis.drawing.short_labels import shortened
 from i2am.analysis.drawing.text import FAINT, INK, printable
 from i2am.analysis.experiments.faithfulness import place_words
+from i2am.analysis.experiments.token_ranks import WHOLE
 
 COLOURS = {
     "g2r": G2R,
@@ -36,7 +37,8 @@ COLOURS = {
 
 def faithfulness_charts(summary: pl.DataFrame) -> Iterator[tuple[str, Chart]]:
     """(file name without suffix, chart) of what the summary has."""
-    curves = summary.filter(pl.col("measure") == "change", pl.col("rank") != "layers", region="inside")
+    with_curves = ~pl.col("rank").is_in(["layers", WHOLE])
+    curves = summary.filter(with_curves, measure="change", region="inside")
     if curves.height:
         yield "faithfulness", _curves(curves, place_words(summary))
     layers = summary.filter(measure="change", rank="layers", region="inside")

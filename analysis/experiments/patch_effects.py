@@ -3,12 +3,14 @@
 The reference is cut into blocks. For each, what the maps of its tokens predict on the generated image is
 compared with the change that the image shows once the block is removed: Spearman's rank correlation over the
 cells inside the mask. Predictors: ``r2g``, ``daam`` (each cell's probability of the block's tokens), and
-``r2g-all``, R2G of all tokens, which knows nothing of the block.
+``r2g-all``, R2G of all tokens, which knows nothing of the block. Tokens without a place are one block: there
+``r2g``, of one token a similarity, stands beside ``contribution``, what the reference adds to each patch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,11 @@ from i2am.analysis.grids.tiled_layers import (
     map_size,
     merge_tiles,
 )
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.maps.token_sources import Method
 from i2am.analysis.marginals.quantities import Regions, compute_marginals, quantity_name
 from i2am.analysis.scores.bootstrap import CONFIDENCE, mean_intervals
-from i2am.storage.errors import InputError
+from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
 
@@ -87,6 +91,17 @@ def predicted_maps(
     }
     constant = np.repeat(maps["r2g"][:1], len(blocks), 0)
     return {"r2g": maps["r2g"][1:], "daam": maps["daam"][1:], "r2g-all": constant}
+
+
+def predicted_by_whole(run: Run, sample: str, size: Grid) -> dict[str, NDArray[np.float64]]:
+    """Maps [1, y, x] of a reference without places, by predictor, as far as the run has them."""
+    methods: Mapping[str, Method] = {"r2g": "i2am", "contribution": "contribution"}
+    found = {}
+    for predictor, method in methods.items():
+        with suppress(NoAnswer):  # captured without norms
+            maps = attribution_maps(run, "r2g", samples=[sample], size=size, method=method)
+            found[predictor] = np.asarray(maps, dtype=np.float64)
+    return found
 
 
 def _merged(

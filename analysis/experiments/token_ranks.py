@@ -4,6 +4,7 @@
 ``norm`` and ``norm-painted``: the same, attention times the norm of each token's value; ``daam``: the mean
 over the image of each token's DAAM map; ``official``: G2R by the paper's code; ``layers``: G2R of each layer,
 of each head, and of each head of each layer; ``random``: several draws; ``lowest``: the reverse of ``g2r``.
+Tokens without a place have no order: they are removed together, ``whole``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from i2am.analysis.aggregations.daam import daam_maps
 from i2am.analysis.grids.resize import linear
-from i2am.analysis.grids.selection import select
+from i2am.analysis.grids.selection import has_reference_map, select
 from i2am.analysis.grids.tiled_layers import group_tiles, largest_grid
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
@@ -27,6 +28,9 @@ from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
 
 Grid = tuple[int, int]
+WHOLE = "whole"
+"""The only order of a reference without places: all of its tokens at once."""
+
 RANKS = ("g2r", "g2r-painted", "norm", "norm-painted", "daam", "official", "layers", "random", "lowest")
 DRAWS = 3
 
@@ -55,11 +59,16 @@ class Order:
 class TokenRanks:
     """The ranks that a run can answer; `notes` says why others are missing."""
 
-    grid: Grid  # (rows, columns) of the tokens
+    grid: Grid  # (rows, columns) of the tokens; (1, tokens) of those without a place
     draws: int
     names: tuple[str, ...]
     maps: Mapping[tuple[str, str | None, int | None], Callable[[str], NDArray[np.float64]]]
     notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def placed(self) -> bool:
+        """Whether the tokens have places in the reference."""
+        return WHOLE not in self.names
 
     def orders(self, sample: str) -> list[Order]:
         """Every order of one sample."""
@@ -84,14 +93,16 @@ class TokenRanks:
 def token_ranks(run: Run, names: Sequence[str] = RANKS, draws: int = DRAWS) -> TokenRanks:
     """Ask the run for the maps of each rank, lazily.
 
-    A rank that this run cannot answer is left out with a note; `NoAnswer` where it has no map on the
-    reference at all.
+    A rank that this run cannot answer is left out with a note. Tokens without a place, such as a pooled one,
+    have no map and no order: there is `WHOLE` alone.
     """
     for name in names:
         if name not in RANKS:
             raise UnknownName("rank", name, RANKS)
     if draws < 1:
         raise InputError("draws", expected="at least 1", got=str(draws), remedy="leave the rank random out")
+    if not any(has_reference_map(layer) for layer in select(run, "r2g").layers):
+        return _whole(run, names)
     layers = select(run, "g2r").layers
     grid = largest_grid(layers, "ref")
     maps: dict[tuple[str, str | None, int | None], Any] = {}
@@ -110,6 +121,22 @@ def token_ranks(run: Run, names: Sequence[str] = RANKS, draws: int = DRAWS) -> T
         except (NoAnswer, UnknownName) as error:
             notes[name] = str(error)
     return TokenRanks(grid, draws, tuple(name for name in names if name not in notes), maps, notes)
+
+
+def _whole(run: Run, names: Sequence[str]) -> TokenRanks:
+    """The order of a reference without places."""
+    counts = {layer.ref for layer in select(run, "r2g").layers}
+    if len(counts) > 1:
+        raise NoAnswer(
+            "orders of reference tokens without a place",
+            expected="as many in every layer",
+            got=", ".join(map(str, sorted(counts))),
+            remedy="capture layers of one reference",
+        )
+    tokens = counts.pop()
+    why = "one pooled token" if tokens == 1 else f"{tokens} tokens without a place"
+    notes = dict.fromkeys(names, f"the reference is {why}, which is removed as a whole")
+    return TokenRanks((1, tokens), 0, (WHOLE,), {(WHOLE, None, None): lambda _: np.zeros(tokens)}, notes)
 
 
 def _daam(run: Run, layers: Sequence[LayerSpec]) -> xr.DataArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,9 +105,10 @@ def _print(summary: pl.DataFrame) -> None:
     import polars as pl
 
     from i2am.analysis.experiments.faithfulness import place_words
+    from i2am.analysis.experiments.token_ranks import WHOLE
 
     inside = summary.filter(region="inside")
-    curves = inside.filter(pl.col("rank") != "layers")
+    curves = inside.filter(~pl.col("rank").is_in(["layers", WHOLE]))
     times = curves.filter(measure="times random")
     shares = sorted(set(times["fraction"].to_list()))
     rows = []
@@ -118,6 +120,9 @@ def _print(summary: pl.DataFrame) -> None:
         print_line(f"mean change {where}, 0 to 255, over all shares of tokens; times a random rank")
         heads = ["rank", "deletion", "insertion", *(f"{share:.0%} × random" for share in shares)]
         print_table(heads, rows, right=range(1, len(heads)))
+    for row in summary.filter(measure="change", rank=WHOLE).iter_rows(named=True):
+        where = place_words(summary) if row["region"] == "inside" else "outside the mask"
+        print_line(f"mean change {where} without the reference, 0 to 255: {_in_words(row)}")
     mirror = inside.filter(measure="correlation")
     if mirror.height:
         print_line("rank correlation of where the image changes without a block, with what is predicted")
@@ -130,8 +135,9 @@ _KINDS = ("deletion", "insertion")
 
 def _cell(rows: pl.DataFrame) -> str:
     """A value with its interval; empty where there is none."""
-    if not rows.height:
-        return ""
-    row = rows.row(0, named=True)
+    return _in_words(rows.row(0, named=True)) if rows.height else ""
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
     ends = "" if row["low"] is None else f" ({number(row['low'])} to {number(row['high'])})"
     return f"{number(row['value'])}{ends}"

@@ -25,6 +25,7 @@ from i2am.analysis.experiments.patch_effects import (
     Block,
     block_masks,
     correlate,
+    predicted_by_whole,
     predicted_maps,
     summarise_patches,
 )
@@ -96,15 +97,15 @@ def ablate_run(
     asked = token_ranks(opened, ranks, draws)
     if not asked.names:
         raise InputError("ranks", expected="one that this run has", got="; ".join(asked.notes.values()))
-    masks = block_masks(asked.grid, blocks) if blocks else {}
+    masks = block_masks(asked.grid, blocks if asked.placed else 1) if blocks else {}
     pipe, call = prepare(config)
     from i2am.pipeline.interventions.ablation import default_mode
 
     mode = mode or default_mode(pipe, config.adapter)
-    cells = largest_grid(select(opened, "g2r").layers, "gen")
+    cells = largest_grid(select(opened, "g2r" if asked.placed else "r2g").layers, "gen")
     with output_directory(out, FAITHFULNESS, overwrite) as directory:
         folder = parts_folder(out, opened, comparable(config), mode, [*asked.grid, *cells])
-        generator = Generator(config, opened, known, pipe, call, mode, cells, folder)
+        generator = Generator(config, opened, known, pipe, call, mode, cells, folder, asked.placed)
         tables = _Tables()
         for number, name in enumerate(names):
             emit(Progress("ablate", number, len(names)))
@@ -134,14 +135,21 @@ class _Tables:
         changes = {block: found[key(mask)].cells for block, mask in masks.items()}
         known = {block: cells for block, cells in changes.items() if cells is not None}
         if known:
-            predicted = predicted_maps(generator.run, sample, masks)
-            self.patches += correlate(sample, predicted, known, painted_mask(generator.run, sample))
+            run = generator.run
+            if generator.placed:
+                predicted = predicted_maps(run, sample, masks)
+            else:
+                predicted = predicted_by_whole(run, sample, generator.cells)
+            self.patches += correlate(sample, predicted, known, painted_mask(run, sample))
 
     def result(self, asked: TokenRanks, confidence: float, seconds: float) -> Faithfulness:
         samples = pl.DataFrame(self.rows, schema=SAMPLES)
         patches = pl.DataFrame(self.patches, schema=PATCHES)
         summary = pl.concat([summarise(samples, confidence), summarise_patches(patches, confidence)])
-        notes = [f"no rank {name!r}: {why}" for name, why in asked.notes.items()]
+        by_reason: dict[str, list[str]] = {}
+        for name, why in asked.notes.items():
+            by_reason.setdefault(why, []).append(repr(name))
+        notes = [f"no rank {', '.join(names)}: {why}" for why, names in by_reason.items()]
         return Faithfulness(summary, samples, patches, notes, self.generated, seconds)
 
 

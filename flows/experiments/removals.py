@@ -62,6 +62,7 @@ class Generator:
     mode: Mode
     cells: Grid  # (rows, columns) of the changes that are kept cell by cell
     folder: Path  # of the part files
+    placed: bool  # whether the tokens that are removed have places in the reference
 
     def effects(
         self, sample: str, wanted: Sequence[Mask], by_cell: Sequence[Mask]
@@ -107,8 +108,9 @@ class Generator:
         from i2am.pipeline.recording.images import to_uint8
 
         config, tasks = self.config, [self.samples.load(sample)] * len(removed)
+        gone = np.stack(removed)
         with ablation(
-            self.pipe, np.stack(removed), self.mode,
+            self.pipe, gone if self.placed else gone.reshape(len(gone), -1), self.mode,
             adapter=config.adapter, guidance=config.guidance, timesteps=config.timesteps,
         ):  # fmt: skip
             images = self.call(self.pipe, tasks)

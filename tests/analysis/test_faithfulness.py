@@ -10,12 +10,19 @@ from i2am.analysis.experiments import faithfulness, patch_effects
 from i2am.analysis.experiments.faithfulness import (
     SAMPLES,
     check_fractions,
+    place_words,
     ratio_interval,
     removals,
     summarise,
 )
 from i2am.analysis.experiments.faithfulness_charts import faithfulness_charts
-from i2am.analysis.experiments.patch_effects import block_masks, correlate, predicted_maps, spearman
+from i2am.analysis.experiments.patch_effects import (
+    block_masks,
+    correlate,
+    predicted_by_whole,
+    predicted_maps,
+    spearman,
+)
 from i2am.analysis.experiments.token_ranks import RANKS, Order, token_ranks
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
@@ -83,12 +90,59 @@ def test_a_rank_without_an_answer_is_left_out_with_the_reason(tmp_path):
         token_ranks(run, ["g2s"])
     with pytest.raises(InputError, match="draws; expected at least 1"):
         token_ranks(run, draws=0)
-    pooled, _ = build(tmp_path / "p.zarr", [layer(ref=(0, 0), ref_prefix=1)])
-    with pytest.raises(NoAnswer, match="place in the reference"):
-        token_ranks(pooled)
     mixed, _ = build(tmp_path / "m.zarr", [layer("a", ref=(3, 2)), layer("b", ref=(6, 4))])
     assert "different reference grids" in token_ranks(mixed, ["daam", "g2r"]).notes["daam"]
     assert token_ranks(mixed, ["g2r"]).grid == (6, 4)
+
+
+def test_the_official_order_is_of_its_own_block_whatever_the_grids_of_the_others(tmp_path):
+    name = "warp_flow_blks.4.transformer_blocks.0.attn2"
+    layers = [layer(name, ref=(3, 2)), layer(name.replace("4", "7"), ref=(6, 4))]
+    run, _ = build(tmp_path / "r.zarr", layers)
+    own = attribution_maps(run, "g2r", protocol="official")
+    assert own.shape[1:] == (3, 2)
+    found = orders_of(run, names=["official"])["official", None, None, None]
+    assert found[0] in fine_tokens_of(int(np.asarray(own.sel(sample="one")).argmax()))
+    assert found[-1] in fine_tokens_of(int(np.asarray(own.sel(sample="one")).argmin()))
+
+
+def fine_tokens_of(token):
+    """Tokens of a 6 x 4 grid that lie in a token of a 3 x 2 grid."""
+    row, column = divmod(token, 2)
+    return [4 * (2 * row + y) + 2 * column + x for y in (0, 1) for x in (0, 1)]
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_tokens_without_a_place_are_removed_together(tmp_path, tokens):
+    layers = [
+        layer(name, gen=gen, ref=(0, 0), ref_prefix=tokens) for name, gen in (("a", (4, 3)), ("b", (8, 6)))
+    ]
+    run, _ = build(tmp_path / "p.zarr", layers)
+    ranks = token_ranks(run)
+    assert (ranks.names, ranks.placed, set(ranks.notes)) == (("whole",), False, set(RANKS))
+    (only,) = removals(ranks.orders("one"), (0, 0.1, 1), ranks.grid)
+    assert (only.kind, only.fraction, only.removed.tolist()) == ("deletion", 1, [[True] * tokens])
+    maps = predicted_by_whole(run, "one", (8, 6))
+    np.testing.assert_array_equal(maps["r2g"], attribution_maps(run, "r2g", method="i2am", samples=["one"]))
+    rows = correlate("one", maps, {(0, 0): np.arange(48.0).reshape(8, 6)}, None)
+    assert [row["predictor"] for row in rows] == ["r2g"]  # the run has no norms
+    table = pl.DataFrame([SAMPLE | {"rank": "whole", "inside": 3.0}], schema=SAMPLES)
+    assert summarise(table).filter(measure="change")["value"].to_list() == [3]
+    assert not list(faithfulness_charts(summarise(table)))  # one number is no curve
+    with pytest.raises(NoAnswer, match="as many in every layer; got 2, 16"):
+        several = [layer("a", ref=(0, 0), ref_prefix=2), layer("b", ref=(0, 0), ref_prefix=16)]
+        token_ranks(build(tmp_path / "s.zarr", several)[0])
+
+
+SAMPLE = {"sample": "one", "rank": "g2r", "kind": "deletion", "fraction": 1.0, "inside": 1.0}
+
+
+@pytest.mark.parametrize(("outside", "words"), [(None, "of the image"), (2.0, "inside the mask")])
+def test_without_a_mask_it_is_the_image_that_changes(outside, words):
+    rows = [SAMPLE | {"fraction": fraction, "outside": outside} for fraction in (0.0, 1.0)]
+    summary = summarise(pl.DataFrame(rows, schema=SAMPLES))
+    assert place_words(summary) == words
+    assert [words in chart.unit for _, chart in faithfulness_charts(summary)] == [True]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -128,13 +128,14 @@ def of_example(device: str, dtype: str, system: str) -> Any:
         "pasd": (pasd.make, "negative_prompt"),
         "pasd-light": (lambda: pasd.make(light=True), "negative_prompt"),
         "seesr": (seesr.make, "negative_prompt"),
-        "ip-adapter-inpaint": (inpainting_with_ip_adapter,),
+        "ip-adapter-inpaint": (lambda: inpainting_with_ip_adapter("full"),),
+        "ip-adapter-plus": (lambda: inpainting_with_ip_adapter("plus"),),
     }
     return as_its_factory(*makers[system])
 
 
-def inpainting_with_ip_adapter() -> Any:
-    """Stable Diffusion's inpainting with an IP-Adapter that keeps the 4 x 4 patches of its own CLIP."""
+def inpainting_with_ip_adapter(kind: str) -> Any:
+    """Stable Diffusion's inpainting with an IP-Adapter: "full" keeps the 4 x 4 patches of its own CLIP."""
     import torch
     from diffusers import StableDiffusionInpaintPipeline
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -151,7 +152,7 @@ def inpainting_with_ip_adapter() -> Any:
             shape = (2, 1, unet_models.TEXT, unet_models.WIDTH)
             return tuple(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
 
-    pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(OfAnyPrompt), "full")
+    pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(OfAnyPrompt), kind)
     pipe.register_modules(
         image_encoder=CLIPVisionModelWithProjection(config).eval(),
         feature_extractor=CLIPImageProcessor(crop_size=32, size=32),

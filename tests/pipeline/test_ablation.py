@@ -152,6 +152,21 @@ def test_a_pooled_token_becomes_the_vector_that_was_learned_for_none(guidance):
     assert torch.equal(found[:, -1:], pipe.image_encoder.uncond_vector.detach().expand_as(found[:, -1:]))
 
 
+@pytest.mark.parametrize("make", [models.paint_by_example, models.image_variation])
+def test_one_token_is_its_own_mean(make):
+    pipe = make()
+    images = {"image": models.picture(0, 32, 32), "height": 32, "width": 32, "num_inference_steps": 2}
+    if make is models.paint_by_example:
+        images |= {"mask_image": models.hole(32, 32), "example_image": models.picture(1, 32, 32)}
+    with ablation(pipe, np.zeros((1, 1), bool), "mean"):
+        pipe(**images)
+    with (
+        pytest.raises(InputError, match="expected empty or mask, for a single token; got mean"),
+        ablation(pipe, np.ones((1, 1), bool), "mean"),
+    ):
+        pipe(**images)
+
+
 def test_an_ip_adapter_without_guidance_has_no_empty_token():
     pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(), "full")
     for mode in ("mean", "mask"):
