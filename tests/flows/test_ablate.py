@@ -97,28 +97,17 @@ def test_an_interrupted_experiment_goes_on(
     assert 0 < more["generated"] <= 6
 
 
-SCENE = {"image": "source", "mask_image": "mask", "reference_image": "reference"}
-
-
-@pytest.mark.parametrize(
-    ("system", "inputs", "mode"),
-    [
-        ("flux_kontext", {"image": "source"}, None),
-        ("ip_adapter", {}, None),
-        ("pasd", {"image": "source"}, "mask"),
-        ("seesr", {"image": "source"}, "mean"),
-        ("stableviton", SCENE, "mean"),
-    ],
-)
-def test_other_families(
-    config: Callable[..., Path], tmp_path: Path, system: str, inputs: dict[str, str], mode: Any
-) -> None:
-    scene = {"scenes": {"count": 1}}
-    file = config(pipeline=factory(system), inputs=inputs, call={"num_inference_steps": 2}, samples=scene)
-    settings = load_capture(file)
+def test_joint_attention(config: Callable[..., Path], tmp_path: Path) -> None:
+    """All other families are in test_real_systems.py."""
+    more = {
+        "inputs": {"image": "source"},
+        "call": {"num_inference_steps": 2},
+        "samples": {"scenes": {"count": 1}},
+    }
+    settings = load_capture(config(pipeline=factory("flux_kontext"), **more))
     run_capture(settings)
     asked: dict[str, Any] = {"ranks": ["g2r", "lowest"], "fractions": [0.5], "blocks": 0}
-    found = ablate_run(settings, settings.out, tmp_path / "out", mode=mode, **asked)
+    found = ablate_run(settings, settings.out, tmp_path / "out", **asked)
     changes = found.samples.filter(fraction=1, kind="deletion")["inside"]
     assert changes.n_unique() == 1
     assert changes[0] > 0

@@ -46,58 +46,6 @@ def flux_kontext(device: str, dtype: str) -> Any:
     return pipe
 
 
-def ip_adapter(device: str, dtype: str) -> Any:
-    """Stable Diffusion with an IP-Adapter that keeps its 2 x 2 patches; text and reference are fixed."""
-    import torch
-
-    from tests.pipeline import unet_models
-
-    pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(), "full")
-
-    class StableDiffusionOfNothing(type(pipe)):  # type: ignore[misc]
-        def __call__(self, generator: Any, **options: Any) -> Any:
-            shape = (2, 1, unet_models.TEXT, unet_models.WIDTH)
-            texts = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-            return super().__call__(
-                prompt_embeds=texts[0], negative_prompt_embeds=texts[1], height=32, width=32,
-                ip_adapter_image_embeds=unet_models.image_embeds(("full",), True),
-                generator=generator, **options,
-            )  # fmt: skip
-
-    pipe.__class__ = StableDiffusionOfNothing
-    return pipe
-
-
-def small(pipe: Any) -> Any:
-    """A stand-in that works at half the size of a scene."""
-
-    class Small(type(pipe)):  # type: ignore[misc]
-        def __call__(self, generator: Any, num_inference_steps: int, **images: Any) -> Any:
-            halves = {name: image.resize((32, 32)) for name, image in images.items()}
-            return super().__call__(generator=generator, num_inference_steps=num_inference_steps, **halves)
-
-    pipe.__class__ = Small
-    return pipe
-
-
-def pasd(device: str, dtype: str) -> Any:
-    from tests.standins import pasd
-
-    return small(pasd.make())
-
-
-def seesr(device: str, dtype: str) -> Any:
-    from tests.standins import seesr
-
-    return small(seesr.make())
-
-
-def stableviton(device: str, dtype: str) -> Any:
-    from tests.standins import stableviton
-
-    return small(stableviton.Pipeline())
-
-
 def as_its_factory(make: Any, *unused: str) -> Any:
     """A stand-in that is called as its example's factory is, and makes images of the source's size.
 
