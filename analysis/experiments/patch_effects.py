@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from i2am.analysis.experiments.faithfulness import SUMMARY
+from i2am.analysis.experiments.faithfulness import PIXELS, SUMMARY
 from i2am.analysis.experiments.token_ranks import Grid
 from i2am.analysis.grids.resize import area, linear
 from i2am.analysis.grids.selection import select
@@ -146,7 +146,8 @@ def summarise_patches(patches: pl.DataFrame, confidence: float = CONFIDENCE) -> 
         found = mean_intervals(group["correlation"].to_numpy()[:, None], confidence)
         ends = {"low": found.low[0], "high": found.high[0]}
         rows.append(
-            {"measure": "correlation", "rank": predictor, "kind": "deletion", "region": "inside"}
+            {"measure": "correlation", "rank": predictor, "kind": "deletion"}
+            | {"distance": PIXELS, "region": "inside"}
             | {"value": float(found.mean[0]), "count": int(found.count[0])}
             | {name: float(end) if np.isfinite(end) else None for name, end in ends.items()}
         )

@@ -46,6 +46,12 @@ def ablate(
     blocks: Annotated[
         int, typer.Option(min=0, help="Blocks on a side of the reference, removed one by one; 0: none.")
     ] = 4,
+    features: Annotated[
+        str | None,
+        typer.Option(help="Measure the change of features too: inception, clip, dino, or module:function."),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Their file or folder; absent: the caches.")] = None,
+    lpips: Annotated[bool, typer.Option("--lpips/--no-lpips", help="Measure LPIPS too.")] = False,
     confidence: options.Confidence = 0.95,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
@@ -64,6 +70,7 @@ def ablate(
     settings = load_capture(config, run)
     names = RANKS if rank is None else tuple(name.strip() for name in rank.split(","))
     asked: dict[str, Any] = {"samples": sample, "limit": limit, "draws": draws, "blocks": blocks}
+    asked |= {"features": features, "weights": weights, "lpips": lpips}
     asked |= {"mode": mode, "confidence": confidence, "overwrite": overwrite}
     with show_progress(quiet):
         found = ablate_run(settings, run, out, ranks=names, fractions=_numbers(fractions), **asked)
@@ -100,11 +107,23 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _print(summary: pl.DataFrame) -> None:
-    """One row for each rank: areas, and the ratio to random tokens at the first fractions."""
+    """For each distance one row for each rank; and the mirror."""
     import polars as pl
 
-    inside = summary.filter(region="inside")
-    curves = inside.filter(pl.col("rank") != "layers")
+    from i2am.analysis.experiments.faithfulness_charts import change_words
+
+    wholes = summary.filter(pl.col("rank") != "layers", pl.col("region") != "outside")
+    for distance in dict.fromkeys(wholes["distance"].to_list()):
+        _print_ranks(wholes.filter(distance=distance), change_words(distance))
+    mirror = wholes.filter(measure="correlation")
+    if mirror.height:
+        print_line("rank correlation of where the image changes without a block, with what is predicted")
+        cells = [[name, _cell(mirror.filter(rank=name))] for name in mirror["rank"].to_list()]
+        print_table(["predictor", "correlation"], cells, right=[1])
+
+
+def _print_ranks(curves: pl.DataFrame, change: str) -> None:
+    """One row for each rank: areas, and the ratio to random tokens at the first fractions."""
     times = curves.filter(measure="times random")
     shares = sorted(set(times["fraction"].to_list()))
     rows = []
@@ -112,14 +131,9 @@ def _print(summary: pl.DataFrame) -> None:
         areas = [_cell(curves.filter(measure="area", rank=name, kind=kind)) for kind in _KINDS]
         rows.append([name, *areas, *(_cell(times.filter(rank=name, fraction=share)) for share in shares)])
     if rows:
-        print_line("mean change inside the mask, 0 to 255, over all shares of tokens; times a random rank")
+        print_line(f"{change}, over all shares of tokens; times a random rank")
         heads = ["rank", "deletion", "insertion", *(f"{share:.0%} × random" for share in shares)]
         print_table(heads, rows, right=range(1, len(heads)))
-    mirror = inside.filter(measure="correlation")
-    if mirror.height:
-        print_line("rank correlation of where the image changes without a block, with what is predicted")
-        cells = [[name, _cell(mirror.filter(rank=name))] for name in mirror["rank"].to_list()]
-        print_table(["predictor", "correlation"], cells, right=[1])
 
 
 _KINDS = ("deletion", "insertion")

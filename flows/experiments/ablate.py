@@ -37,6 +37,7 @@ from i2am.analysis.scores.bootstrap import CONFIDENCE, check_confidence
 from i2am.flows.capture.job import comparable, prepare
 from i2am.flows.console.progress import Progress, emit
 from i2am.flows.datasets.open import open_samples
+from i2am.flows.experiments.distances import DistanceModels, load_distances
 from i2am.flows.experiments.removals import Effect, Generator, Mask, key, painted_mask, parts_folder
 from i2am.storage.errors import InputError, UnknownName
 from i2am.storage.reading.open import open_run
@@ -74,6 +75,9 @@ def ablate_run(
     mode: Mode | None = None,
     draws: int = DRAWS,
     blocks: int = BLOCKS,
+    features: str | None = None,
+    weights: Path | None = None,
+    lpips: bool = False,
     confidence: float = CONFIDENCE,
     overwrite: bool = False,
 ) -> Faithfulness:
@@ -81,8 +85,9 @@ def ablate_run(
 
     ``config`` is the configuration that made the run. ``limit`` takes the first of ``samples``; ``mode`` is
     how a token is removed (None: by the family); ``draws`` of the rank "random"; ``blocks`` on a side of the
-    reference for the mirror, 0: none. What was generated is kept in ``out``/removals: an interrupted
-    experiment goes on from there, and further ranks cost only what is new.
+    reference for the mirror, 0: none. ``features`` (as for `quality_runs`, from ``weights``) and ``lpips``
+    are further distances of the changed images from the unchanged ones. What was generated is kept in
+    ``out``/removals: an interrupted experiment goes on from there, and further ranks cost only what is new.
     """
     started = time.perf_counter()
     fractions = check_fractions(fractions)
@@ -97,6 +102,7 @@ def ablate_run(
     if not asked.names:
         raise InputError("ranks", expected="one that this run has", got="; ".join(asked.notes.values()))
     masks = block_masks(asked.grid, blocks) if blocks else {}
+    models = load_distances(features, weights, lpips, config.device)
     pipe, call = prepare(config)
     from i2am.pipeline.interventions.ablation import default_mode
 
@@ -104,7 +110,7 @@ def ablate_run(
     cells = largest_grid(select(opened, "g2r").layers, "gen")
     with output_directory(out, FAITHFULNESS, overwrite) as directory:
         folder = parts_folder(out, opened, comparable(config), mode, [*asked.grid, *cells])
-        generator = Generator(config, opened, known, pipe, call, mode, cells, folder)
+        generator = Generator(config, opened, known, pipe, call, mode, cells, folder, models)
         tables = _Tables()
         for number, name in enumerate(names):
             emit(Progress("ablate", number, len(names)))
@@ -130,7 +136,7 @@ class _Tables:
         wanted = [each.removed for each in planned]
         found, generated = generator.effects(sample, wanted, list(masks.values()))
         self.generated += generated
-        self.rows += _rows(sample, planned, found)
+        self.rows += _rows(sample, planned, found, generator.models)
         changes = {block: found[key(mask)].cells for block, mask in masks.items()}
         known = {block: cells for block, cells in changes.items() if cells is not None}
         if known:
@@ -145,7 +151,10 @@ class _Tables:
         return Faithfulness(summary, samples, patches, notes, self.generated, seconds)
 
 
-def _rows(sample: str, planned: Sequence[Removal], found: dict[bytes, Effect]) -> Iterator[dict[str, Any]]:
+def _rows(
+    sample: str, planned: Sequence[Removal], found: dict[bytes, Effect], models: DistanceModels
+) -> Iterator[dict[str, Any]]:
+    features, lpips = models.features, models.lpips
     for each in planned:
         effect = found[key(each.removed)]
         yield {
@@ -158,6 +167,9 @@ def _rows(sample: str, planned: Sequence[Removal], found: dict[bytes, Effect]) -
             "fraction": each.fraction,
             "inside": effect.inside,
             "outside": effect.outside,
+            "features": None if features is None else features.name,
+            "feature_distance": None if features is None else effect.distances[features.id],
+            "lpips": None if lpips is None else effect.distances[lpips.id],
         }
 
 

@@ -161,6 +161,26 @@ def test_curves_areas_and_ratios():
     assert summarise(table({})).is_empty()
 
 
+def test_other_distances_have_curves_of_their_own():
+    values = {("g2r", None, "deletion", f): v for f, v in ((0.0, 0), (0.5, 8), (1.0, 10))}
+    values |= {("random", None, "deletion", f): v for f, v in ((0.0, 0), (0.5, 2), (1.0, 10))}
+    plain = table(values)
+    rows = plain.with_columns(outside=pl.lit(0.0), features=pl.lit("clip"), lpips=pl.col("inside") * 3)
+    rows = rows.with_columns(feature_distance=pl.col("inside") / 10).select(*SAMPLES)
+    found, inside = summarise(rows), summarise(plain)
+    assert set(inside["distance"]) == {"pixels"}
+    for distance, factor in (("clip", 0.1), ("lpips", 3), ("pixels", 1)):
+        own = found.filter(pl.col("region") != "outside", distance=distance)
+        assert set(own["region"]) == {"inside" if distance == "pixels" else "image"}
+        for measure in ("change", "area", "times random"):
+            times = 1 if measure == "times random" else factor
+            expected = inside.filter(measure=measure)["value"].to_numpy() * times
+            np.testing.assert_allclose(own.filter(measure=measure)["value"], expected)
+    names = dict(faithfulness_charts(found))
+    assert list(names) == ["faithfulness", "faithfulness-features", "faithfulness-lpips"]
+    assert names["faithfulness-features"].unit.startswith("cosine distance of features: clip")
+
+
 def test_a_ratio_has_the_interval_of_literal_draws():
     rng = np.random.default_rng(3)
     values, base = rng.uniform(1, 9, 7), rng.uniform(1, 3, 7)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from i2am.flows.capture.job import run_capture
 from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.experiments.ablate import ablate_run
-from i2am.flows.experiments.removals import Generator
+from i2am.flows.experiments.removals import Effect, Generator
+from i2am.pipeline.features.contract import FeatureModel
 from tests.flows.conftest import Outcome
 from tests.flows.tiny_systems import PLANTED
+from tests.pipeline.feature_functions import colours
 
 I2am = Callable[..., Outcome]
 SYSTEMS = "tests.flows.tiny_systems"
@@ -95,6 +99,104 @@ def test_an_interrupted_experiment_goes_on(
     assert rest["summary"] == whole["summary"]
     more = i2am(*words, "--out", tmp_path / "out", "--fractions", "0.1,0.3", "--limit", "1").json
     assert 0 < more["generated"] <= 6
+
+
+COLOURS = "tests.pipeline.feature_functions:colours"
+
+
+def lpips_of_sums(device: str) -> FeatureModel:
+    """In place of LPIPS, whose weights are not here: the mean squared difference of two images."""
+
+    def extract(pairs: np.ndarray) -> np.ndarray:
+        return ((pairs[:, 0].astype(float) - pairs[:, 1]) ** 2).mean((1, 2, 3))[:, None]
+
+    return FeatureModel("lpips", "of-sums", extract)
+
+
+def test_the_change_of_features_and_lpips_beside_pixels(
+    planted: Path, i2am: I2am, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("i2am.pipeline.features.lpips.load_lpips", lpips_of_sums)
+    images: list[np.ndarray] = []
+    generate = Generator._generate
+
+    def kept(self: Generator, sample: str, removed: list[np.ndarray]) -> list[np.ndarray]:
+        images.extend(made := generate(self, sample, removed))
+        return made
+
+    monkeypatch.setattr(Generator, "_generate", kept)
+    words = [
+        "ablate",
+        planted,
+        "--run",
+        tmp_path / "tiny.zarr",
+        "--out",
+        tmp_path / "out",
+        *QUICK,
+        "--limit",
+        "1",
+    ]
+    more = [*words, "--features", COLOURS, "--lpips"]
+    pixels = i2am(*words, "--json").json
+    found = i2am(*more, "--json").json
+    # Images are not kept, so these are made once more; what blocks change is measured in pixels alone.
+    assert found["generated"] == pixels["generated"] - 4
+    assert i2am(*words, "--json").json == pixels | {"generated": 0, "seconds": ANY}
+    summary = pl.DataFrame(found["summary"], infer_schema_length=None)
+    assert summary.filter(distance="pixels").equals(pl.DataFrame(pixels["summary"], infer_schema_length=None))
+    own = summary.filter(pl.col("distance") != "pixels")
+    assert set(own["distance"]) == {COLOURS, "lpips"}
+    assert set(own["region"]) == {"image"}
+    assert set(own["measure"]) == {"change", "area", "times random"}
+    told = i2am(*more).out
+    assert f"cosine distance of features: {COLOURS}, over all shares" in told
+    assert "LPIPS, over all shares" in told
+    assert "0 images generated" in told
+    assert told.count("rank correlation") == 1
+    table = pl.read_parquet(tmp_path / "out" / "tables" / "faithfulness_samples.parquet")
+    original = images[0]
+    changed = next(image for image in images if (image != original).any())  # without the planted token
+    one, other = colours(np.stack([original, changed]))
+    cosine = 1 - one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    squares = ((original.astype(float) - changed) ** 2).mean()
+    for row in table.filter(kind="deletion", fraction=1).iter_rows(named=True):
+        assert row["feature_distance"] == pytest.approx(cosine, abs=1e-6)
+        assert row["lpips"] == pytest.approx(squares, rel=1e-6)
+    same = table.filter(inside=0)
+    assert same.height > 2
+    assert same.select("feature_distance", "lpips").max().row(0) == pytest.approx((0, 0), abs=1e-6)
+    assert set(table["features"]) == {COLOURS}
+    for ending in ("", "-features", "-lpips"):
+        assert (tmp_path / "out" / "pictures" / f"faithfulness{ending}.png").is_file()
+
+
+def test_what_an_older_measurement_alone_has_is_kept() -> None:
+    older = Effect(1.0, 2.0, np.ones((2, 3)), {"clip@1": 0.25, "dino@1": None})
+    found = Effect(1.0, 2.0, None, {"lpips@1": 0.5, "dino@1": 0.75}).beside(older)
+    assert found.cells is older.cells
+    assert found.distances == {"clip@1": 0.25, "dino@1": 0.75, "lpips@1": 0.5}
+    assert Effect(3.0, None).beside(None) == Effect(3.0, None)
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (["--features", "inception"], "no weights of Inception at .*download https"),
+        (["--features", "dino", "--weights", "nowhere"], "no folder nowhere"),
+        (["--features", "incepton"], "unknown features 'incepton'"),
+        (["--weights", "nowhere"], "weights; expected features that they belong to.*--features"),
+        (["--lpips"], "LPIPS needs torchvision|no AlexNet weights"),
+    ],
+)
+def test_missing_weights_are_refused_before_anything_is_generated(
+    planted: Path, i2am: I2am, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(Generator, "_generate", None)
+    out = tmp_path / "out"
+    i2am("ablate", planted, "--run", tmp_path / "tiny.zarr", "--out", out, *QUICK, *more).refused(what)
+    assert not out.exists()
 
 
 SCENE = {"image": "source", "mask_image": "mask", "reference_image": "reference"}
