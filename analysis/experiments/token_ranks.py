@@ -21,6 +21,7 @@ from i2am.analysis.aggregations.daam import daam_maps
 from i2am.analysis.grids.selection import select
 from i2am.analysis.grids.tiled_layers import group_tiles, largest_grid
 from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.maps.official_layers import default_layers
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
@@ -80,25 +81,35 @@ class TokenRanks:
         return found
 
 
-def token_ranks(run: Run, names: Sequence[str] = RANKS, draws: int = DRAWS) -> TokenRanks:
-    """Ask the run for the maps of each rank, lazily.
-
-    A rank that this run cannot answer is left out with a note; `NoAnswer` where it has no map on the
-    reference at all.
-    """
+def check_ranks(names: Sequence[str], draws: int) -> None:
+    """Refuse ranks that there are not, and a random one without orders."""
     for name in names:
         if name not in RANKS:
             raise UnknownName("rank", name, RANKS)
     if draws < 1:
         raise InputError("draws", expected="at least 1", got=str(draws), remedy="leave the rank random out")
-    layers = select(run, "g2r").layers
+
+
+def token_ranks(
+    run: Run, names: Sequence[str] = RANKS, draws: int = DRAWS, of: Sequence[str] | None = None
+) -> TokenRanks:
+    """Ask the run for the maps of each rank, lazily; ``of`` names the layers of one of several references.
+
+    A rank that this run cannot answer is left out with a note (`InputError`: none is left); `NoAnswer`
+    where it has no map on the reference at all.
+    """
+    check_ranks(names, draws)
+    layers = select(run, "g2r", of).layers
     grid = largest_grid(layers, "ref")
     maps: dict[tuple[str, str | None, int | None], Any] = {}
     notes: dict[str, str] = {}
     for name in dict.fromkeys(names):
         try:
             if name in _QUESTIONS:
-                found = attribution_maps(run, "g2r", size=grid, **_QUESTIONS[name])
+                own = of
+                if of is not None and name == "official":
+                    own = [layer for layer in default_layers(run, "g2r") if layer in of]
+                found = attribution_maps(run, "g2r", layers=own, size=grid, **_QUESTIONS[name])
                 maps[name, None, None] = _values_of(found)
             elif name == "daam":
                 maps[name, None, None] = _values_of(_daam(run, layers))
@@ -106,6 +117,8 @@ def token_ranks(run: Run, names: Sequence[str] = RANKS, draws: int = DRAWS) -> T
                 maps |= _by_layer_and_head(run, layers, grid)
         except (NoAnswer, UnknownName) as error:
             notes[name] = str(error)
+    if len(notes) == len(set(names)):
+        raise InputError("ranks", expected="one that this run has", got="; ".join(notes.values()))
     return TokenRanks(grid, draws, tuple(name for name in names if name not in notes), maps, notes)
 
 

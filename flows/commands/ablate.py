@@ -16,28 +16,38 @@ if TYPE_CHECKING:
     from i2am.flows.experiments.ablate import Faithfulness
 
 
+Ranks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME",
+        help="Orders of tokens: g2r, g2r-painted, norm, norm-painted, daam, official, layers (each layer "
+        "and head), random, lowest; absent: all.",
+        show_default=False,
+    ),
+]
+Mode = Annotated[
+    str | None,
+    typer.Option(
+        help="A removed token becomes empty, the mean, a zero latent, or is masked; absent: empty, or "
+        "latent for joint attention.",
+        show_default=False,
+    ),
+]
+
+
 def ablate(
     config: Annotated[Path, typer.Argument(help="The configuration (YAML) that made the run.")],
     run: Annotated[str, typer.Option(help="Run: a folder NAME.zarr or a URL.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier experiment is replaced.")],
-    rank: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,NAME",
-            help="Orders of tokens: g2r, g2r-painted, norm, norm-painted, daam, official, layers (each layer "
-            "and head), random, lowest; absent: all.",
-            show_default=False,
-        ),
-    ] = None,
+    rank: Ranks = None,
     fractions: Annotated[
         str, typer.Option(metavar="F,F", help="Shares of the tokens to remove, or to leave; 0 and 1 too.")
     ] = "0.05,0.1,0.2,0.4",
-    mode: Annotated[
+    mode: Mode = None,
+    reference: Annotated[
         str | None,
         typer.Option(
-            help="A removed token becomes empty, the mean, a zero latent, or is masked; absent: empty, or "
-            "latent for joint attention.",
-            show_default=False,
+            metavar="NAME", help="The one of several that loses tokens: reference-0, reference-1, ..."
         ),
     ] = None,
     sample: options.SampleNames = None,
@@ -71,7 +81,7 @@ def ablate(
     names = RANKS if rank is None else tuple(name.strip() for name in rank.split(","))
     asked: dict[str, Any] = {"samples": sample, "limit": limit, "draws": draws, "blocks": blocks}
     asked |= {"features": features, "weights": weights, "lpips": lpips}
-    asked |= {"mode": mode, "confidence": confidence, "overwrite": overwrite}
+    asked |= {"mode": mode, "reference": reference, "confidence": confidence, "overwrite": overwrite}
     with show_progress(quiet):
         found = ablate_run(settings, run, out, ranks=names, fractions=_numbers(fractions), **asked)
     _show(found, out, as_json)

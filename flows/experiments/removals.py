@@ -73,6 +73,7 @@ class Generator:
     cells: Grid  # (rows, columns) of the changes that are kept cell by cell
     folder: Path  # of the part files
     models: DistanceModels
+    reference: int  # which of several loses tokens
 
     def effects(
         self, sample: str, wanted: Sequence[Mask], by_cell: Sequence[Mask]
@@ -126,6 +127,7 @@ class Generator:
         with ablation(
             self.pipe, np.stack(removed), self.mode,
             adapter=config.adapter, guidance=config.guidance, timesteps=config.timesteps,
+            reference=self.reference,
         ):  # fmt: skip
             images = self.call(self.pipe, tasks)
         return [to_uint8("generated", image) for image in images]
@@ -162,9 +164,12 @@ def key(removed: Mask) -> bytes:
     return np.packbits(removed).tobytes()
 
 
-def parts_folder(out: Path, run: Run, configuration: Mapping[str, Any], mode: str, grids: Any) -> Path:
-    """Where the part files of one run, configuration and mode are: others would have other images."""
+def parts_folder(
+    out: Path, run: Run, configuration: Mapping[str, Any], mode: str, grids: Any, reference: int
+) -> Path:
+    """Where the part files of one run, configuration, mode and reference are: others have other images."""
     facts = {"run": run.run_id, "configuration": configuration, "mode": mode, "grids": grids, "version": 1}
+    facts |= {"reference": reference} if reference else {}
     digest = hashlib.sha256(canonical(facts)).hexdigest()[:16]
     return out / "removals" / digest
 

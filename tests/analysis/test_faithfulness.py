@@ -56,6 +56,30 @@ def test_orders_follow_the_maps(run):
     assert all(sorted(tokens) == list(range(6)) for tokens in found.values())
 
 
+def test_orders_and_predictions_of_one_reference_are_made_of_its_layers(run):
+    found = orders_of(run, of=["b"])
+    for rank, options in (
+        ("g2r", {}),
+        ("g2r-painted", {"at": "mask"}),
+        ("official", {"protocol": "official"}),
+    ):
+        own = attribution_maps(run, "g2r", layers=["b"], **options)
+        expected = own.interp(y=range(3), x=range(2)) if rank == "official" else own
+        assert found[rank, None, None, None] == literal_order(expected)
+        assert found[rank, None, None, None] != orders_of(run)[rank, None, None, None]
+    assert {layer for rank, layer, _, _ in found if rank == "layers"} == {None, "b"}
+    everything = predicted_maps(run, "one", {(0, 0): np.ones((3, 2), bool)}, ["b"])
+    np.testing.assert_allclose(everything["r2g"], attribution_maps(run, "r2g", layers=["b"])[:1], rtol=1e-5)
+
+
+def test_the_official_rank_of_one_reference_keeps_to_the_official_layers(tmp_path):
+    layers = [layer(name, ref=(3, 2)) for name in ("down", "mid_block", "down@reference-1")]
+    run, _ = build(tmp_path / "r.zarr", layers)
+    found = orders_of(run, names=["official"], of=["down", "mid_block"])
+    own = attribution_maps(run, "g2r", layers=["down"], protocol="official")
+    assert found["official", None, None, None] == literal_order(own)
+
+
 def test_daam_ranks_tokens_by_the_mean_of_their_own_maps(tmp_path):
     spec = layer("a", gen=(4, 4), ref=(2, 3), ref_prefix=1)
     run, put = build(tmp_path / "r.zarr", [spec])
@@ -81,6 +105,8 @@ def test_a_rank_without_an_answer_is_left_out_with_the_reason(tmp_path):
     assert "mask" in ranks.notes["g2r-painted"]
     with pytest.raises(UnknownName, match="unknown rank 'g2s'"):
         token_ranks(run, ["g2s"])
+    with pytest.raises(InputError, match="ranks; expected one that this run has; got .*mask"):
+        token_ranks(run, ["g2r-painted"])
     with pytest.raises(InputError, match="draws; expected at least 1"):
         token_ranks(run, draws=0)
     pooled, _ = build(tmp_path / "p.zarr", [layer(ref=(0, 0), ref_prefix=1)])

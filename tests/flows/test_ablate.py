@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,53 @@ def test_other_families(
     assert changes.n_unique() == 1
     assert changes[0] > 0
     assert found.samples.filter(fraction=0, kind="deletion")["inside"].to_list() == [0, 0]
+
+
+def captured_adapters(config: Callable[..., Path], **arguments: Any) -> Path:
+    """The configuration of a captured run of IP-Adapters."""
+    pipeline = factory("ip_adapter") | {"arguments": arguments}
+    steps = {"num_inference_steps": 2}
+    file = config(pipeline=pipeline, inputs={}, call=steps, samples={"scenes": {"count": 1}})
+    run_capture(load_capture(file))
+    return file
+
+
+def test_one_of_several_references_is_ablated(
+    config: Callable[..., Path], i2am: I2am, tmp_path: Path
+) -> None:
+    """The second of these counts for nothing, so removing it changes nothing."""
+    file = captured_adapters(config, kinds=["full", "full"], scales=[0.8, 1e-12])
+    words = ["ablate", file, "--run", tmp_path / "tiny.zarr", "--out", tmp_path / "out", "--fractions", "0.5"]
+    words += ["--rank", "g2r,norm,daam,official", "--blocks", "1", "--quiet"]
+    i2am(*words).refused("reference; expected one of reference-0, reference-1; got none; .*--reference NAME")
+    i2am(*words, "--reference", "reference-2").refused("unknown reference 'reference-2'.*'reference-1'")
+    assert not (tmp_path / "out").exists()
+    tables = []
+    for number in (0, 1):
+        outcome = i2am(*words, "--reference", f"reference-{number}")
+        assert outcome.status == 0, outcome.err
+        facts = json.loads((tmp_path / "out" / "faithfulness.json").read_text())
+        assert facts["reference"] == f"reference-{number}"
+        assert facts["generated"] > 0
+        tables.append(pl.read_parquet(tmp_path / "out" / "tables" / "faithfulness_samples.parquet"))
+        patches = pl.read_parquet(tmp_path / "out" / "tables" / "faithfulness_patches.parquet")
+        assert (patches["change"].max() > 0) == (number == 0)
+        assert set(tables[-1]["rank"]) == {"g2r", "norm", "daam", "official"}
+    whole = [table.filter(rank="g2r", kind="deletion", fraction=1)["inside"].item() for table in tables]
+    assert whole[0] > 0
+    assert tables[1]["inside"].max() == 0
+
+
+def test_the_only_reference_with_places_is_the_one_that_is_ablated(
+    config: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = load_capture(captured_adapters(config, kinds=["plus", "full"], scales=[0.8, 0.8]))
+    asked: dict[str, Any] = {"ranks": ["g2r"], "fractions": [0.5], "blocks": 0}
+    found = ablate_run(settings, settings.out, tmp_path / "out", **asked)
+    assert found.samples.filter(fraction=1, kind="deletion")["inside"].item() > 0
+    assert ablate_run(
+        settings, settings.out, tmp_path / "out", reference="reference-1", **asked, overwrite=True
+    ).samples.equals(found.samples)
 
 
 def test_refusals(planted: Path, config: Callable[..., Path], i2am: I2am, tmp_path: Path) -> None:

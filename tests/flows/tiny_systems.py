@@ -46,13 +46,14 @@ def flux_kontext(device: str, dtype: str) -> Any:
     return pipe
 
 
-def ip_adapter(device: str, dtype: str) -> Any:
-    """Stable Diffusion with an IP-Adapter that keeps its 2 x 2 patches; text and reference are fixed."""
+def ip_adapter(device: str, dtype: str, kinds: tuple[str, ...] = ("full",), scales: Any = 0.8) -> Any:
+    """Stable Diffusion with IP-Adapters, "full": of 2 x 2 patches; text and references are fixed."""
     import torch
 
     from tests.pipeline import unet_models
 
-    pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(), "full")
+    pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(), *kinds)
+    pipe.set_ip_adapter_scale(scales)
 
     class StableDiffusionOfNothing(type(pipe)):  # type: ignore[misc]
         def __call__(self, generator: Any, **options: Any) -> Any:
@@ -60,7 +61,7 @@ def ip_adapter(device: str, dtype: str) -> Any:
             texts = torch.randn(shape, generator=torch.Generator().manual_seed(1))
             return super().__call__(
                 prompt_embeds=texts[0], negative_prompt_embeds=texts[1], height=32, width=32,
-                ip_adapter_image_embeds=unet_models.image_embeds(("full",), True),
+                ip_adapter_image_embeds=unet_models.image_embeds(kinds, True),
                 generator=generator, **options,
             )  # fmt: skip
 
