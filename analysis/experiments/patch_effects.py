@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from i2am.analysis.experiments.correlation import coefficient
 from i2am.analysis.experiments.faithfulness import PIXELS, SUMMARY
 from i2am.analysis.experiments.token_ranks import Grid
 from i2am.analysis.grids.resize import area, linear
@@ -111,26 +112,18 @@ def correlate(
     for number, ((row, column), change) in enumerate(changes.items()):
         inside = np.ones(change.shape, bool) if mask is None else area(mask, change.shape) >= 0.5
         for predictor, maps in predicted.items():
-            found = spearman(maps[number][inside], change[inside])
+            found, _ = coefficient("spearman", maps[number][inside], change[inside])
             rows.append(
                 {
                     "sample": sample,
                     "row": row,
                     "column": column,
                     "predictor": predictor,
-                    "correlation": found,
+                    "correlation": None if np.isnan(found) else found,
                     "change": float(change[inside].mean()) if inside.any() else None,
                 }
             )
     return rows
-
-
-def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
-    """Rank correlation, ties sharing their mean rank; None where one of the two is constant."""
-    if first.size < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    ranks = np.stack([pl.Series(values).rank("average").to_numpy() for values in (first, second)])
-    return float(np.corrcoef(ranks)[0, 1])
 
 
 def summarise_patches(patches: pl.DataFrame, confidence: float = CONFIDENCE) -> pl.DataFrame:
