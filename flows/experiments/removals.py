@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from i2am.flows.experiments.distances import DistanceModels, Distances, Image
 from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.format.file_names import sample_file
 from i2am.storage.format.signed_json import canonical
+from i2am.storage.locations.whole_file import whole_file
 
 if TYPE_CHECKING:
     from i2am.flows.config.models import CaptureConfig
@@ -201,6 +201,5 @@ def _write(path: Path, effects: Mapping[bytes, Effect]) -> None:
         for name, effect in effects.items()
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    pl.DataFrame(rows, schema=_PART).write_parquet(partial)
-    os.replace(partial, path)
+    with whole_file(path) as made:
+        pl.DataFrame(rows, schema=_PART).write_parquet(made)
