@@ -17,7 +17,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from i2am.analysis.experiments.faithfulness import SUMMARY
+from i2am.analysis.experiments.correlation import coefficient
+from i2am.analysis.experiments.faithfulness import PIXELS, SUMMARY
 from i2am.analysis.experiments.token_ranks import Grid
 from i2am.analysis.grids.resize import area, linear
 from i2am.analysis.grids.selection import select
@@ -70,10 +71,13 @@ def block_masks(grid: Grid, blocks: int = BLOCKS) -> dict[Block, NDArray[np.bool
 
 
 def predicted_maps(
-    run: Run, sample: str, blocks: Mapping[Block, NDArray[np.bool_]]
+    run: Run, sample: str, blocks: Mapping[Block, NDArray[np.bool_]], of: Sequence[str] | None = None
 ) -> dict[str, NDArray[np.float64]]:
-    """Maps [block, y, x] on the largest generated grid, by predictor, from one pass over the attention."""
-    layers = select(run, "r2g", on_reference=True).layers
+    """Maps [block, y, x] on the largest generated grid, by predictor, from one pass over the attention.
+
+    ``of`` names the layers of one of several references.
+    """
+    layers = select(run, "r2g", of, on_reference=True).layers
     size = largest_grid(layers, "gen")
     everything = np.ones(next(iter(blocks.values())).shape)
     regions = {"all": everything} | {f"{row},{column}": mask for (row, column), mask in blocks.items()}
@@ -93,13 +97,15 @@ def predicted_maps(
     return {"r2g": maps["r2g"][1:], "daam": maps["daam"][1:], "r2g-all": constant}
 
 
-def predicted_by_whole(run: Run, sample: str, size: Grid) -> dict[str, NDArray[np.float64]]:
+def predicted_by_whole(
+    run: Run, sample: str, size: Grid, of: Sequence[str] | None = None
+) -> dict[str, NDArray[np.float64]]:
     """Maps [1, y, x] of a reference without places, by predictor, as far as the run has them."""
     methods: Mapping[str, Method] = {"r2g": "i2am", "contribution": "contribution"}
     found = {}
     for predictor, method in methods.items():
         with suppress(NoAnswer):  # captured without norms
-            maps = attribution_maps(run, "r2g", samples=[sample], size=size, method=method)
+            maps = attribution_maps(run, "r2g", samples=[sample], layers=of, size=size, method=method)
             found[predictor] = np.asarray(maps, dtype=np.float64)
     return found
 
@@ -123,26 +129,18 @@ def correlate(
     for number, ((row, column), change) in enumerate(changes.items()):
         inside = np.ones(change.shape, bool) if mask is None else area(mask, change.shape) >= 0.5
         for predictor, maps in predicted.items():
-            found = spearman(maps[number][inside], change[inside])
+            found, _ = coefficient("spearman", maps[number][inside], change[inside])
             rows.append(
                 {
                     "sample": sample,
                     "row": row,
                     "column": column,
                     "predictor": predictor,
-                    "correlation": found,
+                    "correlation": None if np.isnan(found) else found,
                     "change": float(change[inside].mean()) if inside.any() else None,
                 }
             )
     return rows
-
-
-def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
-    """Rank correlation, ties sharing their mean rank; None where one of the two is constant."""
-    if first.size < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    ranks = np.stack([pl.Series(values).rank("average").to_numpy() for values in (first, second)])
-    return float(np.corrcoef(ranks)[0, 1])
 
 
 def summarise_patches(patches: pl.DataFrame, confidence: float = CONFIDENCE) -> pl.DataFrame:
@@ -161,7 +159,8 @@ def summarise_patches(patches: pl.DataFrame, confidence: float = CONFIDENCE) -> 
         found = mean_intervals(group["correlation"].to_numpy()[:, None], confidence)
         ends = {"low": found.low[0], "high": found.high[0]}
         rows.append(
-            {"measure": "correlation", "rank": predictor, "kind": "deletion", "region": "inside"}
+            {"measure": "correlation", "rank": predictor, "kind": "deletion"}
+            | {"distance": PIXELS, "region": "inside"}
             | {"value": float(found.mean[0]), "count": int(found.count[0])}
             | {name: float(end) if np.isfinite(end) else None for name, end in ends.items()}
         )

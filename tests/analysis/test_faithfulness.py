@@ -21,7 +21,6 @@ from i2am.analysis.experiments.patch_effects import (
     correlate,
     predicted_by_whole,
     predicted_maps,
-    spearman,
 )
 from i2am.analysis.experiments.token_ranks import RANKS, Order, token_ranks
 from i2am.analysis.maps.attribution import attribution_maps
@@ -63,6 +62,30 @@ def test_orders_follow_the_maps(run):
     assert all(sorted(tokens) == list(range(6)) for tokens in found.values())
 
 
+def test_orders_and_predictions_of_one_reference_are_made_of_its_layers(run):
+    found = orders_of(run, of=["b"])
+    for rank, options in (
+        ("g2r", {}),
+        ("g2r-painted", {"at": "mask"}),
+        ("official", {"protocol": "official"}),
+    ):
+        own = attribution_maps(run, "g2r", layers=["b"], **options)
+        expected = own.interp(y=range(3), x=range(2)) if rank == "official" else own
+        assert found[rank, None, None, None] == literal_order(expected)
+        assert found[rank, None, None, None] != orders_of(run)[rank, None, None, None]
+    assert {layer for rank, layer, _, _ in found if rank == "layers"} == {None, "b"}
+    everything = predicted_maps(run, "one", {(0, 0): np.ones((3, 2), bool)}, ["b"])
+    np.testing.assert_allclose(everything["r2g"], attribution_maps(run, "r2g", layers=["b"])[:1], rtol=1e-5)
+
+
+def test_the_official_rank_of_one_reference_keeps_to_the_official_layers(tmp_path):
+    layers = [layer(name, ref=(3, 2)) for name in ("down", "mid_block", "down@reference-1")]
+    run, _ = build(tmp_path / "r.zarr", layers)
+    found = orders_of(run, names=["official"], of=["down", "mid_block"])
+    own = attribution_maps(run, "g2r", layers=["down"], protocol="official")
+    assert found["official", None, None, None] == literal_order(own)
+
+
 def test_daam_ranks_tokens_by_the_mean_of_their_own_maps(tmp_path):
     spec = layer("a", gen=(4, 4), ref=(2, 3), ref_prefix=1)
     run, put = build(tmp_path / "r.zarr", [spec])
@@ -88,6 +111,8 @@ def test_a_rank_without_an_answer_is_left_out_with_the_reason(tmp_path):
     assert "mask" in ranks.notes["g2r-painted"]
     with pytest.raises(UnknownName, match="unknown rank 'g2s'"):
         token_ranks(run, ["g2s"])
+    with pytest.raises(InputError, match="ranks; expected one that this run has; got .*mask"):
+        token_ranks(run, ["g2r-painted"])
     with pytest.raises(InputError, match="draws; expected at least 1"):
         token_ranks(run, draws=0)
     mixed, _ = build(tmp_path / "m.zarr", [layer("a", ref=(3, 2)), layer("b", ref=(6, 4))])
@@ -215,6 +240,26 @@ def test_curves_areas_and_ratios():
     assert summarise(table({})).is_empty()
 
 
+def test_other_distances_have_curves_of_their_own():
+    values = {("g2r", None, "deletion", f): v for f, v in ((0.0, 0), (0.5, 8), (1.0, 10))}
+    values |= {("random", None, "deletion", f): v for f, v in ((0.0, 0), (0.5, 2), (1.0, 10))}
+    plain = table(values)
+    rows = plain.with_columns(outside=pl.lit(0.0), features=pl.lit("clip"), lpips=pl.col("inside") * 3)
+    rows = rows.with_columns(feature_distance=pl.col("inside") / 10).select(*SAMPLES)
+    found, inside = summarise(rows), summarise(plain)
+    assert set(inside["distance"]) == {"pixels"}
+    for distance, factor in (("clip", 0.1), ("lpips", 3), ("pixels", 1)):
+        own = found.filter(pl.col("region") != "outside", distance=distance)
+        assert set(own["region"]) == {"inside" if distance == "pixels" else "image"}
+        for measure in ("change", "area", "times random"):
+            times = 1 if measure == "times random" else factor
+            expected = inside.filter(measure=measure)["value"].to_numpy() * times
+            np.testing.assert_allclose(own.filter(measure=measure)["value"], expected)
+    names = dict(faithfulness_charts(found))
+    assert list(names) == ["faithfulness", "faithfulness-features", "faithfulness-lpips"]
+    assert names["faithfulness-features"].unit.startswith("cosine distance of features: clip")
+
+
 def test_a_ratio_has_the_interval_of_literal_draws():
     rng = np.random.default_rng(3)
     values, base = rng.uniform(1, 9, 7), rng.uniform(1, 3, 7)
@@ -248,11 +293,6 @@ def test_predictions_are_maps_of_the_blocks(run):
 
 
 def test_correlation_is_of_ranks_inside_the_mask():
-    assert spearman(np.array([1, 2, 9.0]), np.array([0, 5, 6.0])) == pytest.approx(1)
-    assert spearman(np.array([1, 2, 9.0]), np.array([3, 2, 1.0])) == pytest.approx(-1)
-    # Ties share their mean rank: (1.5, 1.5, 3) against (1, 2, 3).
-    assert spearman(np.array([4, 4, 9.0]), np.array([1, 2, 3.0])) == pytest.approx(np.sqrt(3) / 2)
-    assert spearman(np.ones(3), np.arange(3.0)) is None
     change = np.arange(16.0).reshape(4, 4)
     mask = np.zeros((8, 8), bool)
     mask[:4] = True  # the upper half
@@ -261,6 +301,14 @@ def test_correlation_is_of_ranks_inside_the_mask():
     assert row["correlation"] == pytest.approx(1)
     assert row["change"] == change[:2].mean()
     assert correlate("s", predicted, {(0, 1): change}, None)[0]["correlation"] < 0
+    flat = {"r2g": np.full((1, 4, 4), 1 / 3) + np.spacing(change[None] % 3)}  # but for rounding
+    for maps, image, inside in (
+        (flat, change, mask),
+        (predicted, change * 0, None),
+        (predicted, change, mask & False),
+    ):
+        row = correlate("s", maps, {(0, 1): image}, inside)[0]
+        assert row["correlation"] is None
 
 
 def test_blocks_count_by_how_much_they_changed():

@@ -99,7 +99,7 @@ def run_all(desk: Path, i2am: I2am, system: str, as_documented: str, unplaced: s
     if unplaced:
         assert len(ablated.err.splitlines()) == 1
         assert unplaced in ablated.err
-        assert "mean change inside the mask without the reference, 0 to 255: " in ablated.out
+        assert "mean absolute change inside the mask, 0 to 255, without the reference: " in ablated.out
     for kind in ("detection", "quality", "ablation"):
         run("verify", str(out / kind))
     if not unplaced and as_documented != "stableviton":  # whose masks are of both images

@@ -46,6 +46,29 @@ def flux_kontext(device: str, dtype: str) -> Any:
     return pipe
 
 
+def ip_adapter(device: str, dtype: str, kinds: tuple[str, ...] = ("full",), scales: Any = 0.8) -> Any:
+    """Stable Diffusion with IP-Adapters, "full": of 2 x 2 patches; text and references are fixed."""
+    import torch
+
+    from tests.pipeline import unet_models
+
+    pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(), *kinds)
+    pipe.set_ip_adapter_scale(scales)
+
+    class StableDiffusionOfNothing(type(pipe)):  # type: ignore[misc]
+        def __call__(self, generator: Any, **options: Any) -> Any:
+            shape = (2, 1, unet_models.TEXT, unet_models.WIDTH)
+            texts = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+            return super().__call__(
+                prompt_embeds=texts[0], negative_prompt_embeds=texts[1], height=32, width=32,
+                ip_adapter_image_embeds=unet_models.image_embeds(kinds, True),
+                generator=generator, **options,
+            )  # fmt: skip
+
+    pipe.__class__ = StableDiffusionOfNothing
+    return pipe
+
+
 def as_its_factory(make: Any, *unused: str) -> Any:
     """A stand-in that is called as its example's factory is, and makes images of the source's size.
 
