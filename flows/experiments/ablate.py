@@ -37,6 +37,7 @@ from i2am.analysis.experiments.token_ranks import (
     has_places,
     token_ranks,
 )
+from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.selection import select, select_samples
 from i2am.analysis.grids.tiled_layers import largest_grid
 from i2am.analysis.output_digests import write_mark
@@ -104,13 +105,11 @@ def ablate_run(
     check_confidence(confidence)
     check_ranks(ranks, draws)
     opened = open_run(run, config.storage_options or None)
-    names = select_samples(opened, samples)[:limit]
-    known = open_samples(config)
-    for name in names:
-        if name not in known.seeds:
-            raise UnknownName("sample of the configuration", name, known.ids)
-    placed = has_places(opened)
-    able = [layer.name for layer in select(opened, "g2r" if placed else "r2g").layers]
+    names, known = select_samples(opened, samples)[:limit], open_samples(config)
+    if strangers := [name for name in names if name not in known.seeds]:
+        raise UnknownName("sample of the configuration", strangers[0], known.ids)
+    direction: Direction = "g2r" if has_places(opened) else "r2g"
+    able = [layer.name for layer in select(opened, direction).layers]
     models = load_distances(features, weights, lpips, config.device)
     pipe, call = prepare(config)
     from i2am.pipeline.interventions.ablation import choose_reference, default_mode
@@ -119,7 +118,7 @@ def ablate_run(
     chosen, layers = choose_reference(pipe, able, reference, config.adapter)
     asked = token_ranks(opened, ranks, draws, layers)
     masks = block_masks(asked.grid, blocks if asked.placed else 1) if blocks else {}
-    cells = largest_grid(select(opened, "g2r" if placed else "r2g", layers).layers, "gen")
+    cells = largest_grid(select(opened, direction, layers).layers, "gen")
     with output_directory(out, FAITHFULNESS, overwrite) as directory:
         folder = parts_folder(out, opened, comparable(config), mode, [*asked.grid, *cells], chosen)
         generator = Generator(
