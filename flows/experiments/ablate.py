@@ -94,11 +94,11 @@ def ablate_run(
     """Generate a run's samples again without parts of their references, and measure what changes.
 
     ``config`` is the configuration that made the run. ``limit`` takes the first of ``samples``; ``mode`` is
-    how a token is removed (None: by the family); ``reference`` is the one of several that loses tokens, such
-    as "reference-1"; ``draws`` of the rank "random"; ``blocks`` on a side of the reference for the mirror, 0:
-    none. ``features`` (as for `quality_runs`, from ``weights``) and ``lpips`` are further distances of the
-    changed images from the unchanged ones. What was generated is kept in ``out``/removals: an interrupted
-    experiment goes on from there, and further ranks cost only what is new.
+    how a token is removed (None: by the family); ``reference`` is the one of several that loses tokens;
+    ``draws`` of the rank "random"; ``blocks`` on a side of the reference for the mirror, 0: none.
+    ``features`` (as for `quality_runs`, from ``weights``) and ``lpips`` are further distances between images.
+    What was generated is kept in ``out``/removals: an interrupted experiment goes on from there, and further
+    ranks cost only what is new.
     """
     started = time.perf_counter()
     fractions = check_fractions(fractions)
