@@ -78,8 +78,7 @@ class Entry:
         says = "; ".join(MECHANISMS[each] for each in self.mechanisms)
         remedies = [f"adapter={name!r} captures its words" for name in words]
         if self.adapter:
-            what = "capture that one with" if "prior" in self.mechanisms else "name it:"
-            why, remedies = "", [f"{what} adapter={self.adapter!r}", *remedies]
+            why, remedies = "", [f"capture it with adapter={self.adapter!r}", *remedies]
         if self.ip_adapter not in (None, NOT_YET):
             remedies.insert(0, "load an IP-Adapter: pipe.load_ip_adapter(...)")
         if self.attended and not self.adapter:

@@ -91,8 +91,7 @@ def test_entries_agree_with_the_arguments_of_the_calls():
         if name not in ("StableDiffusionPix2PixZeroPipeline",) and entry.mechanisms != ("other",):
             assert bool(takes) is entry.takes_image, (name, takes)  # Pix2Pix Zero: its `invert` takes it
         assert (entry.ip_adapter is not None) is ("ip_adapter_image" in arguments), name
-        plain = "UNet2DConditionModel" in declared.unet and "Motion" not in declared.unet
-        assert entry.ip_adapter in ((None, "ip-adapter") if plain else (None, NOT_YET)), name
+        assert entry.ip_adapter in (None, "ip-adapter" if "UNet" in declared.unet else NOT_YET), name
     assert ATTENDED.keys().isdisjoint(UNATTENDED)
 
 
@@ -154,13 +153,14 @@ def test_real_pipelines_are_told_what_to_load(kind):
         models.paint_by_example,
         models.image_variation,
         joint_models.flux_kontext,
+        joint_models.longcat_edit,
         joint_models.qwen_edit,
         joint_models.qwen_edit_plus,
     ],
 )
 def test_real_pipelines_are_taken_by_the_adapter_that_the_census_names(make):
     pipe = make()
-    adapter = census()[type(pipe).__name__].adapter
+    adapter = entry_of(pipe).adapter
     assert find_adapter(pipe) is adapters()[adapter]
     assert adapters()[adapter].sites(pipe)
 
@@ -168,9 +168,7 @@ def test_real_pipelines_are_taken_by_the_adapter_that_the_census_names(make):
 def test_a_prior_is_taken_beside_the_pipeline_that_uses_it():
     entry = census()["FluxPriorReduxPipeline"]
     assert find_adapter(SimpleNamespace(prior=pipe_of(entry.pipeline))).name == entry.adapter
-    with pytest.raises(
-        CaptureError, match=r"the one to capture\); capture that one with adapter='flux-redux'"
-    ):
+    with pytest.raises(CaptureError, match=r"the one to capture\); capture it with adapter='flux-redux'"):
         find_adapter(pipe_of(entry.pipeline))
 
 
