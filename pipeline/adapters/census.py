@@ -74,21 +74,22 @@ class Entry:
 
     def refusal(self, pipe: Any, words: Sequence[str]) -> CaptureError:
         """Why no adapter is chosen; ``words`` are adapters that read the pipeline's text alone."""
-        why = "no adapter reads that yet" if self.attended else "attention cannot answer"
-        says = "; ".join(MECHANISMS[each] for each in self.mechanisms)
+        why = ": no adapter reads that yet" if self.attended else ": attention cannot answer"
         remedies = [f"adapter={name!r} captures its words" for name in words]
         if self.adapter:
             why, remedies = "", [f"capture it with adapter={self.adapter!r}", *remedies]
-        if self.ip_adapter not in (None, NOT_YET):
-            remedies.insert(0, "load an IP-Adapter: pipe.load_ip_adapter(...)")
-        if self.attended and not self.adapter:
+        elif self.attended:
             remedies.append("write an adapter (CONTRIBUTING.md)")
+        if self.ip_adapter == NOT_YET:
+            why += ", and no adapter reads its IP-Adapter yet"
+        elif self.ip_adapter:
+            remedies.insert(0, "load an IP-Adapter: pipe.load_ip_adapter(...)")
         return CaptureError(
             f"adapter for {type(pipe).__name__}",
             expected="attention to tokens of a reference",
-            got=f"{' and '.join(self.mechanisms)} ({says})" + (why and f": {why}"),
+            got=", ".join(f"{each} ({MECHANISMS[each]})" for each in self.mechanisms) + why,
             remedy=", or ".join(remedies)
-            or "i2am adapters --pipelines lists those that attend to their image",
+            or "name an adapter, or choose a pipeline that attends to its image: i2am adapters --pipelines",
         )
 
 

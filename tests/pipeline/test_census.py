@@ -119,6 +119,7 @@ def check_answer(name):
             assert ("no adapter reads that yet" if entry.attended else "attention cannot answer") in says
             assert ("write an adapter" in remedy) is entry.attended
             assert ("load_ip_adapter" in remedy) is (entry.ip_adapter == "ip-adapter")
+        assert ("IP-Adapter" in says) is (entry.ip_adapter is not None)
         assert len(says) < 600
         assert "\n" not in says
 
