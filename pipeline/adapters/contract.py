@@ -72,18 +72,41 @@ class TokenLayout:
         return self.prefix + self.grid[0] * self.grid[1]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Some tokens of an attention call: from where to where, or which in what order, and their layout."""
+
+    where: slice | torch.Tensor
+    layout: TokenLayout
+
+    @classmethod
+    def after(cls, start: int, layout: TokenLayout) -> Tokens:
+        """All tokens of a layout, one after the other."""
+        return cls(slice(start, start + layout.tokens), layout)
+
+    def moved(self, by: int) -> Tokens:
+        """The same tokens where others have come before them, or have gone."""
+        where = self.where
+        if isinstance(where, slice):
+            return Tokens(slice(where.start + by, where.stop + by), self.layout)
+        return Tokens(where + by, self.layout)
+
+    def positions(self) -> torch.Tensor:
+        """Where each token stands, on the CPU."""
+        where = self.where
+        return torch.arange(where.start, where.stop) if isinstance(where, slice) else where.cpu()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Spans:
-    """Positions in a joint sequence of ``length`` tokens: text, generated, references.
+    """Where tokens stand in a layer's attention call, whose queries need not be its keys."""
 
-    The generated tokens begin at ``start`` and fill ``grid`` (rows, columns); ``references`` holds the first
-    token and the layout of each reference, in order.
-    """
-
-    length: int
-    start: int
-    grid: tuple[int, int]
-    references: tuple[tuple[int, TokenLayout], ...]
+    queries: int  # in all: the first call of the layer with so many queries and keys is the one
+    keys: int
+    generated: Tokens  # of the queries
+    references: tuple[Tokens, ...]  # of the keys, in the order of the pipeline's images
+    text: slice | None = None  # of the keys: those of words
+    static_keys: bool = False  # the references' keys are those of an earlier call: they are stored once
 
 
 def patches_per_side(config: Any) -> int | None:
@@ -141,8 +164,13 @@ class Adapter:
         """Order of the ``tokens`` reference tokens of a key; ``grid`` is that of the query's tokens."""
         return TokenLayout(grid=(0, 0), prefix=tokens)
 
-    def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
-        """Positions in a joint sequence, from the ``arguments`` of a denoiser call, by name."""
+    def spans(
+        self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]
+    ) -> Mapping[str, Spans]:
+        """Where tokens stand in each site's attention call, by its name; one without a reference has none.
+
+        ``arguments`` are those of a denoiser call, by name.
+        """
         raise NotImplementedError(f"adapter {self.name!r} has no joint attention")
 
     def shared_reference(self, pipe: Any) -> bool:

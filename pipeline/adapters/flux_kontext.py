@@ -1,7 +1,7 @@
 """FLUX.1 Kontext (Black Forest Labs, 2025): generated and reference latents in one joint sequence.
 
 The sequence of all 19 double and 38 single blocks is [text, generated, reference]; position ids, [stream,
-row, column], tell the two image streams apart and give their grids. True guidance makes separate calls, the
+row, column], tell the image streams apart and give their grids. True guidance makes separate calls, the
 conditional one first. LongCat-Image-Edit (Meituan, 2025) has the same blocks, layout and calls.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from i2am.pipeline.adapters.contract import Spans, TokenLayout
+from i2am.pipeline.adapters.contract import Spans, TokenLayout, Tokens
 from i2am.pipeline.adapters.joint import JointAdapter, grid_of
 
 
@@ -19,24 +19,24 @@ class FluxKontext(JointAdapter):
 
     name = "flux-kontext"
     blocks = ("transformer_blocks", "single_transformer_blocks")
-    pipelines = ("FluxKontext", "LongCatImageEdit")
+    pipelines: tuple[str, ...] = ("FluxKontext", "LongCatImageEdit")
 
-    def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
-        """Generated tokens have the lowest stream in ``img_ids``, those of the reference the next one."""
+    def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
+        """Tokens of one stream stand together in ``img_ids``; the generated ones have the lowest."""
         text = int(arguments["encoder_hidden_states"].shape[1])
         ids = arguments["img_ids"]
         ids = ids[0] if ids.ndim == 3 else ids
-        start, found = text, []
-        for stream in [int(n) for n in ids[:, 0].unique(sorted=True).tolist()]:
-            own = ids[ids[:, 0] == stream]
+        start, found = text, list[Tokens]()
+        streams, counts = (n.tolist() for n in ids[:, 0].unique_consecutive(return_counts=True))
+        for stream, own in zip(streams, ids[:, 1:3].split(counts), strict=True):
             grid = grid_of(own)
             if grid is None:
                 raise self._no_reference(
                     "position ids that fill a rectangle",
-                    f"{len(own)} ids of stream {stream}",
+                    f"{len(own)} ids of stream {stream:g}",
                     "use the pipeline's own ids",
                 )
-            found.append((start, grid))
+            found.append(Tokens.after(start, TokenLayout(grid)))
             start += len(own)
         if len(found) < 2:
             raise self._no_reference(
@@ -44,5 +44,5 @@ class FluxKontext(JointAdapter):
                 "generated ones alone",
                 "give the pipeline image=",
             )
-        references = tuple((first, TokenLayout(grid)) for first, grid in found[1:])
-        return Spans(start, text, found[0][1], references)
+        generated = found.pop(streams.index(min(streams)))
+        return Spans(start, start, generated, tuple(found), slice(0, text))

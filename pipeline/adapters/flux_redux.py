@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from i2am.pipeline.adapters.contract import Spans, TokenLayout, patches_per_side
+from i2am.pipeline.adapters.contract import Spans, TokenLayout, Tokens, patches_per_side
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
 from i2am.pipeline.adapters.joint import grid_of
 
@@ -30,11 +30,11 @@ class FluxRedux(FluxKontext):
     def denoiser(self, pipe: Any) -> nn.Module:
         return super().denoiser(getattr(pipe, "base", pipe))
 
-    def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
+    def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
         """The last tokens of the encoder's part are the reference's."""
         encoded = int(arguments["encoder_hidden_states"].shape[1])
         ids = arguments["img_ids"]
-        grid = grid_of(ids[0] if ids.ndim == 3 else ids)
+        grid = grid_of((ids[0] if ids.ndim == 3 else ids)[:, 1:3])
         encoder = getattr(getattr(pipe, "prior", None), "image_encoder", None)
         side = patches_per_side(getattr(encoder, "config", None)) or _SIGLIP_SIDE
         if grid is None or encoded <= side * side:
@@ -43,8 +43,10 @@ class FluxRedux(FluxKontext):
                 f"{encoded} encoder tokens" if grid else "position ids that fill no rectangle",
                 "give the base pipeline the prior's prompt_embeds",
             )
-        reference = (encoded - side * side, TokenLayout((side, side)))
-        return Spans(encoded + grid[0] * grid[1], encoded, grid, (reference,))
+        text, length = encoded - side * side, encoded + grid[0] * grid[1]
+        generated = Tokens.after(encoded, TokenLayout(grid))
+        reference = Tokens.after(text, TokenLayout((side, side)))
+        return Spans(length, length, generated, (reference,), slice(0, text))
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:
         return {"image": "reference"}

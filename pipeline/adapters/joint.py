@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from i2am.pipeline.adapters.contract import Adapter, JointSite
+from i2am.pipeline.adapters.contract import Adapter, JointSite, Spans
 from i2am.pipeline.compilation import named_modules, original
 from i2am.storage.errors import CaptureError
 
@@ -37,6 +37,15 @@ class JointAdapter(Adapter):
             raise self._no_layer(transformer, " or ".join(f"'{name}.*.attn'" for name in self.blocks))
         return found
 
+    def spans(
+        self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]
+    ) -> Mapping[str, Spans]:
+        return dict.fromkeys((site.name for site in sites), self.sequence(pipe, arguments))
+
+    def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
+        """Where tokens stand in the call of every block alike."""
+        raise NotImplementedError
+
     def roles(self, pipe: Any, rows_per_sample: int) -> tuple[str, ...]:
         """One block of rows: guidance, if on, makes a call of its own."""
         return self._known_roles(rows_per_sample, {1: ("cond",)})
@@ -61,16 +70,18 @@ class JointAdapter(Adapter):
 
 
 def _output_and_stream(block: nn.Module, attention: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    """``to_out.0`` or a single block's ``proj_out``, and the norm that the image stream goes through."""
-    output = getattr(original(attention), "to_out", [getattr(block, "proj_out", None)])
+    """``to_out`` (its first) or a block's ``proj_out``, and the norm that the image stream goes through."""
+    output = getattr(original(attention), "to_out", getattr(block, "proj_out", None))
+    if isinstance(output, nn.ModuleList | nn.Sequential):
+        output = output[0]
     norms = (getattr(block, name, None) for name in ("norm1", "img_norm1", "norm"))
-    return output[0], next((norm for norm in norms if isinstance(norm, nn.Module)), None)
+    return output, next((norm for norm in norms if isinstance(norm, nn.Module)), None)
 
 
 def grid_of(ids: torch.Tensor) -> tuple[int, int] | None:
-    """(rows, columns) of tokens whose last two ids are row and column; None if they fill no rectangle."""
+    """(rows, columns) of tokens with the ids [row, column]; None if they fill no rectangle."""
     if ids.numel() == 0:
         return None
-    places = ids[:, -2:].float()
+    places = ids.float()
     rows, columns = (int(n) for n in (places.amax(0) - places.amin(0) + 1).tolist())
     return (rows, columns) if rows * columns == len(ids) else None

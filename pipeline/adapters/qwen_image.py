@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from i2am.pipeline.adapters.contract import Spans, TokenLayout
+from i2am.pipeline.adapters.contract import Spans, TokenLayout, Tokens
 from i2am.pipeline.adapters.joint import JointAdapter
 
 
@@ -21,7 +21,7 @@ class QwenImageEdit(JointAdapter):
     name = "qwen-image-edit"
     pipelines = ("QwenImageEdit",)
 
-    def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
+    def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
         """The first of ``img_shapes`` is the generated image, the others are references."""
         text = int(arguments["encoder_hidden_states"].shape[1])
         shapes = arguments["img_shapes"]
@@ -31,8 +31,8 @@ class QwenImageEdit(JointAdapter):
                 "generated and reference shapes in img_shapes", "one shape", "give the pipeline image="
             )
         starts = [text + sum(map(prod, own[:number])) for number in range(len(own) + 1)]
-        references = tuple(
-            (start, TokenLayout((rows, columns)))
-            for start, (_, rows, columns) in zip(starts[1:], own[1:], strict=False)
-        )
-        return Spans(starts[-1], text, own[0][1:], references)
+        found = [
+            Tokens.after(start, TokenLayout((rows, columns)))
+            for start, (_, rows, columns) in zip(starts, own, strict=False)
+        ]
+        return Spans(starts[-1], starts[-1], found[0], tuple(found[1:]), slice(0, text))

@@ -170,7 +170,7 @@ def _attached(pipe: Any, family: Adapter, sites: Sequence[AnySite], receive: Rec
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         projections.reset()
         if joint:
-            calls.begin(family.spans(pipe, call_arguments(module, args, kwargs)))
+            calls.begin(family.spans(pipe, call_arguments(module, args, kwargs), joint))
 
     with ExitStack() as hooks:
         hooks.enter_context(projections.attached())

@@ -137,7 +137,7 @@ class BatchSplitter:
             ref_grid=layout.grid,
             ref_prefix=layout.prefix,
             representation=self._representation,
-            static_key=isinstance(site, Site) and site.static_key and self._representation != "scores",
+            static_key=layer.static_key and self._representation != "scores",
             dtype=dtype,  # type: ignore[arg-type]
             scale=layer.scale,
             lse=layer.lse is not None,
@@ -148,13 +148,11 @@ class BatchSplitter:
         )
 
     def _layout(self, layer: QueryKey) -> TokenLayout:
-        if layer.layout is not None:
-            return layer.layout
-        site = layer.site
-        if not isinstance(site, Site):
-            raise TypeError("the tap of a joint layer gives its layout")
-        tokens = layer.key.shape[1]
-        layout = self._adapter.layout(self._pipe, site, tokens, layer.grid)
+        site, layout, tokens = layer.site, layer.layout, layer.key.shape[1]
+        if layout is None:
+            if not isinstance(site, Site):
+                raise TypeError("the tap of a joint layer gives its layout")
+            layout = self._adapter.layout(self._pipe, site, tokens, layer.grid)
         if layout.tokens != tokens:
             raise CaptureError(
                 f"layer {site.name!r}: reference tokens",

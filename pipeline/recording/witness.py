@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from i2am.pipeline.adapters.contract import Tokens
 from i2am.pipeline.recording.batch_rows import SampleAttention
 from i2am.pipeline.taps.kernels import KernelCall
 from i2am.pipeline.taps.projections import QueryKey
@@ -69,8 +70,7 @@ class Expected:
     heads: int
     gen: int
     ref: int
-    gen_start: int  # where the stored tokens begin among the kernel's
-    ref_start: int
+    places: tuple[Tokens, Tokens] | None  # of the stored tokens among the kernel's; None: they are all
     gen_stored: int  # how many tokens are stored
     ref_stored: int
     shares_call: bool = False  # with other layers of the store: several references in one joint sequence
@@ -82,7 +82,7 @@ class Expected:
         rows, gen, heads, _ = layer.query.shape
         ref = layer.key.shape[1]
         totals = layer.tokens or (gen, ref)
-        return cls(rows, heads, *totals, layer.gen_start, layer.ref_start, gen, ref, layer.tokens is not None)
+        return cls(rows, heads, *totals, layer.places, gen, ref, layer.places is not None)
 
     def add(self, part: SampleAttention, step: int) -> Part:
         self.parts.append(Part(part.spec.name, part.sample, step, part.row, part.heads))
@@ -189,13 +189,16 @@ class Witness:
         self, step: int, expected: Expected, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens that are compared, by their places in the kernel's sequence."""
-        key = step, expected.gen_stored, expected.ref_stored, expected.gen_start, expected.ref_start, device
+        key = step, expected.gen_stored, expected.ref_stored, expected.places, device
         if key not in self._on_device:
             if len(self._on_device) > 64:
                 self._on_device.clear()
-            rows, columns = self.places(step, expected.gen_stored, expected.ref_stored)
-            gen = torch.tensor(rows, device=device) + expected.gen_start
-            self._on_device[key] = gen, torch.tensor(columns, device=device) + expected.ref_start
+            drawn = self.places(step, expected.gen_stored, expected.ref_stored)
+            gen, ref = (torch.tensor(numbers) for numbers in drawn)
+            if expected.places is not None:
+                generated, reference = expected.places
+                gen, ref = generated.positions()[gen], reference.positions()[ref]
+            self._on_device[key] = gen.to(device), ref.to(device)
         return self._on_device[key]
 
     def _seen(self, part: Part, block: Array) -> None:

@@ -8,7 +8,7 @@ attention module of interest runs, and both are passed on untouched, so the imag
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
@@ -45,10 +45,10 @@ class CallTap:
         detach: bool = True,
         flows: FlowTap | None = None,
     ) -> None:
-        self._sites, self._receive, self._keeps_call = tuple(sites), receive, keeps_call
+        self.sites, self._receive, self._keeps_call = tuple(sites), receive, keeps_call
         self._guard, self._detach, self._flows = guard, detach, flows
-        self._spans: Spans | None = None
-        self._current: JointSite | None = None
+        self._spans: Mapping[str, Spans] = {}
+        self._current: tuple[JointSite, Spans] | None = None
         self._seen = False
         self._mode: FunctionCalls | None = None
 
@@ -56,22 +56,22 @@ class CallTap:
     def attached(self) -> Iterator[None]:
         """Register every hook and wrapper; where one fails, the earlier ones are removed."""
         with ExitStack() as hooks:
-            for module in dict.fromkeys(filter(None, map(_dispatching, self._sites))):
+            for module in dict.fromkeys(filter(None, map(_dispatching, self.sites))):
                 hooks.enter_context(listening(module, _DISPATCH, self._guard(self._on_dispatch)))
-            for site in self._sites:
+            for site in self.sites:
                 enter, leave = self._guard(self._enter_site(site)), self._guard(self._leave_site)
                 hooks.callback(site.attention.register_forward_pre_hook(enter).remove)
                 hooks.callback(site.attention.register_forward_hook(leave, always_call=True).remove)
             hooks.callback(self.reset)
             yield
 
-    def begin(self, spans: Spans) -> None:
-        """A denoiser call begins, whose tokens stand as ``spans`` says."""
+    def begin(self, spans: Mapping[str, Spans]) -> None:
+        """A denoiser call begins; ``spans`` says where tokens stand in each layer that sees a reference."""
         self._spans = spans
 
     def reset(self) -> None:
         """Forget what a crashed or finished call of the denoiser left behind."""
-        self._spans = self._current = None
+        self._spans, self._current = {}, None
         self._leave_mode()
 
     def _on_dispatch(self, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -83,9 +83,10 @@ class CallTap:
         dispatches = _dispatching(site) is not None
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if self._spans is None or not self._keeps_call():
+            spans = self._spans.get(site.name)
+            if spans is None or not self._keeps_call():
                 return
-            self._current, self._seen = site, False
+            self._current, self._seen = (site, spans), False
             if not dispatches:
                 self._mode = FunctionCalls({SDPA}, self._guard(self._on_sdpa))
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -93,13 +94,14 @@ class CallTap:
         return hook
 
     def _leave_site(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        site, self._current = self._current, None
+        current, self._current = self._current, None
         self._leave_mode()
-        if site is not None and not self._seen and output is not None:
+        if current is not None and not self._seen and output is not None:
+            site, spans = current
             raise CaptureError(
                 f"layer {site.name!r}: its joint attention call",
                 expected=f"a call of {_DISPATCH} or scaled_dot_product_attention with "
-                f"{self._spans.length if self._spans else 0} tokens",
+                f"{spans.queries} queries and {spans.keys} keys",
                 got=f"none from {type(getattr(module, 'processor', module)).__name__}",
                 remedy="use a processor that calls one of them, or another adapter",
             )
@@ -118,36 +120,40 @@ class CallTap:
     def _on_call(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: float | None
     ) -> None:
-        """An attention call inside the current site: the joint one has all tokens on both sides."""
-        spans, site = self._spans, self._current
-        if spans is None or site is None or self._seen or query.ndim != 4:
+        """An attention call inside the current site: its own has the queries and keys of its spans."""
+        if self._current is None or self._seen or query.ndim != 4:
             return
-        if query.shape[1] != spans.length or key.shape[1] != spans.length:
+        site, spans = self._current
+        if (query.shape[1], key.shape[1]) != (spans.queries, spans.keys):
             return
         self._seen = True
         if self._detach:
             query, key = query.detach(), key.detach()
         factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-        rows = slice(spans.start, spans.start + spans.grid[0] * spans.grid[1])
+        rows = spans.generated.where
         if mask is not None and mask.shape[-2] != 1:
             mask = mask[..., rows, :]
         generated = query[:, rows]
         lse = row_logsumexp(generated, key, factor, mask) if self._detach else None
-        for number, (start, layout) in enumerate(spans.references):
-            reference = key[:, start : start + layout.tokens]
+        for number, tokens in enumerate(spans.references):
+            reference = key[:, tokens.where]
             part = f"reference-{number}" if number else ""
-            places = (spans.start, start, (spans.length, spans.length))
             self._receive(
-                QueryKey(site, generated, reference, spans.grid, factor, layout, lse, part, *places)
-            )
+                QueryKey(
+                    site, generated, reference, spans.generated.layout.grid, factor, tokens.layout, lse, part,
+                    spans.static_keys, (spans.generated, tokens), (spans.queries, spans.keys),
+                )
+            )  # fmt: skip
             if self._flows is not None and lse is not None:
-                columns = slice(start, start + layout.tokens)
+                columns = tokens.where
                 own = value[:, columns].detach()
                 added = _mixer(generated, reference, own, factor, lse, _columns(mask, generated, columns))
                 self._flows.joint(site, part, spans, own, added)
 
 
-def _columns(mask: torch.Tensor | None, query: torch.Tensor, columns: slice) -> torch.Tensor | None:
+def _columns(
+    mask: torch.Tensor | None, query: torch.Tensor, columns: slice | torch.Tensor
+) -> torch.Tensor | None:
     """Some keys' part of a mask, [row, head or 1, query or 1, key]."""
     if mask is None:
         return None

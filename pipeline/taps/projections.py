@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from i2am.pipeline.adapters.contract import AnySite, Site, TokenLayout
+from i2am.pipeline.adapters.contract import AnySite, Site, TokenLayout, Tokens
 from i2am.pipeline.taps.guard import Guard
 from i2am.storage.errors import CaptureError
 
@@ -31,9 +31,9 @@ class QueryKey:
     layout: TokenLayout | None = None  # order of the reference tokens, if the tap knows it
     lse: torch.Tensor | None = None  # log-sum-exp over all keys, [row, head, token] float32
     part: str = ""  # tells several references of one layer apart
-    gen_start: int = 0  # where the tokens stand in the kernel's own sequence
-    ref_start: int = 0
-    tokens: tuple[int, int] | None = None  # (queries, keys) in all; None: no more than these
+    static_key: bool = False  # the key does not change over time
+    places: tuple[Tokens, Tokens] | None = None  # (query, key) among the kernel's; None: they are all of them
+    tokens: tuple[int, int] | None = None  # (queries, keys) of the kernel, where there are places
 
 
 Receive: TypeAlias = Callable[[QueryKey], None]
@@ -117,4 +117,4 @@ def _in_heads(site: Site, query: torch.Tensor, key: torch.Tensor, grid: tuple[in
     # Several reference images of one layer come as [row, image, token, width].
     key = key.flatten(1, -2) if key.ndim > 3 else key
     query, key = (x.reshape(*x.shape[:2], site.heads, width // site.heads) for x in (query, key))
-    return QueryKey(site, query, key, grid, site.scale)
+    return QueryKey(site, query, key, grid, site.scale, static_key=site.static_key)

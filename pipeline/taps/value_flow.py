@@ -165,11 +165,9 @@ class FlowTap:
     ) -> None:
         """A joint attention call: values of one reference's tokens, and how they are mixed."""
         stream = self._found.get((site.name, "stream"))
-        if stream is not None:  # of all tokens, or of those after the text
-            start = spans.start - (spans.length - stream.shape[1])
-            tokens = spans.grid[0] * spans.grid[1]
-            stream = stream[:, start : start + tokens] if start >= 0 else None
-            stream = stream if stream is not None and stream.shape[1] == tokens else None
+        if stream is not None:  # of all queries, or of the last ones
+            generated = spans.generated.moved(stream.shape[1] - spans.queries)
+            stream = stream[:, generated.where] if int(generated.positions().min()) >= 0 else None
         self._pass_on(site, value.detach(), added, stream, part)
 
     def _pass_on(

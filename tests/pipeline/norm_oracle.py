@@ -134,17 +134,18 @@ def watch_joint(transformer: nn.Module, monkeypatch: Any) -> Iterator[dict[str, 
         hook.remove()
 
 
-def joint_norms(call: Any, row: int, gen: slice, ref: slice) -> Norms:
+def joint_norms(call: Any, row: int, gen: Any, ref: Any) -> Norms:
     """Of one call and row: generated tokens and one reference's, by their places in the joint sequence."""
     block, query, key, value, mask, stream = call
     q, k, v = (_numbers(x[row]) for x in (query, key, value))
     logits = q[:, gen] @ k.transpose(0, 2, 1) * q.shape[-1] ** -0.5
     if mask is not None:
-        logits = np.where(mask[row].numpy(), logits, -np.inf)
+        seen = mask.expand(len(query), -1, -1, -1)[row].numpy()
+        logits = np.where(seen if seen.shape[1] == 1 else seen[:, gen], logits, -np.inf)
     powers = np.exp(logits)
     weights = (powers / powers.sum(-1, keepdims=True))[..., ref]
     inner = v.shape[0] * v.shape[2]
-    output = block.attn.to_out[0] if hasattr(block.attn, "to_out") else block.proj_out
-    start = gen.start - (q.shape[1] - stream.shape[1])
-    own = _numbers(stream[row, start : start + gen.stop - gen.start])
+    output = block.attn.to_out if hasattr(block.attn, "to_out") else block.proj_out
+    output = output if isinstance(output, nn.Linear) else output[0]
+    own = _numbers(stream[row])[np.arange(q.shape[1])[gen] - (q.shape[1] - stream.shape[1])]
     return _given(weights @ v[:, ref], v[:, ref], _numbers(output.weight)[:, :inner], own)

@@ -224,9 +224,10 @@ def test_masked_patches_of_joint_attention_are_as_if_they_had_never_been_there()
     with ablation(pipe, gone, "mask"):
         found = edit(pipe)
     grid = []
-    spans = find_adapter(pipe).spans
+    sequence = find_adapter(pipe).sequence
     hook = pipe.transformer.register_forward_pre_hook(
-        lambda m, args, kwargs: grid.append(spans(pipe, kwargs).references[0][1].grid), with_kwargs=True
+        lambda m, args, kwargs: grid.append(sequence(pipe, kwargs).references[0].layout.grid),
+        with_kwargs=True,
     )
     edit(pipe)
     hook.remove()
