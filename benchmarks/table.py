@@ -75,6 +75,10 @@ SYSTEMS: dict[str, tuple[int, list[Group]]] = {
     ),
     "IP-Adapter full, SD 1.5, 512²": (50, _unet(*SD, (64, 64), (16, 16), 1)),
     "FLUX Kontext, 1024²": (28, [Group(57, (64, 64), (64, 64), 0, 24, 128, False, True, "bfloat16")]),
+    "FLUX.2 dev, one reference, 1024²": (
+        50,
+        [Group(56, (64, 64), (64, 64), 0, 48, 128, False, True, "bfloat16")],
+    ),
     "Qwen-Image-Edit, 1024²": (50, [Group(60, (64, 64), (64, 64), 0, 24, 128, False, True, "bfloat16")]),
 }
 """Steps and layers: the conditional rows of one sample."""

@@ -11,6 +11,7 @@ from i2am.pipeline.adapters.census import entry_of
 from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.diffusers_text import DiffusersText
 from i2am.pipeline.adapters.diffusers_unet import DiffusersUNet
+from i2am.pipeline.adapters.flux2 import Flux2
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
 from i2am.pipeline.adapters.flux_redux import FluxRedux
 from i2am.pipeline.adapters.ip_adapter import IPAdapter
@@ -34,6 +35,7 @@ _BUILT_IN: tuple[type[Adapter], ...] = (
     SeeSR,
     FluxKontext,
     FluxRedux,
+    Flux2,
     QwenImageEdit,
 )
 

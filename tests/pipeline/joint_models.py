@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -81,6 +85,33 @@ def longcat_edit() -> LongCatImageEditPipeline:
             return text.expand(num_images_per_prompt, -1, -1), prepare_pos_ids(num_token=7)
 
     pipe = OfAnyPrompt(parts["scheduler"], vae, None, None, processor, transformer)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def flux2(family: Any = Flux2KleinPipeline, **settings: Any) -> Any:
+    """One of the FLUX.2 pipelines: two double and two single blocks, two heads, patches of 8 pixels."""
+    torch.manual_seed(0)
+    transformer = Flux2Transformer2DModel(
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        timestep_guidance_channels=WIDTH,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=family is Flux2Pipeline,
+    )
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4,) * 3,
+        layers_per_block=1,
+        latent_channels=1,
+        norm_num_groups=1,
+    )
+    pipe = family(FlowMatchEulerDiscreteScheduler(), vae.eval(), None, None, transformer.eval(), **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

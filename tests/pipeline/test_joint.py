@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxKontextPipeline
+from diffusers import Flux2KleinPipeline, Flux2Pipeline, FluxKontextPipeline
 
 from i2am.pipeline.capture import capture
 from i2am.pipeline.taps.logsumexp import row_logsumexp
@@ -172,6 +172,52 @@ def test_several_references_are_layers_of_their_own(tmp_path, monkeypatch, small
     run = open_run(tmp_path / "r.zarr")
     assert len(run.layers) == 2 * len(seen)
     check(run, seen, TEXT, [(TEXT + 24, 48), (TEXT + 72, 48)], ("cond",), 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "count", "guidance", "references"),
+    [
+        ("klein", 1, 4.0, 1),
+        ("klein", 3, 4.0, 2),
+        ("klein", 1, 1.0, 3),
+        ("dev", 3, 4.0, 3),
+        ("dev", 1, 1.0, 1),
+    ],
+)
+def test_flux2_has_several_references_of_grids_of_their_own(
+    tmp_path, monkeypatch, family, count, guidance, references
+):
+    pipe = joint_models.flux2(Flux2KleinPipeline if family == "klein" else Flux2Pipeline)
+    sizes = [(64, 64), (96, 64), (64, 80)][:references]
+    given = {"image": [models.picture(n, *size) for n, size in enumerate(sizes)]}
+    given["prompt_embeds"] = embeddings(count, 1)["prompt_embeds"]
+    roles = ("cond",)
+    if family == "klein" and guidance > 1:
+        roles, given["negative_prompt_embeds"] = ("cond", "uncond"), embeddings(count, 2)["prompt_embeds"]
+
+    def call():
+        return pipe(
+            **given, guidance_scale=guidance, height=16, width=24, num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(0), output_type="np",
+        ).images  # fmt: skip
+
+    plain, ids, path = call(), [f"s{i}" for i in range(count)], tmp_path / "r.zarr"
+    with capture(pipe, path, samples=ids, roles=roles, value_norms=True) as cap, cap.samples(ids) as handles:
+        captured = call()
+        for handle, image in zip(handles, captured, strict=True):
+            handle.generated = image
+    np.testing.assert_array_equal(captured, plain)
+    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
+        call()
+    run, grids = open_run(path), [(rows // 8, columns // 8) for rows, columns in sizes]
+    assert len(run.layers) == 4 * len(roles) * references
+    assert list(run.timesteps) == [float(t) for t in pipe.scheduler.timesteps]
+    places = [(TEXT + 6 + sum(r * c for r, c in grids[:n]), r * c) for n, (r, c) in enumerate(grids)]
+    for name, spec in run.layers.items():
+        number = int(name.partition("reference-")[2][:1] or 0)
+        assert (spec.gen_grid, spec.ref_grid, spec.contribution) == ((2, 3), grids[number], True)
+    check(run, seen, TEXT, places, roles, count)
+    assert verify(path).ok
 
 
 def test_redux_tokens_stand_at_the_end_of_the_text(tmp_path, monkeypatch):

@@ -121,6 +121,7 @@ JOINT = {
     "redux": (joint_models.Redux, 1),
     "qwen": (joint_models.qwen_edit, 2),
     "qwen-plus": (joint_models.qwen_edit_plus, 1),
+    "flux2": (joint_models.flux2, 1),
 }
 
 
@@ -128,17 +129,18 @@ JOINT = {
 def test_joint_attention_of_every_family(tmp_path, monkeypatch, small_references, family):  # noqa: F811
     make, count = JOINT[family]
     pipe = make()
-    images = [models.picture(1, 24, 32), models.picture(2, 24, 32)] if family == "qwen-plus" else None
-    more = {} if images is None else {"image": images}
+    images = {"qwen-plus": (24, 32), "flux2": (64, 72)}
+    more = {"image": [models.picture(n, *images[family]) for n in (1, 2)]} if family in images else {}
 
     def generate(pipe, count):
         if not more:
             return test_joint.edit(pipe, count)
-        arguments = {
-            **test_joint.embeddings(1, 1, mask=True),
-            "true_cfg_scale": 1.0,
-            "num_inference_steps": 2,
-        }
+        arguments = test_joint.embeddings(1, 1, mask=family != "flux2") | {"num_inference_steps": 2}
+        if family == "flux2":
+            arguments |= {"guidance_scale": 1.0}
+            del arguments["pooled_prompt_embeds"]
+        else:
+            arguments["true_cfg_scale"] = 1.0
         generator = torch.Generator().manual_seed(0)
         return pipe(**arguments, **more, height=16, width=24, generator=generator, output_type="np").images
 
