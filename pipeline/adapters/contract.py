@@ -166,10 +166,10 @@ class Adapter:
 
     def spans(
         self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]
-    ) -> Mapping[str, Spans]:
+    ) -> Mapping[str, Spans] | None:
         """Where tokens stand in each site's attention call, by its name; one without a reference has none.
 
-        ``arguments`` are those of a denoiser call, by name.
+        ``arguments`` are those of a denoiser call, by name. None: as in the call before, whose keys are kept.
         """
         raise NotImplementedError(f"adapter {self.name!r} has no joint attention")
 

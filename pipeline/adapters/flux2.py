@@ -2,16 +2,38 @@
 
 As in FLUX.1 Kontext the sequence of all blocks is [text, generated, reference...], and position ids, here
 [image, row, column, layer], tell the images apart. Klein makes a call of its own for true guidance, unless it
-is distilled; dev is told its guidance as a number, in one call.
+is distilled; dev is told its guidance as a number, in one call. Klein KV computes the references' keys at the
+first step, in [text, reference..., generated], and keeps them: text and generated tokens alone are queries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from i2am.pipeline.adapters.contract import JointSite, Spans
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
 
 
 class Flux2(FluxKontext):
-    """``Flux2Pipeline``, ``Flux2KleinPipeline`` and its inpainting variant."""
+    """``Flux2Pipeline``, ``Flux2KleinPipeline``, and its variants for inpainting and with kept keys."""
 
     name = "flux2"
-    pipelines = ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline")
+    pipelines = ("Flux2Pipeline", "Flux2Klein")
+
+    def spans(
+        self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]
+    ) -> Mapping[str, Spans] | None:
+        if arguments.get("kv_cache_mode") == "cached":
+            return None
+        return super().spans(pipe, arguments, sites)
+
+    def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
+        """References whose keys are to be kept are no queries of the generated tokens' call."""
+        found = super().sequence(pipe, arguments)
+        if arguments.get("kv_cache_mode") != "extract":
+            return found
+        kept = sum(reference.layout.tokens for reference in found.references)
+        queries, generated = found.queries - kept, found.generated.moved(-kept)
+        return replace(found, queries=queries, generated=generated, static_keys=True)

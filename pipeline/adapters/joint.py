@@ -39,7 +39,7 @@ class JointAdapter(Adapter):
 
     def spans(
         self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]
-    ) -> Mapping[str, Spans]:
+    ) -> Mapping[str, Spans] | None:
         return dict.fromkeys((site.name for site in sites), self.sequence(pipe, arguments))
 
     def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:

@@ -21,6 +21,7 @@ class JointRemoval(Removal):
     """Layers that attend over text, generated and reference tokens at once."""
 
     _spans: Mapping[str, Spans] = {}
+    _latest: Mapping[str, Spans] = {}
     _masked = False
 
     @contextmanager
@@ -37,17 +38,17 @@ class JointRemoval(Removal):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         arguments = call_arguments(module, args, kwargs)
-        self._spans = self._adapter.spans(self._pipe, arguments, self._sites)  # type: ignore[arg-type]
+        now = self._adapter.spans(self._pipe, arguments, self._sites)  # type: ignore[arg-type]
+        self._latest = self._latest if now is None else now
         latents = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
         rows = self._roles.rows(len(latents))
-        if rows is None:
-            self._spans = {}
+        self._spans = {} if rows is None else self._latest
         if not self._spans:
             return None
         found = {site: self._chosen(spans) for site, spans in self._spans.items()}
         site, reference = next(iter(found.items()))
         gone = self.gone(f"the {len(self._sites)} joint layers", reference.layout)
-        if self._mode == "mask":
+        if self._mode == "mask" or now is None:  # or keys are kept of tokens that were already removed
             return None
         name, part = self._in_input(arguments, self._spans[site], reference)
         tokens = arguments[name]

@@ -160,7 +160,7 @@ class PipelineHooks:
         arguments = call_arguments(module, args, kwargs)
         now = read_timestep(self._adapter.timestep(arguments))
         recording.begin_call(now, self._tile(arguments), self._label, _latents(arguments))
-        if self._joint is not None and recording.keeps_call:
+        if self._joint is not None:
             self._joint.begin(self._adapter.spans(self._pipe, arguments, self._joint.sites))
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

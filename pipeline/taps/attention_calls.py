@@ -48,6 +48,7 @@ class CallTap:
         self.sites, self._receive, self._keeps_call = tuple(sites), receive, keeps_call
         self._guard, self._detach, self._flows = guard, detach, flows
         self._spans: Mapping[str, Spans] = {}
+        self._latest: Mapping[str, Spans] = {}
         self._current: tuple[JointSite, Spans] | None = None
         self._seen = False
         self._mode: FunctionCalls | None = None
@@ -65,9 +66,10 @@ class CallTap:
             hooks.callback(self.reset)
             yield
 
-    def begin(self, spans: Mapping[str, Spans]) -> None:
-        """A denoiser call begins; ``spans`` says where tokens stand in each layer that sees a reference."""
-        self._spans = spans
+    def begin(self, spans: Mapping[str, Spans] | None) -> None:
+        """A denoiser call begins; ``spans`` is what the adapter says of it."""
+        self._latest = self._latest if spans is None else spans
+        self._spans = self._latest
 
     def reset(self) -> None:
         """Forget what a crashed or finished call of the denoiser left behind."""

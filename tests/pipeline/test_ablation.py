@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from diffusers import Flux2KleinKVPipeline
 
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.capture import capture
@@ -390,3 +391,38 @@ def test_refusals():
             example_image=models.picture(1, 32, 32), height=32, width=32,
         )  # fmt: skip
     assert not any(m._forward_pre_hooks for m in pipe.unet.modules())
+
+
+def test_patches_whose_keys_flux2_keeps_are_removed_where_they_are_computed():
+    pipe, seen = joint_models.flux2(Flux2KleinKVPipeline), []
+    image = [models.picture(n, 64, 64) for n in (1, 2)]
+
+    def call():
+        seen.clear()
+        return pipe(
+            image, prompt_embeds=embeddings(1, 1)["prompt_embeds"], height=16, width=24, output_type="np",
+            num_inference_steps=2, generator=torch.Generator().manual_seed(0),
+        ).images  # fmt: skip
+
+    before, gone = call(), some(1, (8, 8))
+    see = pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["hidden_states"].clone()), with_kwargs=True
+    )
+    call()
+    plain = seen[0]
+    see.remove()
+    with ablation(pipe, gone, "latent", reference=1):
+        see = pipe.transformer.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(kwargs["hidden_states"].clone()), with_kwargs=True
+        )
+        removed = call()
+        see.remove()
+    expected = plain.clone()
+    expected[:, 64:128][torch.from_numpy(gone).flatten(1)] = 0
+    np.testing.assert_array_equal(seen[0], expected)
+    assert [tokens.shape[1] for tokens in seen] == [128 + 6, 6]
+    with ablation(pipe, gone, "mask", reference=1):
+        masked = call()
+    for other in (removed, masked):
+        assert np.abs(other - before).max() > 1e-5
+    np.testing.assert_array_equal(call(), before)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import Flux2KleinPipeline, Flux2Pipeline, FluxKontextPipeline
+from diffusers import (
+    Flux2KleinInpaintPipeline,
+    Flux2KleinKVPipeline,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    FluxKontextPipeline,
+)
 
 from i2am.pipeline.capture import capture
 from i2am.pipeline.taps.logsumexp import row_logsumexp
@@ -217,6 +223,69 @@ def test_flux2_has_several_references_of_grids_of_their_own(
         number = int(name.partition("reference-")[2][:1] or 0)
         assert (spec.gen_grid, spec.ref_grid, spec.contribution) == ((2, 3), grids[number], True)
     check(run, seen, TEXT, places, roles, count)
+    assert verify(path).ok
+
+
+def test_flux2_inpainting_sees_the_image_and_a_reference(tmp_path, monkeypatch):
+    pipe = joint_models.flux2(Flux2KleinInpaintPipeline)
+
+    def call():
+        return pipe(
+            image=models.picture(1, 16, 24), image_reference=models.picture(2, 24, 32),
+            mask_image=models.hole(16, 24), guidance_scale=4.0, num_inference_steps=4, strength=0.75,
+            prompt_embeds=embeddings(1, 1)["prompt_embeds"],
+            negative_prompt_embeds=embeddings(1, 2)["prompt_embeds"],
+            generator=torch.Generator().manual_seed(0), output_type="np",
+        ).images  # fmt: skip
+
+    plain, path, roles = call(), tmp_path / "r.zarr", ("cond", "uncond")
+    with capture(pipe, path, samples=["a"], roles=roles) as cap, cap.sample("a") as sample:
+        captured = call()
+        sample.generated = captured[0]
+    np.testing.assert_array_equal(captured, plain)
+    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
+        call()
+    run = open_run(path)
+    assert len(run.timesteps) == STEPS
+    first = "transformer.transformer_blocks.0.attn"
+    assert [run.layers[first + mark].ref_grid for mark in ("", "@reference-1")] == [(2, 3), (3, 4)]
+    check(run, seen, TEXT, [(TEXT + 6, 6), (TEXT + 12, 12)], roles, 1)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(1, None), (3, slice(1, None))])
+def test_keys_that_flux2_keeps_are_stored_once(tmp_path, monkeypatch, count, steps):
+    pipe, sizes = joint_models.flux2(Flux2KleinKVPipeline), [(64, 64), (96, 64)]
+    images = [models.picture(n, *size) for n, size in enumerate(sizes)]
+
+    def call():
+        return pipe(
+            images, prompt_embeds=embeddings(count, 1)["prompt_embeds"], height=16, width=24,
+            num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0), output_type="np",
+        ).images  # fmt: skip
+
+    plain, ids, path = call(), [f"s{i}" for i in range(count)], tmp_path / "r.zarr"
+    with capture(pipe, path, samples=ids, steps=steps) as cap, cap.samples(ids) as handles:
+        captured = call()
+        for handle, image in zip(handles, captured, strict=True):
+            handle.generated = image
+    np.testing.assert_array_equal(captured, plain)
+    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
+        call()
+    run, kept = open_run(path), range(STEPS)[steps or slice(None)]
+    assert len(run.layers) == 8
+    for name, forwards in seen.items():
+        for layer, grid, first in (("", (8, 8), TEXT), ("@reference-1", (12, 8), TEXT + 64)):
+            spec = run.layers[f"transformer.{name}{layer}"]
+            assert (spec.static_key, spec.gen_grid, spec.ref_grid) == (True, (2, 3), grid)
+            assert (spec.value_norm, spec.contribution) == (True, True)
+            logits = np.stack([forwards[n][0].logits[:, :, TEXT:].numpy() for n in kept], 1)
+            own = logits[..., first : first + grid[0] * grid[1]]
+            np.testing.assert_allclose(run.scores(spec.name).compute(), own, rtol=1e-5, atol=1e-5)
+            lse = np.logaddexp.reduce(logits, -1)
+            np.testing.assert_allclose(run.lse(spec.name), lse, rtol=1e-5, atol=1e-5)
+            for sample in ids:
+                agreement = run.record(sample)["witness"][spec.name]
+                assert (agreement["steps"], agreement["unwitnessed_steps"]) == (len(kept), 0)
     assert verify(path).ok
 
 
