@@ -12,6 +12,7 @@ from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.diffusers_text import DiffusersText
 from i2am.pipeline.adapters.diffusers_unet import DiffusersUNet
 from i2am.pipeline.adapters.flux2 import Flux2
+from i2am.pipeline.adapters.flux_ip_adapter import FluxIPAdapter
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
 from i2am.pipeline.adapters.flux_redux import FluxRedux
 from i2am.pipeline.adapters.ip_adapter import IPAdapter
@@ -35,6 +36,7 @@ _BUILT_IN: tuple[type[Adapter], ...] = (
     SeeSR,
     FluxKontext,
     FluxRedux,
+    FluxIPAdapter,
     Flux2,
     QwenImageEdit,
 )

@@ -49,8 +49,7 @@ class CallTap:
         self._guard, self._detach, self._flows = guard, detach, flows
         self._spans: Mapping[str, Spans] = {}
         self._latest: Mapping[str, Spans] = {}
-        self._current: tuple[JointSite, Spans] | None = None
-        self._seen = False
+        self._awaited: list[tuple[JointSite, Spans]] = []  # of the attention module that runs now
         self._mode: FunctionCalls | None = None
 
     @contextmanager
@@ -59,10 +58,11 @@ class CallTap:
         with ExitStack() as hooks:
             for module in dict.fromkeys(filter(None, map(_dispatching, self.sites))):
                 hooks.enter_context(listening(module, _DISPATCH, self._guard(self._on_dispatch)))
-            for site in self.sites:
-                enter, leave = self._guard(self._enter_site(site)), self._guard(self._leave_site)
-                hooks.callback(site.attention.register_forward_pre_hook(enter).remove)
-                hooks.callback(site.attention.register_forward_hook(leave, always_call=True).remove)
+            for attention in dict.fromkeys(site.attention for site in self.sites):
+                own = [site for site in self.sites if site.attention is attention]
+                enter, leave = self._guard(self._enter(own)), self._guard(self._leave)
+                hooks.callback(attention.register_forward_pre_hook(enter).remove)
+                hooks.callback(attention.register_forward_hook(leave, always_call=True).remove)
             hooks.callback(self.reset)
             yield
 
@@ -73,7 +73,7 @@ class CallTap:
 
     def reset(self) -> None:
         """Forget what a crashed or finished call of the denoiser left behind."""
-        self._spans, self._current = {}, None
+        self._spans, self._awaited = {}, []
         self._leave_mode()
 
     def _on_dispatch(self, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -81,25 +81,25 @@ class CallTap:
         scale = args[3] if len(args) > 3 else kwargs.get("scale")
         self._on_call(query, key, value, mask, scale)
 
-    def _enter_site(self, site: JointSite) -> Callable[..., None]:
-        dispatches = _dispatching(site) is not None
+    def _enter(self, sites: Sequence[JointSite]) -> Callable[..., None]:
+        dispatches = _dispatching(sites[0]) is not None
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            spans = self._spans.get(site.name)
-            if spans is None or not self._keeps_call():
+            found = [(site, self._spans[site.name]) for site in sites if site.name in self._spans]
+            if not found or not self._keeps_call():
                 return
-            self._current, self._seen = (site, spans), False
+            self._awaited = found
             if not dispatches:
                 self._mode = FunctionCalls({SDPA}, self._guard(self._on_sdpa))
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
 
         return hook
 
-    def _leave_site(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        current, self._current = self._current, None
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        awaited, self._awaited = self._awaited, []
         self._leave_mode()
-        if current is not None and not self._seen and output is not None:
-            site, spans = current
+        if awaited and output is not None:
+            site, spans = awaited[0]
             raise CaptureError(
                 f"layer {site.name!r}: its joint attention call",
                 expected=f"a call of {_DISPATCH} or scaled_dot_product_attention with "
@@ -122,13 +122,13 @@ class CallTap:
     def _on_call(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: float | None
     ) -> None:
-        """An attention call inside the current site: its own has the queries and keys of its spans."""
-        if self._current is None or self._seen or query.ndim != 4:
+        """An attention call: that of the first layer awaited with its number of queries and keys."""
+        lengths = (query.shape[1], key.shape[1]) if query.ndim == 4 else None
+        fitting = [each for each in self._awaited if lengths == (each[1].queries, each[1].keys)]
+        if not fitting:
             return
-        site, spans = self._current
-        if (query.shape[1], key.shape[1]) != (spans.queries, spans.keys):
-            return
-        self._seen = True
+        site, spans = fitting[0]
+        self._awaited.remove(fitting[0])
         if self._detach:
             query, key = query.detach(), key.detach()
         factor = query.shape[-1] ** -0.5 if scale is None else float(scale)

@@ -116,6 +116,33 @@ def flux2(family: Any = Flux2KleinPipeline, **settings: Any) -> Any:
     return pipe
 
 
+def flux_ip_adapter(adapters: int = 1) -> FluxPipeline:
+    """FLUX with IP-Adapters of four tokens, loaded the way ``load_ip_adapter`` does."""
+    torch.manual_seed(0)
+    pipe = FluxPipeline(**_flux_parts())
+    blocks = range(len(pipe.transformer.transformer_blocks))
+    inner = pipe.transformer.inner_dim
+    sizes = {"weight": (inner, WIDTH), "bias": (inner,)}
+    layers = [f"{number}.to_{half}_ip" for number in blocks for half in "kv"]
+    names = {f"{layer}.{kind}": size for layer in layers for kind, size in sizes.items()}
+    states = [
+        {
+            "image_proj": {
+                "proj.weight": torch.randn(4 * WIDTH, WIDTH),
+                "proj.bias": torch.randn(4 * WIDTH),
+                "norm.weight": torch.ones(WIDTH),
+                "norm.bias": torch.zeros(WIDTH),
+            },
+            "ip_adapter": {name: torch.randn(size) * 0.3 for name, size in names.items()},
+        }
+        for _ in range(adapters)
+    ]
+    pipe.transformer._load_ip_adapter_weights(states, low_cpu_mem_usage=False)
+    pipe.transformer.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 class Redux:
     """A base pipeline with the prior beside it, as a user's factory returns them."""
 

@@ -91,7 +91,9 @@ def test_entries_agree_with_the_arguments_of_the_calls():
         if name not in ("StableDiffusionPix2PixZeroPipeline",) and entry.mechanisms != ("other",):
             assert bool(takes) is entry.takes_image, (name, takes)  # Pix2Pix Zero: its `invert` takes it
         assert (entry.ip_adapter is not None) is ("ip_adapter_image" in arguments), name
-        assert entry.ip_adapter in (None, "ip-adapter" if "UNet" in declared.unet else NOT_YET), name
+        of_transformer = ("flux-ip-adapter", NOT_YET)
+        read = ("ip-adapter",) if "UNet" in declared.unet else of_transformer
+        assert entry.ip_adapter in (None, *read), name
     assert ATTENDED.keys().isdisjoint(UNATTENDED)
 
 
@@ -103,7 +105,10 @@ def test_each_pipeline_is_captured_or_answered_with_its_reason():
 def check_answer(name):
     entry = census()[name]
     if entry.ip_adapter not in (None, NOT_YET):
-        loaded = pipe_of(name, unet=unet(f"{ATTN2}.processor.to_k_ip.0"), text_encoder=nn.Module())
+        keys = f"{ATTN2}.processor.to_k_ip.0", "transformer_blocks.0.attn.processor.to_k_ip.0"
+        of_unet = entry.ip_adapter == "ip-adapter"
+        parts = {"unet": unet(keys[0])} if of_unet else {"transformer": unet(keys[1])}
+        loaded = pipe_of(name, **parts, text_encoder=nn.Module())
         assert find_adapter(loaded).name == entry.ip_adapter, name
     pipe = pipe_of(name)
     try:
@@ -118,7 +123,7 @@ def check_answer(name):
         else:
             assert ("no adapter reads that yet" if entry.attended else "attention cannot answer") in says
             assert ("write an adapter" in remedy) is entry.attended
-            assert ("load_ip_adapter" in remedy) is (entry.ip_adapter == "ip-adapter")
+            assert ("load_ip_adapter" in remedy) is (entry.ip_adapter not in (None, NOT_YET))
         assert ("IP-Adapter" in says) is (entry.ip_adapter is not None)
         assert len(says) < 600
         assert "\n" not in says

@@ -226,6 +226,17 @@ def test_flux2_has_several_references_of_grids_of_their_own(
     assert verify(path).ok
 
 
+def test_flux2_without_an_image_is_refused(tmp_path):
+    pipe = joint_models.flux2(Flux2Pipeline)
+    with (
+        pytest.raises(CaptureError, match=r"generated ones alone; give the pipeline image="),
+        capture(pipe, tmp_path / "r.zarr", samples=["a"]) as cap,
+        cap.sample("a"),
+    ):
+        pipe(prompt_embeds=embeddings(1, 1)["prompt_embeds"], height=16, width=24, num_inference_steps=1)
+    assert not (tmp_path / "r.zarr").exists()
+
+
 def test_flux2_inpainting_sees_the_image_and_a_reference(tmp_path, monkeypatch):
     pipe = joint_models.flux2(Flux2KleinInpaintPipeline)
 
@@ -286,6 +297,58 @@ def test_keys_that_flux2_keeps_are_stored_once(tmp_path, monkeypatch, count, ste
             for sample in ids:
                 agreement = run.record(sample)["witness"][spec.name]
                 assert (agreement["steps"], agreement["unwitnessed_steps"]) == (len(kept), 0)
+    assert verify(path).ok
+
+
+@pytest.mark.parametrize(
+    ("adapters", "count", "guidance", "size"),
+    [(1, 1, 1.0, (16, 24)), (2, 1, 2.0, (16, 16)), (1, 3, 2.0, (24, 16))],
+)
+def test_ip_adapters_of_flux_have_a_softmax_of_their_own(
+    tmp_path, monkeypatch, adapters, count, guidance, size
+):
+    pipe, ids, path = (
+        joint_models.flux_ip_adapter(adapters),
+        [f"s{i}" for i in range(count)],
+        tmp_path / "r.zarr",
+    )
+    roles = ("cond", "uncond") if guidance > 1 else ("cond",)
+    draw = torch.Generator().manual_seed(4)
+    # The pipeline gives every image of a call the same embeddings: one row of them.
+    images = [torch.randn(1, n + 1, joint_models.WIDTH, generator=draw) for n in range(adapters)]
+    given = embeddings(count, 1) | {"ip_adapter_image_embeds": images}
+    given["negative_ip_adapter_image_embeds"] = [torch.zeros_like(image) for image in images]
+    if guidance > 1:
+        given |= {f"negative_{name}": value for name, value in embeddings(count, 2).items()}
+
+    def call():
+        return pipe(
+            **given, true_cfg_scale=guidance, height=size[0], width=size[1], num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(0), output_type="np",
+        ).images  # fmt: skip
+
+    plain = call()
+    with capture(pipe, path, samples=ids, roles=roles) as cap, cap.samples(ids) as handles:
+        captured = call()
+        for handle, image in zip(handles, captured, strict=True):
+            handle.generated = image
+    np.testing.assert_array_equal(captured, plain)
+    with kernel_witness(pipe.transformer, r"transformer_blocks\.\d+\.attn", monkeypatch) as seen:
+        call()
+    run = open_run(path)
+    assert len(run.layers) == 2 * adapters * len(roles)
+    for layer, spec in run.layers.items():
+        path_of, number = layer.partition("@")[0].split(".processor.to_k_ip.")
+        name = path_of.removeprefix("transformer.")
+        assert (spec.gen_grid, spec.ref_grid) == ((size[0] // 2, size[1] // 2), (0, 0))
+        assert (spec.ref_prefix, spec.static_key) == (4 * (int(number) + 1), True)
+        forwards = seen[name][roles.index(spec.role) :: len(roles)]
+        logits = np.stack([forward[1 + int(number)].logits.numpy() for forward in forwards], 1)
+        scores = run.scores(layer).compute()
+        np.testing.assert_allclose(scores, logits, rtol=1e-5, atol=1e-5 * np.abs(logits).max())
+        for sample in ids:
+            agreement = run.record(sample)["witness"][layer]
+            assert (agreement["steps"], agreement["unwitnessed_steps"]) == (STEPS, 0)
     assert verify(path).ok
 
 
