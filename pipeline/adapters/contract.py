@@ -101,12 +101,13 @@ class Tokens:
 class Spans:
     """Where tokens stand in a layer's attention call, whose queries need not be its keys."""
 
-    queries: int  # in all: the first call of the layer with so many queries and keys is the one
+    queries: int  # in all
     keys: int
     generated: Tokens  # of the queries
     references: tuple[Tokens, ...]  # of the keys, in the order of the pipeline's images
     text: slice | None = None  # of the keys: those of words
     static_keys: bool = False  # the references' keys are those of an earlier call: they are stored once
+    before: int = 0  # calls of the module with as many queries and keys that come before the layer's own
 
 
 def patches_per_side(config: Any) -> int | None:

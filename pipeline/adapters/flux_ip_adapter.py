@@ -52,15 +52,18 @@ class FluxIPAdapter(JointAdapter):
             )
         projection: Any = original(self.denoiser(pipe)).encoder_hid_proj
         rows = len(arguments["hidden_states"])
-        generated = Tokens.after(0, TokenLayout(grid))
-        found = {}
+        counts = [
+            own.shape[0] * own.shape[1] // rows * layer.num_image_text_embeds
+            for own, layer in zip(embeds, projection.image_projection_layers, strict=True)
+        ]
+        generated, found = Tokens.after(0, TokenLayout(grid)), {}
         for site in sites:
             number = int(site.name.rpartition(".")[2])
-            images = embeds[number].shape[0] * embeds[number].shape[1] // rows
-            tokens = images * projection.image_projection_layers[number].num_image_text_embeds
+            tokens, before = counts[number], counts[:number].count(counts[number])
             reference = Tokens.after(0, TokenLayout((0, 0), tokens))
-            queries = generated.layout.tokens
-            found[site.name] = Spans(queries, tokens, generated, (reference,), static_keys=True)
+            found[site.name] = Spans(
+                generated.layout.tokens, tokens, generated, (reference,), static_keys=True, before=before
+            )
         return found
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:

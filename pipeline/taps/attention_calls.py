@@ -8,6 +8,7 @@ attention module of interest runs, and both are passed on untouched, so the imag
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
@@ -50,6 +51,7 @@ class CallTap:
         self._spans: Mapping[str, Spans] = {}
         self._latest: Mapping[str, Spans] = {}
         self._awaited: list[tuple[JointSite, Spans]] = []  # of the attention module that runs now
+        self._calls = Counter[tuple[int, int]]()  # of that module, by queries and keys
         self._mode: FunctionCalls | None = None
 
     @contextmanager
@@ -89,6 +91,7 @@ class CallTap:
             if not found or not self._keeps_call():
                 return
             self._awaited = found
+            self._calls.clear()
             if not dispatches:
                 self._mode = FunctionCalls({SDPA}, self._guard(self._on_sdpa))
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -122,9 +125,12 @@ class CallTap:
     def _on_call(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: float | None
     ) -> None:
-        """An attention call: that of the first layer awaited with its number of queries and keys."""
-        lengths = (query.shape[1], key.shape[1]) if query.ndim == 4 else None
-        fitting = [each for each in self._awaited if lengths == (each[1].queries, each[1].keys)]
+        """An attention call: that of a layer awaited, if it has its numbers of queries and keys."""
+        if not self._awaited or query.ndim != 4:
+            return
+        call = query.shape[1], key.shape[1], self._calls[query.shape[1], key.shape[1]]
+        self._calls[call[:2]] += 1
+        fitting = [each for each in self._awaited if call == (each[1].queries, each[1].keys, each[1].before)]
         if not fitting:
             return
         site, spans = fitting[0]

@@ -302,20 +302,26 @@ def test_keys_that_flux2_keeps_are_stored_once(tmp_path, monkeypatch, count, ste
 
 @pytest.mark.parametrize(
     ("adapters", "count", "guidance", "size"),
-    [(1, 1, 1.0, (16, 24)), (2, 1, 2.0, (16, 16)), (1, 3, 2.0, (24, 16))],
+    [
+        ((0,), 1, 1.0, (16, 24)),
+        ((0, 1), 1, 2.0, (16, 16)),
+        ((0,), 3, 2.0, (24, 16)),
+        ((1,), 1, 1.0, (16, 16)),
+    ],
 )
 def test_ip_adapters_of_flux_have_a_softmax_of_their_own(
     tmp_path, monkeypatch, adapters, count, guidance, size
 ):
     pipe, ids, path = (
-        joint_models.flux_ip_adapter(adapters),
+        joint_models.flux_ip_adapter(max(adapters) + 1),
         [f"s{i}" for i in range(count)],
         tmp_path / "r.zarr",
     )
+    sizes = (2, 2) if adapters == (1,) else (1, 2)  # those of one size are told apart by their order
     roles = ("cond", "uncond") if guidance > 1 else ("cond",)
     draw = torch.Generator().manual_seed(4)
     # The pipeline gives every image of a call the same embeddings: one row of them.
-    images = [torch.randn(1, n + 1, joint_models.WIDTH, generator=draw) for n in range(adapters)]
+    images = [torch.randn(1, n, joint_models.WIDTH, generator=draw) for n in sizes[: max(adapters) + 1]]
     given = embeddings(count, 1) | {"ip_adapter_image_embeds": images}
     given["negative_ip_adapter_image_embeds"] = [torch.zeros_like(image) for image in images]
     if guidance > 1:
@@ -328,7 +334,8 @@ def test_ip_adapters_of_flux_have_a_softmax_of_their_own(
         ).images  # fmt: skip
 
     plain = call()
-    with capture(pipe, path, samples=ids, roles=roles) as cap, cap.samples(ids) as handles:
+    layers = [f"*.to_k_ip.{number}" for number in adapters]
+    with capture(pipe, path, samples=ids, roles=roles, layers=layers) as cap, cap.samples(ids) as handles:
         captured = call()
         for handle, image in zip(handles, captured, strict=True):
             handle.generated = image
@@ -336,12 +343,12 @@ def test_ip_adapters_of_flux_have_a_softmax_of_their_own(
     with kernel_witness(pipe.transformer, r"transformer_blocks\.\d+\.attn", monkeypatch) as seen:
         call()
     run = open_run(path)
-    assert len(run.layers) == 2 * adapters * len(roles)
+    assert len(run.layers) == 2 * len(adapters) * len(roles)
     for layer, spec in run.layers.items():
         path_of, number = layer.partition("@")[0].split(".processor.to_k_ip.")
         name = path_of.removeprefix("transformer.")
         assert (spec.gen_grid, spec.ref_grid) == ((size[0] // 2, size[1] // 2), (0, 0))
-        assert (spec.ref_prefix, spec.static_key) == (4 * (int(number) + 1), True)
+        assert (spec.ref_prefix, spec.static_key) == (4 * sizes[int(number)], True)
         forwards = seen[name][roles.index(spec.role) :: len(roles)]
         logits = np.stack([forward[1 + int(number)].logits.numpy() for forward in forwards], 1)
         scores = run.scores(layer).compute()
