@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from i2am.pipeline.embedded.architecture import build_painter
-from i2am.pipeline.embedded.painter import ReferencePainter
+from i2am.pipeline.embedded.painter import ReferencePainter, condition_planes
 from i2am.pipeline.embedded.scenes import make_scene
 
 FIRST_TRAINING_SEED = 1_000_000
@@ -32,6 +32,9 @@ FIRST_TRAINING_SEED = 1_000_000
 
 OUTSIDE_WEIGHT = 0.05
 """Weight of the loss outside the mask, where the pipeline keeps the scene's own pixels."""
+
+LEAST_NOISE = 0.05
+"""Variance of the noise below which the loss grows no further."""
 
 Batch = dict[str, torch.Tensor]
 
@@ -80,22 +83,21 @@ class Denoiser(nn.Module):
     def forward(self, target: torch.Tensor, reference: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
         """Mean squared error of v, masked pixels counting 1 and the others :data:`OUTSIDE_WEIGHT`."""
         count = len(target)
-        # Late (noisy) steps twice as often as early ones: there the object is decided by the reference alone.
-        draw = torch.rand(count, device=target.device) ** 0.6
+        # Noisy steps more often than clean ones: there the object is decided, by the reference alone.
+        draw = torch.rand(count, device=target.device) ** 0.7
         timestep = (draw * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[timestep].view(-1, 1, 1, 1)
-        noise = torch.randn_like(target)
-        noisy = alpha.sqrt() * target + (1 - alpha).sqrt() * noise
-        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * target
+        noisy = alpha.sqrt() * target + (1 - alpha).sqrt() * torch.randn_like(target)
         keep = (torch.rand(count, 1, 1, device=target.device) >= self.drop).float()
         tokens = self.encoder(reference) * keep
-        planes = torch.cat([F.pixel_unshuffle(x, self.fold) for x in (noisy, target * (1 - hole), hole)], 1)
-        planes = planes.to(memory_format=torch.channels_last)
+        parts = [F.pixel_unshuffle(noisy, self.fold), condition_planes(target, hole, self.fold)]
+        planes = torch.cat(parts, 1).to(memory_format=torch.channels_last)
         predicted = F.pixel_shuffle(
             self.unet(planes, timestep, encoder_hidden_states=tokens).sample, self.fold
         )
         weight = hole + OUTSIDE_WEIGHT * (1 - hole)
-        return ((predicted - velocity) ** 2 * weight).sum() / (3 * weight.sum())
+        to_velocity = 1 / (1 - alpha).clamp(min=LEAST_NOISE)  # v's error is the sample's over the noise
+        return ((predicted - target) ** 2 * weight * to_velocity).sum() / (3 * weight.sum())
 
 
 class Training:

@@ -32,7 +32,7 @@ def build(
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=32,
-        in_channels=28,
+        in_channels=30,
         out_channels=12,
         block_out_channels=(8, 16, 16),
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
