@@ -7,6 +7,7 @@ from .analysis.scores.imacs import imacs as imacs
 from .analysis.study.export_run import export as export
 from .analysis.verify import verify as verify
 from .pipeline.capture import capture as capture
+from .pipeline.interventions.attention_loss import attention_loss as attention_loss
 from .storage.errors import AggregationError as AggregationError
 from .storage.errors import AlreadyExists as AlreadyExists
 from .storage.errors import CaptureError as CaptureError

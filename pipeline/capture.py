@@ -125,6 +125,7 @@ def make_settings(
         schedule=schedule,
         steps=lambda count: sorted(select_indices("step", kept, count)),
         new_tracker=lambda: StepTracker(layout, order, scheduler_progress(pipe)),
+        interrupted=lambda: getattr(pipe, "interrupt", False) is True,
     )
 
 

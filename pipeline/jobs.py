@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import monotonic, sleep
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -91,11 +92,13 @@ def run_job(
     *,
     only: Collection[str] | None = None,
     on_failure: OnFailure | None = None,
+    deadline: float = math.inf,
 ) -> int:
     """Generate and capture every sample of ``cap`` that is missing; the number of samples captured now.
 
     Any number of jobs may work on one run: samples that another process is writing are passed over and tried
-    again at the end, until they exist or are given up. ``load`` makes a task of a sample id, for one batch at
+    again at the end, until they exist or are given up, or none of them has been for ``deadline`` seconds:
+    `SampleBusy`. ``load`` makes a task of a sample id, for one batch at
     a time, so that few images are in memory. ``limit`` is the most samples to take, ``only`` those allowed.
 
     ``on_failure`` is called with the samples of a batch that could not be loaded or generated, and why; the
@@ -106,7 +109,7 @@ def run_job(
     wanted = set([id for id in cap.missing if id in chosen][:limit])
     declared = cap.declared
     batches = [declared[start : start + batch_size] for start in range(0, len(declared), batch_size)]
-    job = _Job(cap, pipe, load, call, wanted, on_failure, batches)
+    job = _Job(cap, pipe, load, call, wanted, on_failure, batches, deadline)
     job.run([ids for ids in batches if not wanted.isdisjoint(ids)])
     return job.count
 
@@ -120,22 +123,35 @@ class _Job:
     wanted: set[str]
     on_failure: OnFailure | None
     batches: Sequence[Sequence[str]]  # all of the run
+    deadline: float
     count: int = 0
     good: Sequence[str] = ()  # a batch that worked
     failed: list[tuple[list[str], Exception]] = field(default_factory=list)  # since then
 
     def run(self, batches: Sequence[Sequence[str]]) -> None:
         """Generate batches; what other processes are writing is looked at again, with growing pauses."""
-        pause = FIRST_PAUSE
+        pause, since = FIRST_PAUSE, monotonic()
         while batches:
             busy = [ids for ids in batches if not self.generate(ids)]
+            if len(busy) < len(batches):
+                pause, since = FIRST_PAUSE, monotonic()
             if busy:
                 self.cap.emit(Waiting(tuple(ids[0] for ids in busy)))
-                time.sleep(pause)
-            pause = FIRST_PAUSE if len(busy) < len(batches) else min(2 * pause, LONGEST_PAUSE)
-            batches = busy
+                if monotonic() - since >= self.deadline:
+                    raise self.still_busy(busy)
+                sleep(pause)
+            pause, batches = min(2 * pause, LONGEST_PAUSE), busy
         if self.failed:
             self.tell_samples_from_machine(last=True)
+
+    def still_busy(self, busy: Sequence[Sequence[str]]) -> SampleBusy:
+        more = f" and {len(busy) - 1} more" if len(busy) > 1 else ""
+        return SampleBusy(
+            f"other processes hold the batch of sample {busy[0][0]!r}{more}",
+            expected=f"one of them to be done within {self.deadline:g} s",
+            got="none",
+            remedy="end what hangs, and run again: what is committed is kept; deadline: allows more time",
+        )
 
     def generate(self, ids: Sequence[str]) -> bool:
         """Generate a batch; False if another process is writing a part of it."""

@@ -43,11 +43,28 @@ def read_timestep(value: Any) -> Timestep:
     return Timestep(found, 0.0 if exact else 2 * abs(found) * torch.finfo(tensor.dtype).eps)
 
 
-def remaining_timesteps(scheduler: Any, first: float, tolerance: float = 0.0) -> list[float]:
-    """The scheduler's timesteps from ``first`` on; partial schedules (image-to-image strength) start late."""
+def remaining_timesteps(
+    scheduler: Any, first: float, tolerance: float = 0.0, count: int | None = None
+) -> list[float]:
+    """The scheduler's timesteps from ``first`` on, ``count`` of them where the pipeline says how many.
+
+    Partial schedules start late (image-to-image strength) or end early (``denoising_end``). Where a timestep
+    stands twice, the scheduler's ``begin_index``, else the count, tells which is meant.
+    """
     timesteps = getattr(scheduler, "timesteps", None)
     schedule = [] if timesteps is None else [float(t) for t in torch.as_tensor(timesteps).flatten()]
-    return starting_at(schedule, first, tolerance, f"{len(schedule)} timesteps of {type(scheduler).__name__}")
+    begin = getattr(scheduler, "begin_index", None)
+    for start in (-1 if begin is None else int(begin), len(schedule) - count if count else -1):
+        if 0 <= start < len(schedule) and abs(schedule[start] - first) <= tolerance:
+            return schedule[start:][:count]
+    got = f"{len(schedule)} timesteps of {type(scheduler).__name__}"
+    return starting_at(schedule, first, tolerance, got)[:count]
+
+
+def announced_steps(pipe: Any) -> int | None:
+    """How many denoiser steps the pipeline says that its call makes; None if it does not say."""
+    found = getattr(pipe, "num_timesteps", None)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def starting_at(schedule: Sequence[float], first: float, tolerance: float, got: str) -> list[float]:

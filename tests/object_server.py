@@ -60,7 +60,7 @@ def objects(endpoint: str, prefix: str) -> dict[str, bytes]:
     return found
 
 
-Fault = Literal["404", "500", "503", "reset", "stored 500", "stored reset", "truncate", "slow"]
+Fault = Literal["403", "404", "500", "503", "reset", "stored 500", "stored reset", "truncate", "slow"]
 """Refused before or after the server did it; the connection dropped; half an answer; a late answer."""
 
 
@@ -102,8 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.schedule.slow_seconds)
         if fault == "reset":
             self._reset()
-        elif fault in ("404", "500", "503"):
-            self._answer(int(fault), {}, b"<Error><Code>InternalError</Code></Error>")
+        elif fault in ("403", "404", "500", "503"):
+            code = b"AccessDenied" if fault == "403" else b"InternalError"
+            self._answer(int(fault), {}, b"<Error><Code>%s</Code></Error>" % code)
         else:
             status, headers, answer = self._forward(body)
             if fault == "stored reset":

@@ -39,6 +39,7 @@ from i2am.analysis.report.thumbnails import (
     thumbnail_size,
 )
 from i2am.analysis.scores.series import series_of
+from i2am.storage.reading.witness import summarise_witness
 
 if TYPE_CHECKING:
     from i2am.analysis.compare.result import Comparison
@@ -250,5 +251,9 @@ def _table(found: Comparison) -> dict[str, Any]:
 
 def _facts(found: Comparison) -> list[tuple[str, str, str]]:
     """What the runs say about themselves, side by side."""
-    one, other = dict(provenance(found.a)), dict(provenance(found.b))
+    compared = found.pairing.samples, found.pairing.every_layer
+    one, other = (
+        {**dict(provenance(run)), "witness": summarise_witness(run, *compared).words}
+        for run in (found.a, found.b)
+    )
     return [(key, one.get(key, "–"), other.get(key, "–")) for key in {**one, **other}]

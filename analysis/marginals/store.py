@@ -39,12 +39,17 @@ def marginals_path(path: str) -> str:
 
 
 def store_in_folder(store: StorePlace, run: Run) -> StorePlace:
-    """Place of one run's derived store, where `store` is a folder for those of several runs."""
-    return f"{store.rstrip('/')}/{run.run_id}.marginals.zarr" if isinstance(store, str) else store
+    """Place of one run's derived store, where `store` is a folder for those of several runs.
+
+    A run that was exported without its attention has it beside itself, and nothing to make another from.
+    """
+    if not isinstance(store, str):
+        return store
+    return f"{store.rstrip('/')}/{run.run_id}.marginals.zarr" if has_attention(run.attrs) else None
 
 
 def store_for(run: AnyRun, store: StorePlace) -> StorePlace:
-    """Place of the marginals of one of two compared runs; several runs as one find theirs in the folder."""
+    """Place of a run's marginals in a folder for any runs; several runs as one find theirs in it."""
     return store if isinstance(run, Runs) else store_in_folder(store, run)
 
 
@@ -152,7 +157,7 @@ class MarginalStore:
             raise NoPermission(
                 f"the marginals store {self.place.url} cannot be written",
                 got=str(error),
-                remedy="name another place with store=..., or pass store=False to keep nothing",
+                remedy="name another place with store= or --cache; store=False keeps nothing",
             ) from error
 
     def remove_temporary_files(self) -> None:
@@ -213,5 +218,5 @@ def _check_ours(place: Location) -> None:
     raise AlreadyExists(
         f"{place.url} holds something else",
         expected="a marginals store, or nothing",
-        remedy="name another place with store=...",
+        remedy="name another place with store= or --cache",
     )

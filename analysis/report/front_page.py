@@ -19,6 +19,7 @@ from i2am.analysis.report.front_charts import front_charts, one_score_each
 from i2am.analysis.report.scale_bar import density_bar
 from i2am.analysis.report.thumbnails import image_thumbnail, thumbnail_size
 from i2am.storage.reading.run_collection import distinct_layers, members_of
+from i2am.storage.reading.witness import WitnessSummary, summarise_witness
 
 if TYPE_CHECKING:
     from i2am.analysis.events import SampleRefused
@@ -69,6 +70,8 @@ def front_page_values(
     longest, count = _room(collected, details)
     shown = collected.samples[:count]
     ends = _scale_ends(collected, shown)
+    drawn = {layer: None for maps in collected.maps.values() for layer in maps.attrs["layers"]}
+    witness = summarise_witness(run, collected.samples, drawn)
     detailed = []
     for number, sample in enumerate(shown):
         more = {file: name for file, (name, shows) in levels.items() if number < shows}
@@ -88,12 +91,21 @@ def front_page_values(
         "scales": {level: density_bar(end, units.bar) for level, end in ends.items()},
         "refusals": refusals,
         "absent": collected.absent,
-        "provenance": provenance(run),
+        "provenance": [*provenance(run), ("witness", witness.words)],
+        "unwitnessed": _unwitnessed(witness, len(collected.samples)),
         "layers": distinct_layers(run),
         "total": len(collected.samples),
         "attrs": attrs,
         "number": lambda value: f"{value:.3g}" if units.uniform is None else f"{value:.2f}{units.sign}",
     }
+
+
+def _unwitnessed(witness: WitnessSummary, samples: int) -> list[str]:
+    """The layers that were not compared with the kernel at every step, and in how many samples if not all."""
+    return [
+        layer if count == samples else f"{layer} ({count} of {samples} samples)"
+        for layer, count in witness.unwitnessed.items()
+    ]
 
 
 def _scale_ends(collected: Collected, shown: Sequence[str]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from i2am.flows.console.progress import Progress, emit
 if TYPE_CHECKING:
     from i2am.analysis.events import Event
     from i2am.analysis.options import StudyOptions
+    from i2am.storage.reading.run_collection import AnyRun
 
 
 def run_analysis(
@@ -26,7 +27,8 @@ def run_analysis(
 
     with computing(config, overwrite):
         opened = open_any(run, label=config.label)
-        result = analyze(opened, out, _options(config), on_event=emit_event, overwrite=overwrite, again=again)
+        options = _options(config, opened)
+        result = analyze(opened, out, options, on_event=emit_event, overwrite=overwrite, again=again)
     columns = ["sample", "direction", "region", "imacs", "inside", "outside", "share", "kind", "note"]
     return (
         {"run": run if isinstance(run, str) else ", ".join(run)}
@@ -35,7 +37,8 @@ def run_analysis(
     )
 
 
-def _options(config: AnalysisConfig) -> StudyOptions:
+def _options(config: AnalysisConfig, run: AnyRun) -> StudyOptions:
+    from i2am.analysis.marginals.store import store_for
     from i2am.analysis.options import StudyOptions
 
     same = ("time_groups", "penalty", "protocol", "confidence", "size", "resize", "details", "figures")
@@ -45,6 +48,7 @@ def _options(config: AnalysisConfig) -> StudyOptions:
         heads=selected(config.heads),
         samples=tuple(config.samples) if config.samples else None,
         aggregations=tuple(config.aggregations),
+        store=store_for(run, config.cache),
         **{name: getattr(config, name) for name in same},
     )
 

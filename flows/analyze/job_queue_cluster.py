@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 JOB: Mapping[str, Any] = {
@@ -27,7 +30,7 @@ def job_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> dic
     """The arguments of a cluster class, with defaults added if it is one of dask-jobqueue's."""
     import dask
 
-    job = getattr(getattr(make, "job_cls", None), "config_name", None)
+    job = _kind_of_job(make)
     if job is None:
         return dict(arguments)
     name = arguments.get("config_name", job)
@@ -40,6 +43,34 @@ def job_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> dic
     if job == "slurm" and not (given("log_directory") or given("job_extra_directives")):
         found["job_extra_directives"] = [NO_LOG]
     return found
+
+
+def _kind_of_job(make: Callable[..., Any]) -> str | None:
+    return getattr(getattr(make, "job_cls", None), "config_name", None)
+
+
+def needs_certificate(make: Callable[..., Any], arguments: Mapping[str, Any]) -> bool:
+    """Whether a class of dask-jobqueue is told nothing of TLS, here or by Dask's configuration."""
+    import dask
+
+    told = "security" in arguments or "protocol" in arguments
+    return not told and _kind_of_job(make) is not None and not dask.config.get("distributed.comm.tls.ca-file")
+
+
+@contextmanager
+def certificate_files(certificate: Any) -> Iterator[Any]:
+    """A certificate in a folder that this user's jobs alone can read, below the working directory."""
+    from distributed.security import Security
+
+    with tempfile.TemporaryDirectory(prefix=".i2am-tls-", dir=os.getcwd()) as folder:
+        files = {}
+        for role in ("scheduler", "worker", "client"):
+            for name, text in certificate.get_tls_config_for_role(role).items():
+                if text is not None and "\n" in text:
+                    path = os.path.join(folder, f"{role}-{name}")
+                    Path(path).write_text(text)
+                    files["tls_ca_file" if name == "ca_file" else f"tls_{role}_{name}"] = path
+        yield Security(require_encryption=True, **files)
 
 
 @contextmanager

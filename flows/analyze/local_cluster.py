@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from i2am.flows.analyze.job_queue_cluster import job_arguments, sigint_restored, worker_count
+from i2am.flows.analyze.job_queue_cluster import (
+    certificate_files,
+    job_arguments,
+    needs_certificate,
+    sigint_restored,
+    worker_count,
+)
 from i2am.flows.config.models import SLURM, ClusterClass, Processes, Threads
 from i2am.flows.console.output import one_line
 from i2am.storage.errors import ClusterError, ConfigError, MissingDependency, UnknownName
@@ -42,6 +48,8 @@ def local_cluster(cluster: Threads | Processes | ClusterClass, workers: int | No
     with ExitStack() as stack:
         if isinstance(cluster, Processes):
             stack.callback(_purge_scratch)
+        if needs_certificate(make, arguments):
+            arguments["security"] = stack.enter_context(certificate_files(_certificate()))
         try:
             with (
                 warnings.catch_warnings(),

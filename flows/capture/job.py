@@ -13,6 +13,7 @@ from i2am.flows.console.describe_run import describe
 from i2am.flows.console.output import one_line
 from i2am.flows.console.progress import Progress, emit
 from i2am.flows.datasets.open import SampleSet, open_samples
+from i2am.flows.deadline import OwnDeadline
 from i2am.storage.errors import ConfigError, NotFound, UnknownName
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.reading.open import open_run
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from i2am.pipeline.jobs import Call
     from i2am.storage.reading.run import Run
 
-_MAY_DIFFER = frozenset({"out", "storage_options", "sweep"})
+_MAY_DIFFER = frozenset({"out", "storage_options", "deadline", "sweep"})
 """Keys that may change between the start of a capture and its resumption."""
 
 
@@ -38,7 +39,8 @@ def run_capture(
     """Run a capture, or go on with one; samples that are committed are not touched.
 
     ``only`` names the samples to take; ``retry_failed`` takes those again that were recorded as failed;
-    ``keep_going`` records a sample that fails and goes on, otherwise its error ends the capture. Returns what
+    ``keep_going`` records a sample that fails and goes on, otherwise its error ends the capture, as does a
+    model that makes no step within the configuration's ``deadline``. Returns what
     ``--json`` writes: ``run`` (its path), ``captured`` (now), ``committed``, ``declared``, ``bytes`` and
     ``files`` of the committed samples, ``seconds``, ``samples`` (id, seed, seconds and bytes of each that is
     committed), ``failed`` (sample and error of each that failed).
@@ -48,7 +50,12 @@ def run_capture(
     before, ids = missing_samples(config, samples, only=only, retry_failed=retry_failed)
     if ids:
         emit(Progress("capture", before, len(samples.ids)))
-        capture_samples(config, samples, prepare(config), ids, before, keep_going=keep_going)
+        with OwnDeadline(config.deadline) as deadline:
+            prepared = prepare(config)
+            capture_samples(
+                config, samples, prepared, ids, before, config.deadline,
+                keep_going=keep_going, alive=deadline.pat,
+            )  # fmt: skip
     return summarise(config, before, time.perf_counter() - started)
 
 
@@ -136,12 +143,14 @@ def capture_samples(
     prepared: tuple[Any, Call],
     ids: Sequence[str],
     committed: int,
+    deadline: float,
     *,
     keep_going: bool = False,
     alive: Callable[[], None] = lambda: None,
 ) -> None:
     """Capture ``ids`` with a pipeline that is loaded; ``committed`` samples are there, for the progress.
 
+    Other processes are waited for as long as one of their samples is done within ``deadline`` seconds.
     ``alive`` is called after each step of the denoiser, and while other processes are waited for.
     """
     from i2am.pipeline.capture import capture
@@ -167,7 +176,7 @@ def capture_samples(
         ) as cap:
             run_job(
                 cap, pipe, samples.load, call, config.batch_size,
-                only=ids, on_failure=on_failure if keep_going else None,
+                only=ids, on_failure=on_failure if keep_going else None, deadline=deadline,
             )  # fmt: skip
     finally:
         recorded = _record_failures(config, failed)

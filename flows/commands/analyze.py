@@ -30,6 +30,7 @@ def analyze(
     label: options.Label = False,
     workers: options.Workers = None,
     cluster: options.Cluster = None,
+    cache: options.Cache = None,
     report_dask: Annotated[
         str | None, typer.Option(help="Write Dask's performance report: FILE.html.")
     ] = None,
@@ -53,7 +54,7 @@ def analyze(
     from i2am.storage.reading.open import open_any
 
     given = {"size": size, "label": label or None, "workers": workers, "cluster": cluster}
-    given |= {"report_dask": report_dask, "resize": resize}
+    given |= {"report_dask": report_dask, "resize": resize, "cache": cache}
     settings = _settings(config, aggregation or [], protocol, given)
     through_prefect = as_flow(prefect, direct)
     open_any(run, label=settings.label)  # an error of the run is raised at once, not inside a flow

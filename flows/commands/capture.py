@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from i2am.flows.commands.options import AsJson, Direct, Prefect, Quiet, RetryFailed, RunOut
+from i2am.flows.commands.options import AsJson, Deadline, Direct, Prefect, Quiet, RetryFailed, RunOut
 from i2am.flows.console.output import counted, human_bytes, log, print_json, print_line
 
 
@@ -18,6 +18,7 @@ def capture(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Record a sample that fails, and go on with the next.")
     ] = False,
+    deadline: Deadline = None,
     prefect: Prefect = False,
     direct: Direct = False,
     quiet: Quiet = False,
@@ -25,14 +26,16 @@ def capture(
 ) -> None:
     """Run or resume a capture.
 
-    What is committed is never done again; a run of another configuration is refused. Exit status 1: samples
-    failed.
+    What is committed is never done again; a run of another configuration is refused. A model that makes no
+    step within the deadline is given up, and so are samples that other processes hold for longer. Exit
+    status 1: samples failed.
     """
     from i2am.flows.config.load_yaml import load_capture
+    from i2am.flows.config.validate import override
     from i2am.flows.console.progress import show_progress
     from i2am.flows.prefect.choose import as_flow
 
-    settings = load_capture(config, out)
+    settings = override(load_capture(config, out), deadline=deadline)
     through_prefect = as_flow(prefect, direct)
     with show_progress(quiet):
         if through_prefect:

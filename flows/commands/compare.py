@@ -29,6 +29,7 @@ def compare(
     label: options.Label = False,
     workers: options.Workers = None,
     cluster: options.Cluster = None,
+    cache: options.Cache = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
@@ -43,7 +44,7 @@ def compare(
 
     question: dict[str, Any] = {"layers": layer, "samples": sample, "steps": steps, "heads": heads}
     question |= {"size": size, "resize": resize, "time_groups": time_groups, "penalty": penalty}
-    question |= {"confidence": confidence, "protocol": protocol, "details": details}
+    question |= {"confidence": confidence, "protocol": protocol, "details": details, "store": cache}
     where = options.computing(workers, cluster)
     first, second = open_any(a, label=label), open_any(b, label=label)
     with show_progress(quiet), termination_interrupts(), computing(where):

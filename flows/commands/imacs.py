@@ -32,12 +32,14 @@ def imacs(
     label: options.Label = False,
     workers: options.Workers = None,
     cluster: options.Cluster = None,
+    cache: options.Cache = None,
     as_json: options.AsJson = False,
 ) -> None:
     """IMACS of every sample, and its mean with a bootstrap interval over samples.
 
     Exit status 1: samples were refused as damaged; the others are scored.
     """
+    from i2am.analysis.marginals.store import store_for
     from i2am.analysis.scores.bootstrap import check_confidence
     from i2am.analysis.scores.imacs import check_penalty
     from i2am.analysis.scores.summary import summarise
@@ -47,12 +49,13 @@ def imacs(
 
     check_penalty(penalty)
     check_confidence(confidence)
-    question = {"level": level, "at": at, "samples": sample, "layers": layer, "steps": steps}
+    question: dict[str, Any] = {"level": level, "at": at, "samples": sample, "layers": layer, "steps": steps}
     question |= {"heads": heads, "time_groups": time_groups, "protocol": protocol}
     question |= {"at_pixels": at_pixel, "resize": resize}
     refused: list[dict[str, str]] = []
     where = options.computing(workers, cluster)
     opened = open_any(run, label=label)
+    question["store"] = store_for(opened, cache)
     with computing(where):
         rows = list(_rows(opened, direction, question, penalty, refused))
     summary = summarise({rows[0]["level"] if rows else "unified": frame(rows)}, confidence).to_dicts()

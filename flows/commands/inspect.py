@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from i2am.flows.commands.options import AsJson, Label, OneOrMoreRuns
 from i2am.flows.console.output import counted, human_bytes, print_json, print_line, print_table
 
@@ -27,7 +25,7 @@ def inspect(run: OneOrMoreRuns, label: Label = False, as_json: AsJson = False) -
         print_line(f"  {key}: {value}")
     print_line(f"  steps: {facts['steps']}; images: {', '.join(facts['images']) or 'none'}")
     print_line(f"  stored: {human_bytes(facts['bytes'])} in {counted(facts['files'], 'file')} of samples")
-    print_line(f"  witness: {_witness(facts['witness'], len(facts['layers']))}")
+    print_line(f"  witness: {facts['witness']['summary']}")
     print_table(
         ["layer", "stored as", "dtype", "heads × dim", "generated", "reference", "key", "role"],
         [
@@ -44,16 +42,6 @@ def inspect(run: OneOrMoreRuns, label: Label = False, as_json: AsJson = False) -
     )
     if missing:
         print_line(f"missing: {', '.join(missing[:20])}{' ...' if len(missing) > 20 else ''}")
-
-
-def _witness(facts: dict[str, Any], layers: int) -> str:
-    """Whether what is stored is what the attention kernel was given."""
-    if not facts["kernels"]:
-        return "none of the stored attention was compared with the model's kernel"
-    unseen = facts["unwitnessed_layers"]
-    kernels = ", ".join(facts["kernels"])
-    compared = f"{facts['rows']} rows equal those of {kernels} within {facts['largest_difference']:.1e}"
-    return compared + (f"; {len(unseen)} of {layers} layers unwitnessed at some step" if unseen else "")
 
 
 def _grid(grid: list[int], prefix: int = 0) -> str:

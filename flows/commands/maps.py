@@ -32,11 +32,13 @@ def maps(
     label: options.Label = False,
     workers: options.Workers = None,
     cluster: options.Cluster = None,
+    cache: options.Cache = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Maps as .npz, .zarr or .png."""
     from i2am.analysis.drawing.save_maps import save_maps
     from i2am.analysis.maps.attribution import attribution_maps
+    from i2am.analysis.marginals.store import store_for
     from i2am.flows.analyze.dask_cluster import computing
     from i2am.storage.reading.open import open_any
 
@@ -46,6 +48,7 @@ def maps(
     question |= {"time_groups": time_groups, "protocol": protocol, "method": method}
     where = options.computing(workers, cluster)
     opened = open_any(run, label=label)
+    question["store"] = store_for(opened, cache)
     result = attribution_maps(opened, **question)
     with computing(where):
         save_maps(result, out, opened, overwrite=overwrite)

@@ -24,6 +24,14 @@ def _read_by(parser: str, help: str) -> Any:
     return typer.Option(callback=read, metavar="<str>", help=help)
 
 
+def _not_empty(param: typer.CallbackParam, value: str | None) -> str | None:
+    if value == "":
+        from i2am.storage.errors import InputError
+
+        raise InputError(param.opts[0], expected="a folder or a URL", got="an empty text")
+    return value
+
+
 OneRun: TypeAlias = Annotated[str, typer.Argument(help="Run: a folder NAME.zarr or a URL.")]
 RunOrResults: TypeAlias = Annotated[
     str, typer.Argument(metavar="RUN", help="Run: a folder NAME.zarr or a URL; or the --out of an analysis.")
@@ -79,6 +87,14 @@ Cluster: TypeAlias = Annotated[
     str | None,
     typer.Option(help="threads, processes, slurm, tcp://HOST:PORT, a scheduler file .json, or module.Class."),
 ]
+Cache: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        callback=_not_empty,
+        help="Folder or URL where marginals of any runs are kept, instead of beside each run.",
+    ),
+]
 Overwrite: TypeAlias = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is at --out, whatever wrote it.")
 ]
@@ -89,6 +105,10 @@ Direct: TypeAlias = Annotated[bool, typer.Option("--direct", help="Run without P
 
 RunOut: TypeAlias = Annotated[
     str | None, typer.Option(help="Write the run here instead of the configuration's `out`.")
+]
+Deadline: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Seconds without a step or a sample, instead of the configuration's `deadline`."),
 ]
 RetryFailed: TypeAlias = Annotated[
     bool, typer.Option("--retry-failed", help="Take samples again that failed before.")

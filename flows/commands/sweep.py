@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i2am.flows.commands.capture import show_capture
-from i2am.flows.commands.options import AsJson, Direct, Prefect, Quiet, RetryFailed, RunOut
+from i2am.flows.commands.options import AsJson, Deadline, Direct, Prefect, Quiet, RetryFailed, RunOut
 from i2am.flows.console.output import log
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def sweep(
     gpus: Annotated[
         str | None, typer.Option(help="GPUs, one process for each: 0,1,2,3, as CUDA_VISIBLE_DEVICES.")
     ] = None,
+    deadline: Deadline = None,
     retry_failed: RetryFailed = False,
     prefect: Prefect = False,
     direct: Direct = False,
@@ -43,7 +44,7 @@ def sweep(
     from i2am.flows.subprocesses import termination_interrupts
 
     settings = load_capture(config, out)
-    given = {"workers": workers, "gpus": gpus.split(",") if gpus is not None else None}
+    given = {"workers": workers, "deadline": deadline, "gpus": gpus.split(",") if gpus is not None else None}
     if changes := {key: value for key, value in given.items() if value is not None}:
         settings = override(settings, sweep={**settings.sweep.model_dump(), **changes})
     through_prefect = as_flow(prefect, direct)

@@ -86,7 +86,7 @@ class Sweep(Strict):
     ] = 30.0
     deadline: Annotated[
         float,
-        Field(gt=0, description="seconds without a step or a sample after which a process is lost"),
+        Field(gt=0, description="of its processes, each of which is replaced; else as `deadline`"),
     ] = 3600.0
 
 
@@ -124,6 +124,14 @@ class CaptureConfig(Strict):
     device: str = "cpu"
     dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     storage_options: Free = {}
+    deadline: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="seconds without a step or a sample, of this process or one that it waits for, "
+            "after which i2am capture gives up",
+        ),
+    ] = 3600.0
     sweep: Annotated[Sweep, Field(description="used by i2am sweep alone")] = Sweep()
 
     @model_validator(mode="after")
@@ -253,6 +261,9 @@ class AnalysisConfig(Computing):
     ] = "linear"
     confidence: Annotated[float, Field(gt=0, lt=1, description="of intervals over samples")] = 0.95
     size: Size | None = None
+    cache: Annotated[
+        str | None, Field(min_length=1, description="folder or URL of marginals, instead of beside each run")
+    ] = None
     label: Annotated[bool, Field(description="name samples RUN/SAMPLE, where several runs share ids")] = False
     aggregations: Annotated[list[str], Field(description="names, or module:name")] = []
     details: Annotated[int, Field(ge=0, description="samples shown in full in the report")] = 24

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.reading.witness import summarise_witness
 
 if TYPE_CHECKING:
     from i2am.storage.reading.run_collection import AnyRun
@@ -24,6 +25,7 @@ def describe(run: AnyRun) -> dict[str, Any]:
         for path, size in run.files(sample).items()
         if whole or not path.startswith("attention/")
     ]
+    witness = summarise_witness(run, run.samples)
     members = members_of(run) if isinstance(run, Runs) else ()
     return {
         "path": str(run.path),
@@ -39,7 +41,13 @@ def describe(run: AnyRun) -> dict[str, Any]:
         "layers": [layer.to_json() for layer in distinct_layers(run)],
         "files": len(sizes),
         "bytes": sum(sizes),
-        "witness": _witness(run),
+        "witness": {
+            "kernels": list(witness.kernels),
+            "rows": witness.rows,
+            "largest_difference": witness.largest_difference,
+            "unwitnessed_layers": list(witness.unwitnessed),
+            "summary": witness.words,
+        },
         "provenance": {
             key: str(value)
             for key, value in run.attrs.items()
@@ -50,22 +58,4 @@ def describe(run: AnyRun) -> dict[str, Any]:
         "runs": [
             {"path": each.path, "run_id": each.run_id, "samples": len(each.samples)} for each in members
         ],
-    }
-
-
-def _witness(run: AnyRun) -> dict[str, Any]:
-    """How much of the stored attention was compared with the attention kernel, and how far it was off."""
-    records = [run.record(sample)["witness"] for sample in run.samples]
-    seen = [agreement for record in records for agreement in record.values() if agreement["kernel"]]
-    unseen = {
-        layer
-        for record in records
-        for layer in run.layers
-        if layer not in record or record[layer]["unwitnessed_steps"]
-    }
-    return {
-        "kernels": sorted({agreement["kernel"] for agreement in seen}),
-        "rows": sum(agreement["rows"] for agreement in seen),
-        "largest_difference": max((agreement["largest_difference"] for agreement in seen), default=None),
-        "unwitnessed_layers": [layer for layer in run.layers if layer in unseen],
     }

@@ -18,7 +18,7 @@ from i2am.flows.config.models import CaptureConfig
 from i2am.flows.console.output import one_line
 from i2am.flows.console.progress import Progress, listening
 from i2am.flows.datasets.open import open_samples
-from i2am.storage.errors import CaptureError, InputError, StoreUnavailable
+from i2am.storage.errors import CaptureError, InputError, SampleBusy, StoreUnavailable
 from i2am.storage.redaction import remember
 
 ALIVE_SECONDS = 1.0
@@ -51,10 +51,17 @@ def main(commands: TextIO, answers: TextIO) -> None:
             if ids:
                 prepared = prepared or prepare(config)
                 with listening(on_progress):
-                    capture_samples(config, samples, prepared, ids, committed, keep_going=True, alive=alive)
+                    capture_samples(
+                        config, samples, prepared, ids, committed, config.sweep.deadline,
+                        keep_going=True, alive=alive,
+                    )  # fmt: skip
             send({"end": True})
         except Exception as error:  # noqa: BLE001 - the boundary of the process: sent to the parent
-            temporary = (CaptureError, StoreUnavailable)  # another process, or a later one, may do better
+            temporary = (
+                CaptureError,
+                SampleBusy,
+                StoreUnavailable,
+            )  # another process, or a later one, may do better
             send({
                 "error": one_line(error),
                 "input": isinstance(error, InputError) and not isinstance(error, temporary),

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from i2am.pipeline.timesteps import remaining_timesteps
+from i2am.pipeline.timesteps import announced_steps, remaining_timesteps
 from i2am.storage.errors import CaptureError
 
 
@@ -150,7 +150,8 @@ class Adapter:
 
     def schedule(self, pipe: Any, first: float, tolerance: float) -> list[float]:
         """Timesteps of all steps of the generation, given that of its first call."""
-        return remaining_timesteps(getattr(pipe, "scheduler", None), first, tolerance)
+        scheduler = getattr(pipe, "scheduler", None)
+        return remaining_timesteps(scheduler, first, tolerance, announced_steps(pipe))
 
     def timestep(self, arguments: Mapping[str, Any]) -> Any:
         """The timestep in the ``arguments`` of a denoiser call, in the unit of the schedule."""

@@ -137,7 +137,7 @@ class BatchSplitter:
             ref_grid=layout.grid,
             ref_prefix=layout.prefix,
             representation=self._representation,
-            static_key=isinstance(site, Site) and site.static_key,
+            static_key=isinstance(site, Site) and site.static_key and self._representation != "scores",
             dtype=dtype,  # type: ignore[arg-type]
             scale=layer.scale,
             lse=layer.lse is not None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from torch import nn
 from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
 from i2am.pipeline.recording.recording import Recording
 from i2am.pipeline.taps.attention_calls import CallTap
+from i2am.pipeline.taps.call_arguments import call_arguments
 from i2am.pipeline.taps.guard import make_guard
 from i2am.pipeline.taps.kernels import KernelCall, KernelTap
 from i2am.pipeline.taps.latent_tiles import TileTracker
@@ -132,7 +132,7 @@ class PipelineHooks:
             return
         self._inside_call = True
         self._projections.reset()
-        arguments = _by_name(module, args, kwargs)
+        arguments = call_arguments(module, args, kwargs)
         now = read_timestep(self._adapter.timestep(arguments))
         recording.begin_call(now, self._tile(arguments), self._label, _latents(arguments))
         if self._joint is not None and recording.keeps_call:
@@ -167,9 +167,3 @@ class PipelineHooks:
 
 def _latents(arguments: Mapping[str, Any]) -> torch.Tensor | None:
     return next((value for value in arguments.values() if isinstance(value, torch.Tensor)), None)
-
-
-def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-    extra = bound.pop("kwargs", {})
-    return {**bound, **extra}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from i2am.pipeline.adapters.contract import AnySite
 from i2am.pipeline.events import Listener, SampleDone, StepDone
 from i2am.pipeline.recording.batch_rows import BatchSplitter, SampleAttention
+from i2am.pipeline.recording.changes import StaticKeys, check_roles, check_steps, geometry_changes
 from i2am.pipeline.recording.images import ImageLike, to_uint8
 from i2am.pipeline.recording.step_tracker import CallPosition, StepTracker
 from i2am.pipeline.recording.witness import Expected, Part, Witness
@@ -94,6 +95,7 @@ class CaptureSettings:
     schedule: Callable[[Timestep], list[float]]  # all timesteps, given the first call's
     steps: Callable[[int], list[int]]  # indices to keep, given the number of steps
     new_tracker: Callable[[], StepTracker]  # for each generation
+    interrupted: Callable[[], bool]  # whether the pipeline says that its generation was ended early
 
 
 class Recording:
@@ -118,7 +120,9 @@ class Recording:
         self._ended_steps = 0
         self._seen: set[str] = set()
         self._rows: dict[int, tuple[str, ...]] = {}
+        self._roles_at: dict[int, set[str]] = {}  # kept step to the roles that its calls had
         self._specs: dict[str, LayerSpec] = {}
+        self._static_keys = StaticKeys()
         self._before_run: list[tuple[SampleAttention, int, dict[str, Array]]] = []
         self._sinks: dict[int, Sink] | None = None
         self._seen_guidance = False
@@ -170,10 +174,12 @@ class Recording:
         index = 0 if self._tile is not None else call.index  # all tiles have the same rows
         if len(rows) >= len(self._rows.get(index, ())):  # a ControlNet may see the cond rows alone
             self._rows[index] = rows
+        self._roles_at.setdefault(call.step, set()).update(rows)
         step = self._kept_steps.index(call.step)
         expected = Expected.of(layer)
         for part in splitter.split(layer, rows, samples, self._tile):
-            self._specs.setdefault(part.spec.name, part.spec)
+            if (first := self._specs.setdefault(part.spec.name, part.spec)) != part.spec:
+                raise geometry_changes(first, part.spec, call.step)
             if not self._handles[part.sample].stored:
                 continue
             put = self._collector(part, step, expected.add(part, step))
@@ -203,23 +209,21 @@ class Recording:
         """Write the images and commit every sample, if the generation made every announced call."""
         if self.error is not None:
             raise self.error
-        if self._tracker.finished:
-            self._end_steps(self._tracker.steps)
-        if self._sinks is None or not self._tracker.finished:
-            raise CaptureError(
-                "denoiser calls in the sample context",
-                expected=f"{len(self._schedule) or 'at least 1'} steps", got=f"{self._tracker.steps}",
-                remedy="run the whole pipeline call inside the context, and give timesteps=[...] where it "
-                "makes fewer calls than its scheduler announces",
-            )  # fmt: skip
+        whole, announced = self._tracker.whole_steps, len(self._schedule)
+        notes = check_steps(whole, announced, self._kept_steps, self._settings.interrupted())
+        self._end_steps(whole)
+        if self._sinks is None:
+            raise RuntimeError("the run is open once a kept step has ended")
         self._copies.drain()
+        roles = {step: self._roles_at.get(step, set()) for step in self._kept_steps}
+        notes |= check_roles(self._settings.splitter.roles, roles)
         seconds = (time.perf_counter() - self._started) / len(self._handles)
         for index, sink in self._sinks.items():
             handle = self._handles[index]
             for name, image in handle.images.items():
                 self._target.add_image(name, image)
                 sink.put_image(name, image)
-            sink.annotate({"seconds": round(seconds, 3), **handle.notes})
+            sink.annotate({"seconds": round(seconds, 3), **notes, **handle.notes})
             sink.witness(self.witness.of_sample(index))
         self._open_sinks.close()
         for index in self._sinks:
@@ -246,7 +250,8 @@ class Recording:
         def put(name: str, array: Array) -> None:
             arrived[name] = array
             if len(arrived) == wanted:
-                self.witness.stored(seen, arrived["query"], arrived["key"], part.spec.logit_scale)
+                rounding = self._static_keys.keep(part, arrived)
+                self.witness.stored(seen, arrived["query"], arrived["key"], part.spec.logit_scale, rounding)
                 if self._sinks is None:
                     self._before_run.append((part, step, arrived))
                 else:

@@ -51,10 +51,11 @@ class StepTracker:
     """Finds the step of each denoiser call of one generation.
 
     Calls that carry a key (a tile, a label) make one step as long as the timestep stays and no key
-    comes back. Without key, whether guidance is on shows at the second call: the scheduler has, or has not,
-    taken a step since the first. ``layout`` is the user's own, if any; ``order`` the roles of the separate
-    calls that the family may make (empty: one call a step); ``progress`` the scheduler's own count of steps
-    taken, None where it keeps none.
+    comes back. Without key, a call belongs to the step before as long as the scheduler has taken none since,
+    so that guidance may end or begin midway; where it keeps no count, the second call of the generation tells
+    how many make a step. ``layout`` is the user's own, if any; ``order`` the roles of the separate calls that
+    the family may make (empty: one call a step); ``progress`` the scheduler's own count of steps taken, None
+    where it keeps none.
     """
 
     def __init__(
@@ -76,13 +77,18 @@ class StepTracker:
     @property
     def step_complete(self) -> bool:
         """Whether no further call of the current step can come, as far as is known."""
-        return not self._keys and self._index + 1 == self._calls_per_step
+        return not self._keys and self._index + 1 == (self._calls_per_step or len(self._order))
+
+    @property
+    def whole_steps(self) -> int:
+        """Steps that have made all their calls, once no further call can come."""
+        whole = bool(self._keys) or self._calls_per_step in (None, self._index + 1)
+        return self.steps if whole else max(0, self._step)
 
     @property
     def finished(self) -> bool:
         """Whether the generation has made every announced step, the last one with all its calls."""
-        whole = bool(self._keys) or self._calls_per_step in (None, self._index + 1)
-        return 0 < len(self._schedule) == self._step + 1 and whole
+        return 0 < len(self._schedule) == self.whole_steps
 
     def begin(
         self, now: Timestep, schedule: Sequence[float], tile: Hashable = None, label: str = ""
@@ -105,14 +111,16 @@ class StepTracker:
     def _continues(self, now: Timestep, taken: int | None, key: Hashable) -> bool:
         if key is not None and self._keys:
             return key not in self._keys and now == self._timestep
+        if self._layout is None and len(self._order) > 1 and taken is not None:
+            return now == self._timestep and taken == self._taken and self._index + 1 < len(self._order)
         if self._calls_per_step is None:  # the second call of a generation
-            again = now == self._timestep if taken is None else taken == self._taken
-            self._calls_per_step = len(self._order) if again and not self._repeats(taken) else 1
+            again = now == self._timestep and not self._repeats()
+            self._calls_per_step = len(self._order) if again else 1
         return self._index + 1 < self._calls_per_step
 
-    def _repeats(self, taken: int | None) -> bool:
+    def _repeats(self) -> bool:
         """Whether the schedule repeats the first timestep, so that a call cannot be told from a step."""
-        if taken is not None or len(self._schedule) < 2:
+        if len(self._schedule) < 2:
             return False
         if abs(self._schedule[0] - self._schedule[1]) > self._timestep.tolerance / 2:
             return False

@@ -57,7 +57,8 @@ class Part:
     block: torch.Tensor | None = None
     seen: Array | None = None
     kernel: str = ""
-    precision: float = 0.0
+    precision: float = 0.0  # of the kernel's logits
+    rounding: float = 0.0  # of a stored key that stands for one rounded otherwise
 
 
 @dataclass(slots=True, eq=False)
@@ -90,9 +91,9 @@ class Expected:
         """Keep the rows of a kernel call that are compared; return whether the call is complete."""
         if call.logits is not None:
             return self._take_logits(call, call.logits, gen, ref)
-        query, key = call.query, call.key
-        if query is None or key is None:
+        if call.query is None or call.key is None:
             return False
+        query, key = call.query.detach(), call.key.detach()
         if query.shape[1] == 1 and query.shape[0] == self.rows * self.heads:  # heads are among the rows
             query, key = (x.reshape(self.rows, self.heads, *x.shape[2:]) for x in (query, key))
         if (*query.shape[:3], key.shape[2]) != (self.rows, self.heads, self.gen, self.ref):
@@ -150,8 +151,9 @@ class Witness:
         """A layer was tapped; the next kernel call of its module that fits is its own."""
         self._expected.setdefault(module, []).append(expected)
 
-    def stored(self, part: Part, query: Array, key: Array, scale: float) -> None:
-        """Query and key [head, token, dim] of a part are about to be stored."""
+    def stored(self, part: Part, query: Array, key: Array, scale: float, rounding: float = 0.0) -> None:
+        """Query and key [head, token, dim] of a part are about to be stored; ``rounding`` is the key's."""
+        part.rounding = rounding
         rows, columns = self.places(part.step, query.shape[1], key.shape[1])
         q, k = query[:, rows].astype(np.float32), key[:, columns].astype(np.float32)
         part.stored = q @ k.transpose(0, 2, 1) * np.float32(scale)
@@ -216,7 +218,7 @@ class Witness:
             agreement.rows + stored.shape[0] * stored.shape[1],
         )
         agreement.largest = max(agreement.largest, difference)
-        if not difference <= 16 * part.precision * size:
+        if not difference <= max(16 * part.precision, 4 * part.rounding) * size:
             masked = bool((seen - stored < -1000).any())  # -inf, or the large number added for it
             worst = np.unravel_index(
                 np.nanargmax(np.abs(np.where(np.isfinite(seen), stored - seen, 0))), stored.shape

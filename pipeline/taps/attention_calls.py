@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from i2am.pipeline.adapters.contract import JointSite, Spans
 from i2am.pipeline.taps.guard import Guard
+from i2am.pipeline.taps.kernels import SDPA, FunctionCalls, sdpa_call
 from i2am.pipeline.taps.logsumexp import row_logsumexp
 from i2am.pipeline.taps.projections import QueryKey, Receive
 from i2am.pipeline.taps.shared_wrapper import listening
@@ -31,18 +31,24 @@ class CallTap:
     """Sees the attention calls of ``sites``.
 
     ``receive`` gets query, key and log-sum-exp of the generated rows, once for each reference; nothing is
-    computed where ``keeps_call`` says that the current denoiser call is not kept.
+    computed where ``keeps_call`` says that the current denoiser call is not kept. ``detach=False`` passes on
+    tensors through which a loss can flow back, and no log-sum-exp.
     """
 
     def __init__(
-        self, sites: Sequence[JointSite], receive: Receive, keeps_call: Callable[[], bool], guard: Guard
+        self,
+        sites: Sequence[JointSite],
+        receive: Receive,
+        keeps_call: Callable[[], bool],
+        guard: Guard,
+        detach: bool = True,
     ) -> None:
         self._sites, self._receive, self._keeps_call = tuple(sites), receive, keeps_call
-        self._guard = guard
+        self._guard, self._detach = guard, detach
         self._spans: Spans | None = None
         self._current: JointSite | None = None
         self._seen = False
-        self._mode: _SdpaMode | None = None
+        self._mode: FunctionCalls | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -79,7 +85,7 @@ class CallTap:
                 return
             self._current, self._seen = site, False
             if not dispatches:
-                self._mode = _SdpaMode(self._guard(self._on_sdpa))
+                self._mode = FunctionCalls({SDPA}, self._guard(self._on_sdpa))
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
 
         return hook
@@ -101,18 +107,10 @@ class CallTap:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
 
-    def _on_sdpa(
-        self,
-        query: Any,
-        key: Any,
-        value: Any,
-        attn_mask: Any = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self._on_call(query.transpose(1, 2), key.transpose(1, 2), attn_mask, scale)
+    def _on_sdpa(self, function: Any, *args: Any, **kwargs: Any) -> None:
+        call = sdpa_call(*args, **kwargs)
+        if call.query is not None and call.key is not None:
+            self._on_call(call.query.transpose(1, 2), call.key.transpose(1, 2), call.mask, call.scale)
 
     def _on_call(self, query: torch.Tensor, key: torch.Tensor, mask: Any, scale: float | None) -> None:
         """An attention call inside the current site: the joint one has all tokens on both sides."""
@@ -122,13 +120,14 @@ class CallTap:
         if query.shape[1] != spans.length or key.shape[1] != spans.length:
             return
         self._seen = True
-        query, key = query.detach(), key.detach()
+        if self._detach:
+            query, key = query.detach(), key.detach()
         factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
         rows = slice(spans.start, spans.start + spans.grid[0] * spans.grid[1])
         if mask is not None and mask.shape[-2] != 1:
             mask = mask[..., rows, :]
         generated = query[:, rows]
-        lse = row_logsumexp(generated, key, factor, mask)
+        lse = row_logsumexp(generated, key, factor, mask) if self._detach else None
         for number, (start, layout) in enumerate(spans.references):
             reference = key[:, start : start + layout.tokens]
             part = f"reference-{number}" if number else ""
@@ -136,19 +135,6 @@ class CallTap:
             self._receive(
                 QueryKey(site, generated, reference, spans.grid, factor, layout, lse, part, *places)
             )
-
-
-class _SdpaMode(TorchFunctionMode):
-    def __init__(self, on_call: Callable[..., None]) -> None:
-        super().__init__()
-        self._on_call = on_call
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            self._on_call(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 def _dispatching(site: JointSite) -> ModuleType | None:

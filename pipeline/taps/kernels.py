@@ -7,7 +7,7 @@ whose input is the logits, with scale and mask. Both are read here; nothing is c
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from i2am.pipeline.taps.guard import Guard
 from i2am.pipeline.taps.shared_wrapper import listening
 
-_SDPA = torch.nn.functional.scaled_dot_product_attention
+SDPA = torch.nn.functional.scaled_dot_product_attention
 _SOFTMAX = {torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax}
 
 _TOKEN_FIRST = (
@@ -61,7 +61,7 @@ class KernelTap:
         self._modules, self._on_call, self._wanted = tuple(dict.fromkeys(modules)), on_call, wanted
         self._on_end, self._guard = on_end, guard
         self._running: list[nn.Module] = []
-        self._mode: _KernelMode | None = None
+        self._mode: FunctionCalls | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -89,7 +89,7 @@ class KernelTap:
             return
         self._running.append(module)
         if self._mode is None:
-            self._mode = _KernelMode(self._guard(self._on_function))
+            self._mode = FunctionCalls({SDPA, *_SOFTMAX}, self._guard(self._on_function))
             self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -105,8 +105,8 @@ class KernelTap:
             mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _on_function(self, function: Any, *args: Any, **kwargs: Any) -> None:
-        if function is _SDPA:
-            self._report(_sdpa_call(*args, **kwargs))
+        if function is SDPA:
+            self._report(sdpa_call(*args, **kwargs))
         else:
             logits = args[0] if args else kwargs["input"]
             if logits.ndim >= 3:
@@ -126,21 +126,23 @@ class KernelTap:
         return on_call
 
 
-class _KernelMode(TorchFunctionMode):
-    def __init__(self, on_function: Callable[..., None]) -> None:
+class FunctionCalls(TorchFunctionMode):
+    """Reports calls of ``functions`` of torch while it is entered, and passes them on."""
+
+    def __init__(self, functions: Collection[Any], on_function: Callable[..., None]) -> None:
         super().__init__()
-        self._on_function = on_function
+        self._functions, self._on_function = functions, on_function
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _SDPA or func in _SOFTMAX:
+        if func in self._functions:
             self._on_function(func, *args, **kwargs)
         return func(*args, **kwargs)
 
 
-def _sdpa_call(
+def sdpa_call(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -150,7 +152,8 @@ def _sdpa_call(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> KernelCall:
-    query, key = (x.detach() if x.ndim == 4 else x.detach()[:, None] for x in (query, key))
+    """A call of torch's scaled_dot_product_attention, from its arguments."""
+    query, key = (x if x.ndim == 4 else x[:, None] for x in (query, key))
     if enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     if is_causal:

@@ -41,10 +41,13 @@ Receive: TypeAlias = Callable[[QueryKey], None]
 
 
 class ProjectionTap:
-    """Forward hooks on the projections of ``sites``, which may share a query; they only read."""
+    """Forward hooks on the projections of ``sites``, which may share a query; they only read.
 
-    def __init__(self, sites: Sequence[Site], receive: Receive, guard: Guard) -> None:
-        self._sites, self._receive, self._guard = tuple(sites), receive, guard
+    ``detach=False`` passes on tensors through which a loss can flow back.
+    """
+
+    def __init__(self, sites: Sequence[Site], receive: Receive, guard: Guard, detach: bool = True) -> None:
+        self._sites, self._receive, self._guard, self._detach = tuple(sites), receive, guard, detach
         self._grids: dict[nn.Module, tuple[int, int]] = {}
         self._queries: dict[str, torch.Tensor] = {}
         self._keys: dict[str, torch.Tensor] = {}
@@ -93,7 +96,7 @@ class ProjectionTap:
 
     def _on_projection(self, site: Site, outputs: dict[str, torch.Tensor]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            outputs[site.name] = output.detach()
+            outputs[site.name] = output.detach() if self._detach else output
             if site.name in self._queries and site.name in self._keys:
                 query, key = self._queries.pop(site.name), self._keys.pop(site.name)
                 self._receive(_in_heads(site, query, key, self._grids.get(site.grid)))

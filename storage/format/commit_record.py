@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,11 @@ def record_path(sample: str) -> str:
 def committed_names(location: Location) -> set[str]:
     """Return the ids that have a record, declared or not."""
     return {sample_of_file(name[:-5]) for name in location.names(FOLDER) if name.endswith(".json")}
+
+
+def unwitnessed(witness: Mapping[str, Mapping[str, Any]], layers: Iterable[str]) -> list[str]:
+    """Those of a sample's layers that were not compared with the attention kernel at every step."""
+    return [layer for layer in layers if layer not in witness or witness[layer]["unwitnessed_steps"]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,7 +194,11 @@ def _copy(run: Run, sink: Sink, sample: str, selection: Selection, images: Mappi
                 sink.put(name, start + row, copy=False, **given)
     for name in images:
         sink.put_image(name, run.image(name, sample))
-    sink.annotate(run.record(sample)["annotations"])
+    record = run.record(sample)
+    sink.annotate(record["annotations"])
+    if selection.bits is None:  # rounded numbers are not what the kernel was given
+        witness = record["witness"]
+        sink.witness({name: witness[name] for name in selection.layers if name in witness})
 
 
 def _arrays(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from i2am.storage.errors import DamagedRun, DamagedSample
-from i2am.storage.format.commit_record import FOLDER, CommitRecord, read_record, record_path
+from i2am.storage.format.commit_record import FOLDER, CommitRecord, read_record, record_path, unwitnessed
 from i2am.storage.format.file_names import layer_of, sample_file
 from i2am.storage.format.header import MAX_ROOT, ROOT, Header, load_header
 from i2am.storage.format.layout import ArrayLayout
@@ -217,19 +217,23 @@ def _explain_rest(check: _Check, records: Mapping[str, CommitRecord], seen: set[
 def _note_unwitnessed(check: _Check, records: Mapping[str, CommitRecord]) -> None:
     """Say which samples hold attention that was not compared with the model's kernel at every step."""
     captured = "adapter" in check.header.attributes
-    unseen = [
-        sample
+    unseen = {
+        sample: layers
         for sample, record in records.items()
-        if (captured and not record.witness)
-        or any(layer["unwitnessed_steps"] for layer in record.witness.values())
-    ]
+        if (captured or record.witness) and (layers := unwitnessed(record.witness, check.header.layers))
+    }
     if unseen:
-        more = ", ..." if unseen[5:] else ""
+        layers = [layer for layer in check.header.layers if any(layer in found for found in unseen.values())]
         check.notes.append(
-            f"{len(unseen)} samples hold attention that was not compared with the kernel at every step: "
-            + ", ".join(unseen[:5])
-            + more
+            "unwitnessed: attention that was not compared with the kernel at every step, "
+            f"of {_some('sample', list(unseen))} in {_some('layer', layers)}"
         )
+
+
+def _some(noun: str, names: Sequence[str]) -> str:
+    """A number of things, the first of them by name."""
+    more = ", ..." if names[5:] else ""
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({', '.join(names[:5])}{more})"
 
 
 def _run_check(check: _Check) -> None:

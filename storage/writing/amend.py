@@ -6,19 +6,23 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
 
-from i2am.storage.errors import InputError, NotFound, ShapeMismatch
+from i2am.storage.errors import InputError, NotFound, SampleBusy, ShapeMismatch
 from i2am.storage.format.commit_record import MAX_RECORD, CommitRecord, read_record, record_path
 from i2am.storage.format.header import load_header
 from i2am.storage.format.shard import FileRecord
 from i2am.storage.format.signed_json import jsonable, sha256
 from i2am.storage.format.zarr_metadata import image_document
+from i2am.storage.locations.base import Location
+from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.open import locate
 from i2am.storage.writing.array_writer import ArrayWriter
-from i2am.storage.writing.staging import stage
+from i2am.storage.writing.lease import LEASE_SECONDS, RENEW_SECONDS
+from i2am.storage.writing.staging import Staging, stage
 from i2am.storage.writing.writer import RunWriter
 
 
@@ -33,7 +37,8 @@ def amend(
     """Add or replace images (uint8 [y, x, channel]) and annotations of a committed sample.
 
     The record is written last: after a crash before it `verify` calls a replaced image damaged, and amending
-    again mends it. Raises `NotFound` for a sample that is not committed, `SampleBusy` while it is written.
+    again mends it; on an object store the lease has to run out first, which is waited for. Raises `NotFound`
+    for a sample that is not committed, `SampleBusy` while it is written.
     """
     location = locate(path, storage_options)
     header = load_header(location)
@@ -45,14 +50,17 @@ def amend(
     with RunWriter(location, header, threads=1) as writer:
         if not writer.is_committed(sample):
             raise NotFound(f"sample {sample!r} of {location.url} is not committed", remedy="capture it first")
-        staging = stage(location, sample)
+        staging = _stage(location, sample)
         try:
+            layouts = {name: header.image(name, image.shape) for name, image in (images or {}).items()}
+            keys = [key for layout in layouts.values() for key in layout.keys(index)]
+            before = {key: _read(location, key) for key in (*keys, record_path(sample))}
             record = read_record(location, header, sample)
             files: dict[str, tuple[Path, FileRecord]] = {}
             declared = dict(record.images)
             for number, (name, image) in enumerate((images or {}).items()):
                 writer.add_image(name, image.shape)
-                layout = header.image(name, image.shape)
+                layout = layouts[name]
                 array = ArrayWriter(layout, index, header.run_id, sample, Path(staging.folder, str(number)))
                 array.put_whole(image)
                 files |= array.finish()
@@ -69,8 +77,27 @@ def amend(
                 what = f"sample {sample!r}: its commit record"
                 raise InputError(what, expected=f"at most {MAX_RECORD:,} bytes", got=f"{len(content):,}")
             for key, (local, _) in files.items():
-                location.write(key, local.read_bytes())
-            location.write(record_path(sample), content)
+                staging.replace(key, before[key], local.read_bytes())
+            staging.replace(record_path(sample), before[record_path(sample)], content)
         finally:
             staging.discard()
     return amended
+
+
+def _stage(location: Location, sample: str) -> Staging:
+    """Hold a committed sample; a lease whose holder is gone runs out while it is looked at."""
+    end = monotonic() + LEASE_SECONDS + RENEW_SECONDS
+    while True:
+        try:
+            return stage(location, sample, amends=True)
+        except SampleBusy:
+            if isinstance(location, LocalLocation) or monotonic() > end:
+                raise
+        sleep(1)
+
+
+def _read(location: Location, path: str) -> bytes | None:
+    try:
+        return location.read(path)
+    except FileNotFoundError:
+        return None

@@ -45,16 +45,17 @@ def lease_path(sample: str) -> str:
 class Lease:
     """The exclusive right to write a sample, renewed by a thread until `release`.
 
-    `taken_over` says that the previous holder did not release it, and may have put files. Raises `SampleBusy`
-    if another writer holds the lease.
+    `taken_over` says that the previous holder did not release it, and may have put files; `amends` that the
+    sample is committed already. Raises `SampleBusy` if another writer holds the lease.
     """
 
-    def __init__(self, location: RemoteLocation, sample: str) -> None:
+    def __init__(self, location: RemoteLocation, sample: str, *, amends: bool = False) -> None:
         self._location, self._sample, self._path = location, sample, lease_path(sample)
         self._holder: dict[str, Any] = {
             "id": uuid.uuid4().hex,
             "name": f"process {os.getpid()} of {os.uname().nodename}",
             "renewals": 0,
+            "amends": amends,
         }
         self._content = _to_bytes(self._holder)
         self._lost = False
@@ -115,7 +116,7 @@ def sweep_leases(location: RemoteLocation, leftovers: Callable[[str], Iterable[s
         sample = sample_of_file(name.removesuffix(".json"))
         with suppress(FileNotFoundError):
             content, files = location.read(f"{FOLDER}/{name}"), leftovers(sample)
-            if files is None:  # committed, so its writer is done
+            if files is None and not _parse(content).get("amends"):  # committed, so its writer is done
                 location.remove(f"{FOLDER}/{name}")
             elif _has_run_out(location, sample, content):
                 with suppress(SampleBusy):  # another process was quicker

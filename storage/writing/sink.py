@@ -222,7 +222,7 @@ class Sink:
             raise InputError(
                 f"layer {spec.name!r}: the key changes over time",
                 expected="the bits of the first key: it is declared static",
-                remedy="declare the layer with static_key=False",
+                remedy='declare the layer with static_key=False, or capture with representation="scores"',
             )
         return first, False
 

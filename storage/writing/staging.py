@@ -42,6 +42,10 @@ class Staging(Protocol):
         """Move the files to their places, then write the commit record; after an error none remains."""
         ...
 
+    def replace(self, path: str, old: bytes | None, data: bytes) -> None:
+        """Write one file of a committed sample anew; `SampleBusy` unless it is still as `old`."""
+        ...
+
     def discard(self) -> None:
         """Remove what is left here and release the sample."""
         ...
@@ -89,6 +93,9 @@ class LocalStaging:
                 for place in reversed(placed):
                     place.unlink(missing_ok=True)
                 raise
+
+    def replace(self, path: str, old: bytes | None, data: bytes) -> None:
+        LocalLocation(self._root).write(path, data)  # the lock is held, so nobody else writes
 
     def discard(self) -> None:
         if self._lock is not None:
@@ -173,7 +180,7 @@ class RemoteStaging:
     Raises `SampleBusy` if another writer holds the sample.
     """
 
-    def __init__(self, location: RemoteLocation, sample: str) -> None:
+    def __init__(self, location: RemoteLocation, sample: str, amends: bool) -> None:
         self._location, self._sample = location, sample
         self._available = True
         for abandoned in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
@@ -182,7 +189,7 @@ class RemoteStaging:
         self._folder_lock = locked_folder(Path(tempfile.gettempdir()), _PREFIX)
         self.folder = self._folder_lock.path.parent
         try:
-            self._lease = Lease(location, sample)
+            self._lease = Lease(location, sample, amends=amends)
         except BaseException:
             self._remove_folder()
             raise
@@ -231,16 +238,27 @@ class RemoteStaging:
             self._location.remove(path)
         raise SampleBusy(f"{path} is being written by another process", remedy="run again when it is done")
 
+    def replace(self, path: str, old: bytes | None, data: bytes) -> None:
+        self._lease.check()
+        place = self._location
+        if not (place.write_new(path, data) if old is None else place.replace(path, old, data)):
+            raise SampleBusy(
+                f"{path} is being written by another process", remedy="run again when it is done"
+            )
+
     def discard(self) -> None:
         if self.folder.exists():
             self._remove_folder()
         self._lease.release(remove=self._available)
 
 
-def stage(location: Location, sample: str) -> Staging:
-    """Open the staging place of a sample, empty; raise `SampleBusy` if another writer holds the sample."""
+def stage(location: Location, sample: str, *, amends: bool = False) -> Staging:
+    """Open the staging place of a sample, empty; raise `SampleBusy` if another writer holds the sample.
+
+    `amends` says that the sample is committed, and stays so.
+    """
     if isinstance(location, LocalLocation):
         return LocalStaging(Path(location.url), sample)
     if isinstance(location, RemoteLocation):
-        return RemoteStaging(location, sample)
+        return RemoteStaging(location, sample, amends)
     raise TypeError(f"no staging for {location!r}")

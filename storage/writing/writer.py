@@ -8,7 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from i2am.storage.errors import AlreadyExists, DamagedRun, ShapeMismatch, StoreUnavailable, UnknownName
+from i2am.storage.errors import (
+    AlreadyExists,
+    DamagedRun,
+    NotFound,
+    ShapeMismatch,
+    StoreUnavailable,
+    UnknownName,
+)
 from i2am.storage.format.commit_record import committed_names, record_path
 from i2am.storage.format.file_names import is_segment
 from i2am.storage.format.header import Header, Timestep
@@ -182,6 +189,32 @@ class RunWriter:
             self._available = not isinstance(error, StoreUnavailable)
             sink.discard()
             raise
+
+    def remove(self, sample: str) -> None:
+        """Delete a committed sample: it is missing from then on, and may be written again.
+
+        Parameters
+        ----------
+        sample : str
+            A committed id.
+
+        Raises
+        ------
+        UnknownName, NotFound, SampleBusy
+            If the id is not declared, or not committed; if another process is writing it.
+        """
+        self._header.position(sample)
+        staging = stage(self._location, sample, amends=True)
+        try:
+            if not self.is_committed(sample):
+                raise NotFound(
+                    f"sample {sample!r} of {self.path} is not committed", remedy="nothing is to do"
+                )
+            self._location.remove(record_path(sample))
+            for path in self._leftovers(sample) or ():  # after a crash here the next writer removes them
+                self._location.remove(path)
+        finally:
+            staging.discard()
 
     def _sweep(self) -> None:
         if isinstance(self._location, LocalLocation):

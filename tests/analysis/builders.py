@@ -44,8 +44,11 @@ def pictures(rng, size=(24, 18)):
     return found
 
 
-def build(path, layers, steps=3, samples=("one",), seed=0, images=False, data=None, attrs=None):
-    """Write a run; returns it opened, and what was put: {(sample, layer): (query, key)}."""
+def build(path, layers, steps=3, samples=("one",), seed=0, images=False, data=None, attrs=None, witness=None):
+    """Write a run; returns it opened, and what was put: {(sample, layer): (query, key)}.
+
+    `witness` maps a sample to what its commit record says of it.
+    """
     rng = np.random.default_rng(seed)
     shapes = {name: image.shape for name, image in pictures(rng).items()} if images else None
     put = {}
@@ -59,6 +62,7 @@ def build(path, layers, steps=3, samples=("one",), seed=0, images=False, data=No
     ) as writer:
         for sample in samples:
             with writer.sample(sample) as sink:
+                sink.witness((witness or {}).get(sample, {}))
                 for name, image in (pictures(rng) if images else {}).items():
                     sink.put_image(name, image)
                 for spec in layers:

@@ -35,7 +35,9 @@ COMMON = ["q", "r", "s"]
 def two(tmp_path_factory):
     """Two runs with three samples in common, and one more each."""
     place = tmp_path_factory.mktemp("two")
-    a, _ = build(place / "a.zarr", LAYERS, steps=4, samples=("p", *COMMON), images=True)
+    seen = {"kernel": "softmax", "steps": 4, "rows": 8, "largest_difference": 0.0, "unwitnessed_steps": 0}
+    witness = {sample: {"a": seen} for sample in ("p", *COMMON)}
+    a, _ = build(place / "a.zarr", LAYERS, steps=4, samples=("p", *COMMON), images=True, witness=witness)
     b, _ = build(place / "b.zarr", LAYERS, steps=4, samples=(*COMMON[::-1], "t"), images=True, seed=5)
     return a, b
 
@@ -231,6 +233,8 @@ def test_official_maps_are_compared_in_their_own_units(two, tmp_path):
     found = compare(*two, tmp_path / "out", protocol="official", layers=["a"], details=1)
     assert found.maps["r2g", "unified"].sizes["y"] == 64
     page = found.report.read_text()
+    assert "24 rows equal those of softmax within 0.0e+00<" in page  # of three pairs in one layer
+    assert "none of the stored attention was compared with the model&#39;s kernel" in page
     assert "× the mean of these maps" in page
     assert "official protocol" in page
 

@@ -298,3 +298,44 @@ def chromium(path: Path, tmp_path: Path, *more: str) -> str:
         path.as_uri(),
     ]
     return subprocess.run(command, capture_output=True, text=True, timeout=270, check=True).stdout
+
+
+def agreement(unseen=0):
+    """What a commit record says of one layer; `unseen` steps were not witnessed."""
+    kernel = "softmax" if unseen < 2 else None
+    return {
+        "kernel": kernel,
+        "steps": 2 - unseen,
+        "rows": 8,
+        "largest_difference": 3e-7,
+        "unwitnessed_steps": unseen,
+    }
+
+
+BOTH = {"a": agreement(), "b": agreement()}
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        ({"one": {"a": agreement(), "b": agreement()}, "two": BOTH}, None),
+        ({"one": {"a": agreement(), "b": agreement(1)}, "two": BOTH}, "b (1 of 2 samples)"),
+        ({"one": {"a": agreement(2)}, "two": {"a": agreement(2), "b": agreement()}}, "a, b (1 of 2 samples)"),
+        ({}, "a, b."),
+    ],
+)  # fmt: skip
+def test_the_report_names_the_layers_that_are_unwitnessed(tmp_path, seen, words):
+    layers = [layer("a", gen=(8, 6), ref=(4, 3)), layer("b", gen=(8, 6), ref=(4, 3))]
+    run, _ = build(tmp_path / "run.zarr", layers, steps=2, samples=("one", "two"), witness=seen)
+    found = Page(analyze(run, tmp_path / "out", StudyOptions(figures=0)).report.read_text())
+    text = " ".join(" ".join(found.words).split())
+    if words is None:
+        assert "nwitnessed" not in text
+        assert "32 rows equal those of softmax within 3.0e-07" in text
+        return
+    assert f"or not at every step: {words}" in text
+    assert {"#unwitnessed"} <= set(found.loads)
+    assert "unwitnessed" in found.ids
+    # Layers that were not asked for are none of this report's business.
+    alone = analyze(run, tmp_path / "alone", StudyOptions(figures=0, layers=("b",), samples=("two",))).report
+    assert ("unwitnessed" in Page(alone.read_text()).ids) == (words == "a, b.")

@@ -14,8 +14,10 @@ from i2am.storage.errors import InputError, NotFound, ShapeMismatch, UnknownName
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
+from i2am.storage.writing.create import resume_run
+from i2am.storage.writing.staging import LocalStaging
 from tests.flows.conftest import Outcome
-from tests.storage.synthetic import write_run
+from tests.storage.synthetic import LAYERS, TIMESTEPS, check_values, fill, write_run
 
 SHAPE = np.zeros((12, 8), np.uint8)
 SHAPE[3:6] = 1
@@ -107,3 +109,40 @@ def test_what_cannot_be_amended(stored: Path, tmp_path: Path) -> None:
     (stored / "commits" / "b.json").unlink()
     with pytest.raises(NotFound, match="'b' .* is not committed"):
         amending.amend(stored, "b", annotations={"x": 1})
+
+
+def test_a_deleted_sample_is_missing_and_can_be_written_again(
+    stored: Path, i2am: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    i2am("amend", stored, "--sample", "a", "--delete", "--note", "x=y").refused("or --delete; got both")
+    before = {path: path.read_bytes() for path in stored.rglob("*") if path.is_file()}
+    assert i2am("amend", stored, "--sample", "a", "--delete", "--json").json["samples"] == ["b"]
+    run = open_run(stored)
+    assert run.samples == ("b",)
+    gone = before.keys() - {path for path in stored.rglob("*") if path.is_file()}
+    assert all(path.name in ("a.json",) or path.name.startswith("c.0.") for path in gone)
+    assert len(gone) == 1 + len([path for path in before if path.name.startswith("c.0.")])
+    found = verify(stored)
+    assert found.ok
+    assert found.notes == ("1 of 2 declared samples are not committed",)
+    i2am("amend", stored, "--sample", "a", "--delete").refused("sample 'a' .* is not committed")
+    i2am("amend", stored, "--sample", "c", "--delete").refused("unknown sample 'c'")
+    with resume_run(stored) as writer, writer.sample("a") as sink:
+        fill(sink, LAYERS, range(len(TIMESTEPS)))
+    check_values(open_run(stored))
+
+    def killed(self: LocalLocation, path: str, remove: object = LocalLocation.remove) -> None:
+        if not path.startswith("commits/"):
+            raise KeyboardInterrupt
+        remove(self, path)  # type: ignore[operator]
+
+    with monkeypatch.context() as patch, resume_run(stored) as writer:
+        patch.setattr(LocalLocation, "remove", killed)
+        patch.setattr(
+            LocalStaging, "discard", lambda staging: staging._lock.release()
+        )  # as at a process's end
+        with pytest.raises(KeyboardInterrupt):
+            writer.remove("a")
+    assert open_run(stored).samples == ("b",)
+    assert verify(stored).ok
+    assert not list(stored.rglob("c.0.*"))

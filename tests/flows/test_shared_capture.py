@@ -137,5 +137,5 @@ def test_a_run_made_while_the_model_was_loading_is_refused_too(config: Callable[
     prepared = prepare(second)
     run_capture(first, only=("scene-0000000",))
     with pytest.raises(i2am.ConfigError, match="just been made by another process"):
-        capture_samples(second, samples, prepared, ids, before)
+        capture_samples(second, samples, prepared, ids, before, second.deadline)
     assert open_run(first.out).samples == ("scene-0000000",)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import stat
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -14,6 +16,7 @@ import pytest
 
 from i2am.analysis.dask_tasks import run_tasks
 from i2am.flows.analyze.dask_cluster import computing
+from i2am.flows.analyze.job_queue_cluster import needs_certificate
 from i2am.flows.config.models import Computing
 from i2am.flows.config.validate import override
 from i2am.storage.errors import MissingDependency
@@ -38,16 +41,23 @@ def ports() -> list[int]:
             "class": "distributed.LocalCluster",
             "arguments": {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"},
         },
+        pytest.param(
+            {"class": "dask_jobqueue.local.LocalCluster"},  # jobs without a queue, which it does not wait for
+            marks=pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+        ),
     ],
-    ids=["processes", "class"],
+    ids=["processes", "class", "jobs"],
 )
 def test_a_cluster_runs_nothing_for_those_without_its_certificate(
-    cluster: Any, monkeypatch: pytest.MonkeyPatch
+    cluster: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from distributed import Client, default_client
     from distributed.security import Security
 
+    if "jobqueue" in str(cluster):
+        pytest.importorskip("dask_jobqueue")
     before = set(ports())
+    monkeypatch.chdir(tmp_path)
     with computing(override(Computing(), cluster=cluster, workers=1)):
         for name in ("distributed.comm.tcp", "distributed.core"):
             monkeypatch.setattr(logging.getLogger(name), "disabled", True)
@@ -67,6 +77,21 @@ def test_a_cluster_runs_nothing_for_those_without_its_certificate(
                 with pytest.raises((urllib.error.URLError, ConnectionError)):
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10)
         assert run_tasks([dask.delayed(abs)(-4)]) == [4]
+        folders = [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()]
+        assert folders == ([0o700] if "jobqueue" in str(cluster) else [])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"security": None}, {"protocol": "tcp://"}, {"security": "of one's own"}]
+)
+def test_what_the_user_says_about_the_transport_of_jobs_stands(arguments: dict[str, Any]) -> None:
+    make = pytest.importorskip("dask_jobqueue").SLURMCluster
+    assert needs_certificate(make, {})
+    assert not needs_certificate(make, arguments)
+    with dask.config.set({"distributed.comm.tls.ca-file": "/etc/ca.pem"}):
+        assert not needs_certificate(make, {})
+    assert not needs_certificate(dict, {})
 
 
 def test_without_the_package_for_certificates_nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,22 @@ def test_repeated_timesteps_are_steps_of_their_own():
     assert [s for s, *_ in plain] == [0, 1, 2, 3]
 
 
+@given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=8))
+def test_guidance_that_ends_or_begins_midway(plan):
+    """Where the scheduler counts its steps, also if timesteps stand twice."""
+    schedule = [float(t) for t, _ in sorted(plan, reverse=True)]
+    taken, found, expected = [0], [], []
+    tracker = StepTracker(None, ("cond", "uncond"), lambda: taken[0])
+    for step, (_, guided) in enumerate(sorted(plan, reverse=True)):
+        taken[0] = step
+        for index in range(1 + guided):
+            call = tracker.begin(Timestep(schedule[step]), schedule)
+            found.append((call.step, call.rows))
+            expected.append((step, (("cond",), ("uncond",))[index]))
+    assert found == expected
+    assert tracker.finished
+
+
 def test_what_cannot_be_told_is_asked_of_the_user():
     tracker = StepTracker(None, ("cond", "uncond"), lambda: None)
     schedule = [9.0, 9.0, 3.0]

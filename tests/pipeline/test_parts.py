@@ -56,6 +56,24 @@ def test_timesteps_come_from_the_call_and_the_scheduler():
         remaining_timesteps(Scheduler(), 5.0)
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.data())
+def test_a_partial_schedule_is_found_by_its_begin_or_its_length(numbers, data):
+    """However often a timestep stands in the schedule."""
+    schedule = [float(n) for n in sorted(numbers, reverse=True)]
+    start = data.draw(st.integers(0, len(schedule) - 1))
+    count = data.draw(st.integers(1, len(schedule) - start))
+    scheduler = SimpleNamespace(timesteps=torch.tensor(schedule), begin_index=start)
+    first = schedule[start]
+    assert remaining_timesteps(scheduler, first, 0.0, count) == schedule[start : start + count]
+    assert remaining_timesteps(scheduler, first) == schedule[start:]
+    scheduler.begin_index = None  # a scheduler that keeps none: a late start runs to the end
+    assert remaining_timesteps(scheduler, first, 0.0, len(schedule) - start) == schedule[start:]
+    scheduler.begin_index = len(schedule)  # left from another generation
+    assert remaining_timesteps(scheduler, first, 0.0, len(schedule) - start) == schedule[start:]
+    early = remaining_timesteps(scheduler, schedule[0], 0.0, count)
+    assert len(early) == count
+
+
 @given(st.floats(0.01, 1000), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
 def test_a_timestep_rounded_on_its_way_is_still_known(timestep, dtype):
     seen = read_timestep(torch.tensor([timestep], dtype=torch.float64).to(dtype) / 1000 * 1000)

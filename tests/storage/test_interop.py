@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,26 @@ def test_all_images_are_one_dataset_and_the_run_one_tree(tmp_path):
                 xr.testing.assert_identical(back.load(), data)
             xr.testing.assert_identical(xr.open_zarr(tmp_path / "copy.zarr", consolidated=False).load(), data)
             xr.testing.assert_identical(pickle.loads(pickle.dumps(data)), data)
+
+
+def test_a_whole_run_becomes_netcdf_as_the_format_s_page_says(tmp_path, monkeypatch):
+    own = write_run(tmp_path / "NAME.zarr")
+    page = (Path(__file__).parents[2] / "storage" / "FORMAT.md").read_text()
+    (code,) = (block for block in page.split("```")[1::2] if ".to_netcdf(" in block)
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Object at ")
+        exec(code.removeprefix("python"), {"xarray": xr, "json": json})
+    with xr.open_datatree(tmp_path / "NAME.nc") as tree:
+        assert json.loads(tree.attrs["i2am"]) == own.attrs
+        for name in own.images:
+            assert np.array_equal(tree["images"][name][1].values, own.image(name, "b"))
+        for name, spec in own.layers.items():
+            found = tree[f"attention/{name}"]
+            assert {"query", "key"} <= set(found.data_vars) or "scores" in found
+            assert list(np.atleast_1d(found.attrs["gen_grid"])) == list(spec.gen_grid)
+        block = own.read(LAYERS[0].name, "b")
+        assert np.array_equal(tree["attention"][LAYERS[0].name]["query"][1].values, block.query)
 
 
 def test_the_root_says_what_the_run_is(run):

@@ -1,0 +1,1 @@
+"""Changes to what a model attends to, or learns to: losses over attention, ablation of reference tokens."""
