@@ -11,20 +11,20 @@ FOLD = 2
 """Pixels are folded FOLD by FOLD into channels, an exact, weightless stand-in for a latent space."""
 
 
-def build_painter() -> ReferencePainter:
-    """The pipeline with fresh weights: 4.3 million parameters, 64 by 64 images, 256 reference tokens.
+def build_painter(widths: tuple[int, int, int] = (32, 64, 128)) -> ReferencePainter:
+    """The pipeline with fresh weights, for 64 by 64 images and 256 reference tokens.
 
     Seven cross-attention layers look at the reference: three at 16 by 16 positions, four at 8 by 8. The UNet
     predicts the clean image: 32 channels cannot carry the noise that v-prediction asks for, which left
-    speckle (Li & He, 2025). A terminal signal-to-noise ratio of zero (Lin et al., 2024) starts from pure noise
-    in training too, so that colours are not biased towards grey.
+    speckle (Li & He, 2025). A terminal signal-to-noise ratio of zero (Lin et al., 2024) starts from pure
+    noise in training too, so that colours are not biased towards grey.
     """
     cells = FOLD * FOLD
     unet = UNet2DConditionModel(
         sample_size=64 // FOLD,
         in_channels=3 * cells + 3 * cells + cells + 2,  # noisy image, masked source, mask, frame of the hole
         out_channels=3 * cells,
-        block_out_channels=(32, 64, 128),
+        block_out_channels=widths,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,

@@ -32,7 +32,7 @@ class ReferencePainter(DiffusionPipeline):
     """Reference-conditioned inpainting of small images, in the manner of Paint-by-Example.
 
     The UNet's input channels are the noisy image and those of :func:`condition_planes`; its cross-attention
-    looks at the reference encoder's patch tokens. The scheduler is any of diffusers' that can take a predicted
+    looks at the reference encoder's patch tokens. The scheduler is any of diffusers' that takes a predicted
     sample.
     """
 

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from i2am.pipeline.embedded.architecture import build_painter
 from i2am.pipeline.embedded.painter import ReferencePainter, condition_planes
 from i2am.pipeline.embedded.scenes import make_scene
+from i2am.pipeline.interventions.attention_loss import Kind, attention_loss
 
 FIRST_TRAINING_SEED = 1_000_000
 """Seeds below are held out: evaluation and the demo never meet a training scene."""
@@ -37,6 +39,19 @@ LEAST_NOISE = 0.05
 """Variance of the noise below which the loss grows no further."""
 
 Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a training does; the defaults are those of the shipped model."""
+
+    steps: int = 3200
+    batch_size: int = 16
+    peak: float = 1e-3  # highest learning rate
+    seed: int = 0  # of weights and noise
+    widths: tuple[int, int, int] = (32, 64, 128)
+    attention: Kind | None = None  # a loss over attention inside the mask, added with `attention_weight`
+    attention_weight: float = 0.0
 
 
 class SceneStream(IterableDataset[Batch]):
@@ -103,17 +118,17 @@ class Denoiser(nn.Module):
 class Training:
     """The state of a training: model, its running average, optimiser, step; saved and restored whole.
 
-    The learning rate rises to ``peak`` over 200 steps, and falls to zero over the last 30% of ``steps``.
+    The learning rate rises to its peak over 200 steps, and falls to zero over the last 30% of all.
     """
 
-    def __init__(self, out: Path, steps: int, peak: float, device: torch.device) -> None:
-        torch.manual_seed(0)
-        self.out, self.steps, self.peak, self.device, self.step = out, steps, peak, device, 0
-        self.pipe = build_painter()
+    def __init__(self, out: Path, recipe: Recipe, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        self.out, self.recipe, self.device, self.step = out, recipe, device, 0
+        self.pipe = build_painter(recipe.widths)
         self.model = Denoiser(self.pipe).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01
+            self.model.parameters(), lr=recipe.peak, betas=(0.9, 0.99), weight_decay=0.01
         )
         if self._checkpoint.exists():
             state = torch.load(self._checkpoint, map_location=device, weights_only=True)
@@ -121,7 +136,7 @@ class Training:
             self.average.load_state_dict(state["average"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step = int(state["step"])
-            torch.manual_seed(self.step)
+            torch.manual_seed(self.step + (recipe.seed << 32))
 
     @property
     def _checkpoint(self) -> Path:
@@ -129,10 +144,11 @@ class Training:
 
     def learn(self, batch: Batch) -> float:
         """One optimiser step; the batch's loss."""
-        rate = min((self.step + 1) / 200, 1.0, max((self.steps - self.step) / (0.3 * self.steps), 0.0))
+        steps = self.recipe.steps
+        rate = min((self.step + 1) / 200, 1.0, max((steps - self.step) / (0.3 * steps), 0.0))
         for group in self.optimiser.param_groups:
-            group["lr"] = self.peak * rate
-        loss: torch.Tensor = self.model(**{name: x.to(self.device) for name, x in batch.items()})
+            group["lr"] = self.recipe.peak * rate
+        loss = self._loss({name: x.to(self.device) for name, x in batch.items()})
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -142,6 +158,15 @@ class Training:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         return loss.item()
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        kind, weight = self.recipe.attention, self.recipe.attention_weight
+        if kind is None:
+            found: torch.Tensor = self.model(**batch)
+            return found
+        with attention_loss(self.pipe, kind, mask=batch["hole"]) as attention:
+            painted: torch.Tensor = self.model(**batch)
+            return painted + weight * attention.take()
 
     def save(self) -> None:
         """Write the checkpoint atomically: a kill leaves the last one or this one, never half of one."""
@@ -157,22 +182,24 @@ class Training:
 
     def export(self, folder: Path) -> None:
         """Save the averaged model as a pipeline in float16 safetensors."""
-        pipe = build_painter()
+        pipe = build_painter(self.recipe.widths)
         pipe.unet.load_state_dict(self.average.unet.state_dict())
         pipe.reference_encoder.load_state_dict(self.average.encoder.state_dict())
         pipe.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
 
 
-def train(out: Path, steps: int, batch_size: int, peak: float, workers: int | None) -> None:
+def train(out: Path, recipe: Recipe, workers: int | None = None) -> None:
     """Train, or go on training, and write the weights to ``out/model``.
 
     ``workers`` is the number of processes that draw scenes; None is 8 with a GPU, else none.
     """
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training = Training(out, steps, peak, device)
+    training, steps = Training(out, recipe, device), recipe.steps
     workers = workers if workers is not None else (8 if device.type == "cuda" else 0)
-    batches = iter(DataLoader(SceneStream(batch_size, training.step), batch_size=None, num_workers=workers))
+    batches = iter(
+        DataLoader(SceneStream(recipe.batch_size, training.step), batch_size=None, num_workers=workers)
+    )
     loss_column = TextColumn("loss {task.fields[loss]:.4f}")
     smooth, saved = float("nan"), time.monotonic()
     with (
@@ -192,7 +219,7 @@ def train(out: Path, steps: int, batch_size: int, peak: float, workers: int | No
                 saved = time.monotonic()
     training.save()
     training.export(out / "model")
-    facts = {"steps": steps, "batch_size": batch_size, "peak_learning_rate": peak, "device": device.type}
+    facts = {**asdict(recipe), "device": device.type}
     losses = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     (out / "model" / "training.json").write_text(
         json.dumps({**facts, "losses": losses[9::10]}, indent=1) + "\n"
@@ -208,7 +235,8 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, help="processes that draw scenes; default 8 with a GPU, else 0"
     )
-    train(**vars(parser.parse_args()))
+    options = vars(parser.parse_args())
+    train(options.pop("out"), workers=options.pop("workers"), recipe=Recipe(**options))
 
 
 if __name__ == "__main__":

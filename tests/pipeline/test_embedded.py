@@ -10,7 +10,7 @@ import torch
 
 from i2am.pipeline.embedded.card import write_card
 from i2am.pipeline.embedded.evaluate import _cells, _correlation, evaluate
-from i2am.pipeline.embedded.train import SceneStream, Training, train
+from i2am.pipeline.embedded.train import Recipe, SceneStream, Training, train
 from i2am.pipeline.embedded.weights import FOLDER, load_pipeline
 from i2am.storage.errors import InputError
 
@@ -63,8 +63,20 @@ def test_a_resumed_stream_sees_the_scenes_that_follow():
     assert not torch.equal(first["target"], second["target"])
 
 
+def recipe(steps, **more):
+    return Recipe(steps=steps, batch_size=1, widths=(16, 16, 32), **more)
+
+
+@pytest.mark.parametrize("kind", ["score_variance", "centre_variation"])
+def test_training_with_an_attention_loss_adds_it(tmp_path, kind):
+    batch = next(iter(SceneStream(1, 0)))
+    plain = Training(tmp_path, recipe(2), torch.device("cpu")).learn(batch)
+    more = Training(tmp_path, recipe(2, attention=kind, attention_weight=1.0), torch.device("cpu"))
+    assert more.learn(batch) > plain
+
+
 def test_training_goes_on_from_its_checkpoint_after_a_crash(tmp_path, monkeypatch):
-    first = Training(tmp_path, steps=2, peak=1e-3, device=torch.device("cpu"))
+    first = Training(tmp_path, recipe(2), torch.device("cpu"))
     first.learn(next(iter(SceneStream(1, 0))))
     first.save()
 
@@ -72,15 +84,14 @@ def test_training_goes_on_from_its_checkpoint_after_a_crash(tmp_path, monkeypatc
         path.write_bytes(b"half of a checkpoint")
         raise KeyboardInterrupt
 
-    options = {"batch_size": 1, "peak": 1e-3, "workers": None}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(torch, "save", crash)
-        train(tmp_path, steps=2, **options)
-    again = Training(tmp_path, steps=2, peak=1e-3, device=torch.device("cpu"))
+        train(tmp_path, recipe(2))
+    again = Training(tmp_path, recipe(2), torch.device("cpu"))
     assert again.step == 1
     for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    train(tmp_path, steps=3, **options)
-    assert Training(tmp_path, steps=3, peak=1e-3, device=torch.device("cpu")).step == 3
+    train(tmp_path, recipe(3))
+    assert Training(tmp_path, recipe(3), torch.device("cpu")).step == 3
     assert sorted(p.suffix for p in (tmp_path / "model" / "unet").iterdir()) == [".json", ".safetensors"]
     assert json.loads((tmp_path / "model" / "training.json").read_text())["steps"] == 3
