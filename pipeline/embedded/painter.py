@@ -154,7 +154,8 @@ def _frame(hole: torch.Tensor) -> torch.Tensor:
     rows, columns = (
         ((line - centre[:, None]) / half).clamp(-2, 2) for line, centre in zip(axes, centres, strict=True)
     )
-    return torch.stack(torch.broadcast_tensors(rows[:, :, None], columns[:, None, :]), 1)
+    shape = -1, hole.shape[2], hole.shape[3]
+    return torch.stack([rows[:, :, None].expand(shape), columns[:, None, :].expand(shape)], 1)
 
 
 def _listed(images: Pictures) -> list[Picture]:

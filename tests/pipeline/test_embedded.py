@@ -10,13 +10,15 @@ import torch
 
 from i2am.pipeline.embedded.card import write_card
 from i2am.pipeline.embedded.evaluate import _cells, _correlation, evaluate
+from i2am.pipeline.embedded.pattern_classifier import told_patterns, train_classifier
+from i2am.pipeline.embedded.scenes import make_scene
 from i2am.pipeline.embedded.train import Recipe, SceneStream, Training, train
 from i2am.pipeline.embedded.weights import FOLDER, load_pipeline
 from i2am.storage.errors import InputError
 
 
 def test_the_shipped_weights_paint_what_the_reference_shows():
-    figures = evaluate(load_pipeline(), count=6, steps=6, guidance=1.3, batch_size=6)
+    figures = evaluate(load_pipeline(), count=6, steps=6, guidance=1.3, batch_size=6, patterns=False)
     assert figures["colour_correlation"] > 0.8
     assert figures["attention_on_object"] > 2
     assert figures["pointing_game"] >= 5 / 6
@@ -44,6 +46,18 @@ def test_weights_are_small_and_safe():
     assert not [f for f in files if f.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
     with pytest.raises(InputError, match="dtype.*float32 or float16 or bfloat16"):
         load_pipeline(dtype="int8")
+
+
+def test_the_classifier_tells_patterns_of_true_objects():
+    """A short training is far above chance already; what is painted at random is not told."""
+    with torch.random.fork_rng():
+        classifier = train_classifier(steps=60, batch_size=16)
+    scenes = [make_scene(seed) for seed in range(60)]
+    objects = [s.target_object for s in scenes]
+    told = told_patterns(classifier, [s.target for s in scenes], objects)
+    assert np.mean([t == s.object.pattern for t, s in zip(told, scenes, strict=True)]) > 0.4
+    grey = told_patterns(classifier, [np.full((64, 64, 3), 127, np.uint8)] * 60, objects)
+    assert np.mean([t == s.object.pattern for t, s in zip(grey, scenes, strict=True)]) < 0.4
 
 
 def test_figures_are_computed_right():
