@@ -12,6 +12,7 @@ from typing import Any
 
 from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.registry import find_adapter
+from i2am.pipeline.compilation import compiled_code_left_out, is_compiled, original
 from i2am.pipeline.events import Event, Listener, ignore
 from i2am.pipeline.recording.batch_rows import BatchSplitter
 from i2am.pipeline.recording.hooks import PipelineHooks
@@ -32,6 +33,12 @@ from i2am.storage.writing.declaration import checked_timesteps
 
 STORE_OPTIONS = ("codec", "shard_bytes", "storage_options", "queue_bytes", "threads")
 """Arguments of :func:`i2am.create_run` that a capture passes on."""
+
+COMPILED = (
+    "the model is compiled: while a capture is open it runs as it was before torch.compile, more slowly; "
+    "images may differ from compiled ones by rounding"
+)
+"""What a user is told, as a warning."""
 
 
 def capture(
@@ -141,16 +148,18 @@ class Capture:
         on_event: Listener,
     ) -> None:
         self._settings, self._target, self._on_event = settings, target, on_event
+        self._pipe, self._adapter = pipe, adapter
         self._hooks = PipelineHooks(pipe, adapter, settings.sites, lambda: self._recording)
         self._copies = HostCopies()
         self._recording: Recording | None = None
-        self._denoiser, self._warned = adapter.denoiser(pipe), False
+        self._denoiser, self._warned = original(adapter.denoiser(pipe)), False
         self._exits = ExitStack()
 
     def __enter__(self) -> Capture:
         with ExitStack() as exits:
             exits.enter_context(self._target)
             exits.callback(self._copies.close)
+            exits.enter_context(compiled_code_left_out())
             exits.callback(self._denoiser.register_forward_pre_hook(self._on_call).remove)
             self._exits = exits.pop_all()
         return self
@@ -256,6 +265,8 @@ class Capture:
         self._target.check_samples(ids, stored)
         handles = [SampleHandle(id, stored=id in stored) for id in ids]
         give_images(handles, by_name(images, named))
+        if is_compiled(self._adapter.denoiser(self._pipe)):
+            warnings.warn(COMPILED, stacklevel=2)
         recording = Recording(self._settings, handles, self._target, self._copies, self._on_event)
         self._recording = recording
         try:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from i2am.pipeline.compilation import original
 from i2am.pipeline.timesteps import announced_steps, remaining_timesteps
 from i2am.storage.errors import CaptureError
 
@@ -174,6 +175,7 @@ class Adapter:
 
     def _no_layer(self, root: nn.Module, wanted: str) -> CaptureError:
         """The error of a model without the layers of this family."""
+        root = original(root)
         classes = sorted({type(m).__name__ for m in root.modules() if "ttention" in type(m).__name__})
         return CaptureError(
             f"adapter {self.name!r}: no layer to capture",

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Adapter, JointSite
+from i2am.pipeline.compilation import named_modules, original
 from i2am.storage.errors import CaptureError
 
 
@@ -27,8 +28,8 @@ class JointAdapter(Adapter):
     def sites(self, pipe: Any) -> Sequence[JointSite]:
         transformer = self.denoiser(pipe)
         found = [
-            JointSite(f"{self.part}.{path}.attn", attention)
-            for path, block in transformer.named_modules()
+            JointSite(f"{self.part}.{path}.attn", original(attention))
+            for path, block in named_modules(transformer)
             if path.rpartition(".")[0] in self.blocks
             and isinstance(attention := getattr(block, "attn", None), nn.Module)
         ]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Adapter, Site
+from i2am.pipeline.compilation import named_modules
 from i2am.storage.errors import CaptureError
 
 ATTN2 = r".+\.transformer_blocks\.\d+\.attn2"
@@ -42,7 +43,7 @@ def attentions(root: nn.Module, paths: str) -> Iterator[tuple[str, nn.Module, nn
 
     The latter's path is that of the attention up to ``.transformer_blocks.``.
     """
-    modules = dict(root.named_modules())
+    modules = dict(named_modules(root))
     for name, module in modules.items():
         if re.fullmatch(paths, name):
             yield name, module, modules[name.rpartition(".transformer_blocks.")[0]]
@@ -85,7 +86,7 @@ def projection_site(
 
 def has_path(root: object, paths: str) -> bool:
     """Whether a model has a module whose path matches the regular expression ``paths``."""
-    return isinstance(root, nn.Module) and any(re.fullmatch(paths, name) for name, _ in root.named_modules())
+    return isinstance(root, nn.Module) and any(re.fullmatch(paths, name) for name, _ in named_modules(root))
 
 
 def edit_inputs(pipe: Any) -> dict[str, str]:

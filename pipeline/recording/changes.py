@@ -30,7 +30,8 @@ def check_steps(whole: int, announced: int, kept: Sequence[int], interrupted: bo
         else "run the whole pipeline call inside the context, and give timesteps=[...] where it makes fewer "
         "calls than its scheduler announces"
         if whole
-        else "run the pipeline inside the context, image-to-image with a strength of at least one step"
+        else "run the pipeline inside the context, image-to-image with a strength of at least one step; give "
+        "an exported or traced model as it was before"
     )
     raise CaptureError(
         "denoiser calls in the sample context",

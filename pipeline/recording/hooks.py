@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
+from i2am.pipeline.compilation import original
 from i2am.pipeline.recording.recording import Recording
 from i2am.pipeline.taps.attention_calls import CallTap
 from i2am.pipeline.taps.call_arguments import call_arguments
@@ -41,7 +42,7 @@ class PipelineHooks:
         self._projections = ProjectionTap((), self._receive, self._guard)
         self._joint: CallTap | None = None
         self._tiles: TileTracker | None = None
-        self._denoiser = adapter.denoiser(pipe)
+        self._denoiser = original(adapter.denoiser(pipe))
         self._label = ""
         self._inside_call = False
 
@@ -60,8 +61,8 @@ class PipelineHooks:
             self._guard,
         )  # fmt: skip
         self._tiles = TileTracker() if self._adapter.tiled else None
-        self._denoiser = self._adapter.denoiser(self._pipe)
-        modules = (*self._adapter.companions(self._pipe), self._denoiser)
+        self._denoiser = original(self._adapter.denoiser(self._pipe))
+        modules = (*map(original, self._adapter.companions(self._pipe)), self._denoiser)
         with ExitStack() as hooks:
             hooks.enter_context(kernels.attached())
             hooks.enter_context(self._projections.attached())

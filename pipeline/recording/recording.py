@@ -200,7 +200,9 @@ class Recording:
                 f"step {call.step}: layers that the denoiser called",
                 expected=f"{len(sites)}",
                 got=f"{len(sites) - len(uncalled)}, not {', '.join(uncalled[:3])}",
-                remedy="leave out with layers= or steps= what this model does not call",
+                remedy="leave out with layers= or steps= what this model does not call"
+                if self._specs
+                else "the denoiser runs exported or traced code; capture it as it was before",
             )
         if self._tracker.step_complete:
             self._end_steps(self._tracker.steps)

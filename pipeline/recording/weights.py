@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from i2am.pipeline.adapters.contract import Adapter
+from i2am.pipeline.compilation import uncompiled_name
 
 VALUES = 1024
 """Values of each tensor that count, evenly spaced: enough to tell checkpoints apart."""
@@ -27,6 +28,8 @@ def attention_fingerprint(pipe: Any, adapter: Adapter, layers: Sequence[str]) ->
         for name, parameter in parameters:
             flat = parameter.detach().reshape(-1)
             values = flat[:: max(1, len(flat) // VALUES)].to("cpu", torch.float32)
-            digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.numpy().tobytes())
+            digest.update(
+                f"{uncompiled_name(name)} {tuple(parameter.shape)}".encode() + values.numpy().tobytes()
+            )
         found[site.name] = digest.hexdigest()[:16]
     return found

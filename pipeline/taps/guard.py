@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeAlias
 
+import torch
+
 Guard: TypeAlias = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -15,7 +17,7 @@ def make_guard(active: Callable[[], bool], on_error: Callable[[Exception], None]
     def guard(callback: Callable[..., None]) -> Callable[..., None]:
         @wraps(callback)
         def guarded(*args: Any, **kwargs: Any) -> None:
-            if not active():
+            if torch.compiler.is_compiling() or not active():  # of no compiled graph, in any thread
                 return
             try:
                 callback(*args, **kwargs)
