@@ -52,17 +52,9 @@ def evaluate(
     patterns: bool = True,
 ) -> dict[str, Any]:
     """Generate the scenes of seeds 0 to ``count`` - 1; (a) to (d), each with its chance level."""
-    tasks = {task.id: task for task in map(SceneTask, range(count))}
-    with tempfile.TemporaryDirectory() as folder, Progress() as progress:
-        path, bar = Path(folder) / "evaluation.zarr", progress.add_task("generate", total=count)
-        inputs = find_adapter(pipe).inputs(pipe)
-        call = Call(inputs, {"num_inference_steps": steps, "guidance_scale": guidance})
-        with capture(pipe, path, samples=list(tasks)) as cap:
-            for start in range(0, count, batch_size):
-                run_job(cap, pipe, tasks.__getitem__, call, batch_size, limit=batch_size)
-                progress.update(bar, completed=start + batch_size)
-        run = open_run(path)
-        scenes = [tasks[id].scene for id in run.samples]
+    with tempfile.TemporaryDirectory() as folder:
+        run = capture_scenes(pipe, Path(folder, "evaluation.zarr"), count, steps, guidance, batch_size)
+        scenes = [make_scene(int(id)) for id in run.samples]
         images = [run.image("generated", id) for id in run.samples]
         shares, hits = _attention(run, scenes)
     painted = np.stack([image[s.target_object].mean(0) for image, s in zip(images, scenes, strict=True)])
@@ -94,6 +86,20 @@ def _patterns(scenes: list[Scene], images: list[NDArray[np.uint8]]) -> dict[str,
         right = [pattern == s.object.pattern for pattern, s in zip(told, scenes, strict=True)]
         found[name] = float(np.mean(right))
     return {**found, "pattern_chance": 1 / len(PATTERNS)}
+
+
+def capture_scenes(
+    pipe: ReferencePainter, path: Path, count: int, steps: int, guidance: float, batch_size: int = 20
+) -> Run:
+    """Generate the scenes of seeds 0 to ``count`` - 1 under capture; goes on where it was stopped."""
+    tasks = {task.id: task for task in map(SceneTask, range(count))}
+    call = Call(find_adapter(pipe).inputs(pipe), {"num_inference_steps": steps, "guidance_scale": guidance})
+    with Progress() as progress, capture(pipe, path, samples=list(tasks)) as cap:
+        bar = progress.add_task("generate", total=count)
+        for start in range(0, count, batch_size):
+            run_job(cap, pipe, tasks.__getitem__, call, batch_size, limit=batch_size)
+            progress.update(bar, completed=start + batch_size)
+    return open_run(path)
 
 
 def _correlation(a: Floats, b: Floats) -> float:

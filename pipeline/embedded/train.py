@@ -188,14 +188,16 @@ class Training:
         pipe.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
 
 
-def train(out: Path, recipe: Recipe, workers: int | None = None) -> None:
-    """Train, or go on training, and write the weights to ``out/model``.
+def train(out: Path, recipe: Recipe, workers: int | None = None, until: int | None = None) -> Path:
+    """Train, or go on training, to step ``until`` (None: the recipe's last); return the weights' folder.
 
-    ``workers`` is the number of processes that draw scenes; None is 8 with a GPU, else none.
+    The folder is ``out/model``, or ``out/model-STEP`` for an earlier step. ``workers`` is the number of
+    processes that draw scenes; None is 8 with a GPU, else none.
     """
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training, steps = Training(out, recipe, device), recipe.steps
+    training = Training(out, recipe, device)
+    steps = recipe.steps if until is None else min(until, recipe.steps)
     workers = workers if workers is not None else (8 if device.type == "cuda" else 0)
     batches = iter(
         DataLoader(SceneStream(recipe.batch_size, training.step), batch_size=None, num_workers=workers)
@@ -218,12 +220,12 @@ def train(out: Path, recipe: Recipe, workers: int | None = None) -> None:
                 training.save()
                 saved = time.monotonic()
     training.save()
-    training.export(out / "model")
-    facts = {**asdict(recipe), "device": device.type}
+    model = out / ("model" if training.step == recipe.steps else f"model-{training.step}")
+    training.export(model)
+    facts = {**asdict(recipe), "step": training.step, "device": device.type}
     losses = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    (out / "model" / "training.json").write_text(
-        json.dumps({**facts, "losses": losses[9::10]}, indent=1) + "\n"
-    )
+    (model / "training.json").write_text(json.dumps({**facts, "losses": losses[9::10]}, indent=1) + "\n")
+    return model
 
 
 def main() -> None:

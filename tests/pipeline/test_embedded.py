@@ -11,10 +11,12 @@ import torch
 from i2am.pipeline.embedded.card import write_card
 from i2am.pipeline.embedded.evaluate import _cells, _correlation, evaluate
 from i2am.pipeline.embedded.pattern_classifier import told_patterns, train_classifier
+from i2am.pipeline.embedded.refine import refine
 from i2am.pipeline.embedded.scenes import make_scene
 from i2am.pipeline.embedded.train import Recipe, SceneStream, Training, train
 from i2am.pipeline.embedded.weights import FOLDER, load_pipeline
 from i2am.storage.errors import InputError
+from i2am.storage.reading.open import open_run
 
 
 def test_the_shipped_weights_paint_what_the_reference_shows():
@@ -87,6 +89,17 @@ def test_training_with_an_attention_loss_adds_it(tmp_path, kind):
     plain = Training(tmp_path, recipe(2), torch.device("cpu")).learn(batch)
     more = Training(tmp_path, recipe(2, attention=kind, attention_weight=1.0), torch.device("cpu"))
     assert more.learn(batch) > plain
+
+
+def test_a_refinement_trains_and_captures_both_models_and_goes_on(tmp_path):
+    arguments = {"seeds": 1, "scenes": 1, "kind": "score_variance", "weight": 0.1, "steps": 2}
+    first = refine(tmp_path, **arguments, checkpoints=1)
+    assert [run.name for run in first] == ["custom-0-2.zarr", "refined-0-2.zarr"]
+    weights = tmp_path / "custom-0" / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert refine(tmp_path, **arguments, checkpoints=1) == first
+    assert weights.stat().st_mtime_ns == written
+    assert [len(open_run(run).samples) for run in first] == [1, 1]
 
 
 def test_training_goes_on_from_its_checkpoint_after_a_crash(tmp_path, monkeypatch):
