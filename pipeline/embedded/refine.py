@@ -21,7 +21,7 @@ MODELS = ("custom", "refined")
 
 
 def refine(
-    out: Path, seeds: int, scenes: int, kind: Kind, weight: float, steps: int, checkpoints: int = 3
+    out: Path, seeds: int, scenes: int, kind: Kind, weight: float, steps: int, checkpoints: int = 2
 ) -> list[Path]:
     """Train what is not trained yet; capture ``scenes`` held-out scenes of each model at each checkpoint.
 
@@ -55,10 +55,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train and capture custom and refined models.")
     parser.add_argument("--out", type=Path, required=True, help="folder of trainings and runs")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--scenes", type=int, default=48, help="held-out scenes of each model")
+    parser.add_argument("--scenes", type=int, default=40, help="held-out scenes of each model")
     parser.add_argument("--kind", choices=["score_variance", "centre_variation"], default="score_variance")
     parser.add_argument("--weight", type=float, default=0.02, help="of the attention loss")
-    parser.add_argument("--steps", type=int, default=600, help="optimiser steps of each training")
+    parser.add_argument("--checkpoints", type=int, default=2, help="of each training, the last one included")
+    parser.add_argument("--steps", type=int, default=400, help="optimiser steps of each training")
     refine(**vars(parser.parse_args()))
 
 
