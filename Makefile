@@ -15,11 +15,12 @@ STAMP   := $(VENV)/.installed-$(KEY)
 PACKAGES := i2am storage pipeline analysis flows
 SOURCES  := $(PACKAGES) tests $(wildcard benchmarks examples)
 
-.PHONY: help setup demo test unit lint format bench clean
+.PHONY: help setup demo paper test unit lint format bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     embedded model, capture, analysis, report (OUT=$(OUT) SAMPLES=$(SAMPLES) STEPS=$(STEPS))"
+	@echo "make paper    the paper's experiments on the embedded model: out/paper/index.html"
 	@echo "make test     every check and every test"
 	@echo "make unit     the tests alone; T=tests/storage for a part"
 	@echo "make lint     ruff, import-linter, mypy"
@@ -40,6 +41,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/i2am demo --out $(OUT) --samples $(SAMPLES) --steps $(STEPS) --resume
+
+paper: setup
+	$(BIN)/i2am paper --out out/paper
 
 test: lint unit
 

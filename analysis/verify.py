@@ -15,7 +15,14 @@ from i2am.storage.format.signed_json import DocumentError
 from i2am.storage.tools.verify import Problem, Progress, VerifyReport
 from i2am.storage.tools.verify import verify as verify_run
 
-MARKS = ("study.json", "compare.json")  # of a study, of a comparison
+MARKS = (
+    "study.json",
+    "compare.json",
+    "detection.json",
+    "quality.json",
+    "faithfulness.json",
+)
+"""Of a study, a comparison, an experiment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +38,12 @@ def verify(
     storage_options: Mapping[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> VerifyReport:
-    """Check every file of a run, of a study or of a comparison against its digest, and that all are there.
+    """Check every file of a run, study, comparison or experiment against its digest, and that all are there.
 
     Parameters
     ----------
     path : str or path-like
-        The run, or a URL; or the directory that `i2am analyze` or `i2am compare` wrote.
+        The run, or a URL; or the directory that `i2am analyze`, `compare` or `quality` wrote.
     storage_options : mapping, optional
         Options of the file system, for URLs.
     on_progress : callable, optional

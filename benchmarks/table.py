@@ -85,6 +85,7 @@ def specs(groups: list[Group]) -> list[LayerSpec]:
         LayerSpec(
             f"layer{number}.{copy}", group.heads, group.dim, group.gen, group.ref, group.prefix,
             static_key=group.static, lse=group.lse, dtype=group.dtype,  # type: ignore[arg-type]
+            value_norm=True, contribution=True,
         )
         for number, group in enumerate(groups)
         for copy in range(group.count)
@@ -106,8 +107,16 @@ def write(steps: int, layers: list[LayerSpec]) -> tuple[int, int]:
                 query = rng.standard_normal((spec.heads, spec.gen, spec.head_dim), np.float32).astype(
                     np.float16
                 )
+                norms = np.ones((spec.heads, spec.ref), np.float32)
                 for step in range(steps):
-                    sink.put(spec.name, step, query=np.roll(query, step, 1), key=key)
+                    sink.put(
+                        spec.name,
+                        step,
+                        query=np.roll(query, step, 1),
+                        key=key,
+                        value_norm=norms if step == 0 or not spec.static_key else None,
+                        contribution=norms.mean() * np.ones(spec.gen, np.float32),
+                    )
         return predicted, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 

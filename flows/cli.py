@@ -25,6 +25,7 @@ from i2am.storage.errors import I2AMError, InputError
 COMMANDS = (
     *("demo", "plan", "capture", "sweep", "deploy", "inspect", "verify"),
     *("amend", "prune", "export", "analyze", "compare", "maps", "imacs"),
+    *("paper", "detect", "detector", "quality", "ablate"),
 )
 """In the order of ``i2am --help``; each is the function of its name, in the module of its name."""
 

@@ -1,6 +1,7 @@
 from .analysis.aggregations.aggregate import aggregate as aggregate
 from .analysis.aggregations.daam import daam_maps as daam_maps
 from .analysis.compare.compare import compare as compare
+from .analysis.experiments.detection import detect as detect
 from .analysis.maps.attribution import attribution_maps as attribution_maps
 from .analysis.reduction.aggregation import Aggregation as Aggregation
 from .analysis.scores.imacs import imacs as imacs

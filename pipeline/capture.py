@@ -54,6 +54,7 @@ def capture(
     *,
     timesteps: Iterable[float] | None = None,
     guidance: Sequence[Sequence[str]] | None = None,
+    value_norms: bool = True,
     attrs: Mapping[str, Any] | None = None,
     on_event: Listener = ignore,
     **store: Any,
@@ -64,20 +65,19 @@ def capture(
     ----------
     pipe
         A pipeline of a known family.
-    path
-        The run, ``NAME.zarr``: created at the first denoiser call, or resumed where it exists.
-    samples
-        Ids of all samples the run shall hold; None: those of an existing run.
+    path, samples
+        The run, ``NAME.zarr``: created at the first denoiser call, or resumed where it exists; ids of all
+        samples that it shall hold, None: those of an existing run.
     layers, steps, heads
         What to keep: layers by name, pattern or number in the model's order; indices or slices.
     adapter, representation
         An adapter or its name, None: the one that matches; "auto", "factors" or "scores" for every layer.
-    roles
-        Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``.
-    timesteps
-        Of all steps, where the scheduler does not announce them.
-    guidance
-        Calls of a step, each a list of its row blocks, where unusual: ``[["uncond"], ["cond"]]``.
+    roles, value_norms
+        Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``. Whether to keep norms of
+        values and of what the reference adds; the commit record names layers that cannot give them.
+    timesteps, guidance
+        Of all steps, where the scheduler does not announce them; calls of a step, each a list of its row
+        blocks, where unusual: ``[["uncond"], ["cond"]]``.
     attrs, on_event
         JSON values to keep with the run; called with an event for each step and sample.
     **store
@@ -95,7 +95,8 @@ def capture(
     """
     ids, found = _checked(samples, store), find_adapter(pipe, adapter)
     steps, heads = listed_indices("step", steps), listed_indices("head", heads)
-    settings = make_settings(pipe, found, layers, steps, heads, representation, roles, timesteps, guidance)
+    how = (representation, roles, timesteps, guidance, value_norms)
+    settings = make_settings(pipe, found, layers, steps, heads, *how)
     facts = {**_facts(found, settings, steps, heads), **(attrs or {})}
     weights = partial(attention_fingerprint, pipe, found, [site.name for site in settings.sites])
     target = RunTarget(path, ids, pipe, facts, store, on_event, weights)
@@ -112,6 +113,7 @@ def make_settings(
     roles: Sequence[str] = ("cond",),
     timesteps: Iterable[float] | None = None,
     guidance: Sequence[Sequence[str]] | None = None,
+    value_norms: bool = True,
 ) -> CaptureSettings:
     """Resolve what to keep against the model; parameters and errors as in :func:`capture`."""
     layout = as_layout(guidance)
@@ -133,6 +135,7 @@ def make_settings(
         steps=lambda count: sorted(select_indices("step", kept, count)),
         new_tracker=lambda: StepTracker(layout, order, scheduler_progress(pipe)),
         interrupted=lambda: getattr(pipe, "interrupt", False) is True,
+        value_norms=value_norms,
     )
 
 
@@ -149,7 +152,9 @@ class Capture:
     ) -> None:
         self._settings, self._target, self._on_event = settings, target, on_event
         self._pipe, self._adapter = pipe, adapter
-        self._hooks = PipelineHooks(pipe, adapter, settings.sites, lambda: self._recording)
+        self._hooks = PipelineHooks(
+            pipe, adapter, settings.sites, lambda: self._recording, settings.value_norms
+        )
         self._copies = HostCopies()
         self._recording: Recording | None = None
         self._denoiser, self._warned = original(adapter.denoiser(pipe)), False

@@ -26,8 +26,9 @@ def compiled_code_left_out() -> Iterator[None]:
     global _captures
     with _lock:
         if _captures == 0:
-            _stances.append(ExitStack())
-            _stances[0].enter_context(torch.compiler.set_stance("force_eager"))
+            stance = ExitStack()
+            stance.enter_context(torch.compiler.set_stance("force_eager"))
+            _stances.append(stance)
         _captures += 1
     try:
         yield

@@ -102,6 +102,7 @@ def _both(
             size=size,
             time_groups=pairing.groups,
             protocol=options.protocol,
+            method="i2am",
             resize=options.resize,
             store=store_for(run, options.store),
             storage_options=options.storage_options,

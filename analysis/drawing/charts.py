@@ -156,6 +156,41 @@ def lines(
     return Chart(title, unit, figure)
 
 
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """One panel of a scatter plot: a dot for each pair, with the words that a page shows on hover."""
+
+    x_name: str
+    y_name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    words: Sequence[str]
+    colour: str
+    caption: str  # above the panel
+
+
+def scatter(title: str, unit: str, rows: Sequence[Sequence[Cloud]]) -> Chart | None:
+    """Panels of dots, row by row; a row that is shorter leaves room at its end."""
+    if not any(len(cloud.x) for row in rows for cloud in row):
+        return None
+    columns = max(map(len, rows))
+    figure = new_figure(2.5 * columns + 0.3, 2.3 * len(rows))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for places, row in zip(grid, rows, strict=True):
+        for axes in places[len(row) :]:
+            axes.set_visible(False)
+        for axes, cloud in zip(places, row, strict=False):
+            axes.add_line(Dots(cloud.x, cloud.y, cloud.colour, cloud.words, 4))
+            axes.autoscale_view()
+            style_axes(axes, "both")
+            axes.locator_params(axis="x", nbins=3)
+            axes.locator_params(axis="y", nbins=4)
+            axes.set_xlabel(printable(cloud.x_name), fontsize=7.5, color=INK, parse_math=False)
+            axes.set_ylabel(printable(cloud.y_name), fontsize=7.5, color=INK, parse_math=False)
+            axes.set_title(printable(cloud.caption), fontsize=7, loc="left", color=FAINT, parse_math=False)
+    return Chart(title, unit, figure)
+
+
 def level_series(
     tables: Mapping[str, pl.DataFrame], order: Sequence[str]
 ) -> list[tuple[str, list[str], list[Series]]]:

@@ -54,7 +54,7 @@ def heading(attrs: Mapping[str, Any]) -> str:
     """Direction, method and kind of maps in words, such as "R2G (similarity) on the generated image"."""
     direction = str(attrs["direction"])
     method = attrs.get("method", "i2am")
-    named = "" if method == "i2am" else f", {method}"
+    named = "" if method in ("i2am", attrs["kind"]) else f", {method}"
     return f"{direction.upper()}{named}{kind_words(attrs['kind'])} {DIRECTION_WORDS[direction]}"
 
 

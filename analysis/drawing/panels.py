@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MOST_COLUMNS = 10
 """Panels side by side, at most."""
 
+Frame = tuple[float, float, float, float]
+"""A box: its left, upper, right and lower edge, in shares of the picture."""
+
 BLANK = 244
 """Grey of a panel whose image the run does not hold."""
 
@@ -36,6 +39,7 @@ class Panel:
     asked: NDArray[np.float64] | None = None  # region that was asked about, to mark, of any size
     full_title: str = ""  # where the title is shortened
     line: tuple[int, int, int] = YELLOW  # colour of the outline
+    boxes: tuple[tuple[Frame, tuple[int, int, int]], ...] = ()  # to draw, with their colours
 
     def shape(self, longest: int) -> tuple[int, int]:
         """(rows, columns) of the picture whose longer side is `longest` pixels."""
@@ -56,7 +60,20 @@ class Panel:
             drawn = outline(drawn, covered(self.mask, shape), line_width(longest), self.line)
         if self.asked is not None:
             drawn = mark(drawn, covered(self.asked, shape), 1 + line_width(longest))
+        for box, colour in self.boxes:
+            drawn = outline(drawn, _inside(box, shape), line_width(longest), colour)
         return drawn
+
+
+def _inside(box: Frame, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Pixels of a picture that lie in a box."""
+    rows, columns = shape
+    left, top, right, bottom = (
+        round(share * side) for share, side in zip(box, (columns, rows) * 2, strict=True)
+    )
+    inside = np.zeros(shape, dtype=bool)
+    inside[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+    return inside
 
 
 def line_width(longest: int) -> int:

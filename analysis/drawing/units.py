@@ -26,14 +26,16 @@ class Units:
 
 def units_of(attrs: Mapping[str, Any]) -> Units:
     """Words for the values of maps, from the maps' attributes."""
-    what = {"attention": "attention", "similarity": "similarity"}.get(
-        attrs["kind"], "attention and similarity"
-    )
+    kind = str(attrs["kind"])
+    what = "attention and similarity" if kind == "mixed" else kind
     mean = "× the mean of these maps"
     if attrs["protocol"] == "official":
         return Units("value", "official, summed over steps", f"{what}, official, {mean}", "", None)
     if attrs.get("method", "i2am") == "joint":
         return Units("value", str(attrs["units"]), f"{what}, joint softmax, {mean}", "", None)
+    if attrs.get("method", "i2am") in ("norm", "contribution"):
+        times = "" if kind == "contribution" else " times value norm"
+        return Units("value", str(attrs["units"]), f"{what}{times}, {mean}", "", None)
     return Units("density", "× uniform", f"{what}, × uniform", "×", 1.0)
 
 

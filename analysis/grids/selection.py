@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,18 +89,31 @@ def select(
     )
 
 
-def keep_joint_layers(selection: Selection, *, named: bool) -> Selection:
-    """Keep the layers of a joint softmax whose log-sum-exp was stored; all must be, if they were `named`."""
-    joint = tuple(layer for layer in selection.layers if layer.lse)
-    others = tuple(layer.name for layer in selection.layers if not layer.lse)
-    if others and (named or not joint):
+_NORMED = ("a layer captured with value_norms=True", "none", "capture again, into a new run")
+_WITH: Mapping[str, tuple[str, ...]] = {
+    "lse": (
+        "the share of the reference", "a layer of a joint softmax, captured with lse=True",
+        "a softmax over the reference alone", "leave the method out",
+    ),
+    "value_norm": ("value norms", *_NORMED),
+    "contribution": ("contributions", *_NORMED),
+}  # fmt: skip
+"""What a layer may have beside its attention: its name, and what is expected, got, and to be done."""
+
+
+def keep_layers_with(selection: Selection, kind: str, *, named: bool) -> Selection:
+    """Keep the layers of which something was stored, such as "lse"; all must be, if they were `named`."""
+    able = tuple(layer for layer in selection.layers if getattr(layer, kind))
+    others = tuple(layer.name for layer in selection.layers if not getattr(layer, kind))
+    if others and (named or not able):
+        what, expected, got, remedy = _WITH[kind]
         raise NoAnswer(
-            f"the share of the reference in layer {others[0]!r}",
-            expected="a layer of a joint softmax, captured with lse=True",
-            got="a softmax over the reference alone",
-            remedy="leave this layer out" if joint else "leave the method out",
+            f"{what} of layer {others[0]!r}",
+            expected=expected,
+            got=got,
+            remedy="leave this layer out" if able else remedy,
         )
-    return replace(selection, layers=joint, left_out=(*selection.left_out, *others))
+    return replace(selection, layers=able, left_out=(*selection.left_out, *others))
 
 
 # Layers that answer, and the names of those that are left out.

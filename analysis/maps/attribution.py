@@ -4,9 +4,11 @@ Source: I²AM (ULAM, TLAM, HLAM, LLAM, SRAM). Levels: unified, one map a sample;
 neighbouring steps; head and layer, one for each; specific, G2R of chosen generated patches or R2G of chosen
 reference tokens. Protocols: "corrected", densities (1 = uniform attention); "official", the paper's code.
 Methods, of the corrected protocol: "i2am"; "joint", probabilities over all keys, of layers captured with
-``lse``; "daam", each patch's probability of the chosen reference tokens. Attributes of the result: direction,
-level, protocol, method, resize, units, kind ("attention", "similarity" or "mixed"), layers, left_out, steps,
-run_id, all_tokens_placed, and at.
+``lse``; "daam", each patch's probability of the chosen reference tokens; "norm", densities times the norms of
+the values through the output projection; "contribution", R2G alone: the norm of what the reference adds to a
+patch over that of what it is added to. Attributes of the result: direction, level, protocol, method, resize,
+units, kind ("attention", "similarity", "mixed" or "contribution"), layers, left_out, steps, run_id,
+all_tokens_placed, at, and why: the reason of a method that was not asked for.
 """
 
 from __future__ import annotations
@@ -43,6 +45,10 @@ from i2am.storage.reading.run_collection import Runs
 
 # A picklable callable from layer and sample to maps (k, y, x).
 LayerMaps = Callable[["LayerSpec", str], NDArray[np.float64]]
+WHY_CONTRIBUTION = (
+    "with one pooled reference token its attention weight is 1 whatever the logits are: the i2am map is a "
+    "similarity that the model never used, and this is what the reference adds to each patch"
+)
 CHUNK_BYTES = 2**20  # bytes of maps that one task makes, where all marginals are stored
 
 
@@ -59,7 +65,7 @@ def attribution_maps(
     at: regions.Region | str | None = None,
     protocol: Protocol = "corrected",
     *,
-    method: Method = "i2am",
+    method: Method | None = None,
     resize: Resize = "linear",
     at_pixels: regions.Pixels | None = None,
     store: StorePlace = None,
@@ -81,8 +87,9 @@ def attribution_maps(
         the generated image for "g2r", of the reference for "r2g"); or pixels of that image, (x, y) from its
         upper left corner, one or a list, which stand for the patches they lie on.
     protocol, method, resize
-        "corrected" or "official"; "i2am", "joint" or "daam"; "linear" or "bicubic", how the corrected
-        protocol brings layers to one grid (the official one is bicubic).
+        "corrected" or "official"; "attention" (or "i2am"), "joint", "daam", "norm" or "contribution", None:
+        "contribution" where R2G of all layers is a similarity and it was captured, else
+        "attention"; "linear" or "bicubic": how corrected maps are brought to one grid (official: bicubic).
     store, storage_options
         Place of the derived store of marginals (a folder for several runs); options, for URLs.
 
@@ -117,7 +124,9 @@ def _maps_of_run(
 ) -> xr.DataArray:
     question = resolve_question(run, samples, size, *asked)
     make = _layer_maker(run, question, store, storage_options)
-    return _label_axes(_lazy_maps(make, run, question), run, question)
+    maps = _label_axes(_lazy_maps(make, run, question), run, question)
+    chosen = question.method == "contribution" and "contribution" not in asked
+    return maps.assign_attrs(why=WHY_CONTRIBUTION) if chosen else maps
 
 
 def _layer_maker(
@@ -201,6 +210,7 @@ def _attributes(run: Run, question: Question) -> dict[str, Any]:
         "resize": question.map_spec.resize,
         "units": question.units,
         **question.selection.attributes(),
+        **({"kind": "contribution"} if question.method == "contribution" else {}),
         "run_id": run.run_id,
         # A whole number: netCDF has no truth values.
         "all_tokens_placed": int(all(spatial_tokens(layer) == layer.ref for layer in layers)),

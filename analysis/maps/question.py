@@ -11,7 +11,7 @@ import numpy as np
 from i2am.analysis.grids import regions, tiled_layers
 from i2am.analysis.grids.direction import Direction, check_direction, side_of
 from i2am.analysis.grids.resize import RESIZES, Grid, Resize
-from i2am.analysis.grids.selection import Selection, keep_joint_layers, select, split_steps
+from i2am.analysis.grids.selection import Selection, is_similarity, keep_layers_with, select, split_steps
 from i2am.analysis.maps import official
 from i2am.analysis.maps.layer_maps import MapSpec
 from i2am.analysis.maps.official_layers import official_selection, official_size
@@ -31,7 +31,11 @@ _UNITS: Mapping[str, str] = {
     "daam": _DENSITY,
     "share": "share of the joint softmax (0 to 1)",
     "g2r_joint": "density × share of the joint softmax",
+    "norm": "density × norm of the value through the output projection",
+    "contribution": "norm of what the reference adds / norm of what it is added to",
 }
+_KEPT: Mapping[str, str] = {"joint": "lse", "norm": "value_norm", "contribution": "contribution"}
+"""Method to what a layer must have been captured with."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Question:
     @property
     def units(self) -> str:
         """Units of the maps, in words."""
-        return official.UNITS if self.protocol == "official" else _UNITS[KINDS[self.method, self.direction]]
+        kind = self.method if self.method == "norm" else KINDS[self.method, self.direction]
+        return official.UNITS if self.protocol == "official" else _UNITS[kind]
 
     @property
     def labels(self) -> list[Any] | None:
@@ -71,11 +76,12 @@ def resolve_question(
     time_groups: int,
     at: regions.Region | str | None,
     protocol: str,
-    method: str,
+    method: str | None = None,
     resize: str = "linear",
 ) -> Question:
     """Check and resolve the arguments of `attribution_maps`; `selected` is (layers, steps, heads)."""
-    direction = check_direction(direction)
+    direction, chosen = check_direction(direction), method is not None
+    method = "i2am" if method in (None, "attention") else method
     level = level or ("unified" if at is None else "specific")
     known: Mapping[str, tuple[str, Sequence[str]]] = {
         "level": (level, LEVELS), "protocol": (protocol, PROTOCOLS), "method": (method, METHODS),
@@ -84,7 +90,7 @@ def resolve_question(
     for what, (got, names) in known.items():
         if got not in names:
             raise UnknownName(what, got, names)
-    _check_answerable(direction, level, at, protocol, method)
+    _check_answerable(direction, level, at, protocol, method, selected[2])
     size, asked = _checked_size(size), (*selected, samples)
     if protocol == "official":
         selection = official_selection(run, direction, *asked)
@@ -92,8 +98,10 @@ def resolve_question(
     else:
         on_reference = direction == "g2r" or level == "specific"
         selection = select(run, direction, *asked, on_reference=on_reference)
-        if method == "joint":
-            selection = keep_joint_layers(selection, named=selected[0] is not None)
+        if not chosen and _is_similarity_with_contribution(selection, direction, level):
+            method = "contribution"
+        if method in _KEPT:
+            selection = keep_layers_with(selection, _KEPT[method], named=selected[0] is not None)
     _check_tiles(selection, direction, protocol)
     by_head, steps = level == "head", selection.steps
     groups = split_steps(steps, time_groups) if level == "time" else [steps]
@@ -107,8 +115,14 @@ def resolve_question(
     )
 
 
+def _is_similarity_with_contribution(selection: Selection, direction: str, level: str) -> bool:
+    """Whether R2G is a similarity, which the model never used, and what the reference adds is known."""
+    asked = direction == "r2g" and level in ("unified", "time", "layer") and selection.heads is None
+    return asked and all(is_similarity(layer) and layer.contribution for layer in selection.layers)
+
+
 def _check_answerable(
-    direction: Direction, level: str, at: regions.Region | str | None, protocol: str, method: str
+    direction: Direction, level: str, at: regions.Region | str | None, protocol: str, method: str, heads: Any
 ) -> None:
     if (at is not None) != (level == "specific"):
         raise InputError(
@@ -116,11 +130,23 @@ def _check_answerable(
             expected="a region at the specific level, and nothing at the others",
             got=f"{'a region' if at is not None else 'nothing'} at level {level!r}",
         )
-    is_official = protocol == "official"
+    is_official, added = protocol == "official", method == "contribution"
     for impossible, what, expected, got, remedy in (
         (
             method == "daam" and direction == "g2r", "DAAM on the reference",
             "direction r2g: DAAM's maps lie on the generated image", "g2r", "ask for r2g",
+        ),
+        (
+            added and direction == "g2r", "contributions on the reference",
+            "direction r2g: what is added lies on the generated image", "g2r", "ask for r2g, or method norm",
+        ),
+        (
+            added and level in ("head", "specific"), f"contributions at the {level} level",
+            "unified, time or layer: all heads and tokens together are added", level, "ask for method norm",
+        ),
+        (
+            added and heads is not None, "contributions of some heads",
+            "all heads, which are added together", repr(heads), "leave heads out, or ask for method norm",
         ),
         (
             method != "i2am" and is_official, f"method {method!r} under the official protocol",

@@ -21,8 +21,8 @@ from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.reading.run import Run
 
-Method = Literal["i2am", "joint", "daam"]
-METHODS: tuple[Method, ...] = ("i2am", "joint", "daam")
+Method = Literal["i2am", "joint", "daam", "norm", "contribution"]
+METHODS: tuple[Method, ...] = ("i2am", "joint", "daam", "norm", "contribution")
 
 # Kind of marginal that answers a question.
 KINDS: Mapping[tuple[Method, Direction], str] = {
@@ -31,6 +31,9 @@ KINDS: Mapping[tuple[Method, Direction], str] = {
     ("joint", "r2g"): "share",
     ("joint", "g2r"): "g2r_joint",
     ("daam", "r2g"): "daam",
+    ("norm", "r2g"): "r2g_norm",
+    ("norm", "g2r"): "g2r",  # times the norms
+    ("contribution", "r2g"): "contribution",
 }
 
 
@@ -88,6 +91,41 @@ class UniformDensity(TokenSource):
 
 
 @dataclass(frozen=True)
+class TimesNorms(TokenSource):
+    """A quantity on the reference times the norms of values, which do not depend on the generated patch."""
+
+    run: Run
+    source: TokenSource
+
+    def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
+        key = ("value_norm", self.run.run_id, self.run.fingerprint(sample), layer)
+        steps = [0] if layer.static_key else range(len(self.run.timesteps))
+        heads = range(layer.heads)
+        norms = shared_cache.get(
+            key,
+            lambda: self.run.read_kind(layer, "value_norm", sample, steps, heads)[..., layer.ref_prefix :],
+        )
+        return self.source(layer, sample) * norms
+
+    def is_quick(self, layer: LayerSpec, sample: str) -> bool:
+        return self.source.is_quick(layer, sample)
+
+
+@dataclass(frozen=True)
+class Contributions(TokenSource):
+    """What the reference adds to each generated patch, over what it is added to; of all heads together."""
+
+    run: Run
+
+    def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
+        steps, tokens = range(len(self.run.timesteps)), range(layer.gen)
+        return self.run.read_kind(layer, "contribution", sample, steps, tokens)[:, None]
+
+    def is_quick(self, layer: LayerSpec, sample: str) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
 class RegionMarginal(TokenSource):
     """A quantity of a region (generated patches for "g2r", else reference tokens), NaN if that is empty."""
 
@@ -124,6 +162,10 @@ def token_source(
     holds no attention to measure it in.
     """
     run, kind = store.run, KINDS[method, direction]
+    if method == "contribution":
+        return Contributions(run)
+    if (method, direction) == ("norm", "g2r"):
+        return TimesNorms(run, token_source(store, selection, direction, at))
     if at is None:
         return UniformDensity(len(run.timesteps)) if method == "daam" else StoredMarginal(store, kind)
     if isinstance(at, str):

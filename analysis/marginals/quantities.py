@@ -10,6 +10,7 @@ Source: I²AM, R2G and G2R; the corrected protocol. Quantities, each float32 (st
                     for sets, since it is 1 everywhere over all tokens
 ``share``     gen   joint softmax with ``lse``: each patch's probability of all reference tokens, 0 to 1
 ``g2r_joint`` ref   joint softmax: G2R density over all keys; its mean over ref is the mean share
+``r2g_norm``  gen   with value norms: as ``r2g``, each token's density times the norm of its value
 ============= ===== ==================================================================================
 
 Densities are 1 for uniform attention. ``@reference_mask`` restricts a quantity to the tokens of the reference
@@ -73,6 +74,8 @@ class MarginalChunk:
         asked = [("g2r", gen), ("r2g", ref), ("daam", token_sets)]
         if layer.lse:
             asked += [("g2r_joint", gen), ("share", ["", *token_sets] if ref else [])]
+        if layer.value_norm:
+            asked.append(("r2g_norm", ref))
         return tuple(quantity_name(kind, name) for kind, names in asked for name in names)
 
     def __call__(self, attention: Attention) -> State:
@@ -85,6 +88,8 @@ class MarginalChunk:
         stacks = [means.g2r[..., prefix:], means.r2g, means.daam]
         if layer.lse:
             stacks += [means.g2r_joint[..., prefix:], means.share[:, :, : None if self.regions.ref else 0]]
+        if layer.value_norm:
+            stacks.append(means.r2g_norm)
         return tuple(stack[:, :, row] for stack in stacks for row in range(stack.shape[2]))
 
     def _weights(self, layer: LayerSpec, prefix: int) -> Weights:
@@ -99,6 +104,7 @@ class MarginalChunk:
             r2g=_stack([*tokens.values()], layer.ref),
             tokens=_stack([weights for name, weights in tokens.items() if name], layer.ref),
             joint=layer.lse,
+            normed=layer.value_norm,
         )
 
 

@@ -13,6 +13,13 @@ from i2am.storage.format.half_float import widened
 Float32 = NDArray[np.float32]
 
 
+def _cut_once(values: Float32 | None, steps: slice, heads: slice) -> Float32 | None:
+    """Some steps and heads of what may be there once for all steps."""
+    if values is None:
+        return None
+    return values[:, heads] if values.shape[0] == 1 else values[steps, heads]
+
+
 @dataclass(frozen=True, slots=True)
 class Logits:
     """Logits of one layer: query and key, or the scores themselves."""
@@ -22,12 +29,13 @@ class Logits:
     scores: NDArray[np.floating] | None = None  # (step, head, gen, ref), already scaled, or None
     scale: float = 1.0  # factor of the product of query and key
     lse: Float32 | None = None  # (step, head, gen): log-sum-exp of each row over all keys of a joint softmax
+    norms: Float32 | None = None  # (step or 1, head, ref): norms of values through the output projection
     offset: Float32 | None = None  # (step, head, gen): what `rows` subtracts from the logits, see `part`
 
     @classmethod
-    def of(cls, block: Block, lse: Float32 | None = None) -> Logits:
+    def of(cls, block: Block, lse: Float32 | None = None, norms: Float32 | None = None) -> Logits:
         """Logits of what was read from a run."""
-        return cls(block.query, block.key, block.scores, float(block.scale), lse)
+        return cls(block.query, block.key, block.scores, float(block.scale), lse, norms)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -48,14 +56,15 @@ class Logits:
     def part(self, steps: slice, heads: slice) -> Logits:
         """Float32 copy of some steps and heads, scaled, less the mean key, whose logits `offset` holds."""
         lse = None if self.lse is None else self.lse[steps, heads]
+        norms = _cut_once(self.norms, steps, heads)
         if self.scores is not None:
-            return Logits(scores=self.scores[steps, heads], lse=lse)
+            return Logits(scores=self.scores[steps, heads], lse=lse, norms=norms)
         query, key = self._factors()
         scaled = widened(query[steps, heads], self.scale)
         own = widened(key[:, heads] if key.shape[0] == 1 else key[steps, heads])
         middle = own.mean(axis=2, dtype=np.float64, keepdims=True).astype(np.float32)
         offset = np.matmul(scaled, middle.swapaxes(-1, -2))[..., 0]
-        return Logits(query=scaled, key=own - middle, lse=lse, offset=offset)
+        return Logits(query=scaled, key=own - middle, lse=lse, norms=norms, offset=offset)
 
     def whole(self) -> Float32:
         """All logits, (step, head, gen, ref)."""
@@ -66,11 +75,12 @@ class Logits:
     def cut(self, steps: slice, heads: slice, gen: slice) -> Logits:
         """Views of some steps, heads and generated patches."""
         lse = None if self.lse is None else self.lse[steps, heads, gen]
+        norms = _cut_once(self.norms, steps, heads)
         if self.scores is not None:
-            return Logits(scores=self.scores[steps, heads, gen], lse=lse)
+            return Logits(scores=self.scores[steps, heads, gen], lse=lse, norms=norms)
         query, key = self._factors()
         own = key[:, heads] if key.shape[0] == 1 else key[steps, heads]
-        return Logits(query[steps, heads, gen], own, scale=self.scale, lse=lse)
+        return Logits(query[steps, heads, gen], own, scale=self.scale, lse=lse, norms=norms)
 
     def offsets(self) -> Float32:
         """What `rows` subtracts, (step, head, gen), as a new array."""

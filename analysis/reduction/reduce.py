@@ -64,7 +64,11 @@ class Reduction:
         """Read some steps and heads, and reduce them piece by piece."""
         run, layer, sample, aggregation = self.run, self.layer, self.sample, self.aggregation
         lse = run.read_kind(layer, "lse", sample, steps, heads) if layer.lse else None
-        whole = Logits.of(run.read(layer, sample, steps=steps, heads=heads), lse)
+        norms = None
+        if layer.value_norm and aggregation.over == "logits":
+            once = (0,) if layer.static_key else steps
+            norms = run.read_kind(layer, "value_norm", sample, once, heads)
+        whole = Logits.of(run.read(layer, sample, steps=steps, heads=heads), lse, norms)
         if aggregation.over == "logits":
             every = slice(0, layer.gen)
             return self._chunk(steps, heads, every, whole.cut(slice(None), slice(None), every))

@@ -55,7 +55,9 @@ def weighted_means(logits: Logits, weights: Weights) -> Means:
             block = _Block(part, work, cached)
             block.along_rows(weights, found.part(part_steps, part_heads))
             if len(weights.r2g):
-                found.r2g[part_steps, part_heads] = block.along_columns(weights.r2g)
+                columns = block.along_columns(weights.r2g, part.norms if weights.normed else None)
+                found.r2g[part_steps, part_heads] = columns[:, :, : len(weights.r2g)]
+                found.r2g_norm[part_steps, part_heads] = columns[:, :, len(weights.r2g) :]
     return found
 
 
@@ -139,23 +141,26 @@ class _Block:
         weights.set_g2r(total, out)
         out.set_nan(self.not_finite)
 
-    def along_columns(self, weights: Float32) -> Float64:
-        """R2G means (step, head, m, gen); after `along_rows`."""
+    def along_columns(self, weights: Float32, norms: Float32 | None = None) -> Float64:
+        """R2G means (step, head, m, gen), then the m with norms if there are any; after `along_rows`."""
         low = self.column_sums < LOWEST_COLUMN_SUM * self.gen
         column_density = np.where(low, 0.0, self.gen / self.column_sums)
+        whole, used = weights.sum(axis=1, dtype=np.float64), weights.any(axis=0)
+        weights = np.broadcast_to(weights, (*self.planes, *weights.shape))
+        if norms is not None:
+            weights, whole = np.concatenate([weights, weights * norms[:, :, None]], axis=2), np.tile(whole, 2)
         right = (weights * column_density[:, :, None]).astype(np.float32).swapaxes(-1, -2)
-        total = np.empty((*self.planes, self.gen, len(weights)))
+        total = np.empty((*self.planes, self.gen, len(whole)))
         for rows, tile in self._tiles():
             if not self.cached:
                 self._exponentials(rows, tile, again=True)
             row_weight = np.exp(self.row_offset[:, :, rows] - self.largest_offset[..., None])
             np.multiply(np.matmul(tile, right), row_weight[..., None], out=total[:, :, rows])
-        used = weights.any(axis=0)
         for step, head in np.argwhere((low & used).any(axis=-1) & ~self.not_finite):
             total[step, head] += self._low_columns(
-                step, head, np.flatnonzero(low[step, head] & used), weights
+                step, head, np.flatnonzero(low[step, head] & used), weights[step, head]
             )
-        total /= weights.sum(axis=1, dtype=np.float64)
+        total /= whole
         total[self.not_finite] = np.nan
         return total.swapaxes(-1, -2)
 

@@ -28,6 +28,7 @@ class Means(NamedTuple):
     daam: Float32  # (step, head, k, gen): mean probability of a token of the set, times ref: DAAM's map
     g2r_joint: Float32  # (step, head, n, ref): as g2r, over all keys of a joint softmax
     share: Float32  # (step, head, 1 + k, gen): joint probability of all reference tokens, and of each set
+    r2g_norm: Float32  # (step, head, m, gen): as r2g, of densities times the norms of values
 
     def part(self, steps: slice, heads: slice) -> Means:
         """Views of some steps and heads."""
@@ -49,6 +50,7 @@ class Weights:
     r2g: Float32 = field(default_factory=_none)  # (m, ref): weights of the reference tokens in an R2G mean
     tokens: Float32 = field(default_factory=_none)  # (k, ref): sets of reference tokens, for daam and share
     joint: bool = False  # make the means of a joint softmax; the logits then carry the lse of their rows
+    normed: bool = False  # make the means with norms of values; the logits then carry these
 
     @property
     def row_weightings(self) -> int:
@@ -70,6 +72,7 @@ class Weights:
             (len(self.tokens), self.gen),
             (len(self.g2r) if joint else 0, self.ref),
             (1 + len(self.tokens) if joint else 0, self.gen),
+            (len(self.r2g) if self.normed else 0, self.gen),
         )
         return Means(*(np.empty((steps, heads, *shape), dtype=np.float32) for shape in shapes))
 

@@ -26,6 +26,10 @@ BASELINES = (
     ("daam", "r2g", "specific", "DAAM, the object’s tokens", FAINT),
     ("joint", "r2g", "unified", "share of the reference, R2G", FAINT),
     ("joint", "g2r", "unified", "share of the reference, G2R", FAINT),
+    ("norm", "r2g", "unified", "times value norms, R2G", FAINT),
+    ("norm", "g2r", "unified", "times value norms, G2R", FAINT),
+    ("norm", "g2r", "specific", "times value norms, G2R of the painted", FAINT),
+    ("contribution", "r2g", "unified", "what the reference adds", FAINT),
 )
 """(method, direction, level, name, colour) of what the maps are compared with."""
 

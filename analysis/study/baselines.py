@@ -1,4 +1,4 @@
-"""What a study compares its maps with: DAAM's maps, and the shares of a joint softmax."""
+"""What a study compares its maps with: DAAM's, shares of a joint softmax, norms of values, contributions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import xarray as xr
 
 from i2am.analysis.events import Listener, StageAdvanced, StageStarted
 from i2am.analysis.grids.direction import Direction
+from i2am.analysis.grids.selection import has_reference_map
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.analysis.maps.question import Level
 from i2am.analysis.maps.token_sources import Method
@@ -29,6 +30,10 @@ QUESTIONS: tuple[tuple[Method, Direction, Level], ...] = (
     ("daam", "r2g", "specific"),
     ("joint", "r2g", "unified"),
     ("joint", "g2r", "unified"),
+    ("norm", "r2g", "unified"),
+    ("norm", "g2r", "unified"),
+    ("norm", "g2r", "specific"),
+    ("contribution", "r2g", "unified"),
 )
 
 
@@ -79,9 +84,15 @@ def _questions(run: AnyRun, options: StudyOptions) -> list[tuple[Method, Directi
     """Those of QUESTIONS that this run can be asked; the official protocol has no baselines."""
     if options.protocol == "official":
         return []
-    joint = any(layer.lse for layer in run.layers.values())
+    layers = run.layers.values()
+    able = {
+        "daam": True,
+        "joint": any(layer.lse for layer in layers),
+        "norm": any(layer.value_norm and has_reference_map(layer) for layer in layers),
+        "contribution": any(layer.contribution for layer in layers),
+    }
     return [
         (method, direction, level)
         for method, direction, level in QUESTIONS
-        if (method == "daam" or joint) and (level == "unified" or REGION_IMAGE[direction] in run.images)
+        if able[method] and (level == "unified" or REGION_IMAGE[direction] in run.images)
     ]

@@ -66,6 +66,7 @@ def collect_maps(
             # Official G2R maps keep their layers' own grid.
             size=None if (options.protocol, direction) == ("official", "g2r") else options.size,
             protocol=options.protocol,
+            method="i2am",  # at every level; others stand beside it, see `baselines`
             resize=options.resize,
             store=options.store,
             storage_options=options.storage_options,

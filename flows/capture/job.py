@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from i2am.pipeline.jobs import Call
     from i2am.storage.reading.run import Run
 
-_MAY_DIFFER = frozenset({"out", "storage_options", "deadline", "sweep"})
+_MAY_DIFFER = frozenset({"out", "storage_options", "deadline", "sweep", "value_norms"})
 """Keys that may change between the start of a capture and its resumption."""
 
 
@@ -113,6 +113,7 @@ def capture_arguments(config: CaptureConfig) -> dict[str, Any]:
         "roles": tuple(config.roles),
         "timesteps": config.timesteps,
         "guidance": config.guidance,
+        "value_norms": config.value_norms,
     }
 
 

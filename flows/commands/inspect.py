@@ -9,6 +9,7 @@ from i2am.flows.console.output import counted, human_bytes, print_json, print_li
 def inspect(run: OneOrMoreRuns, label: Label = False, as_json: AsJson = False) -> None:
     """What is in a run, how complete."""
     from i2am.flows.console.describe_run import describe
+    from i2am.storage.format.layer_spec import OPTIONAL
     from i2am.storage.reading.open import open_any
 
     facts = describe(open_any(run, label=label))
@@ -27,7 +28,7 @@ def inspect(run: OneOrMoreRuns, label: Label = False, as_json: AsJson = False) -
     print_line(f"  stored: {human_bytes(facts['bytes'])} in {counted(facts['files'], 'file')} of samples")
     print_line(f"  witness: {facts['witness']['summary']}")
     print_table(
-        ["layer", "stored as", "dtype", "heads × dim", "generated", "reference", "key", "role"],
+        ["layer", "stored as", "dtype", "heads × dim", "generated", "reference", "key", "norms", "role"],
         [
             [
                 *(layer[key] for key in ("name", "representation", "dtype")),
@@ -35,6 +36,7 @@ def inspect(run: OneOrMoreRuns, label: Label = False, as_json: AsJson = False) -
                 _grid(layer["gen_grid"]),
                 _grid(layer["ref_grid"], layer["ref_prefix"]),
                 "once" if layer["static_key"] else "each step",
+                ", ".join(kind.replace("_norm", "") for kind in OPTIONAL if layer.get(kind)) or "none",
                 layer["role"],
             ]
             for layer in facts["layers"]

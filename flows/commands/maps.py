@@ -27,8 +27,12 @@ def maps(
     time_groups: options.TimeGroups = 5,
     protocol: options.Protocol = "corrected",
     method: Annotated[
-        str, typer.Option(help="i2am; daam, the baseline; joint: shares of a joint softmax.")
-    ] = "i2am",
+        str | None,
+        typer.Option(
+            help="i2am; norm: weights times value norms; contribution: what the reference adds (R2G), the "
+            "default where there is one pooled token; daam, the baseline; joint: shares of a joint softmax."
+        ),
+    ] = None,
     label: options.Label = False,
     workers: options.Workers = None,
     cluster: options.Cluster = None,

@@ -84,6 +84,7 @@ def _errors(source: Run, made: Run, steps: Indices | None, heads: Indices | None
             log("i2am: the error of the maps is not measured: layers keep different heads")
             return []
     part: dict[str, Any] = {"layers": list(made.layers), "samples": list(made.samples[:checked])}
+    part["method"] = "i2am"
     directions: tuple[Direction, ...] = ("r2g", "g2r")
     levels: tuple[Level, ...] = ("unified", "layer")
     found = []

@@ -121,6 +121,9 @@ class CaptureConfig(Strict):
     steps: IndexField | None = None
     heads: IndexField | None = None
     representation: Literal["auto", "factors", "scores"] = "auto"
+    value_norms: Annotated[
+        bool, Field(description="keep norms of values and of what the reference adds; a run goes on as begun")
+    ] = True
     device: str = "cpu"
     dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     storage_options: Free = {}

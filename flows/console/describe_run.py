@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.format.marginals_only import has_attention, is_left_out
 from i2am.storage.reading.witness import summarise_witness
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def describe(run: AnyRun) -> dict[str, Any]:
         size
         for sample in run.samples
         for path, size in run.files(sample).items()
-        if whole or not path.startswith("attention/")
+        if whole or not is_left_out(path)
     ]
     witness = summarise_witness(run, run.samples)
     members = members_of(run) if isinstance(run, Runs) else ()

@@ -47,7 +47,7 @@ def open_coco(config: Coco, seed: int, limit: int | None, size: tuple[int, int] 
     Ids are COCO's image ids with twelve digits.
     """
     folder = existing_folder(config.images, "image folder")
-    images, objects = _read(config.annotations)
+    images, objects = read_annotations(config.annotations)
     boxes = {
         number: box
         for number, image in images.items()
@@ -93,7 +93,7 @@ def first_box(
     return None
 
 
-def _read(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Mapping[str, Any]]]]:
+def read_annotations(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Mapping[str, Any]]]]:
     """Images, and objects in the file's order, by image id."""
     text = read_text(path, "annotation file", MAX_ANNOTATIONS)
     try:

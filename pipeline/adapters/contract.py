@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from i2am.pipeline.compilation import original
@@ -29,6 +30,14 @@ class Site:
     module_class: str  # of the attention module, for the record
     static_key: bool = True  # keys come from the reference alone and do not change over time
     reference_index: int = 0  # which of several references the keys belong to
+    # Where norms of values are read; None: they are not. The values' projection, and the linear one that
+    # takes the mixed values back to the stream.
+    value: nn.Module | None = None
+    output: nn.Module | None = None
+    stream: nn.Module | None = None  # its first argument is the stream that the output is added to: a norm
+    # Factor on this attention's part of what ``output`` takes, None from it if there is no single one; None:
+    # it is the only part.
+    gain: Callable[[], float | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,10 @@ class JointSite:
     name: str
     attention: nn.Module
     """The attention module; its processor makes the call."""
+    output: nn.Module | None = None
+    """The linear projection whose first inputs are the heads' mixed values; None: no norms are read."""
+    stream: nn.Module | None = None
+    """As in `Site`; its tokens are all of the joint sequence, or its last ones."""
 
     @property
     def module_class(self) -> str:
@@ -144,6 +157,15 @@ class Adapter:
         except AttributeError:  # before its first call
             return None
         return found if isinstance(found, bool) else None
+
+    def empty_reference(
+        self, pipe: Any, tokens: torch.Tensor, uncond: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """What stands for no reference under guidance dropout, in place of ``tokens`` [row, token, width].
+
+        ``uncond`` holds the unconditional rows of the same call, if there are any; None: not known.
+        """
+        return uncond
 
     def calls(self, pipe: Any) -> tuple[str, ...]:
         """Roles of a step's successive calls where guidance, if on, makes separate calls; else empty."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from i2am.pipeline.adapters.contract import Site, TokenLayout
 from i2am.pipeline.adapters.unet import UNetAdapter
 from i2am.storage.errors import CaptureError
@@ -35,6 +37,15 @@ class DiffusersUNet(UNetAdapter):
             return TokenLayout(grid=(0, 0), prefix=1)
         rows, columns = pipe.reference_encoder.grid
         return TokenLayout(grid=(int(rows), int(columns)))
+
+    def empty_reference(
+        self, pipe: Any, tokens: torch.Tensor, uncond: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Zeros, or the vector that Paint-by-Example learned for it."""
+        if self._class(pipe) == "PaintByExamplePipeline":
+            learned: torch.Tensor = pipe.image_encoder.uncond_vector
+            return learned.detach().expand_as(tokens)
+        return torch.zeros_like(tokens)
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:
         return _INPUTS[self._class(pipe)]

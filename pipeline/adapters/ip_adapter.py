@@ -8,6 +8,7 @@ patch grid (257 tokens for ViT-H/14). An adapter of scale 0 is not called by the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -33,12 +34,17 @@ class IPAdapter(Adapter):
         unet = self.denoiser(pipe)
         found, off = [], 0
         for path, attention, grid in attentions(unet, ATTN2):
-            for index, (key, scale) in enumerate(_adapters(attention.processor)):
+            for index, (key, value, scale) in enumerate(_adapters(attention.processor)):
                 if all(each == 0 for each in (scale if isinstance(scale, list) else [scale])):
                     off += 1
                     continue
                 name = f"unet.{path}.processor.to_k_ip.{index}"
-                found.append(projection_site(name, attention, grid, key=key, reference_index=index))
+                gain = partial(_scale, attention, index)
+                found.append(
+                    projection_site(
+                        name, attention, grid, key=key, value=value, reference_index=index, gain=gain
+                    )
+                )
         if not found and off:
             raise CaptureError(
                 f"adapter {self.name!r}: no layer to capture",
@@ -65,11 +71,17 @@ class IPAdapter(Adapter):
         return {"ip_adapter_image": "reference", "prompt": "prompt", **edit_inputs(pipe)}
 
 
-def _adapters(processor: Any) -> list[tuple[nn.Module, Any]]:
-    """Key projection and scale of each IP-Adapter of an attention processor."""
+def _adapters(processor: Any) -> list[tuple[nn.Module, nn.Module, Any]]:
+    """Key projection, value projection and scale of each IP-Adapter of an attention processor."""
     keys = getattr(processor, "to_k_ip", None)
     if keys is None:
         return []
     if isinstance(keys, nn.Linear):  # the original repository's processor has one
-        return [(keys, processor.scale)]
-    return list(zip(keys, processor.scale, strict=True))
+        return [(keys, processor.to_v_ip, processor.scale)]
+    return list(zip(keys, processor.to_v_ip, processor.scale, strict=True))
+
+
+def _scale(attention: Any, index: int) -> float | None:
+    """The scale of an IP-Adapter now; None if each of its images has one."""
+    scale = _adapters(attention.processor)[index][2]
+    return None if isinstance(scale, list) else float(scale)

@@ -28,7 +28,7 @@ class JointAdapter(Adapter):
     def sites(self, pipe: Any) -> Sequence[JointSite]:
         transformer = self.denoiser(pipe)
         found = [
-            JointSite(f"{self.part}.{path}.attn", original(attention))
+            JointSite(f"{self.part}.{path}.attn", original(attention), *_output_and_stream(block, attention))
             for path, block in named_modules(transformer)
             if path.rpartition(".")[0] in self.blocks
             and isinstance(attention := getattr(block, "attn", None), nn.Module)
@@ -58,6 +58,13 @@ class JointAdapter(Adapter):
             got=got,
             remedy=remedy,
         )
+
+
+def _output_and_stream(block: nn.Module, attention: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """``to_out.0`` or a single block's ``proj_out``, and the norm that the image stream goes through."""
+    output = getattr(original(attention), "to_out", [getattr(block, "proj_out", None)])
+    norms = (getattr(block, name, None) for name in ("norm1", "img_norm1", "norm"))
+    return output[0], next((norm for norm in norms if isinstance(norm, nn.Module)), None)
 
 
 def grid_of(ids: torch.Tensor) -> tuple[int, int] | None:

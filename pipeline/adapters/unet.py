@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Adapter, Site
-from i2am.pipeline.compilation import named_modules
+from i2am.pipeline.compilation import named_modules, original
 from i2am.storage.errors import CaptureError
 
 ATTN2 = r".+\.transformer_blocks\.\d+\.attn2"
@@ -56,7 +56,9 @@ def projection_site(
     *,
     static_key: bool = True,
     key: nn.Module | None = None,
+    value: nn.Module | None = None,
     reference_index: int = 0,
+    gain: Callable[[], float | None] | None = None,
 ) -> Site:
     """A site on ``to_q`` and ``to_k`` (or ``key``) of an attention of diffusers or of CompVis' code."""
     changed = [norm for norm in ("norm_q", "norm_k") if getattr(attention, norm, None) is not None]
@@ -81,7 +83,25 @@ def projection_site(
         module_class=type(attention).__name__,
         static_key=static_key,
         reference_index=reference_index,
+        value=_module(attention, "to_v") if value is None else value,
+        output=_module(attention, "to_out.0")
+        if getattr(attention, "rescale_output_factor", 1) == 1
+        else None,
+        stream=_stream(grid, attention),
+        gain=gain,
     )
+
+
+def _module(root: nn.Module, path: str) -> nn.Module | None:
+    return dict(root.named_modules()).get(path)
+
+
+def _stream(grid: nn.Module, attention: nn.Module) -> nn.Module | None:
+    """The norm before an attention, whose input is what its output is added to: ``norm2`` of ``attn2``."""
+    modules = dict(named_modules(grid))
+    path = next((path for path, module in modules.items() if original(module) is attention), "")
+    block, _, number = path.rpartition("attn")
+    return modules.get(f"{block}norm{number}")
 
 
 def has_path(root: object, paths: str) -> bool:

@@ -66,7 +66,9 @@ class AttentionLoss:
         return torch.stack(terms).mean()
 
     def receive(self, layer: QueryKey) -> None:
-        """Add one layer's call."""
+        """Add one layer's call; those of a validation, without gradient, do not count."""
+        if not torch.is_grad_enabled():
+            return
         layout = self._layout(layer)
         if self.kind == "centre_variation" and not layout.grid[0] * layout.grid[1]:
             raise CaptureError(

@@ -20,6 +20,7 @@ from i2am.pipeline.taps.kernels import KernelCall, KernelTap
 from i2am.pipeline.taps.latent_tiles import TileTracker
 from i2am.pipeline.taps.projections import ProjectionTap, QueryKey
 from i2am.pipeline.taps.shared_wrapper import listening
+from i2am.pipeline.taps.value_flow import FlowTap, ValueFlow
 from i2am.pipeline.timesteps import read_timestep
 from i2am.storage.errors import CaptureError
 from i2am.storage.format.tile import Tile
@@ -33,13 +34,19 @@ class PipelineHooks:
     """
 
     def __init__(
-        self, pipe: Any, adapter: Adapter, sites: Sequence[AnySite], recording: Callable[[], Recording | None]
+        self,
+        pipe: Any,
+        adapter: Adapter,
+        sites: Sequence[AnySite],
+        recording: Callable[[], Recording | None],
+        value_norms: bool = False,
     ) -> None:
         self._pipe, self._adapter = pipe, adapter
         self._names = [site.name for site in sites]
-        self._recording_under_way = recording
+        self._recording_under_way, self._value_norms = recording, value_norms
         self._guard = make_guard(self._here, self._keep_error)
         self._projections = ProjectionTap((), self._receive, self._guard)
+        self._flows: FlowTap | None = None
         self._joint: CallTap | None = None
         self._tiles: TileTracker | None = None
         self._denoiser = original(adapter.denoiser(pipe))
@@ -55,7 +62,12 @@ class PipelineHooks:
         self._projections = ProjectionTap(
             [site for site in sites if isinstance(site, Site)], self._receive, self._guard
         )
-        self._joint = CallTap(joint, self._receive, self._keeps_call, self._guard) if joint else None
+        self._flows = None
+        if self._value_norms:
+            self._flows = FlowTap(sites, self._receive_flow, self._lack, self._keeps_call, self._guard)
+        self._joint = None
+        if joint:
+            self._joint = CallTap(joint, self._receive, self._keeps_call, self._guard, flows=self._flows)
         kernels = KernelTap(
             [site.attention for site in sites], self._on_kernel, self._on_attention_end, self._keeps_call,
             self._guard,
@@ -66,6 +78,8 @@ class PipelineHooks:
         with ExitStack() as hooks:
             hooks.enter_context(kernels.attached())
             hooks.enter_context(self._projections.attached())
+            if self._flows is not None:
+                hooks.enter_context(self._flows.attached())
             if self._joint is not None:
                 hooks.enter_context(self._joint.attached())
             for module in modules:
@@ -115,6 +129,14 @@ class PipelineHooks:
         if (recording := self._recording()) is not None:
             recording.receive(layer)
 
+    def _receive_flow(self, flow: ValueFlow) -> None:
+        if (recording := self._recording()) is not None:
+            recording.receive_flow(flow)
+
+    def _lack(self, layer: str, why: str) -> None:
+        if (recording := self._recording()) is not None:
+            recording.norms.lack(layer, why)
+
     def _on_kernel(self, module: nn.Module, call: KernelCall) -> None:
         if (recording := self._recording()) is not None:
             recording.witness.called(module, call)
@@ -133,6 +155,8 @@ class PipelineHooks:
             return
         self._inside_call = True
         self._projections.reset()
+        if self._flows is not None:
+            self._flows.reset()
         arguments = call_arguments(module, args, kwargs)
         now = read_timestep(self._adapter.timestep(arguments))
         recording.begin_call(now, self._tile(arguments), self._label, _latents(arguments))

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
+from zlib import crc32
 
 import torch
 from numpy.typing import NDArray
@@ -18,10 +19,12 @@ from i2am.pipeline.events import Listener, SampleDone, StepDone
 from i2am.pipeline.recording.batch_rows import BatchSplitter, SampleAttention
 from i2am.pipeline.recording.changes import StaticKeys, check_roles, check_steps, geometry_changes
 from i2am.pipeline.recording.images import ImageLike, to_uint8
+from i2am.pipeline.recording.norms import Norms
 from i2am.pipeline.recording.step_tracker import CallPosition, StepTracker
 from i2am.pipeline.recording.witness import Expected, Part, Witness
 from i2am.pipeline.taps.host_copies import Array, HostCopies
 from i2am.pipeline.taps.projections import QueryKey
+from i2am.pipeline.taps.value_flow import ValueFlow
 from i2am.pipeline.timesteps import Timestep
 from i2am.storage.errors import CaptureError, UnknownName
 from i2am.storage.format.layer_spec import LayerSpec
@@ -76,8 +79,8 @@ class CaptureTarget(Protocol):
         timesteps: Sequence[float],
         calls: Sequence[Sequence[str]],
         images: Mapping[str, NDArray[Any]],
-    ) -> None:
-        """Create the run, or check that it has this geometry."""
+    ) -> Mapping[str, LayerSpec]:
+        """Create the run, or check that it has this geometry; return its layers."""
 
     def add_image(self, name: str, image: NDArray[Any]) -> None:
         """Declare an image of this shape, unless it is declared already."""
@@ -96,6 +99,7 @@ class CaptureSettings:
     steps: Callable[[int], list[int]]  # indices to keep, given the number of steps
     new_tracker: Callable[[], StepTracker]  # for each generation
     interrupted: Callable[[], bool]  # whether the pipeline says that its generation was ended early
+    value_norms: bool = False  # measure what values become, where the model lets it be measured
 
 
 class Recording:
@@ -123,11 +127,12 @@ class Recording:
         self._roles_at: dict[int, set[str]] = {}  # kept step to the roles that its calls had
         self._specs: dict[str, LayerSpec] = {}
         self._static_keys = StaticKeys()
-        self._before_run: list[tuple[SampleAttention, int, dict[str, Array]]] = []
+        self.norms = Norms()
+        self._before_run: list[tuple[int, str, int, dict[str, Array]]] = []
         self._sinks: dict[int, Sink] | None = None
         self._seen_guidance = False
         self._open_sinks = ExitStack()
-        self.witness = Witness(copies.submit)
+        self.witness = Witness(copies.submit, crc32(handles[0].id.encode()))
         self._started = time.perf_counter()
         self.thread = threading.get_ident()
         self.error: Exception | None = None
@@ -153,6 +158,7 @@ class Recording:
             self._end_steps(before)
         self._call, self._tile, self._latents = call, tile, latents
         self._seen.clear()
+        self.norms.begin_call()
 
     def receive(self, layer: QueryKey) -> None:
         """Copy and store a layer's query and key, in the current call."""
@@ -183,10 +189,16 @@ class Recording:
             if not self._handles[part.sample].stored:
                 continue
             put = self._collector(part, step, expected.add(part, step))
-            for name, tensor in part.arrays.items():
-                self._copies.submit(tensor, partial(put, name))
+            for kind, tensor in part.arrays.items():
+                self._copies.submit(tensor, partial(put, kind))
         if expected.parts:
             self.witness.expect(layer.site.attention, expected)
+            self.norms.expect(name, expected.parts)
+
+    def receive_flow(self, flow: ValueFlow) -> None:
+        """Copy and store what a layer's values become, in the current call."""
+        for part, kind, tensor in self.norms.measure(flow, self._specs):
+            self._copies.submit(tensor, partial(self._put_norm, part, kind))
 
     def end_call(self) -> None:
         """The denoiser's call has ended: every layer must have been called."""
@@ -219,6 +231,8 @@ class Recording:
         self._copies.drain()
         roles = {step: self._roles_at.get(step, set()) for step in self._kept_steps}
         notes |= check_roles(self._settings.splitter.roles, roles)
+        if self._settings.value_norms:
+            notes |= self.norms.notes()
         seconds = (time.perf_counter() - self._started) / len(self._handles)
         for index, sink in self._sinks.items():
             handle = self._handles[index]
@@ -254,12 +268,18 @@ class Recording:
             if len(arrived) == wanted:
                 rounding = self._static_keys.keep(part, arrived)
                 self.witness.stored(seen, arrived["query"], arrived["key"], part.spec.logit_scale, rounding)
-                if self._sinks is None:
-                    self._before_run.append((part, step, arrived))
-                else:
-                    self._sinks[part.sample].put(part.spec.name, step, **arrived, copy=False)
+                self._put(part.sample, part.spec.name, step, arrived)
 
         return put
+
+    def _put_norm(self, part: Part, kind: str, array: Array) -> None:
+        self._put(part.sample, part.name, part.step, {kind: array})
+
+    def _put(self, sample: int, layer: str, step: int, arrays: dict[str, Array]) -> None:
+        if self._sinks is None:
+            self._before_run.append((sample, layer, step, arrays))
+        elif arrays := self.norms.declared(layer, arrays):
+            self._sinks[sample].put(layer, step, **arrays, copy=False)
 
     def _open_target(self) -> None:
         self._copies.drain()
@@ -268,12 +288,13 @@ class Recording:
             if not any(role in rows for rows in calls):
                 raise UnknownName("role", role, [role for rows in calls for role in rows])
         timesteps = [self._schedule[i] for i in self._kept_steps]
-        self._target.prepare(list(self._specs.values()), timesteps, calls, self._handles[0].images)
+        specs = [self.norms.completed(spec) for spec in self._specs.values()]
+        self.norms.stored = self._target.prepare(specs, timesteps, calls, self._handles[0].images)
         self._sinks = {
             index: self._target.open_sample(handle.id, self._open_sinks)
             for index, handle in enumerate(self._handles)
             if handle.stored
         }
-        for part, step, arrived in self._before_run:
-            self._sinks[part.sample].put(part.spec.name, step, **arrived, copy=False)
+        for held in self._before_run:
+            self._put(*held)
         self._before_run.clear()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from i2am.pipeline.events import Listener, RunOpened
 from i2am.pipeline.recording.provenance import describe, scheduler_facts
 from i2am.storage.errors import AlreadyExists, ConfigError, InputError, NotFound, ShapeMismatch, UnknownName
-from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layer_spec import OPTIONAL, LayerSpec
 from i2am.storage.writing.create import create_run, resume_run
 from i2am.storage.writing.sink import Sink
 from i2am.storage.writing.writer import RunWriter
@@ -84,8 +84,8 @@ class RunTarget:
         timesteps: Sequence[float],
         calls: Sequence[Sequence[str]],
         images: Mapping[str, NDArray[Any]],
-    ) -> None:
-        """Create the run with this geometry, or check that the existing one has it."""
+    ) -> Mapping[str, LayerSpec]:
+        """Create the run with this geometry, or check that the existing one has it; return its layers."""
         if self._writer is None:
             attrs = {
                 **describe(self._pipe),
@@ -110,6 +110,7 @@ class RunTarget:
                 self._resume()
         self._check_geometry(specs, timesteps)
         self._check_model()
+        return self._opened.layers
 
     def add_image(self, name: str, image: NDArray[Any]) -> None:
         self._opened.add_image(name, image.shape)
@@ -175,6 +176,12 @@ class RunTarget:
                 raise ShapeMismatch(
                     f"layer {spec.name!r} of the run", expected=repr(known[spec.name]), got=repr(spec),
                     remedy="capture other sizes and models into runs of their own",
+                )  # fmt: skip
+            lost = [kind for kind in OPTIONAL if getattr(known[spec.name], kind) and not getattr(spec, kind)]
+            if lost:
+                raise ShapeMismatch(
+                    f"layer {spec.name!r} of the run", expected=f"its {lost[0]}, as in the run", got="none",
+                    remedy="go on with value_norms=True and the model as it was, or into a run of its own",
                 )  # fmt: skip
         if len(known) != len(specs) or stored != list(timesteps):
             raise ShapeMismatch(

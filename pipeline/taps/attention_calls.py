@@ -22,6 +22,7 @@ from i2am.pipeline.taps.kernels import SDPA, FunctionCalls, sdpa_call
 from i2am.pipeline.taps.logsumexp import row_logsumexp
 from i2am.pipeline.taps.projections import QueryKey, Receive
 from i2am.pipeline.taps.shared_wrapper import listening
+from i2am.pipeline.taps.value_flow import FlowTap, mixed_values
 from i2am.storage.errors import CaptureError
 
 _DISPATCH = "dispatch_attention_fn"
@@ -32,7 +33,7 @@ class CallTap:
 
     ``receive`` gets query, key and log-sum-exp of the generated rows, once for each reference; nothing is
     computed where ``keeps_call`` says that the current denoiser call is not kept. ``detach=False`` passes on
-    tensors through which a loss can flow back, and no log-sum-exp.
+    tensors through which a loss can flow back, and no log-sum-exp. ``flows`` is told of the values.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class CallTap:
         keeps_call: Callable[[], bool],
         guard: Guard,
         detach: bool = True,
+        flows: FlowTap | None = None,
     ) -> None:
         self._sites, self._receive, self._keeps_call = tuple(sites), receive, keeps_call
-        self._guard, self._detach = guard, detach
+        self._guard, self._detach, self._flows = guard, detach, flows
         self._spans: Spans | None = None
         self._current: JointSite | None = None
         self._seen = False
@@ -75,7 +77,7 @@ class CallTap:
     def _on_dispatch(self, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> None:
         mask = args[0] if args else kwargs.get("attn_mask")
         scale = args[3] if len(args) > 3 else kwargs.get("scale")
-        self._on_call(query, key, mask, scale)
+        self._on_call(query, key, value, mask, scale)
 
     def _enter_site(self, site: JointSite) -> Callable[..., None]:
         dispatches = _dispatching(site) is not None
@@ -109,10 +111,13 @@ class CallTap:
 
     def _on_sdpa(self, function: Any, *args: Any, **kwargs: Any) -> None:
         call = sdpa_call(*args, **kwargs)
-        if call.query is not None and call.key is not None:
-            self._on_call(call.query.transpose(1, 2), call.key.transpose(1, 2), call.mask, call.scale)
+        if call.query is not None and call.key is not None and call.value is not None:
+            query, key, value = (x.transpose(1, 2) for x in (call.query, call.key, call.value))
+            self._on_call(query, key, value, call.mask, call.scale)
 
-    def _on_call(self, query: torch.Tensor, key: torch.Tensor, mask: Any, scale: float | None) -> None:
+    def _on_call(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: float | None
+    ) -> None:
         """An attention call inside the current site: the joint one has all tokens on both sides."""
         spans, site = self._spans, self._current
         if spans is None or site is None or self._seen or query.ndim != 4:
@@ -135,6 +140,36 @@ class CallTap:
             self._receive(
                 QueryKey(site, generated, reference, spans.grid, factor, layout, lse, part, *places)
             )
+            if self._flows is not None and lse is not None:
+                columns = slice(start, start + layout.tokens)
+                own = value[:, columns].detach()
+                added = _mixer(generated, reference, own, factor, lse, _columns(mask, generated, columns))
+                self._flows.joint(site, part, spans, own, added)
+
+
+def _columns(mask: torch.Tensor | None, query: torch.Tensor, columns: slice) -> torch.Tensor | None:
+    """Some keys' part of a mask, [row, head or 1, query or 1, key]."""
+    if mask is None:
+        return None
+    mask = mask.reshape(*[1] * (4 - mask.ndim), *mask.shape).expand(query.shape[0], -1, -1, -1)
+    return mask[..., columns]
+
+
+def _mixer(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    lse: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> Callable[[int], torch.Tensor]:
+    """The sum over one reference's keys of weight times value, of a row."""
+
+    def mixed(row: int) -> torch.Tensor:
+        own = None if mask is None else mask[row]
+        return mixed_values(query[row], key[row], value[row], scale, lse[row], own)
+
+    return mixed
 
 
 def _dispatching(site: JointSite) -> ModuleType | None:

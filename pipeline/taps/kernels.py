@@ -20,7 +20,7 @@ from i2am.pipeline.taps.guard import Guard
 from i2am.pipeline.taps.shared_wrapper import listening
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
-_SOFTMAX = {torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax}
+SOFTMAX = {torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax}
 
 _TOKEN_FIRST = (
     ("xformers.ops", "memory_efficient_attention"),
@@ -41,6 +41,7 @@ class KernelCall:
     # Boolean (True takes part), or added to the logits; broadcasts over [row, head, gen, ref].
     mask: torch.Tensor | None = None
     logits: torch.Tensor | None = None  # [row * head, gen, ref], scale and mask included
+    value: torch.Tensor | None = None  # as `query`, where a kernel's call is passed on with it
 
 
 OnCall: TypeAlias = Callable[[nn.Module, KernelCall], None]
@@ -89,7 +90,7 @@ class KernelTap:
             return
         self._running.append(module)
         if self._mode is None:
-            self._mode = FunctionCalls({SDPA, *_SOFTMAX}, self._guard(self._on_function))
+            self._mode = FunctionCalls({SDPA, *SOFTMAX}, self._guard(self._on_function))
             self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -118,12 +119,25 @@ class KernelTap:
 
     def _package_kernel(self, name: str) -> Callable[..., None]:
         def on_call(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> None:
-            if self._running:
-                mask = kwargs.get("attn_bias", args[0] if args and name.startswith("memory") else None)
-                scale = kwargs.get("scale", kwargs.get("softmax_scale"))
+            if not self._running:
+                return
+            mask = kwargs.get("attn_bias", args[0] if args and name.startswith("memory") else None)
+            scale = kwargs.get("scale", kwargs.get("softmax_scale"))
+            if not _unreadable(name, mask, args, kwargs):
                 self._report(_token_first(name, query.detach(), key.detach(), mask, scale))
 
         return on_call
+
+
+def _unreadable(name: str, mask: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes its logits in a way that is not read here: its layer stays unwitnessed."""
+    return (
+        not (mask is None or isinstance(mask, torch.Tensor))
+        or (name.startswith("flash") and bool(args))
+        or any(kwargs.get(option) for option in ("causal", "softcap"))
+        or kwargs.get("alibi_slopes") is not None
+        or tuple(kwargs.get("window_size", (-1, -1))) != (-1, -1)
+    )
 
 
 class FunctionCalls(TorchFunctionMode):
@@ -153,18 +167,17 @@ def sdpa_call(
     enable_gqa: bool = False,
 ) -> KernelCall:
     """A call of torch's scaled_dot_product_attention, from its arguments."""
-    query, key = (x if x.ndim == 4 else x[:, None] for x in (query, key))
+    query, key, value = (x if x.ndim == 4 else x[:, None] for x in (query, key, value))
     if enable_gqa:
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     if is_causal:
         attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    return KernelCall("scaled_dot_product_attention", query, key, factor, attn_mask)
+    return KernelCall("scaled_dot_product_attention", query, key, factor, attn_mask, value=value)
 
 
 def _token_first(name: str, query: torch.Tensor, key: torch.Tensor, mask: Any, scale: Any) -> KernelCall:
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    mask = mask if isinstance(mask, torch.Tensor) else None
     if query.ndim == 3:  # [row * head, token, dim]
         return KernelCall(name, query[:, None], key[:, None], factor, mask)
     return KernelCall(name, query.transpose(1, 2), key.transpose(1, 2), factor, mask)

@@ -23,6 +23,9 @@ MOST = {
 }
 """What no model has more of; a grid's is that of its patches. Larger claims come from a store that lies."""
 
+OPTIONAL = ("value_norm", "contribution")
+"""Fields left out of descriptions where they are False, which so are as they were before these fields."""
+
 _FACTOR_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _SCORE_BYTES = {"float16": 2, "bfloat16": 4, "float32": 4}
 
@@ -62,6 +65,12 @@ class LayerSpec:
     tile, ref_tile : Tile or six ints, optional
         Where the generated (and the reference) patches lie, if latents were cut into tiles; None: they are
         the whole picture.
+    value_norm : bool
+        The norm of each reference token's value through the output projection is stored, for each head; once
+        where the key is static.
+    contribution : bool
+        The norm of what the reference adds to each generated token, over that of what it is added to, is
+        stored.
     """
 
     name: str
@@ -79,6 +88,8 @@ class LayerSpec:
     role: str = "cond"
     tile: Tile | None = None
     ref_tile: Tile | None = None
+    value_norm: bool = False
+    contribution: bool = False
 
     def __post_init__(self) -> None:
         """Normalise numbers and grids, and refuse what cannot be."""
@@ -104,7 +115,7 @@ class LayerSpec:
             if not isfinite(scale) or scale == 0:
                 raise self._wrong("scale", "a finite number other than 0", self.scale)
             object.__setattr__(self, "scale", scale)
-        for field in ("static_key", "lse"):
+        for field in ("static_key", "lse", *OPTIONAL):
             if not isinstance(getattr(self, field), bool):
                 raise self._wrong(field, "True or False", getattr(self, field))
         for field in ("module_class", "role"):
@@ -166,10 +177,12 @@ class LayerSpec:
         return replace(self, representation=kind, scale=self.logit_scale)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types, one entry per field, grids as lists."""
+        """Return the fields as JSON types, one entry per field but `OPTIONAL` ones, grids as lists."""
         found: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name in OPTIONAL and not value:
+                continue
             value = value.to_json() if isinstance(value, Tile) else value
             found[field.name] = list(value) if isinstance(value, tuple) else value
         return found

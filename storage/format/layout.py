@@ -1,8 +1,8 @@
 """Where the numbers of one array lie: shape, inner chunks, shards, file names. Pure arithmetic.
 
 Every array has the sample on axis 0, alone in its chunk and shard. Axis 1 (step) is cut into groups, axis 2
-(head) into equal blocks; the rest is never cut. A shard holds all steps of a sample, or an equal part of
-them.
+(head, or gen where there is none) into equal blocks; the rest is never cut. A shard holds all steps of a
+sample, or an equal part of them.
 """
 
 from __future__ import annotations
@@ -49,11 +49,16 @@ DIMS = {
     "key": ("sample", "step", "head", "ref", "dim"),
     "scores": ("sample", "step", "head", "gen", "ref"),
     "lse": ("sample", "step", "head", "gen"),
+    "value_norm": ("sample", "step", "head", "ref"),
+    "contribution": ("sample", "step", "gen"),
 }
 """Names of the axes of each array of a layer."""
 
 ONCE = "once"
-"""Name of the second axis, of length 1, where a key does not change over time."""
+"""Name of the second axis, of length 1, where a key and its value do not change over time."""
+
+FLOAT32 = ("lse", "value_norm", "contribution")
+"""Arrays that are float32 whatever the model's dtype, and that a layer may have beside its attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +184,10 @@ def _whole_layouts(spec: LayerSpec, samples: int, steps: int, codec: str) -> dic
     lengths = {ONCE: 1, "step": steps, "head": spec.heads, "gen": spec.gen, "ref": spec.ref}
     lengths["dim"] = spec.head_dim
     kinds = ["query", "key"] if spec.representation == "factors" else ["scores"]
-    if spec.lse:
-        kinds.append("lse")
+    kinds += [kind for kind in FLOAT32 if getattr(spec, kind)]
     layouts = {}
     for kind in kinds:
-        once = kind == "key" and spec.static_key
+        once = kind in ("key", "value_norm") and spec.static_key
         dims = (DIMS[kind][0], ONCE, *DIMS[kind][2:]) if once else DIMS[kind]
         one = (1, *(lengths[dim] for dim in dims[1:]))
         wide = spec.dtype == "bfloat16" and kind in ("query", "key")
@@ -193,7 +197,7 @@ def _whole_layouts(spec: LayerSpec, samples: int, steps: int, codec: str) -> dic
             shape=(samples, *one[1:]),
             chunk=one,
             shard=one,
-            dtype="float32" if kind == "lse" else stored_dtype(spec.dtype),
+            dtype="float32" if kind in FLOAT32 else stored_dtype(spec.dtype),
             codec=shuffled(codec) if wide else codec,
         )
     return layouts
@@ -202,7 +206,7 @@ def _whole_layouts(spec: LayerSpec, samples: int, steps: int, codec: str) -> dic
 def layer_layouts(
     spec: LayerSpec, samples: int, steps: int, codec: str, shard_bytes: int
 ) -> dict[str, ArrayLayout]:
-    """Lay out a layer's arrays (query, key, scores, lse), shards of `shard_bytes` before compression."""
+    """Lay out a layer's arrays (query, key, scores, lse, ...), shards of `shard_bytes` before compression."""
     layouts = _whole_layouts(spec, samples, steps, codec)
     return {kind: _cut(whole, shard_bytes) for kind, whole in layouts.items()}
 

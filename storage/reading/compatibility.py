@@ -9,7 +9,7 @@ from i2am.storage.errors import InputError
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
 
-_SHARED = ("heads", "head_dim", "ref_prefix", "lse", "role", "logit_scale")
+_SHARED = ("heads", "head_dim", "ref_prefix", "lse", "role", "logit_scale", "value_norm", "contribution")
 """What a layer must have in common with its namesakes; how it is stored, and its grids, may differ."""
 
 

@@ -76,12 +76,17 @@ class _Scores(_LazyArray):
         return self.run.read(self.spec, sample, steps, heads).rows(*tokens).logits()
 
 
-class _Lse(_LazyArray):
-    """The log-sum-exp of one layer."""
+class _Stored(_LazyArray):
+    """One stored array of a layer, (sample, step, head, token) or (sample, step, token)."""
+
+    def __init__(self, run: ReadableRun, spec: LayerSpec, kind: str, shape: tuple[int, ...]) -> None:
+        super().__init__(run, spec, ())
+        self.kind, self.shape, self.ndim = kind, (len(run.samples), *shape), 1 + len(shape)
 
     def read(self, sample: str, steps: range, heads: range, tokens: list[slice]) -> Array:
         """Read what is asked for."""
-        return self.run.read_kind(self.spec, "lse", sample, steps, heads)[:, :, tokens[0]]
+        found = self.run.read_kind(self.spec, self.kind, sample, steps, heads)
+        return found[(slice(None), slice(None), *tokens)]
 
 
 def block_shape(spec: LayerSpec, steps: int, step_group: int) -> tuple[int, int, int, int, int]:
@@ -130,6 +135,6 @@ def lazy_scores(run: ReadableRun, spec: LayerSpec) -> da.Array:
     )
 
 
-def lazy_lse(run: ReadableRun, spec: LayerSpec) -> da.Array:
-    """Make the lazy array of `Run.lse`."""
-    return _lazy(_Lse(run, spec, (spec.gen,)), (1, len(run.timesteps), spec.heads, spec.gen), "lse")
+def lazy_stored(run: ReadableRun, spec: LayerSpec, kind: str, shape: tuple[int, ...]) -> da.Array:
+    """Make the lazy array of `Run.lse` and its like; `shape` is that of one sample."""
+    return _lazy(_Stored(run, spec, kind, shape), (1, *shape), kind)

@@ -56,11 +56,16 @@ def open_runs(
     InputError
         If two runs hold one sample, or they differ in layers or steps.
     """
-    members = [member for place in _several(paths) for member in _opened(place, storage_options)]
+    members = open_each(paths, storage_options)
     if label:
         named = run_labels([member.path for member in members])
         members = [LabelledRun(member, name) for member, name in zip(members, named, strict=True)]
     return Runs(members)
+
+
+def open_each(paths: Place | Sequence[Place], storage_options: Mapping[str, Any] | None = None) -> list[Run]:
+    """Open several runs, each for itself: they may be of different models, and share ids."""
+    return [member for place in _several(paths) for member in _opened(place, storage_options)]
 
 
 def open_any(

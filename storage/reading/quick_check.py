@@ -9,7 +9,7 @@ from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.commit_record import CommitRecord
 from i2am.storage.format.file_names import layer_of
 from i2am.storage.format.header import MAX_ROOT, ROOT, Header
-from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.format.marginals_only import has_attention, is_left_out
 from i2am.storage.format.signed_json import sha256
 from i2am.storage.locations.base import Location, TooLarge
 
@@ -47,7 +47,7 @@ class Checker:
         self._asked += 1
         whole = has_attention(self._header.attributes)
         for path, file in record.files.items():
-            if not whole and path.startswith("attention/"):
+            if not whole and is_left_out(path):
                 continue
             found = self._size(path)
             if found != file.bytes:

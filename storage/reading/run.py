@@ -18,7 +18,7 @@ from i2am.storage.format.file_names import is_segment
 from i2am.storage.format.header import ROOT, Header, Timestep, load_header
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.layout import ArrayLayout
-from i2am.storage.format.marginals_only import need_attention
+from i2am.storage.format.marginals_only import NORMS, need_attention
 from i2am.storage.format.shard import ShardError
 from i2am.storage.index_selection import Indices, select_indices
 from i2am.storage.locations.base import Location
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import dask.array as da
 
 Array = np.ndarray[Any, Any]
+
+NORMED = "a layer captured with value_norms=True, of a model that lets them be measured"
 
 
 class Run:
@@ -161,16 +163,60 @@ class Run:
         NoAnswer
             If the layer was captured without it, or the run exported with its marginals alone.
         """
-        from i2am.storage.reading.dask_arrays import lazy_lse
+        need_attention(self.attrs, self.path, "lse")
+        return self._lazy(layer, "lse", "a layer of a joint softmax, captured with lse=True")
+
+    def value_norm(self, layer: str | LayerSpec) -> da.Array:
+        """Return the norms of W_o v, of each head and reference token, lazily.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+
+        Returns
+        -------
+        dask.array.Array
+            (sample, step, head, ref) float32; one step where keys and values do not change over time.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such layer.
+        NoAnswer
+            If the layer was captured without it.
+        """
+        return self._lazy(layer, "value_norm", NORMED)
+
+    def contribution(self, layer: str | LayerSpec) -> da.Array:
+        """Return norms of what the reference adds to generated tokens, over those of what it is added to.
+
+        Parameters
+        ----------
+        layer : str or LayerSpec
+            Name of a layer.
+
+        Returns
+        -------
+        dask.array.Array
+            (sample, step, gen) float32, lazy.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such layer.
+        NoAnswer
+            If the layer was captured without it.
+        """
+        return self._lazy(layer, "contribution", NORMED)
+
+    def _lazy(self, layer: str | LayerSpec, kind: str, expected: str) -> da.Array:
+        from i2am.storage.reading.dask_arrays import lazy_stored
 
         spec = self.spec(layer)
-        if not spec.lse:
-            raise NoAnswer(
-                f"layer {spec.name!r} has no lse",
-                expected="a layer of a joint softmax, captured with lse=True",
-            )
-        need_attention(self.attrs, self.path, "lse")
-        return lazy_lse(self, spec)
+        if not getattr(spec, kind):
+            raise NoAnswer(f"layer {spec.name!r} has no {kind}", expected=expected)
+        return lazy_stored(self, spec, kind, self._header.layouts[spec.name][kind].shape[1:])
 
     def read(
         self, layer: str | LayerSpec, sample: str, steps: Indices = None, heads: Indices = None
@@ -214,8 +260,9 @@ class Run:
     def read_kind(
         self, spec: LayerSpec, kind: str, sample: str, steps: Sequence[int], heads: Sequence[int]
     ) -> Array:
-        """Read "query", "key", "scores" or "lse", (step, head, ...) in the stored dtype; see `Run.read`."""
-        need_attention(self.attrs, self.path, f"attention of layer {spec.name!r}")
+        """Read an array of a layer, (step, head, ...) or (step, gen), in the stored dtype; see `Run.read`."""
+        if kind not in NORMS:
+            need_attention(self.attrs, self.path, f"attention of layer {spec.name!r}")
         return self._read_layout(self._header.layouts[spec.name][kind], spec.name, sample, steps, heads)
 
     def _read_layout(

@@ -202,6 +202,14 @@ class Runs:
         """Return the log-sum-exp of each row of a joint softmax, (sample, step, head, gen); see `Run.lse`."""
         return self._together("lse", layer)
 
+    def value_norm(self, layer: str | LayerSpec) -> da.Array:
+        """Return the norms of W_o v, (sample, step or 1, head, ref); see `Run.value_norm`."""
+        return self._together("value_norm", layer)
+
+    def contribution(self, layer: str | LayerSpec) -> da.Array:
+        """Return what the reference adds, (sample, step, gen); see `Run.contribution`."""
+        return self._together("contribution", layer)
+
     def _together(self, what: str, layer: str | LayerSpec) -> da.Array:
         import dask.array as da
 

@@ -1,4 +1,4 @@
-"""A copy of a run without its attention: metadata, images and commit records, byte for byte."""
+"""A copy of a run without its attention: metadata, norms, images and commit records, byte for byte."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from i2am.storage.errors import DamagedRun, DamagedSample
 from i2am.storage.format.commit_record import record_path
 from i2am.storage.format.file_names import layer_of
 from i2am.storage.format.header import ROOT, Header, interpret
-from i2am.storage.format.marginals_only import MARGINALS
+from i2am.storage.format.marginals_only import MARGINALS, is_left_out
 from i2am.storage.format.shard import FileRecord, file_hash, record_of
 from i2am.storage.format.signed_json import canonical, signed
 from i2am.storage.format.zarr_metadata import root_document
@@ -44,9 +44,9 @@ def copy_without_attention(
         run.check(sample)
         record = run.record(sample)
         for path, file in record["files"].items():
-            if path.startswith(IMAGES):
+            if not is_left_out(path):
                 wanted = FileRecord(file["bytes"], file["xxh3"])
-                target.write(path, _image(source, run.run_id, sample, path, wanted))
+                target.write(path, _file(source, run.run_id, sample, path, wanted))
         target.write(record_path(sample), canonical(record))
         if on_sample is not None:
             on_sample(sample)
@@ -63,7 +63,7 @@ def _document(header: Header, source: Location, path: str, digest: str | None) -
     raise DamagedRun(f"{source.url}: {path} is damaged", remedy="restore it from a copy of the run")
 
 
-def _image(source: Location, run_id: str, sample: str, path: str, wanted: FileRecord) -> bytes:
+def _file(source: Location, run_id: str, sample: str, path: str, wanted: FileRecord) -> bytes:
     data = source.read(path)
     if record_of(data, file_hash(run_id, sample, path)) != wanted:
         raise DamagedSample(sample, layer_of(path), f"{path}: its digest disagrees with the commit record")

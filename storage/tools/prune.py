@@ -14,6 +14,7 @@ from numcodecs import BitRound
 from i2am.storage.errors import AlreadyExists, InputError, NotFound, UnknownName
 from i2am.storage.format.header import OWN_KEYS
 from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layout import FLOAT32
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.format.signed_json import jsonable
 from i2am.storage.index_selection import Indices, select_indices
@@ -189,6 +190,8 @@ def _copy(run: Run, sink: Sink, sample: str, selection: Selection, images: Mappi
         ):  # no stored chunk is read anew for each of its steps
             part = selection.steps[start : start + group]
             arrays = _arrays(run, spec, sample, part, heads, selection.bits)
+            if start and spec.static_key:
+                arrays.pop("value_norm", None)  # stored once, and given with the first steps
             for row in range(len(part)):  # a static key has the first row alone
                 given = {kind: array[row] for kind, array in arrays.items() if row < len(array)}
                 sink.put(name, start + row, copy=False, **given)
@@ -211,8 +214,10 @@ def _arrays(
         at = [0] if kind == "key" and spec.static_key else steps
         array = np.ascontiguousarray(run.read_kind(spec, kind, sample, at, heads))
         arrays[kind] = array if bits is None else round_bits(array, bits)
-    if spec.lse:
-        arrays["lse"] = np.ascontiguousarray(run.read_kind(spec, "lse", sample, steps, heads))
+    for kind in (kind for kind in FLOAT32 if getattr(spec, kind)):
+        at = [0] if kind == "value_norm" and spec.static_key else steps
+        rows = range(spec.gen) if kind == "contribution" else heads  # that of all heads, kept as it is
+        arrays[kind] = np.ascontiguousarray(run.read_kind(spec, kind, sample, at, rows))
     return arrays
 
 

@@ -12,7 +12,7 @@ from i2am.storage.format.commit_record import FOLDER, CommitRecord, read_record,
 from i2am.storage.format.file_names import layer_of, sample_file
 from i2am.storage.format.header import MAX_ROOT, ROOT, Header, load_header
 from i2am.storage.format.layout import ArrayLayout
-from i2am.storage.format.marginals_only import has_attention
+from i2am.storage.format.marginals_only import has_attention, is_left_out
 from i2am.storage.format.shard import ShardError
 from i2am.storage.format.zarr_metadata import root_document
 from i2am.storage.locations.base import STAGING, Location, TooLarge
@@ -261,7 +261,7 @@ def _run_check(check: _Check) -> None:
         for layout in _layouts(check.header, record):
             for shard in range(layout.shards):
                 path = layout.key(record.index, shard)
-                if whole or path in check.found or not path.startswith("attention/"):
+                if whole or path in check.found or not is_left_out(path):
                     check.data(record, layout, shard)
                 seen.add(path)
     _explain_rest(check, records, seen)

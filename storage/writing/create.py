@@ -148,13 +148,14 @@ def _refuse_change(
     if names := sorted(set(given) ^ set(header.layers)):
         raise differ("layers", "those of the run", f"a difference in {', '.join(names[:5])}")
     for name, spec in given.items():
-        stored = header.layers[name].to_json()
-        wanted = {**spec.to_json(), "scale": spec.logit_scale}
+        stored: dict[str, Any] = header.layers[name].to_json()
+        wanted: dict[str, Any] = {**spec.to_json(), "scale": spec.logit_scale}
         if spec.representation == "auto":
             wanted["representation"] = stored["representation"]
-        for field, value in wanted.items():
-            if stored[field] != value:
-                raise differ(f"layer {name!r}: {field}", f"{stored[field]!r} as in the run", repr(value))
+        for field in wanted | stored:
+            was, now = stored.get(field, False), wanted.get(field, False)
+            if was != now:
+                raise differ(f"layer {name!r}: {field}", f"{was!r} as in the run", repr(now))
 
 
 def resume_run(

@@ -13,6 +13,7 @@ from i2am.storage.format.block import scaled_logits
 from i2am.storage.format.dtypes import check_float, exact, stored_dtype
 from i2am.storage.format.half_float import widened
 from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layout import FLOAT32
 
 Array = np.ndarray[Any, Any]
 Rows = Callable[[slice], Array]
@@ -43,6 +44,8 @@ def checked(spec: LayerSpec, kind: str, array: Array) -> Array:
         "key": ((spec.heads, spec.ref, spec.head_dim), "[head, ref, dim]"),
         "scores": ((spec.heads, spec.gen, spec.ref), "[head, gen, ref]"),
         "lse": ((spec.heads, spec.gen), "[head, gen]"),
+        "value_norm": ((spec.heads, spec.ref), "[head, ref]"),
+        "contribution": ((spec.gen,), "[gen]"),
     }[kind]
     if array.shape != shape:
         raise ShapeMismatch(what, expected=f"{shape} {axes}", got=str(array.shape))
@@ -55,12 +58,13 @@ def check_choice(spec: LayerSpec, given: Mapping[str, Array]) -> None:
     what = f"layer {spec.name!r}"
     if not given:
         raise InputError(f"{what}: no array", expected="query and key, or scores")
-    if "lse" in given and not spec.lse:
-        raise InputError(
-            f"{what}: lse",
-            expected="none: the layer is declared with lse=False",
-            remedy="declare it with lse=True",
-        )
+    for kind in FLOAT32:
+        if kind in given and not getattr(spec, kind):
+            raise InputError(
+                f"{what}: {kind}",
+                expected=f"none: the layer is declared with {kind}=False",
+                remedy=f"declare it with {kind}=True",
+            )
     if "scores" not in given:
         return
     if spec.representation == "factors":
@@ -92,9 +96,10 @@ def pieces(
     """
     found = []
     scores_dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
-    for kind, dtype in (("lse", "float32"), ("scores", scores_dtype)):
+    for kind, dtype in (*((kind, "float32") for kind in FLOAT32), ("scores", scores_dtype)):
         if kind in given:
-            found.append(_given(spec, kind, step, given[kind], dtype))
+            at = 0 if kind == "value_norm" and spec.static_key else step
+            found.append(_given(spec, kind, at, given[kind], dtype))
     if spec.representation == "factors":
         if "query" in given:
             found.append(_given(spec, "query", step, given["query"], spec.dtype))

@@ -26,6 +26,17 @@ from i2am.storage.writing.write_queue import Batch, WriteQueue
 Array = np.ndarray[Any, Any]
 
 
+def _given(spec: LayerSpec, arrays: Mapping[str, Array | None], copy: bool) -> dict[str, Array]:
+    """The arrays that were given, checked, and copied if they may change."""
+    given = {
+        kind: np.array(checked(spec, kind, np.asarray(array)), copy=copy or None)
+        for kind, array in arrays.items()
+        if array is not None
+    }
+    check_choice(spec, given)
+    return given
+
+
 class Sink:
     """Takes the arrays of one sample; made by `RunWriter.sample`, which commits or discards it.
 
@@ -66,6 +77,8 @@ class Sink:
         key: Array | None = None,
         scores: Array | None = None,
         lse: Array | None = None,
+        value_norm: Array | None = None,
+        contribution: Array | None = None,
         copy: bool = True,
     ) -> None:
         """Store what one layer computed at one step.
@@ -84,6 +97,8 @@ class Sink:
             (head, gen, ref) scaled logits, for a layer stored as scores; or give `query` and `key`.
         lse : ndarray
             (head, gen) float32: log-sum-exp of each row over all keys of a joint softmax.
+        value_norm, contribution : ndarray
+            (head, ref), given once where the key is static, and (gen,), float32; see FORMAT.md.
         copy : bool
             False hands the arrays over: nobody may change them afterwards.
 
@@ -108,12 +123,8 @@ class Sink:
             raise InputError(
                 f"layer {layer!r}: step", expected=f"an integer from 0 to {steps - 1}", got=repr(step)
             )
-        given = {
-            kind: np.array(checked(spec, kind, np.asarray(array)), copy=copy or None)
-            for kind, array in (("query", query), ("key", key), ("scores", scores), ("lse", lse))
-            if array is not None
-        }
-        check_choice(spec, given)
+        arrays = {"query": query, "key": key, "scores": scores, "lse": lse}
+        given = _given(spec, arrays | {"value_norm": value_norm, "contribution": contribution}, copy)
         for (lane, writer), piece in self._accept(spec, int(step), given):
             self._queue.submit(lane, partial(writer.put, piece.at, piece.rows), piece.nbytes, self._batch)
 

@@ -71,8 +71,18 @@ def build(path, layers, steps=3, samples=("one",), seed=0, images=False, data=No
                     for step in range(steps):
                         own = key[0] if spec.static_key else key[step]
                         rows = joint(query[step], own, spec) if spec.lse else None
-                        sink.put(spec.name, step, query=query[step], key=own, lse=rows)
+                        more = norms(spec, sample, step)
+                        sink.put(spec.name, step, query=query[step], key=own, lse=rows, **more)
     return open_run(path), put
+
+
+def norms(spec, sample, step):
+    """Value norms (once where the key is static) and contributions of one step, if the layer has them."""
+    rng = np.random.default_rng([step, len(spec.name), *sample.encode()])
+    found = {"value_norm": rng.gamma(1.0, size=(spec.heads, spec.ref)), "contribution": rng.random(spec.gen)}
+    if spec.static_key and step:
+        del found["value_norm"]
+    return {kind: values.astype(np.float32) for kind, values in found.items() if getattr(spec, kind)}
 
 
 def joint(query, key, spec):

@@ -67,6 +67,13 @@ def test_the_share_of_the_reference_and_maps_that_are_not_renormalised(joint):
     np.testing.assert_allclose(heads.mean("head").values, share.values, rtol=1e-5)
 
 
+@pytest.mark.parametrize("direction", ["r2g", "g2r"])
+def test_attention_is_the_name_of_the_plain_method(joint, direction):
+    named, plain = (attribution_maps(joint[0], direction, method=method) for method in ("attention", None))
+    np.testing.assert_array_equal(named, plain)
+    assert named.attrs == plain.attrs
+
+
 def test_joint_maps_of_a_region(joint):
     run, every = joint
     p = joint_probabilities(every)

@@ -92,9 +92,9 @@ def test_tiles_do_not_matter(monkeypatch, work, cache):
     rng = np.random.default_rng(0)
     logits = Logits(query=rng.normal(size=(3, 4, 60, 8)), key=rng.normal(size=(1, 4, 70, 8)) * 4, scale=0.5)
     lse = rng.normal(size=(3, 4, 60)).astype(np.float32) + 9
-    logits = replace(logits, lse=lse)
+    logits = replace(logits, lse=lse, norms=rng.random((3, 4, 70), np.float32))
     random = (rng.random((count, size)).astype(np.float32) for count, size in ((2, 60), (3, 70), (2, 70)))
-    asked = Weights(60, 70, *random, joint=True)
+    asked = Weights(60, 70, *random, joint=True, normed=True)
     whole = weighted_means(logits, asked)
     monkeypatch.setattr(softmax, "WORK_BYTES", work)
     monkeypatch.setattr(softmax, "CACHE_BYTES", cache)

@@ -18,6 +18,7 @@ from i2am.flows.console.output import human_bytes, print_json
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.open import open_run
 from i2am.storage.writing.create import create_run
+from tests.analysis import builders
 from tests.flows.conftest import LAYERS, SAMPLES, Outcome, spawn, write_run
 
 I2am = Callable[..., Outcome]
@@ -225,6 +226,19 @@ def test_maps_of_the_baseline(i2am: I2am, run: Path, tmp_path: Path) -> None:
     assert i2am("maps", run, "--method", "daam", "--out", tmp_path / "daam.npz").status == 0
     assert (np.load(tmp_path / "daam.npz")["maps"] == 1).all()
     i2am("maps", run, "--method", "joint", "--out", tmp_path / "joint.npz").refused("lse")
+
+
+def test_maps_of_norms(i2am: I2am, run: Path, tmp_path: Path) -> None:
+    normed = tmp_path / "normed.zarr"
+    builders.build(normed, [builders.layer(value_norm=True, contribution=True)], images=True)
+    for direction in ("r2g", "g2r"):
+        out = tmp_path / f"{direction}.npz"
+        asked = i2am("maps", normed, "--method", "norm", "--direction", direction, "--out", out)
+        assert "norm of the value" in asked.out
+    assert i2am("maps", normed, "--method", "contribution", "--out", tmp_path / "added.png").status == 0
+    assert "value, contribution" in i2am("inspect", normed).out
+    for method in ("norm", "contribution"):
+        i2am("maps", run, "--method", method, "--out", tmp_path / "none.npz").refused("value_norms=True")
 
 
 AGGREGATION = """

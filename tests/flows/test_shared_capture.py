@@ -35,6 +35,7 @@ def whole(config: Callable[..., Path], tmp_path: Path, batch: int) -> Path:
 
 def copy_of(run: i2am.Run, sample: str, writer: i2am.RunWriter, sink: i2am.Sink) -> None:
     """Put what an undisturbed run holds of a sample."""
+    position = run.samples.index(sample)
     for layer, spec in run.layers.items():
         block = run.read(layer, sample)
         for step in range(len(run.timesteps)):
@@ -44,6 +45,10 @@ def copy_of(run: i2am.Run, sample: str, writer: i2am.RunWriter, sink: i2am.Sink)
                 assert block.query is not None
                 assert block.key is not None
                 sink.put(layer, step, query=block.query[step], key=block.key[0 if spec.static_key else step])
+            norms = {"contribution": run.contribution(layer)[position, step].compute()}
+            if step == 0:
+                norms["value_norm"] = run.value_norm(layer)[position, 0].compute()
+            sink.put(layer, step, **norms)
     for name, image in run.record(sample)["images"].items():
         writer.add_image(name, image["shape"])
         sink.put_image(name, run.image(name, sample))

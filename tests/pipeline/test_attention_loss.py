@@ -13,7 +13,6 @@ import i2am
 from i2am.pipeline.interventions.loss_terms import centre_variation, score_variance
 from tests.pipeline import joint_models, models, unet_models
 from tests.pipeline.kernel_spy import kernel_witness
-from tests.pipeline.test_stable_diffusion import generate
 
 
 def random_scores(rows=2, heads=3, gen=(3, 4), ref=(2, 3), seed=0):
@@ -92,7 +91,8 @@ def test_it_is_read_where_the_kernel_reads(kind, monkeypatch):
         found = attention.take()
     terms = []
     for calls in seen.values():
-        logits = calls[0][0].logits.detach()
+        # The kernel's call, and not the softmax of the loss itself.
+        logits = next(call.logits.detach() for call in calls[0] if call.logits.ndim == 4)
         edge = round(logits.shape[2] ** 0.5)
         inside = F.adaptive_avg_pool2d(mask[:, None], edge).flatten(1) >= 0.5
         if kind == "score_variance":
@@ -173,4 +173,17 @@ def test_tokens_without_a_place_are_refused():
         pytest.raises(i2am.CaptureError, match="reference tokens that have a place.*leave the layer out"),
         i2am.attention_loss(pipe, adapter="ip-adapter"),
     ):
-        generate(pipe, ("plus",), guidance=1.0)
+        text = torch.randn(1, unet_models.TEXT, unet_models.WIDTH)
+        pipe.unet(
+            torch.randn(1, 4, 8, 8), 500, encoder_hidden_states=text,
+            added_cond_kwargs={"image_embeds": unet_models.image_embeds(("plus",), guidance=False)},
+        )  # fmt: skip
+
+
+def test_a_validation_without_gradient_does_not_count():
+    pipe = models.painter()
+    with i2am.attention_loss(pipe) as attention:
+        with torch.no_grad():
+            call_painter(pipe)
+        with pytest.raises(i2am.CaptureError, match="a forward call of the model"):
+            attention.take()

@@ -6,14 +6,24 @@ import numpy as np
 import zarr
 
 import i2am
-from tests.storage.golden.make import LAYERS, SAMPLES, STORE, TIMESTEPS, expected, expected_image, main
+from tests.storage.golden.make import (
+    LAYERS,
+    NORMS,
+    SAMPLES,
+    STORE,
+    TIMESTEPS,
+    expected,
+    expected_image,
+    main,
+    with_norms,
+)
 
 
-def read_all(path):
+def read_all(path, layers=LAYERS):
     run = i2am.open_run(path)
     assert (run.samples, run.timesteps) == (SAMPLES, TIMESTEPS)
     for s, sample in enumerate(SAMPLES):
-        for i, spec in enumerate(LAYERS):
+        for i, spec in enumerate(layers):
             assert run.layers[spec.name] == spec.resolve(3)
             block = run.read(spec.name, sample)
             for step in range(len(TIMESTEPS)):
@@ -50,3 +60,16 @@ def test_the_golden_store_is_plain_zarr():
 def test_its_generator_still_writes_the_same_numbers(tmp_path):
     main(str(tmp_path))
     read_all(tmp_path / STORE.name)
+
+
+def test_the_golden_store_with_norms_reads_back():
+    run = read_all(NORMS, with_norms())
+    for i, spec in enumerate(with_norms()):
+        norms = run.value_norm(spec.name).compute()
+        assert norms.shape == (2, 1 if spec.static_key else 3, spec.heads, spec.ref)
+        for s, step in np.ndindex(norms.shape[:2]):
+            assert np.array_equal(norms[s, step], expected(i, "value_norm", s, step, norms.shape[2:]))
+        if spec.contribution:
+            added = run.contribution(spec.name).compute()
+            assert np.array_equal(added[1, 2], expected(i, "contribution", 1, 2, (spec.gen,)))
+    assert i2am.verify(NORMS).ok

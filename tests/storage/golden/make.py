@@ -1,12 +1,13 @@
-"""Write the golden store of format 1: ``python -m tests.storage.golden.make FOLDER``.
+"""Write the golden stores of format 1: ``python -m tests.storage.golden.make FOLDER``.
 
-The store beside this file was written once, when format 1 was laid down, and is never written again: every
-later version must read it. Its numbers follow from `expected` alone, which must not change either.
+The stores beside this file were written once, the first when format 1 was laid down, and never again: every
+later version must read them. Their numbers follow from `expected` alone, which must not change either.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import i2am
 from i2am.storage.format.layer_spec import LayerSpec
 
 STORE = Path(__file__).parent / "format1.zarr"
+NORMS = STORE.with_name("format1-norms.zarr")
+"""Written when layers could have norms of values and contributions, and never again either."""
 SAMPLES = ("plain", "../é")
 TIMESTEPS = (981, 500.5, 1)
 LAYERS = (
@@ -37,12 +40,13 @@ LAYERS = (
     LayerSpec("unet.up.0.attn2", 1, 3, (2, 2), (0, 0), 1, representation="scores", dtype="float32"),
     LayerSpec("unet.up.1.attn2", 2, 8, (2, 1), (1, 2), representation="scores", dtype="float16"),
 )
+KINDS = ("query", "key", "scores", "lse", "value_norm", "contribution")
 IMAGE = (2, 3, 3)
 
 
 def expected(layer: int, kind: str, sample: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
     """Multiples of 1/8 between -4 and 4, which every dtype holds exactly."""
-    seed = layer + 10 * ["query", "key", "scores", "lse"].index(kind) + 100 * sample + 1000 * step
+    seed = layer + 10 * KINDS.index(kind) + 100 * sample + 1000 * step
     return (
         (((np.arange(np.prod(shape)) * 7919 + seed * 104729) % 65 - 32) / 8).reshape(shape).astype(np.float32)
     )
@@ -53,16 +57,21 @@ def expected_image(sample: int) -> np.ndarray:
     return ((np.arange(np.prod(IMAGE)) * 31 + 7 * sample) % 256).reshape(IMAGE).astype(np.uint8)
 
 
-def main(folder: str) -> None:
+def with_norms() -> tuple[LayerSpec, ...]:
+    """The same layers with norms; the last without contributions."""
+    return tuple(replace(spec, value_norm=True, contribution=spec is not LAYERS[-1]) for spec in LAYERS)
+
+
+def main(folder: str, store: Path = STORE, layers: tuple[LayerSpec, ...] = LAYERS) -> None:
     attrs = {"model": "golden", "seeds": [1, 2]}
-    path = Path(folder) / STORE.name
+    path = Path(folder) / store.name
     with i2am.create_run(
-        path, LAYERS, TIMESTEPS, SAMPLES, attrs, {"generated": IMAGE}, shard_bytes=100
+        path, layers, TIMESTEPS, SAMPLES, attrs, {"generated": IMAGE}, shard_bytes=100
     ) as writer:
         for s, sample in enumerate(SAMPLES):
             with writer.sample(sample) as sink:
                 for step in range(len(TIMESTEPS)):
-                    for i, spec in enumerate(LAYERS):
+                    for i, spec in enumerate(layers):
                         arrays = {}
                         if spec.representation == "factors":
                             at = 0 if spec.static_key else step
@@ -76,6 +85,10 @@ def main(folder: str) -> None:
                             )
                         if spec.lse:
                             arrays["lse"] = expected(i, "lse", s, step, (spec.heads, spec.gen))
+                        if spec.value_norm and not (spec.static_key and step):
+                            arrays["value_norm"] = expected(i, "value_norm", s, step, (spec.heads, spec.ref))
+                        if spec.contribution:
+                            arrays["contribution"] = expected(i, "contribution", s, step, (spec.gen,))
                         sink.put(spec.name, step, **arrays)
                 sink.put_image("generated", expected_image(s))
                 sink.annotate(seed=s)
@@ -83,3 +96,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    main(sys.argv[1], NORMS, with_norms())

@@ -1,0 +1,1 @@
+"""``i2am paper``: the experiments on the embedded model, and their page."""

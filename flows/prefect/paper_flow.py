@@ -1,0 +1,40 @@
+"""The Prefect flow behind ``i2am paper``: a task for each experiment."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from i2am.flows.console.progress import Progress, listening
+from i2am.flows.experiments.paper import experiments
+
+
+@task(name="experiment", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def run_experiment(out: str, samples: int, steps: int, name: str) -> None:
+    """Capture, or one experiment, with its stages in the log."""
+    logger = get_run_logger()
+
+    def listen(event: Progress) -> None:
+        if event.what and event.done == event.total:
+            logger.info("%s done (%d)", event.stage, event.total)
+
+    paper = experiments.Paper(Path(out), samples, steps)
+    with listening(listen):
+        state = experiments.prepare(paper)
+        if name == "capture":
+            experiments.capture_scenes(paper)
+        else:
+            experiments.run_experiment(paper, name, state)
+
+
+@flow(name="i2am-paper", flow_run_name="paper {out}", persist_result=False)
+def paper_flow(out: str, samples: int, steps: int) -> dict[str, Any]:
+    """Run the experiments one after the other, as :func:`i2am.flows.experiments.paper.make_paper` does."""
+    started = time.perf_counter()
+    for name in ("capture", *experiments.EXPERIMENTS):
+        run_experiment(out, samples, steps, name)
+    return experiments.finish(experiments.Paper(Path(out), samples, steps), started)
