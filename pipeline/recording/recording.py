@@ -182,23 +182,25 @@ class Recording:
             self._rows[index] = rows
         self._roles_at.setdefault(call.step, set()).update(rows)
         step = self._kept_steps.index(call.step)
-        expected = Expected.of(layer)
+        expected, others = Expected.of(layer), list[Part]()
         for part in splitter.split(layer, rows, samples, self._tile):
             if (first := self._specs.setdefault(part.spec.name, part.spec)) != part.spec:
                 raise geometry_changes(first, part.spec, call.step)
             if not self._handles[part.sample].stored:
+                others.append(Part(part.spec.name, part.sample, step, part.row, part.heads))
                 continue
             put = self._collector(part, step, expected.add(part, step))
             for kind, tensor in part.arrays.items():
                 self._copies.submit(tensor, partial(put, kind))
         if expected.parts:
             self.witness.expect(layer.site.attention, expected)
-            self.norms.expect(name, expected.parts)
+        self.norms.expect(name, [*expected.parts, *others])
 
     def receive_flow(self, flow: ValueFlow) -> None:
         """Copy and store what a layer's values become, in the current call."""
         for part, kind, tensor in self.norms.measure(flow, self._specs):
-            self._copies.submit(tensor, partial(self._put_norm, part, kind))
+            if self._handles[part.sample].stored:  # others only show what the model lets be measured
+                self._copies.submit(tensor, partial(self._put_norm, part, kind))
 
     def end_call(self) -> None:
         """The denoiser's call has ended: every layer must have been called."""

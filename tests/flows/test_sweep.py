@@ -56,7 +56,8 @@ def arrays(run_path: Path) -> dict[tuple[str, str], np.ndarray[Any, Any]]:
 def same(left: Path, right: Path) -> None:
     a, b = arrays(left), arrays(right)
     assert set(a) == set(b)
-    assert all(np.array_equal(a[key], b[key]) for key in a)
+    for key, logits in a.items():  # another process may round otherwise
+        np.testing.assert_allclose(logits, b[key], rtol=1e-4, atol=1e-5, err_msg=str(key))
 
 
 @given(
