@@ -193,8 +193,10 @@ def output_directory(out: Path, kind: OutputKind, overwrite: bool) -> Iterator[O
             f"{out} is a file", expected="a directory, or nothing", remedy="name another --out"
         )
     may_replace = overwrite or any(out.glob(f"{kind.prefix}*"))  # of a process that was killed
-    if not may_replace and not (out / kind.mark).is_file():
-        _refuse_foreign_outputs(out, kind)
+    if not may_replace and out.is_dir() and not (out / kind.mark).is_file():
+        with alone_in(out, only_read=True):  # what another publishes now is there by halves
+            if not (out / kind.mark).is_file():
+                _refuse_foreign_outputs(out, kind)
     _make_writable(out, kind.prefix)
     with scratch(out, kind.prefix) as staging:
         yield OutputDirectory(kind, out, staging, may_replace)

@@ -58,6 +58,14 @@ class Found:
     least: float = 0.0  # score of the best box, at least, to count as found; precision takes all
 
 
+_REGIONS = {"all": "all tokens", "reference_mask": "object's tokens", "mask": "painted patches"}
+
+
+def method_words(row: Mapping[str, Any]) -> str:
+    """The method of a row, with its tokens and its rule."""
+    return ", ".join(filter(None, (row["method"], _REGIONS.get(row["region"], row["region"]), row["rule"])))
+
+
 def score_boxes(
     found: Sequence[Found],
     truths: Mapping[tuple[str, str], Mapping[str, Box]],

@@ -14,7 +14,7 @@ from i2am.analysis.drawing.images import rgb
 from i2am.analysis.drawing.matplotlib_style import save
 from i2am.analysis.events import Listener, counter, ignore
 from i2am.analysis.experiments.box_rules import opencv
-from i2am.analysis.experiments.detection_scores import Found, score_boxes
+from i2am.analysis.experiments.detection_scores import Found, method_words, score_boxes
 from i2am.analysis.experiments.text_to_image import text_to_image_rows
 from i2am.analysis.grids.direction import side_of
 from i2am.analysis.grids.regions import IMAGES, sample_image
@@ -220,15 +220,7 @@ def _panels(
         values = maps.get((row["method"], row["region"], row["rule"], row["direction"]), {}).get(sample)
         if values is not None and row["rule"] == "official":
             values = values / values.mean() if values.mean() > 0 else None
-        words = ", ".join(
-            part
-            for part in (
-                row["method"],
-                _REGIONS.get(row["region"], row["region"]),
-                row["rule"].replace("corrected", ""),
-            )
-            if part
-        )
+        words = method_words({**row, "rule": row["rule"].replace("corrected", "")})
         found = tuple(row[name] for name in ("x", "y", "width", "height"))
         true = tuple(row[f"true_{name}"] for name in ("x", "y", "width", "height"))
         title = f"{words}: IoU {row['iou']:.2f}"
@@ -236,9 +228,6 @@ def _panels(
             BoxPanel(title, image, values, None if found[0] is None else found, true)
         )
     return panels
-
-
-_REGIONS = {"all": "all tokens", "reference_mask": "object's tokens", "mask": "painted patches"}
 
 
 def _image(run: AnyRun, direction: str, sample: str) -> NDArray[np.uint8] | None:

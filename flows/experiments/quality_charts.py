@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import polars as pl
 
 from i2am.analysis.drawing.charts import KINDS, Chart, Cloud, scatter
-from i2am.analysis.experiments.quality import MODEL, SET_SCORES
+from i2am.analysis.experiments.quality import KIND, MODEL, SET_SCORES
 from i2am.analysis.experiments.quality_claim import KIND_WORDS, features_words, score_words
 
 DRAWN = ("ssim", "lpips", "similarity")
@@ -24,7 +24,7 @@ def quality_charts(tables: Mapping[str, pl.DataFrame], features: str) -> Iterato
     names = ("samples", "attention", "sets", "correlations")
     samples, attention, sets, found = (tables[f"quality_{name}"] for name in names)
     of_samples = attention.join(samples, on=[*MODEL, "sample"], nulls_equal=True)
-    means = attention.group_by([*MODEL, *COLUMNS], maintain_order=True).agg(pl.col("imacs").mean())
+    means = attention.group_by([*MODEL, *KIND], maintain_order=True).agg(pl.col("imacs").mean())
     of_models = means.join(sets, on=list(MODEL), nulls_equal=True)
     asked: list[tuple[str, pl.DataFrame, Sequence[str], str]] = [
         ("samples", of_samples, DRAWN, "Quality of each sample against its IMACS")
@@ -36,9 +36,6 @@ def quality_charts(tables: Mapping[str, pl.DataFrame], features: str) -> Iterato
         chart = scatter(title, features_words(features), [row for row in rows if row])
         if chart is not None:
             yield over, chart
-
-
-COLUMNS = ("direction", "level")
 
 
 def _row(table: pl.DataFrame, score: str, found: pl.DataFrame) -> list[Cloud]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from i2am.flows.analyze.job import run_analysis
 from i2am.flows.config.models import AnalysisConfig
 from i2am.flows.console.output import counted
-from i2am.flows.console.progress import Progress, listening
 from i2am.flows.prefect.markdown import cells, plain
-from i2am.storage.redaction import without_secrets
+from i2am.flows.prefect.stage_log import logged_stages
 
 
 @task(name="analyse run", cache_policy=NO_CACHE, persist_result=False)
@@ -21,13 +20,7 @@ def analyze_run(
     run: str | list[str], out: str, config: AnalysisConfig, overwrite: bool, again: bool
 ) -> dict[str, Any]:
     """Make marginals, maps, tables, figures and report, and log the stages."""
-    logger = get_run_logger()
-
-    def listen(event: Progress) -> None:
-        if event.what and event.done == event.total:
-            logger.info("%s done (%d)", event.stage, event.total)
-
-    with without_secrets(), listening(listen):
+    with logged_stages():
         return run_analysis(run, out, config, overwrite, again)
 
 

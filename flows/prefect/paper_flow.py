@@ -6,24 +6,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from i2am.flows.console.progress import Progress, listening
 from i2am.flows.experiments.paper import experiments
+from i2am.flows.prefect.stage_log import logged_stages
 
 
 @task(name="experiment", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def run_experiment(out: str, samples: int, steps: int, name: str) -> None:
     """Capture, or one experiment, with its stages in the log."""
-    logger = get_run_logger()
-
-    def listen(event: Progress) -> None:
-        if event.what and event.done == event.total:
-            logger.info("%s done (%d)", event.stage, event.total)
-
     paper = experiments.Paper(Path(out), samples, steps)
-    with listening(listen):
+    with logged_stages():
         state = experiments.prepare(paper)
         if name == "capture":
             experiments.capture_scenes(paper)

@@ -256,6 +256,18 @@ def test_a_run_is_gone_on_with_as_it_was_begun(tmp_path):
         painter(pipe, 1)
 
 
+def test_a_generation_that_stores_nothing_shows_what_the_run_will_hold(tmp_path):
+    """As when a job tries whether the model works at all."""
+    pipe = models.painter()
+    with capture(pipe, tmp_path / "r.zarr", samples=["a", "b"]) as cap:
+        for stores in (False, True, False):
+            with cap.samples(["b"], keep=["b"] if stores else ()) as (handle,):
+                handle.generated = painter(pipe, 1)[0]
+    run = open_run(tmp_path / "r.zarr")
+    assert run.samples == ("b",)
+    assert all(spec.value_norm and spec.contribution for spec in run.layers.values())
+
+
 def test_an_error_while_measuring_ends_the_sample_and_not_the_generation(tmp_path, monkeypatch):
     pipe = models.painter()
     plain = painter(pipe, 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from i2am.analysis.experiments.detection_scores import method_words
 from i2am.analysis.experiments.published import DETECTION, REFINEMENT, SUPERVISED
 from i2am.analysis.experiments.quality_claim import KIND_WORDS, features_words, score_words
 from i2am.flows.experiments.paper.page import Headline, PaperPage, Picture, Section, TableView
@@ -100,7 +101,7 @@ def _detection_table(table: pl.DataFrame, direction: str) -> TableView:
             row["score"]: row
             for row in own.filter(method=method, region=region, rule=rule).iter_rows(named=True)
         }
-        words = _words({"method": method, "region": region, "rule": rule})
+        words = method_words({"method": method, "region": region, "rule": rule})
         rows.append(
             (
                 words,
@@ -118,12 +119,6 @@ def _detection_table(table: pl.DataFrame, direction: str) -> TableView:
 
 
 _TRUTHS = {"mask": "the mask", "reference_mask": "the reference object", "generated": "what was painted"}
-_REGIONS = {"all": "all tokens", "reference_mask": "object's tokens", "mask": "painted patches"}
-
-
-def _words(row: Row) -> str:
-    """A method with its tokens and its rule."""
-    return ", ".join(filter(None, (row["method"], _REGIONS.get(row["region"], row["region"]), row["rule"])))
 
 
 def _ours(table: pl.DataFrame, direction: str) -> Row | None:
@@ -147,7 +142,7 @@ def _box_words(table: pl.DataFrame, direction: str) -> str:
     supervised = interval(_one(own, method=SUPERVISED))
     return (
         f"{what}: mIoU {interval(ours)}, {_beside(ours, other)} the best without supervision "
-        f"({_words(other)}: {interval(other)}); the supervised detector: {supervised}"
+        f"({method_words(other)}: {interval(other)}); the supervised detector: {supervised}"
     )
 
 
@@ -232,7 +227,7 @@ def _refinement() -> Section:
 def _text_to_image(table: pl.DataFrame, out: Path) -> Section:
     rows = [
         (
-            _words(row),
+            method_words(row),
             _TRUTHS.get(row["truth"], row["truth"]),
             row["score"],
             interval(row),
