@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from i2am.flows.analyze.dask_report import check_report, performance_report
 from i2am.flows.analyze.local_cluster import local_cluster
-from i2am.flows.config.models import Address, Computing, Threads
+from i2am.flows.config.models import Address, Computing, Processes, Threads
 from i2am.flows.console.output import one_line
 from i2am.storage.errors import ClusterError, ConfigError, I2AMError, MissingDependency, NotFound
 
@@ -62,7 +62,10 @@ def _client(where: Computing) -> Iterator[Client]:
     cluster = where.cluster
     timeout = getattr(cluster, "timeout", PROCESSES_TIMEOUT)
     with ExitStack() as stack:
-        for part in ("client", "scheduler"):  # their errors are raised: no tracebacks on the terminal
+        parts = ["client", "scheduler"]  # their errors are raised: no tracebacks on the terminal
+        if isinstance(cluster, Processes):
+            parts.append("comm")  # a handshake that a busy or dying process breaks off is begun again
+        for part in parts:
             logger = logging.getLogger(f"distributed.{part}")
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.CRITICAL)

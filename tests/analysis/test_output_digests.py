@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def study(run, tmp_path_factory):
     return out
 
 
+@pytest.fixture
+def out(study, tmp_path):
+    """A copy of the study, to do with as one likes."""
+    return shutil.copytree(study, tmp_path / "out")
+
+
 def flip(path, at=0.5, bit=3):
     data = bytearray(path.read_bytes())
     data[int(at * (len(data) - 1))] ^= 1 << bit
@@ -71,9 +78,7 @@ def test_one_flipped_bit_anywhere_is_found_and_named(study):
         "study.json",
     ],
 )
-def test_a_study_with_a_flipped_bit_is_made_anew(run, tmp_path, name):
-    out = tmp_path / "out"
-    analyze(run, out, OPTIONS)
+def test_a_study_with_a_flipped_bit_is_made_anew(run, out, name):
     assert analyze(run, out, OPTIONS).up_to_date
     kept = (out / name).read_bytes()
     flip(out / name)
@@ -82,9 +87,7 @@ def test_a_study_with_a_flipped_bit_is_made_anew(run, tmp_path, name):
     assert i2am.verify(out).ok
 
 
-def test_missing_and_strange_files_are_named_and_hidden_ones_are_nobodys_business(run, tmp_path):
-    out = tmp_path / "out"
-    analyze(run, out, OPTIONS)
+def test_missing_and_strange_files_are_named_and_hidden_ones_are_nobodys_business(run, out):
     (out / "maps.zarr" / ".DS_Store").write_bytes(b"x")
     (out / "notes.txt").write_text("mine")
     assert analyze(run, out, OPTIONS).up_to_date
@@ -99,9 +102,7 @@ def test_missing_and_strange_files_are_named_and_hidden_ones_are_nobodys_busines
     assert i2am.verify(out).ok
 
 
-def test_a_note_of_an_earlier_version_has_no_digests(run, tmp_path):
-    out = tmp_path / "out"
-    analyze(run, out, OPTIONS)
+def test_a_note_of_an_earlier_version_has_no_digests(run, out):
     facts = json.loads((out / "study.json").read_bytes())
     del facts["outputs"], facts["digest"]
     (out / "study.json").write_text(json.dumps(facts))

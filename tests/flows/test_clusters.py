@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -229,6 +232,28 @@ def test_without_distributed_there_are_threads(monkeypatch: pytest.MonkeyPatch) 
         computing(override(Computing(), cluster="processes")),
     ):
         pass
+
+
+def test_a_handshake_that_breaks_off_is_no_word_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from distributed import default_client
+    from distributed.comm import tcp
+
+    broken, warn, records = threading.Event(), tcp.logger.warning, list[logging.LogRecord]()
+
+    def warning(*words: Any) -> None:
+        warn(*words)
+        broken.set()
+
+    monkeypatch.setattr(tcp.logger, "warning", warning)
+    monkeypatch.setattr(tcp.logger, "handle", records.append)
+    with computing(override(Computing(), cluster="processes", workers=1)):
+        host, port = default_client().scheduler.address.removeprefix("tls://").split(":")
+        socket.create_connection((host, int(port))).close()
+        assert broken.wait(60)
+        assert run_tasks([dask.delayed(abs)(-1)]) == [1]
+    assert records == []
 
 
 def test_what_was_configured_before_comes_back_even_after_an_error() -> None:

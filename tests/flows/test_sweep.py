@@ -146,20 +146,19 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(
 ) -> None:
     file = many(arguments={"delay": 0.2}, sweep={"workers": 1, "shard": 3, "retries": 5})
     sweep = start(file)
-    for killed in range(2):
-        sweep.until(killed + 1)
-        (worker,) = wait_for(lambda: sweep.children(WORKER))
-        os.kill(worker, signal.SIGKILL)
-        wait_for(lambda worker=worker: worker not in sweep.children(WORKER))
+    sweep.until(1)
+    (worker,) = wait_for(lambda: sweep.children(WORKER))
+    os.kill(worker, signal.SIGKILL)
     status, out, err = sweep.end()
     assert status == 0, err
-    assert sum(row["attempts"] for row in json.loads(out)["shards"]) >= 4
+    assert sum(row["attempts"] for row in json.loads(out)["shards"]) >= 3
     sweep.valid()
     plain = i2am("capture", file, "--out", tmp_path / "plain.zarr", "--direct")
     assert plain.status == 0, plain.err
     same(sweep.run, tmp_path / "plain.zarr")
 
 
+@pytest.mark.slow
 def test_two_sweeps_use_a_gpu_one_after_the_other(
     many: Callable[..., Path], start: Callable[..., Sweep], tmp_path: Path
 ) -> None:
@@ -208,7 +207,11 @@ def test_a_killed_sweep_frees_its_gpu_and_leaves_nothing_behind(
     second.valid()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
 def test_an_interrupted_sweep_leaves_a_valid_run(
     many: Callable[..., Path], start: Callable[..., Sweep], number: signal.Signals
 ) -> None:

@@ -104,7 +104,7 @@ def test_the_server_shows_states_tasks_logs_and_artifacts(
         assert words in artifacts["i2am-sweep-summary"]
 
 
-@pytest.mark.parametrize("how", ["refused", "interrupted"])
+@pytest.mark.parametrize("how", [pytest.param("refused", marks=pytest.mark.slow), "interrupted"])
 def test_a_sweep_that_ends_early_has_its_last_state(
     server: dict[str, str], many: Callable[..., Path], start: Callable[..., Sweep], how: str
 ) -> None:

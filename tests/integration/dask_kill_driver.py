@@ -120,7 +120,11 @@ class Command:
     def complaint(self) -> str | None:
         """What is wrong with the way it ended, if anything is."""
         status = self.process.returncode
-        known = ("resource_tracker", "distributed.nanny - WARNING - Restarting worker")
+        known = (
+            "resource_tracker",
+            "distributed.nanny - WARNING - Restarting worker",
+            "TLS handshake failed with remote",  # a worker's listener: what broke off is begun again, or dead
+        )
         told = [line for line in self.lines if not _progress(line) and not any(w in line for w in known)]
         if status == -signal.SIGKILL:  # it may have been on its way out already
             told = [line for line in told if not LOST.match(line)]

@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "kills",
     [
-        pytest.param(6, marks=pytest.mark.timeout(400)),
+        pytest.param(4, marks=pytest.mark.timeout(400)),
         pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )

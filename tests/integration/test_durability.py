@@ -18,7 +18,9 @@ from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from tests.flows.conftest import ROOT, Outcome, i2am, write_run  # noqa: F401 - i2am is a fixture
 
-KILLS = 10
+KILLS = 6
+READ = {("query", "flip"), ("key", "delete"), ("images", "truncate"), ("commit", "flip")}
+"""Damage that every reading command is asked about."""
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
@@ -32,12 +34,12 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.timeout(400)
-def test_ten_kills_change_nothing(tmp_path: Path) -> None:
-    """SIGKILL at ten random moments, then resume: equal to an undisturbed run, and nothing is done twice."""
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    """SIGKILL at six random moments, then resume: equal to an undisturbed run, and nothing is done twice."""
     settings = {
         "out": "killed.zarr",
         "pipeline": {"kind": "factory", "function": "tests.flows.tiny:build", "arguments": {"delay": 0.05}},
-        "samples": {"scenes": {"count": 24}},
+        "samples": {"scenes": {"count": 16}},
         "call": {"num_inference_steps": 3},
     }
     config = tmp_path / "capture.yaml"
@@ -102,8 +104,8 @@ def test_damage_is_named_and_contained(
     assert {problem["sample"] for problem in problems} == {"b"}
     assert what == "commit" or {problem["layer"] for problem in problems} == {layer}
 
-    if (what, harm) == ("commit", "delete"):
-        return  # without a record there is no such sample: verify finds its files, readers see a and c
+    if (what, harm) not in READ:
+        return
     analysed = i2am("analyze", path, "--out", tmp_path / "out", "--direct", "--json")
     assert analysed.status == 1
     assert analysed.json["samples"] == ["a", "c"]
