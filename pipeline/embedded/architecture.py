@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from i2am.pipeline.embedded.encoder import ReferenceEncoder
-from i2am.pipeline.embedded.painter import ReferencePainter
+from i2am.pipeline.embedded.painter import PLACES, ReferencePainter
 
 FOLD = 2
 """Pixels are folded FOLD by FOLD into channels, an exact, weightless stand-in for a latent space."""
@@ -22,7 +22,7 @@ def build_painter(widths: tuple[int, int, int] = (32, 64, 128)) -> ReferencePain
     cells = FOLD * FOLD
     unet = UNet2DConditionModel(
         sample_size=64 // FOLD,
-        in_channels=3 * cells + 3 * cells + cells + 2,  # noisy image, masked source, mask, frame of the hole
+        in_channels=3 * cells + 3 * cells + cells + PLACES,  # noisy image, source, mask, place in it
         out_channels=3 * cells,
         block_out_channels=widths,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),

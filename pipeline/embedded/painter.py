@@ -21,6 +21,11 @@ Pictures: TypeAlias = Picture | Sequence[Picture]
 StepCallback: TypeAlias = Callable[["ReferencePainter", int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 
 
+FREQUENCIES = (1, 2, 3)
+PLACES = 2 + 4 * len(FREQUENCIES)
+"""Planes that say where a position lies in a box."""
+
+
 @dataclass
 class PainterOutput(BaseOutput):
     """What :class:`ReferencePainter` returns: ``images``, PIL or uint8 [y, x, 3], one for each input."""
@@ -132,15 +137,28 @@ class ReferencePainter(DiffusionPipeline):
 def condition_planes(source: torch.Tensor, hole: torch.Tensor, fold: int) -> torch.Tensor:
     """What the UNet is told about a scene, [batch, channel, y / fold, x / fold].
 
-    The masked source and the mask, folded, and each position relative to the hole's box: 0 at the centre,
-    -1 and 1 at the edges of its longer side, at most 2.
+    The masked source and the mask, folded, and where each position lies in the hole's box.
     """
     planes = [F.pixel_unshuffle(source * (1 - hole), fold), F.pixel_unshuffle(hole, fold)]
-    return torch.cat([*planes, F.avg_pool2d(_frame(hole), fold)], 1)
+    return torch.cat([*planes, place_in_box(hole, fold)], 1)
 
 
-def _frame(hole: torch.Tensor) -> torch.Tensor:
-    """Rows and columns relative to the box of ``hole`` [batch, 1, y, x], as [batch, 2, y, x]."""
+def place_in_box(mask: torch.Tensor, edge: int) -> torch.Tensor:
+    """Where each cell of EDGE by EDGE pixels lies in the box of ``mask`` [batch, 1, y, x], as PLACES planes.
+
+    The frame of :func:`box_frame`, and its Fourier features (Tancik et al., 2020), inside the frame alone.
+    """
+    frame = F.avg_pool2d(box_frame(mask), edge)
+    waves = [wave(torch.pi * k * frame) for k in FREQUENCIES for wave in (torch.sin, torch.cos)]
+    inside = (frame.abs().amax(1, keepdim=True) < 1.5).to(frame.dtype)
+    return torch.cat([frame, *(wave * inside for wave in waves)], 1)
+
+
+def box_frame(hole: torch.Tensor) -> torch.Tensor:
+    """Rows and columns relative to the box of ``hole`` [batch, 1, y, x], as [batch, 2, y, x].
+
+    0 at the centre, -1 and 1 at the edges of the box's longer side, at most 2.
+    """
     centres, halves, axes = [], [], []
     for axis in (2, 3):
         line = torch.arange(hole.shape[axis], device=hole.device, dtype=hole.dtype)

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from i2am.pipeline.embedded.architecture import build_painter
 from i2am.pipeline.embedded.painter import ReferencePainter, condition_planes
+from i2am.pipeline.embedded.reading import TRUTH, Reader, reading_truth
 from i2am.pipeline.embedded.scenes import make_scene
 from i2am.pipeline.interventions.attention_loss import Kind, attention_loss
 
@@ -35,7 +36,7 @@ FIRST_TRAINING_SEED = 1_000_000
 OUTSIDE_WEIGHT = 0.05
 """Weight of the loss outside the mask, where the pipeline keeps the scene's own pixels."""
 
-LEAST_NOISE = 0.05
+LEAST_NOISE = 0.2
 """Variance of the noise below which the loss grows no further."""
 
 Batch = dict[str, torch.Tensor]
@@ -45,17 +46,19 @@ Batch = dict[str, torch.Tensor]
 class Recipe:
     """What a training does; the defaults are those of the shipped model."""
 
-    steps: int = 3200
-    batch_size: int = 16
+    steps: int = 12000  # in all
+    reading_steps: int = 2500  # of them, at the beginning: the encoder alone learns to read
+    batch_size: int = 8
     peak: float = 1e-3  # highest learning rate
     seed: int = 0  # of weights and noise
     widths: tuple[int, int, int] = (32, 64, 128)
     attention: Kind | None = None  # a loss over attention inside the mask, added with `attention_weight`
     attention_weight: float = 0.0
+    reading_weight: float = 0.1  # of the loss of `Reader`
 
 
 class SceneStream(IterableDataset[Batch]):
-    """Batches of training scenes [batch, c, y, x]: target, reference in [-1, 1], hole in {0, 1}.
+    """Batches of training scenes [batch, c, y, x]: target, reference in [-1, 1], hole in {0, 1}; the truth.
 
     ``first`` is the index of the first batch: a resumed training does not see its scenes again.
     """
@@ -74,6 +77,7 @@ class SceneStream(IterableDataset[Batch]):
                 "target": _floats(np.stack([s.target for s in scenes])),
                 "reference": _floats(np.stack([s.reference for s in scenes])),
                 "hole": torch.from_numpy(np.stack([s.mask for s in scenes]))[:, None].float(),
+                **reading_truth(scenes),
             }
             index += stride
 
@@ -88,23 +92,41 @@ class Denoiser(nn.Module):
     A share ``drop`` of the references is replaced by zeros, for classifier-free guidance.
     """
 
-    def __init__(self, pipe: ReferencePainter, drop: float = 0.1) -> None:
+    def __init__(self, pipe: ReferencePainter, reading_weight: float, drop: float = 0.1) -> None:
         super().__init__()
         self.unet, self.encoder = pipe.unet, pipe.reference_encoder
-        self.fold, self.drop = pipe.fold, drop
+        self.reader = Reader(self.encoder.config.token_dim)
+        self.fold, self.drop, self.reading_weight = pipe.fold, drop, reading_weight
+        self.parts: dict[str, float] = {}  # running means of the two losses
         self.alphas: torch.Tensor
         self.register_buffer("alphas", pipe.scheduler.alphas_cumprod.clone())
 
-    def forward(self, target: torch.Tensor, reference: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of v, masked pixels counting 1 and the others :data:`OUTSIDE_WEIGHT`."""
+    def forward(
+        self, target: torch.Tensor, reference: torch.Tensor, hole: torch.Tensor, **truth: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean squared error of v, masked pixels counting 1 and the others :data:`OUTSIDE_WEIGHT`.
+
+        ``reading_weight`` of the reader's loss is added.
+        """
+        tokens = self.encoder(reference)
+        reading = self._noted("reading", self.reader(tokens, **truth))
+        painting = self._noted("painting", self._paint(tokens, target, hole))
+        loss: torch.Tensor = painting + self.reading_weight * reading
+        return loss
+
+    def read(self, reference: torch.Tensor, truth: Batch) -> torch.Tensor:
+        """The reader's loss alone."""
+        return self._noted("reading", self.reader(self.encoder(reference), **truth))
+
+    def _paint(self, tokens: torch.Tensor, target: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
         count = len(target)
         # Noisy steps more often than clean ones: there the object is decided, by the reference alone.
-        draw = torch.rand(count, device=target.device) ** 0.7
+        draw = torch.rand(count, device=target.device) ** 0.5
         timestep = (draw * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[timestep].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * target + (1 - alpha).sqrt() * torch.randn_like(target)
         keep = (torch.rand(count, 1, 1, device=target.device) >= self.drop).float()
-        tokens = self.encoder(reference) * keep
+        tokens = tokens * keep
         parts = [F.pixel_unshuffle(noisy, self.fold), condition_planes(target, hole, self.fold)]
         planes = torch.cat(parts, 1).to(memory_format=torch.channels_last)
         predicted = F.pixel_shuffle(
@@ -112,7 +134,14 @@ class Denoiser(nn.Module):
         )
         weight = hole + OUTSIDE_WEIGHT * (1 - hole)
         to_velocity = 1 / (1 - alpha).clamp(min=LEAST_NOISE)  # v's error is the sample's over the noise
-        return ((predicted - target) ** 2 * weight * to_velocity).sum() / (3 * weight.sum())
+        loss: torch.Tensor = ((predicted - target) ** 2 * weight * to_velocity).sum() / (3 * weight.sum())
+        return loss
+
+    @torch.no_grad()
+    def _noted(self, name: str, loss: torch.Tensor) -> torch.Tensor:
+        value = loss.item()
+        self.parts[name] = 0.98 * self.parts.get(name, value) + 0.02 * value
+        return loss
 
 
 class Training:
@@ -125,7 +154,8 @@ class Training:
         torch.manual_seed(recipe.seed)
         self.out, self.recipe, self.device, self.step = out, recipe, device, 0
         self.pipe = build_painter(recipe.widths)
-        self.model = Denoiser(self.pipe).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = Denoiser(self.pipe, recipe.reading_weight)
+        self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=recipe.peak, betas=(0.9, 0.99), weight_decay=0.01
@@ -160,6 +190,10 @@ class Training:
         return loss.item()
 
     def _loss(self, batch: Batch) -> torch.Tensor:
+        if self.step < self.recipe.reading_steps:
+            truth = {name: batch[name] for name in TRUTH}
+            read: torch.Tensor = self.model.read(batch["reference"], truth)
+            return read
         kind, weight = self.recipe.attention, self.recipe.attention_weight
         if kind is None:
             found: torch.Tensor = self.model(**batch)
@@ -214,7 +248,8 @@ def train(out: Path, recipe: Recipe, workers: int | None = None, until: int | No
             smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
             progress.update(bar, completed=training.step, loss=smooth)
             if training.step % 50 == 0:
-                log.write(json.dumps({"step": training.step, "loss": round(smooth, 5)}) + "\n")
+                parts = {name: round(value, 5) for name, value in training.model.parts.items()}
+                log.write(json.dumps({"step": training.step, "loss": round(smooth, 5), **parts}) + "\n")
                 log.flush()
             if time.monotonic() - saved > 120:
                 training.save()

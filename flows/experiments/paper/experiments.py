@@ -29,6 +29,7 @@ from i2am.flows.experiments.detection import detect_run
 from i2am.flows.experiments.paper.page import write_paper_page
 from i2am.flows.experiments.paper.sections import make_page
 from i2am.flows.experiments.quality import quality_runs
+from i2am.flows.experiments.refinement import SHIPPED, SHIPPED_TABLES
 from i2am.flows.experiments.supervised import detect_images
 from i2am.storage.errors import AlreadyExists
 from i2am.storage.reading.open import open_run
@@ -195,6 +196,9 @@ def gather(paper: Paper) -> dict[str, str]:
         scratch = folder / f".{table}.parquet"
         shutil.copyfile(paper.out / experiment / "tables" / f"{table}.parquet", scratch)
         scratch.replace(folder / f"{table}.parquet")
+        found[table] = str(folder / f"{table}.parquet")
+    for table in SHIPPED_TABLES:  # trainings take hours: their results come with the project
+        shutil.copyfile(SHIPPED / f"{table}.parquet", folder / f"{table}.parquet")
         found[table] = str(folder / f"{table}.parquet")
     return found
 
