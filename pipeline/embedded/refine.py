@@ -19,6 +19,9 @@ from i2am.pipeline.interventions.attention_loss import Kind
 
 MODELS = ("custom", "refined")
 
+READING_STEPS = 300
+"""Steps at the beginning of each training, in which the encoder alone learns."""
+
 
 def refine(
     out: Path, seeds: int, scenes: int, kind: Kind, weight: float, steps: int, checkpoints: int = 2
@@ -31,7 +34,8 @@ def refine(
     for seed in range(seeds):
         for model in MODELS:
             recipe = Recipe(
-                steps=steps,
+                steps=READING_STEPS + steps,
+                reading_steps=READING_STEPS,
                 batch_size=8,
                 seed=seed,
                 widths=(16, 32, 64),
@@ -39,9 +43,9 @@ def refine(
                 attention_weight=weight if model == "refined" else 0.0,
             )
             for number in range(1, checkpoints + 1):
-                step = steps * number // checkpoints
+                step = READING_STEPS + steps * number // checkpoints
                 folder = out / f"{model}-{seed}"
-                weights = folder / ("model" if step == steps else f"model-{step}")
+                weights = folder / ("model" if step == recipe.steps else f"model-{step}")
                 if not (weights / "training.json").exists():
                     train(folder, recipe, until=step)
                 pipe = ReferencePainter.from_pretrained(weights, use_safetensors=True).to(torch.float32)
@@ -59,7 +63,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=["score_variance", "centre_variation"], default="score_variance")
     parser.add_argument("--weight", type=float, default=0.02, help="of the attention loss")
     parser.add_argument("--checkpoints", type=int, default=2, help="of each training, the last one included")
-    parser.add_argument("--steps", type=int, default=400, help="optimiser steps of each training")
+    parser.add_argument("--steps", type=int, default=400, help="painting steps of each training")
     refine(**vars(parser.parse_args()))
 
 

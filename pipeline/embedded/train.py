@@ -266,9 +266,14 @@ def train(out: Path, recipe: Recipe, workers: int | None = None, until: int | No
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded model; run again to go on.")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint, log and weights")
-    parser.add_argument("--steps", type=int, default=3200, help="optimiser steps in all")
-    parser.add_argument("--batch-size", type=int, default=16, help="scenes in a step")
-    parser.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
+    for name, words in (
+        ("steps", "optimiser steps in all"),
+        ("reading_steps", "of them, at the beginning: the encoder alone learns to read"),
+        ("batch_size", "scenes in a step"),
+        ("peak", "highest learning rate"),
+    ):
+        default = getattr(Recipe(), name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=words)
     parser.add_argument(
         "--workers", type=int, help="processes that draw scenes; default 8 with a GPU, else 0"
     )

@@ -10,9 +10,12 @@ import torch
 
 from i2am.pipeline.embedded.card import write_card
 from i2am.pipeline.embedded.evaluate import _cells, _correlation, evaluate
+from i2am.pipeline.embedded.painter import place_in_box
 from i2am.pipeline.embedded.pattern_classifier import told_patterns, train_classifier
+from i2am.pipeline.embedded.reading import Reader, reading_truth
 from i2am.pipeline.embedded.refine import refine
 from i2am.pipeline.embedded.scenes import make_scene
+from i2am.pipeline.embedded.shapes import PATTERNS
 from i2am.pipeline.embedded.train import Recipe, SceneStream, Training, train
 from i2am.pipeline.embedded.weights import FOLDER, load_pipeline
 from i2am.storage.errors import InputError
@@ -80,7 +83,7 @@ def test_a_resumed_stream_sees_the_scenes_that_follow():
 
 
 def recipe(steps, **more):
-    return Recipe(steps=steps, batch_size=1, widths=(16, 16, 32), **more)
+    return Recipe(steps=steps, **{"reading_steps": 0, "batch_size": 1, "widths": (16, 16, 32)} | more)
 
 
 @pytest.mark.parametrize("kind", ["score_variance", "centre_variation"])
@@ -91,10 +94,42 @@ def test_training_with_an_attention_loss_adds_it(tmp_path, kind):
     assert more.learn(batch) > plain
 
 
-def test_a_refinement_trains_and_captures_both_models_and_goes_on(tmp_path):
+def test_the_encoder_alone_learns_at_first(tmp_path):
+    training = Training(tmp_path, recipe(3, reading_steps=2), torch.device("cpu"))
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    batches, changed = iter(SceneStream(2, 0)), []
+    for _ in range(3):
+        training.learn(next(batches))
+        now = training.model.state_dict()
+        changed.append(
+            {name.split(".")[0] for name, value in now.items() if not torch.equal(value, before[name])}
+        )
+    assert changed == [{"encoder", "reader"}, {"encoder", "reader"}, {"encoder", "reader", "unet"}]
+
+
+def test_the_truth_of_a_token_is_that_of_its_place():
+    scenes = [make_scene(seed) for seed in range(3)]
+    truth = reading_truth(scenes)
+    place = place_in_box(truth["object"], 4)
+    for number, scene in enumerate(scenes):
+        top, left, bottom, right = scene.reference_box
+        half = max(bottom - top, right - left) / 2
+        for row, column in ((0, 0), (7, 9), (15, 3)):
+            y, x = (4 * row + 1.5 - (top + bottom - 1) / 2), (4 * column + 1.5 - (left + right - 1) / 2)
+            found = place[number, :2, row, column].tolist()
+            if max(abs(y), abs(x)) < 2 * half - 4:
+                assert found == pytest.approx([y / half, x / half], rel=0.1, abs=0.05)
+        assert list(PATTERNS)[truth["pattern"][number]] == scene.object.pattern
+    read = torch.zeros(3, 256, 96)
+    losses = Reader(96)(read, **truth), Reader(96)(read + 1, **truth)
+    assert all(torch.isfinite(loss) for loss in losses)
+
+
+def test_a_refinement_trains_and_captures_both_models_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{refine.__module__}.READING_STEPS", 2)
     arguments = {"seeds": 1, "scenes": 1, "kind": "score_variance", "weight": 0.1, "steps": 2}
     first = refine(tmp_path, **arguments, checkpoints=1)
-    assert [run.name for run in first] == ["custom-0-2.zarr", "refined-0-2.zarr"]
+    assert [run.name for run in first] == ["custom-0-4.zarr", "refined-0-4.zarr"]
     weights = tmp_path / "custom-0" / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     written = weights.stat().st_mtime_ns
     assert refine(tmp_path, **arguments, checkpoints=1) == first
