@@ -13,6 +13,7 @@ import pytest
 from i2am.analysis.experiments.published import SUPERVISED
 from i2am.flows.experiments.paper import experiments
 from i2am.flows.experiments.paper.sections import make_page
+from i2am.flows.experiments.refinement import SHIPPED, SHIPPED_TABLES
 from i2am.storage.errors import AlreadyExists
 from tests.flows.conftest import Outcome
 
@@ -78,7 +79,7 @@ def tables(folder: Path, ours: float = 0.5, blind: float = 0.2, causal: float = 
     for name, frame in frames.items():
         frame.write_parquet(folder / f"{name}.parquet")
         found[name] = str(folder / f"{name}.parquet")
-    return found
+    return found | {name: str(SHIPPED / f"{name}.parquet") for name in SHIPPED_TABLES}
 
 
 def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_every_experiment_runs_and_a_second_call_makes_nothing_anew(
     first = i2am("paper", "--out", tmp_path / "p", "--samples", 2, "--steps", 2, "--json")
     assert first.status == 0
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "p").glob("*/tables/*.parquet")}
-    for table in ("detection", "text_to_image", "quality", "faithfulness"):
+    for table in ("detection", "text_to_image", "quality", "refinement", "faithfulness"):
         assert pl.read_parquet(first.json["tables"][table]).height
     assert i2am("paper", "--out", tmp_path / "p", "--samples", 2, "--steps", 2).status == 0
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "p").glob("*/tables/*.parquet")}
