@@ -36,7 +36,7 @@ FIRST_TRAINING_SEED = 1_000_000
 OUTSIDE_WEIGHT = 0.05
 """Weight of the loss outside the mask, where the pipeline keeps the scene's own pixels."""
 
-LEAST_NOISE = 0.2
+LEAST_NOISE = 0.5
 """Variance of the noise below which the loss grows no further."""
 
 Batch = dict[str, torch.Tensor]
@@ -121,7 +121,7 @@ class Denoiser(nn.Module):
     def _paint(self, tokens: torch.Tensor, target: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
         count = len(target)
         # Noisy steps more often than clean ones: there the object is decided, by the reference alone.
-        draw = torch.rand(count, device=target.device) ** 0.5
+        draw = torch.rand(count, device=target.device) ** 0.4
         timestep = (draw * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[timestep].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * target + (1 - alpha).sqrt() * torch.randn_like(target)
