@@ -1,9 +1,10 @@
 """Choose the corrected rule of detection: ``python -m benchmarks.detection_rule``.
 
 On scenes that no evaluation uses: the embedded model paints those of seeds 10000 to 10099, unless ``--run``
-is there already. Of a grid of smoothings and quantiles the best mean IoU is taken: one smoothing for both
-directions, a quantile for each. R2G of the object's tokens against the box of the mask, G2R of the painted
-patches against the box of the reference object. ``--write`` puts the choice into the rule's file.
+is there already. The best mean IoU is taken of a grid: all layers or those with the finest generated grid,
+and a smoothing, for both directions; a quantile for each. R2G of the object's tokens against the box of the
+mask, G2R of the painted patches against the box of the reference object. ``--write`` puts the choice into the
+rule's file.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from i2am.storage.reading.open import open_run
 FIRST, COUNT = 10_000, 100
 BLURS = (0.0, 0.016, 0.031, 0.047, 0.063)
 QUANTILES = tuple(round(0.7 + 0.02 * n, 2) for n in range(13))
+LAYERS = ("all", "finest")
 QUESTIONS = {"r2g": ("reference_mask", "mask"), "g2r": ("mask", "reference_mask")}  # region, truth
 
 
@@ -40,36 +42,42 @@ def mean_iou(maps: np.ndarray, truths: list[Box], how: box_rules.Setting) -> flo
 
 def choose(path: Path) -> dict:
     run = open_run(path)
+    finest = max(spec.gen for spec in run.layers.values())
+    layers = {"all": None, "finest": [name for name, spec in run.layers.items() if spec.gen == finest]}
     maps, truths = {}, {}
     for direction, (region, truth) in QUESTIONS.items():
-        values = attribution_maps(run, direction, at=region).compute().values.astype(np.float64)
         masks = [image_mask(run.image(truth, sample)) for sample in run.samples]
-        kept = [
-            number for number, mask in enumerate(masks) if mask.any() and np.isfinite(values[number]).all()
-        ]
-        maps[direction] = values[kept]
+        values = {
+            which: attribution_maps(run, direction, at=region, layers=names).compute().values.astype(float)
+            for which, names in layers.items()
+        }
+        kept = [n for n, mask in enumerate(masks) if mask.any() and np.isfinite(values["all"][n]).all()]
+        maps |= {(direction, which): own[kept] for which, own in values.items()}
         truths[direction] = [(mask_box(masks[number]), masks[number].shape) for number in kept]
     table = {
-        (direction, blur, quantile): mean_iou(
-            maps[direction], truths[direction], box_rules.Setting(blur, quantile)
+        (way, which, blur, quantile): mean_iou(
+            maps[way, which], truths[way], box_rules.Setting(blur, quantile)
         )
-        for direction, blur, quantile in product(QUESTIONS, BLURS, QUANTILES)
+        for way, which, blur, quantile in product(QUESTIONS, LAYERS, BLURS, QUANTILES)
     }
-    best = {
-        blur: {
-            way: max(QUANTILES, key=lambda q, way=way, blur=blur: table[way, blur, q]) for way in QUESTIONS
-        }
-        for blur in BLURS
-    }
-    blur = max(BLURS, key=lambda b: sum(table[way, b, best[b][way]] for way in QUESTIONS))
+
+    def best(way: str, which: str, blur: float) -> float:
+        return max(QUANTILES, key=lambda quantile: table[way, which, blur, quantile])
+
+    def total(choice: tuple[str, float]) -> float:
+        return sum(table[way, *choice, best(way, *choice)] for way in QUESTIONS)
+
+    which, blur = max(product(LAYERS, BLURS), key=total)
+    quantiles = {way: best(way, which, blur) for way in QUESTIONS}
     return {
+        "layers": which,
         "blur": blur,
-        "quantile": best[blur],
+        "quantile": quantiles,
         "chosen": {
             "by": "the best mIoU, misses as 0, of a grid: python -m benchmarks.detection_rule",
             "scenes": f"seeds {FIRST} to {FIRST + COUNT - 1} of the embedded model; evaluation uses "
             "0 to 199, training a million and on",
-            "miou": {way: round(table[way, blur, best[blur][way]], 3) for way in QUESTIONS},
+            "miou": {way: round(table[way, which, blur, quantiles[way]], 3) for way in QUESTIONS},
         },
     }
 

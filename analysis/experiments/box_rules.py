@@ -6,9 +6,10 @@ percentile; a 5 by 5 opening, closing and dilation; of the contours' bounding re
 most of these pixels. The paper compares its pixels with those of a 512-pixel image: here the box is rescaled.
 Its way through a PNG in the colours "jet" and back is left out: it rounds the map to 8 bits.
 
-``corrected``: the map at 64 pixels, smoothed; the pixels above a quantile; the box of the connected part that
-holds most of the map. Smoothing and quantile are data (``detection_rule.json``, which says how they were
-chosen). A map without contrast, such as DAAM's of a single token, names the whole image, as in the paper.
+``corrected``: the map of the layers with the finest generated grid, at 64 pixels, smoothed; the pixels above
+a quantile; the box of the connected part that holds most of the map. Layers, smoothing and quantile are data
+(``detection_rule.json``, which says how they were chosen). A map without contrast, such as DAAM's of a single
+token, names the whole image, as in the paper.
 """
 
 from __future__ import annotations
@@ -50,8 +51,18 @@ class Setting:
 @lru_cache(maxsize=2)
 def setting(direction: Direction) -> Setting:
     """The shipped setting."""
-    chosen = json.loads(Path(__file__).with_name("detection_rule.json").read_text())
+    chosen = _chosen()
     return Setting(chosen["blur"], chosen["quantile"][direction])
+
+
+def reads_finest() -> bool:
+    """Whether the corrected rule reads the layers of the finest generated grid alone."""
+    return bool(_chosen()["layers"] == "finest")
+
+
+def _chosen() -> dict[str, Any]:
+    chosen: dict[str, Any] = json.loads(Path(__file__).with_name("detection_rule.json").read_text())
+    return chosen
 
 
 def opencv() -> ModuleType:

@@ -24,6 +24,9 @@ FEW = 30
 FEWEST = 3
 """Pairs, and units of an interval, below which there is none."""
 
+ROUNDING = 1e-12
+"""Difference of numbers, in relation to the largest, up to which a column is constant."""
+
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
@@ -62,23 +65,35 @@ def correlations(
     known = np.isfinite(pairs).all(axis=0)
     pairs, owner = pairs[:, known], np.unique(names[known], return_inverse=True)[1]
     count, many = pairs.shape[1], int(owner.max(initial=-1)) + 1
-    values: list[float | None] = [None] * len(STATISTICS)
-    chances = values
+    values = chances = np.full(len(STATISTICS), np.nan)
     ends = np.full((2, len(STATISTICS)), np.nan)
-    if count >= FEWEST and (np.ptp(pairs, axis=1) > 0).all():
-        results = [statistic(*pairs) for statistic in STATISTICS.values()]
-        values = [float(result.statistic) for result in results]
+    if count >= FEWEST and all(map(_varies, pairs)):
+        values, own = np.transpose([coefficient(name, *pairs) for name in STATISTICS])
         if many == count:
-            chances = [_permutation_p(*pairs) if count <= FEW else float(results[0].pvalue)]
-            chances += [float(result.pvalue) for result in results[1:]]
+            chances = own
+            if count <= FEW:
+                chances[0] = _permutation_p(*pairs)
         draws = coefficients_of_draws(pairs[0], pairs[1], _times(many, resamples, seed)[:, owner])
         if many >= FEWEST and len(draws):
             ends = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    low, high = ([None if np.isnan(end) else float(end) for end in row] for row in ends)
+    found = np.stack([values, *ends, chances], axis=1)
+    rows = [[None if np.isnan(number) else float(number) for number in row] for row in found]
     return [
-        Correlation(name, values[n], low[n], high[n], chances[n], count, many)
-        for n, name in enumerate(STATISTICS)
+        Correlation(name, value, low, high, p, count, many)
+        for name, (value, low, high, p) in zip(STATISTICS, rows, strict=True)
     ]
+
+
+def coefficient(statistic: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
+    """One of STATISTICS and its p; NaN of columns whose numbers are the same but for rounding."""
+    if not (_varies(x) and _varies(y)):
+        return np.nan, np.nan
+    found = STATISTICS[statistic](x, y)
+    return float(found.statistic), float(found.pvalue)
+
+
+def _varies(values: NDArray[np.float64]) -> bool:
+    return values.size > 1 and bool(np.ptp(values) > ROUNDING * np.abs(values).max())
 
 
 @lru_cache(maxsize=8)

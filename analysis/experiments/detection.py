@@ -5,7 +5,8 @@ Source: I²AM, object detection; the rules are in `box_rules.py`, the scores in 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,7 @@ from i2am.analysis.experiments.box_rules import (
     corrected_box,
     official_box,
     peak,
+    reads_finest,
     setting,
     shown_map,
 )
@@ -27,6 +29,9 @@ from i2am.analysis.experiments.boxes import BOX_SCHEMA, Box
 from i2am.analysis.grids.direction import Direction, check_direction
 from i2am.analysis.grids.resize import Grid
 from i2am.storage.errors import InputError, ShapeMismatch, UnknownName
+
+if TYPE_CHECKING:
+    from i2am.storage.format.layer_spec import LayerSpec
 
 
 def detect(
@@ -41,7 +46,8 @@ def detect(
     ----------
     maps
         (sample, y, x), as `attribution_maps` returns them at the unified and specific levels; or a plain
-        array [sample, y, x], whose samples are then "0", "1", ...
+        array [sample, y, x], whose samples are then "0", "1", ... The corrected rule was chosen on maps of
+        the layers with the finest generated grid: ask for those with ``layers=`` where layers differ.
     rule
         "corrected", chosen on scenes that no evaluation uses, or "official", the paper's chain, which inverts
         R2G: give it maps of the official protocol.
@@ -101,6 +107,14 @@ def find_boxes(
             score = contrast(read, box.scaled(grid, (values.shape[0], values.shape[1])))
             rows.append({"sample": sample, **box.scaled(grid, target)._asdict(), "score": score})
     return pl.DataFrame(rows, schema=dict(BOX_SCHEMA)), peaks
+
+
+def layers_of_rule(rule: str, layers: Mapping[str, LayerSpec]) -> list[str] | None:
+    """Layers whose maps a rule reads, None for all: the corrected one reads the finest generated grids."""
+    if rule != "corrected" or not reads_finest():
+        return None
+    cells = {name: spec.gen for name, spec in layers.items()}
+    return [name for name, count in cells.items() if count == max(cells.values())]
 
 
 def _labelled(maps: xr.DataArray | ArrayLike, direction: str | None) -> tuple[xr.DataArray, Direction]:

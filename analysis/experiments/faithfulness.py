@@ -2,7 +2,8 @@
 
 Sources: deletion and insertion, RISE (Petsiuk et al., 2018). A rank's first tokens are removed (deletion), or
 all but these (insertion); a change is the mean absolute difference of pixels, 0 to 255, inside the mask or
-outside. A good rank has a large area under deletion, and a small one under insertion.
+outside; or, of the whole image, the cosine distance of its features, or LPIPS. A good rank has a large area
+under deletion, and a small one under insertion.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from i2am.analysis.experiments.token_ranks import Grid, Order
+from i2am.analysis.experiments.token_ranks import WHOLE, Grid, Order
 from i2am.analysis.grids.resize import nearest
 from i2am.analysis.scores.bootstrap import CONFIDENCE, RESAMPLES, mean_intervals
 from i2am.storage.errors import InputError
@@ -25,8 +26,14 @@ FRACTIONS = (0.05, 0.1, 0.2, 0.4)
 TABLE_FRACTION = 0.1
 """The share of tokens that is removed for the table by layer and head, or the given one next to it."""
 
-REGIONS = ("inside", "outside")
+PIXELS = "pixels"
+"""The distance of two images that is always measured; others are called by their features, or LPIPS."""
+
+_CHANGES = {"inside": "inside", "outside": "outside", "feature_distance": "image", "lpips": "image"}
+"""Columns of changes, and the region that each is of."""
+
 _OF = ("rank", "layer", "head", "kind")
+_WHERE = ("distance", "region")
 
 SAMPLES: Mapping[str, Any] = {
     "sample": pl.String,
@@ -38,6 +45,9 @@ SAMPLES: Mapping[str, Any] = {
     "fraction": pl.Float64,  # of the tokens: removed first, or kept
     "inside": pl.Float64,  # mean absolute change of the pixels inside the mask, 0 to 255
     "outside": pl.Float64,  # and outside; null without a mask
+    "features": pl.String,  # their name; null: not measured
+    "feature_distance": pl.Float64,  # cosine distance of the images' features; null where one is 0
+    "lpips": pl.Float64,  # null: not measured
 }
 """Columns of the table of every removal, with their types."""
 
@@ -49,7 +59,8 @@ SUMMARY: Mapping[str, Any] = {
     "head": pl.Int64,
     "kind": pl.String,
     "fraction": pl.Float64,  # null for an area
-    "region": pl.String,
+    "distance": pl.String,  # pixels, the name of the features, or lpips
+    "region": pl.String,  # inside or outside; image, the whole, where the distance is not of pixels
     "value": pl.Float64,  # mean over samples, or a ratio of means
     "low": pl.Float64,
     "high": pl.Float64,
@@ -76,12 +87,16 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
 
 
 def removals(orders: Sequence[Order], fractions: Sequence[float], grid: Grid) -> Iterator[Removal]:
-    """All removals of one sample; the table by layer and head has one fraction, deletion alone."""
+    """All removals of one sample; the table by layer and head has one fraction, deletion alone.
+
+    A reference without an order is removed as a whole.
+    """
     inner = [fraction for fraction in fractions if 0 < fraction < 1] or [1.0]
     one = min(inner, key=lambda fraction: abs(fraction - TABLE_FRACTION))
     for order in orders:
-        if order.rank == "layers":
-            yield Removal(order, "deletion", one, _removed(order, "deletion", one, grid))
+        if order.rank in ("layers", WHOLE):
+            share = 1.0 if order.rank == WHOLE else one
+            yield Removal(order, "deletion", share, _removed(order, "deletion", share, grid))
             continue
         for fraction in fractions:
             yield Removal(order, "deletion", fraction, _removed(order, "deletion", fraction, grid))
@@ -113,13 +128,23 @@ def inside_and_outside(
     return float(change[mask].mean()), float(change[~mask].mean())
 
 
+def place_words(summary: pl.DataFrame) -> str:
+    """Where the change of region "inside" is measured, in words: without masks it is the whole image."""
+    return "inside the mask" if (summary["region"] == "outside").any() else "of the image"
+
+
 def summarise(
     samples: pl.DataFrame, confidence: float = CONFIDENCE, resamples: int = RESAMPLES
 ) -> pl.DataFrame:
     """Curves, areas and ratios to the random rank, with bootstrap intervals over samples."""
+    column = pl.col("column")
+    distance = pl.when(column == "feature_distance").then("features").when(column == "lpips").then(column)
     long = (
-        samples.unpivot(REGIONS, index=["sample", *_OF, "fraction"], variable_name="region")
-        .group_by("sample", *_OF, "fraction", "region", maintain_order=True)
+        samples.unpivot(
+            list(_CHANGES), index=["sample", *_OF, "fraction", "features"], variable_name="column"
+        )
+        .with_columns(distance=distance.otherwise(pl.lit(PIXELS)), region=column.replace_strict(_CHANGES))
+        .group_by("sample", *_OF, "fraction", *_WHERE, maintain_order=True)
         .agg(pl.col("value").mean())  # over the draws of "random"
         .drop_nulls("value")
     )
@@ -137,15 +162,16 @@ def summarise(
 def _areas(long: pl.DataFrame) -> pl.DataFrame:
     """Area under each sample's curve from fraction 0 to 1, by trapezoids; ranks of one fraction have none."""
     rows = []
-    for key, curve in long.sort("fraction").group_by("sample", *_OF, "region", maintain_order=True):
+    keys = ["sample", *_OF, *_WHERE]
+    for key, curve in long.sort("fraction").group_by(keys, maintain_order=True):
         x, y = curve["fraction"].to_numpy(), curve["value"].to_numpy()
         if x[0] == 0 and x[-1] == 1:
-            rows.append((*key[:-1], None, key[-1], float(np.trapezoid(y, x))))
-    return pl.DataFrame(rows, schema=long.schema, orient="row")
+            rows.append(dict(zip(keys, key, strict=True)) | {"value": float(np.trapezoid(y, x))})
+    return pl.DataFrame(rows, schema=long.schema)
 
 
 def _means(long: pl.DataFrame, measure: str, confidence: float, resamples: int) -> pl.DataFrame:
-    keys = [*_OF, "fraction", "region"]
+    keys = [*_OF, "fraction", *_WHERE]
     rows = []
     for key, group in long.group_by(keys, maintain_order=True):
         found = mean_intervals(group["value"].to_numpy()[:, None], confidence, resamples)
@@ -157,9 +183,10 @@ def _means(long: pl.DataFrame, measure: str, confidence: float, resamples: int) 
 def _times_random(long: pl.DataFrame, confidence: float, resamples: int) -> pl.DataFrame:
     """Mean change by the first tokens of each rank, over that by as many random ones; paired by sample."""
     deleted = long.filter(pl.col("kind") == "deletion", pl.col("fraction").is_between(0, 1, closed="none"))
-    base = deleted.filter(rank="random").select("sample", "fraction", "region", random="value")
-    keys = [*_OF, "fraction", "region"]
-    paired = deleted.filter(pl.col("rank") != "random").join(base, on=["sample", "fraction", "region"])
+    at = ["sample", "fraction", *_WHERE]
+    base = deleted.filter(rank="random").select(*at, random="value")
+    keys = [*_OF, "fraction", *_WHERE]
+    paired = deleted.filter(pl.col("rank") != "random").join(base, on=at)
     rows = []
     for key, group in paired.group_by(keys, maintain_order=True):
         result = ratio_interval(group["value"].to_numpy(), group["random"].to_numpy(), confidence, resamples)

@@ -20,6 +20,8 @@ from i2am.analysis.drawing.matplotlib_style import (
 )
 from i2am.analysis.drawing.short_labels import shortened
 from i2am.analysis.drawing.text import FAINT, INK, printable
+from i2am.analysis.experiments.faithfulness import PIXELS, place_words
+from i2am.analysis.experiments.token_ranks import WHOLE
 
 COLOURS = {
     "g2r": G2R,
@@ -35,15 +37,26 @@ COLOURS = {
 
 def faithfulness_charts(summary: pl.DataFrame) -> Iterator[tuple[str, Chart]]:
     """(file name without suffix, chart) of what the summary has."""
-    curves = summary.filter(pl.col("measure") == "change", pl.col("rank") != "layers", region="inside")
-    if curves.height:
-        yield "faithfulness", _curves(curves)
-    layers = summary.filter(measure="change", rank="layers", region="inside")
-    if layers.height:
-        yield "faithfulness-layers", _by_layer_and_head(layers)
+    changes = summary.filter(pl.col("measure") == "change", pl.col("region") != "outside")
+    for distance in dict.fromkeys(changes["distance"].to_list()):
+        own, words = changes.filter(distance=distance), change_words(distance, place_words(summary))
+        ending = {PIXELS: "", "lpips": "-lpips"}.get(distance, "-features")
+        curves = own.filter(~pl.col("rank").is_in(["layers", WHOLE]))
+        if curves.height:
+            yield f"faithfulness{ending}", _curves(curves, words)
+        layers = own.filter(rank="layers")
+        if layers.height:
+            yield f"faithfulness-layers{ending}", _by_layer_and_head(layers, words)
 
 
-def _curves(table: pl.DataFrame) -> Chart:
+def change_words(distance: str, where: str) -> str:
+    """What is measured, in words; ``where`` is the place of a change of pixels."""
+    if distance == PIXELS:
+        return f"mean absolute change {where}, 0 to 255"
+    return "LPIPS" if distance == "lpips" else f"cosine distance of features: {distance}"
+
+
+def _curves(table: pl.DataFrame, unit: str) -> Chart:
     figure = new_figure(9.2, 3.4)
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
         for rank in dict.fromkeys(table["rank"].to_list()):
@@ -58,12 +71,14 @@ def _curves(table: pl.DataFrame) -> Chart:
         axes.set_xlabel(f"tokens {words} (%)", fontsize=FONT_SIZE, color=FAINT)
     axes.legend(frameon=False, fontsize=FONT_SIZE, labelcolor=INK)
     title = "Change of the image as reference tokens are removed"
-    return Chart(title, "mean absolute change inside the mask, 0 to 255, with its interval", figure)
+    return Chart(title, f"{unit}, with its interval", figure)
 
 
-def _by_layer_and_head(table: pl.DataFrame) -> Chart:
+def _by_layer_and_head(table: pl.DataFrame, words: str) -> Chart:
     names = [name for name in dict.fromkeys(table["layer"].to_list()) if name is not None]
     heads = sorted({head for head in table["head"].to_list() if head is not None})
+    distance = table["distance"][0]
+    digits = ".1f" if distance == PIXELS else ".2g"
     values = np.full((len(names) + 1, len(heads) + 1), np.nan)
     for row in table.iter_rows(named=True):
         at_row = names.index(row["layer"]) if row["layer"] is not None else len(names)
@@ -75,11 +90,10 @@ def _by_layer_and_head(table: pl.DataFrame) -> Chart:
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for y, x in np.argwhere(np.isfinite(values)).tolist():
         colour = "black" if values[y, x] > middle else "white"
-        axes.text(x, y, f"{values[y, x]:.1f}", ha="center", va="center", fontsize=7.5, color=colour)
+        axes.text(x, y, f"{values[y, x]:{digits}}", ha="center", va="center", fontsize=7.5, color=colour)
     axes.set_xticks(range(len(heads) + 1), [*map(str, heads), "all"], fontsize=FONT_SIZE)
     labels = [*map(printable, shortened(names)), "all"]
     axes.set_yticks(range(len(names) + 1), labels, fontsize=FONT_SIZE, parse_math=False)
     axes.set_xlabel("head", fontsize=FONT_SIZE, color=FAINT)
-    share = table["fraction"][0]
-    title = "Which layers’ and heads’ maps are causal"
-    return Chart(title, f"change inside the mask without the {share:.0%} that a map ranks highest", figure)
+    unit = f"{words}, without the {table['fraction'][0]:.0%} that a map ranks highest"
+    return Chart("Which layers’ and heads’ maps are causal", unit, figure)

@@ -3,19 +3,22 @@
 The reference is cut into blocks. For each, what the maps of its tokens predict on the generated image is
 compared with the change that the image shows once the block is removed: Spearman's rank correlation over the
 cells inside the mask. Predictors: ``r2g``, ``daam`` (each cell's probability of the block's tokens), and
-``r2g-all``, R2G of all tokens, which knows nothing of the block.
+``r2g-all``, R2G of all tokens, which knows nothing of the block. Tokens without a place are one block: there
+``r2g``, of one token a similarity, stands beside ``contribution``, what the reference adds to each patch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from i2am.analysis.experiments.faithfulness import SUMMARY
+from i2am.analysis.experiments.correlation import coefficient
+from i2am.analysis.experiments.faithfulness import PIXELS, SUMMARY
 from i2am.analysis.experiments.token_ranks import Grid
 from i2am.analysis.grids.resize import area, linear
 from i2am.analysis.grids.selection import select
@@ -26,9 +29,11 @@ from i2am.analysis.grids.tiled_layers import (
     map_size,
     merge_tiles,
 )
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.maps.token_sources import Method
 from i2am.analysis.marginals.quantities import Regions, compute_marginals, quantity_name
 from i2am.analysis.scores.bootstrap import CONFIDENCE, mean_intervals
-from i2am.storage.errors import InputError
+from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
 
@@ -66,10 +71,13 @@ def block_masks(grid: Grid, blocks: int = BLOCKS) -> dict[Block, NDArray[np.bool
 
 
 def predicted_maps(
-    run: Run, sample: str, blocks: Mapping[Block, NDArray[np.bool_]]
+    run: Run, sample: str, blocks: Mapping[Block, NDArray[np.bool_]], of: Sequence[str] | None = None
 ) -> dict[str, NDArray[np.float64]]:
-    """Maps [block, y, x] on the largest generated grid, by predictor, from one pass over the attention."""
-    layers = select(run, "r2g", on_reference=True).layers
+    """Maps [block, y, x] on the largest generated grid, by predictor, from one pass over the attention.
+
+    ``of`` names the layers of one of several references.
+    """
+    layers = select(run, "r2g", of, on_reference=True).layers
     size = largest_grid(layers, "gen")
     everything = np.ones(next(iter(blocks.values())).shape)
     regions = {"all": everything} | {f"{row},{column}": mask for (row, column), mask in blocks.items()}
@@ -87,6 +95,19 @@ def predicted_maps(
     }
     constant = np.repeat(maps["r2g"][:1], len(blocks), 0)
     return {"r2g": maps["r2g"][1:], "daam": maps["daam"][1:], "r2g-all": constant}
+
+
+def predicted_by_whole(
+    run: Run, sample: str, size: Grid, of: Sequence[str] | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Maps [1, y, x] of a reference without places, by predictor, as far as the run has them."""
+    methods: Mapping[str, Method] = {"r2g": "i2am", "contribution": "contribution"}
+    found = {}
+    for predictor, method in methods.items():
+        with suppress(NoAnswer):  # captured without norms
+            maps = attribution_maps(run, "r2g", samples=[sample], layers=of, size=size, method=method)
+            found[predictor] = np.asarray(maps, dtype=np.float64)
+    return found
 
 
 def _merged(
@@ -108,26 +129,18 @@ def correlate(
     for number, ((row, column), change) in enumerate(changes.items()):
         inside = np.ones(change.shape, bool) if mask is None else area(mask, change.shape) >= 0.5
         for predictor, maps in predicted.items():
-            found = spearman(maps[number][inside], change[inside])
+            found, _ = coefficient("spearman", maps[number][inside], change[inside])
             rows.append(
                 {
                     "sample": sample,
                     "row": row,
                     "column": column,
                     "predictor": predictor,
-                    "correlation": found,
+                    "correlation": None if np.isnan(found) else found,
                     "change": float(change[inside].mean()) if inside.any() else None,
                 }
             )
     return rows
-
-
-def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
-    """Rank correlation, ties sharing their mean rank; None where one of the two is constant."""
-    if first.size < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    ranks = np.stack([pl.Series(values).rank("average").to_numpy() for values in (first, second)])
-    return float(np.corrcoef(ranks)[0, 1])
 
 
 def summarise_patches(patches: pl.DataFrame, confidence: float = CONFIDENCE) -> pl.DataFrame:
@@ -146,7 +159,8 @@ def summarise_patches(patches: pl.DataFrame, confidence: float = CONFIDENCE) -> 
         found = mean_intervals(group["correlation"].to_numpy()[:, None], confidence)
         ends = {"low": found.low[0], "high": found.high[0]}
         rows.append(
-            {"measure": "correlation", "rank": predictor, "kind": "deletion", "region": "inside"}
+            {"measure": "correlation", "rank": predictor, "kind": "deletion"}
+            | {"distance": PIXELS, "region": "inside"}
             | {"value": float(found.mean[0]), "count": int(found.count[0])}
             | {name: float(end) if np.isfinite(end) else None for name, end in ends.items()}
         )

@@ -4,6 +4,7 @@
 ``norm`` and ``norm-painted``: the same, attention times the norm of each token's value; ``daam``: the mean
 over the image of each token's DAAM map; ``official``: G2R by the paper's code; ``layers``: G2R of each layer,
 of each head, and of each head of each layer; ``random``: several draws; ``lowest``: the reverse of ``g2r``.
+Tokens without a place have no order: they are removed together, ``whole``.
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from i2am.analysis.aggregations.daam import daam_maps
-from i2am.analysis.grids.selection import select
+from i2am.analysis.grids.resize import linear
+from i2am.analysis.grids.selection import has_reference_map, select
 from i2am.analysis.grids.tiled_layers import group_tiles, largest_grid
 from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.maps.official_layers import default_layers
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
 
 Grid = tuple[int, int]
+WHOLE = "whole"
+"""The only order of a reference without places: all of its tokens at once."""
+
 RANKS = ("g2r", "g2r-painted", "norm", "norm-painted", "daam", "official", "layers", "random", "lowest")
 DRAWS = 3
 
@@ -54,11 +60,16 @@ class Order:
 class TokenRanks:
     """The ranks that a run can answer; `notes` says why others are missing."""
 
-    grid: Grid  # (rows, columns) of the tokens
+    grid: Grid  # (rows, columns) of the tokens; (1, tokens) of those without a place
     draws: int
     names: tuple[str, ...]
     maps: Mapping[tuple[str, str | None, int | None], Callable[[str], NDArray[np.float64]]]
     notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def placed(self) -> bool:
+        """Whether the tokens have places in the reference."""
+        return WHOLE not in self.names
 
     def orders(self, sample: str) -> list[Order]:
         """Every order of one sample."""
@@ -80,33 +91,70 @@ class TokenRanks:
         return found
 
 
-def token_ranks(run: Run, names: Sequence[str] = RANKS, draws: int = DRAWS) -> TokenRanks:
-    """Ask the run for the maps of each rank, lazily.
+def has_places(run: Run) -> bool:
+    """Whether any tokens that the run's layers attend to have places in a reference."""
+    return any(has_reference_map(layer) for layer in select(run, "r2g").layers)
 
-    A rank that this run cannot answer is left out with a note; `NoAnswer` where it has no map on the
-    reference at all.
-    """
+
+def check_ranks(names: Sequence[str], draws: int) -> None:
+    """Refuse ranks that there are not, and a random one without orders."""
     for name in names:
         if name not in RANKS:
             raise UnknownName("rank", name, RANKS)
     if draws < 1:
         raise InputError("draws", expected="at least 1", got=str(draws), remedy="leave the rank random out")
-    layers = select(run, "g2r").layers
+
+
+def token_ranks(
+    run: Run, names: Sequence[str] = RANKS, draws: int = DRAWS, of: Sequence[str] | None = None
+) -> TokenRanks:
+    """Ask the run for the maps of each rank, lazily; ``of`` names the layers of one of several references.
+
+    A rank that this run cannot answer is left out with a note (`InputError`: none is left). Tokens without a
+    place, such as a pooled one, have no map and no order: there is `WHOLE` alone.
+    """
+    check_ranks(names, draws)
+    if not has_places(run):
+        return _whole(run, names, of)
+    layers = select(run, "g2r", of).layers
     grid = largest_grid(layers, "ref")
     maps: dict[tuple[str, str | None, int | None], Any] = {}
     notes: dict[str, str] = {}
     for name in dict.fromkeys(names):
         try:
             if name in _QUESTIONS:
-                found = attribution_maps(run, "g2r", size=grid, **_QUESTIONS[name])
-                maps[name, None, None] = _values_of(found)
+                own = of
+                if of is not None and name == "official":
+                    own = [layer for layer in default_layers(run, "g2r") if layer in of]
+                # The official code resizes no map on the reference, so its order is brought to the grid here.
+                size = None if name == "official" else grid
+                found = attribution_maps(run, "g2r", layers=own, size=size, **_QUESTIONS[name])
+                maps[name, None, None] = _values_of(found, grid)
             elif name == "daam":
                 maps[name, None, None] = _values_of(_daam(run, layers))
             elif name == "layers":
                 maps |= _by_layer_and_head(run, layers, grid)
         except (NoAnswer, UnknownName) as error:
             notes[name] = str(error)
+    if len(notes) == len(set(names)):
+        raise InputError("ranks", expected="one that this run has", got="; ".join(notes.values()))
     return TokenRanks(grid, draws, tuple(name for name in names if name not in notes), maps, notes)
+
+
+def _whole(run: Run, names: Sequence[str], of: Sequence[str] | None) -> TokenRanks:
+    """The order of a reference without places."""
+    counts = {layer.ref for layer in select(run, "r2g", of).layers}
+    if len(counts) > 1:
+        raise NoAnswer(
+            "orders of reference tokens without a place",
+            expected="as many in every layer",
+            got=", ".join(map(str, sorted(counts))),
+            remedy="capture layers of one reference",
+        )
+    tokens = counts.pop()
+    why = "one pooled token" if tokens == 1 else f"{tokens} tokens without a place"
+    notes = dict.fromkeys(names, f"the reference is {why}, which is removed as a whole")
+    return TokenRanks((1, tokens), 0, (WHOLE,), {(WHOLE, None, None): lambda _: np.zeros(tokens)}, notes)
 
 
 def _daam(run: Run, layers: Sequence[LayerSpec]) -> xr.DataArray:
@@ -133,9 +181,12 @@ def _by_layer_and_head(run: Run, layers: Sequence[LayerSpec], grid: Grid) -> dic
     return found
 
 
-def _values_of(maps: xr.DataArray) -> Callable[[str], NDArray[np.float64]]:
+def _values_of(maps: xr.DataArray, grid: Grid | None = None) -> Callable[[str], NDArray[np.float64]]:
+    """Numbers of a sample's tokens, row by row; ``grid``: maps (y, x) are resized to it."""
+
     def values(sample: str) -> NDArray[np.float64]:
-        return np.asarray(maps.sel(sample=sample), dtype=np.float64).reshape(-1)
+        own = np.asarray(maps.sel(sample=sample), dtype=np.float64)
+        return (own if grid is None else linear(own, grid)).reshape(-1)
 
     return values
 

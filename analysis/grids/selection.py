@@ -151,7 +151,7 @@ def _default_layers(run: AnyRun, direction: Direction, needs_map: bool) -> Layer
             f"this {direction} question to this run",
             expected="a layer whose reference tokens have a place in the reference image",
             got="only pooled tokens",
-            remedy="ask for unified r2g, which is then a similarity",
+            remedy="ask for unified r2g",
         )
     found = tuple([layer for layer in able if not is_similarity(layer)] or able)
     return found, tuple(name for name, layer in run.layers.items() if layer not in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,28 +17,38 @@ if TYPE_CHECKING:
     from i2am.flows.experiments.ablate import Faithfulness
 
 
+Ranks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME",
+        help="Orders of tokens: g2r, g2r-painted, norm, norm-painted, daam, official, layers (each layer "
+        "and head), random, lowest; absent: all.",
+        show_default=False,
+    ),
+]
+Mode = Annotated[
+    str | None,
+    typer.Option(
+        help="A removed token becomes empty, the mean, a zero latent, or is masked; absent: empty, or "
+        "latent for joint attention.",
+        show_default=False,
+    ),
+]
+
+
 def ablate(
     config: Annotated[Path, typer.Argument(help="The configuration (YAML) that made the run.")],
     run: Annotated[str, typer.Option(help="Run: a folder NAME.zarr or a URL.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier experiment is replaced.")],
-    rank: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,NAME",
-            help="Orders of tokens: g2r, g2r-painted, norm, norm-painted, daam, official, layers (each layer "
-            "and head), random, lowest; absent: all.",
-            show_default=False,
-        ),
-    ] = None,
+    rank: Ranks = None,
     fractions: Annotated[
         str, typer.Option(metavar="F,F", help="Shares of the tokens to remove, or to leave; 0 and 1 too.")
     ] = "0.05,0.1,0.2,0.4",
-    mode: Annotated[
+    mode: Mode = None,
+    reference: Annotated[
         str | None,
         typer.Option(
-            help="A removed token becomes empty, the mean, a zero latent, or is masked; absent: empty, or "
-            "latent for joint attention.",
-            show_default=False,
+            metavar="NAME", help="The one of several that loses tokens: reference-0, reference-1, ..."
         ),
     ] = None,
     sample: options.SampleNames = None,
@@ -46,6 +57,12 @@ def ablate(
     blocks: Annotated[
         int, typer.Option(min=0, help="Blocks on a side of the reference, removed one by one; 0: none.")
     ] = 4,
+    features: Annotated[
+        str | None,
+        typer.Option(help="Measure the change of features too: inception, clip, dino, or module:function."),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Their file or folder; absent: the caches.")] = None,
+    lpips: Annotated[bool, typer.Option("--lpips/--no-lpips", help="Measure LPIPS too.")] = False,
     confidence: options.Confidence = 0.95,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
@@ -64,7 +81,8 @@ def ablate(
     settings = load_capture(config, run)
     names = RANKS if rank is None else tuple(name.strip() for name in rank.split(","))
     asked: dict[str, Any] = {"samples": sample, "limit": limit, "draws": draws, "blocks": blocks}
-    asked |= {"mode": mode, "confidence": confidence, "overwrite": overwrite}
+    asked |= {"features": features, "weights": weights, "lpips": lpips}
+    asked |= {"mode": mode, "reference": reference, "confidence": confidence, "overwrite": overwrite}
     with show_progress(quiet):
         found = ablate_run(settings, run, out, ranks=names, fractions=_numbers(fractions), **asked)
     _show(found, out, as_json)
@@ -100,11 +118,30 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _print(summary: pl.DataFrame) -> None:
-    """One row for each rank: areas, and the ratio to random tokens at the first fractions."""
+    """For each distance one row for each rank; and the mirror."""
     import polars as pl
 
-    inside = summary.filter(region="inside")
-    curves = inside.filter(pl.col("rank") != "layers")
+    from i2am.analysis.experiments.faithfulness import place_words
+    from i2am.analysis.experiments.faithfulness_charts import change_words
+    from i2am.analysis.experiments.token_ranks import WHOLE
+
+    where = place_words(summary)
+    wholes = summary.filter(pl.col("rank") != "layers", pl.col("region") != "outside")
+    for distance in dict.fromkeys(wholes["distance"].to_list()):
+        own = wholes.filter(pl.col("rank") != WHOLE, distance=distance)
+        _print_ranks(own, change_words(distance, where))
+    for row in summary.filter(measure="change", rank=WHOLE).iter_rows(named=True):
+        place = "outside the mask" if row["region"] == "outside" else where
+        print_line(f"{change_words(row['distance'], place)}, without the reference: {_in_words(row)}")
+    mirror = wholes.filter(measure="correlation")
+    if mirror.height:
+        print_line("rank correlation of where the image changes without a block, with what is predicted")
+        cells = [[name, _cell(mirror.filter(rank=name))] for name in mirror["rank"].to_list()]
+        print_table(["predictor", "correlation"], cells, right=[1])
+
+
+def _print_ranks(curves: pl.DataFrame, change: str) -> None:
+    """One row for each rank: areas, and the ratio to random tokens at the first fractions."""
     times = curves.filter(measure="times random")
     shares = sorted(set(times["fraction"].to_list()))
     rows = []
@@ -112,14 +149,9 @@ def _print(summary: pl.DataFrame) -> None:
         areas = [_cell(curves.filter(measure="area", rank=name, kind=kind)) for kind in _KINDS]
         rows.append([name, *areas, *(_cell(times.filter(rank=name, fraction=share)) for share in shares)])
     if rows:
-        print_line("mean change inside the mask, 0 to 255, over all shares of tokens; times a random rank")
+        print_line(f"{change}, over all shares of tokens; times a random rank")
         heads = ["rank", "deletion", "insertion", *(f"{share:.0%} × random" for share in shares)]
         print_table(heads, rows, right=range(1, len(heads)))
-    mirror = inside.filter(measure="correlation")
-    if mirror.height:
-        print_line("rank correlation of where the image changes without a block, with what is predicted")
-        cells = [[name, _cell(mirror.filter(rank=name))] for name in mirror["rank"].to_list()]
-        print_table(["predictor", "correlation"], cells, right=[1])
 
 
 _KINDS = ("deletion", "insertion")
@@ -127,8 +159,9 @@ _KINDS = ("deletion", "insertion")
 
 def _cell(rows: pl.DataFrame) -> str:
     """A value with its interval; empty where there is none."""
-    if not rows.height:
-        return ""
-    row = rows.row(0, named=True)
+    return _in_words(rows.row(0, named=True)) if rows.height else ""
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
     ends = "" if row["low"] is None else f" ({number(row['low'])} to {number(row['high'])})"
     return f"{number(row['value'])}{ends}"

@@ -25,10 +25,19 @@ from i2am.analysis.experiments.patch_effects import (
     Block,
     block_masks,
     correlate,
+    predicted_by_whole,
     predicted_maps,
     summarise_patches,
 )
-from i2am.analysis.experiments.token_ranks import DRAWS, RANKS, TokenRanks, token_ranks
+from i2am.analysis.experiments.token_ranks import (
+    DRAWS,
+    RANKS,
+    TokenRanks,
+    check_ranks,
+    has_places,
+    token_ranks,
+)
+from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.selection import select, select_samples
 from i2am.analysis.grids.tiled_layers import largest_grid
 from i2am.analysis.output_digests import write_mark
@@ -37,8 +46,9 @@ from i2am.analysis.scores.bootstrap import CONFIDENCE, check_confidence
 from i2am.flows.capture.job import comparable, prepare
 from i2am.flows.console.progress import Progress, emit
 from i2am.flows.datasets.open import open_samples
+from i2am.flows.experiments.distances import DistanceModels, load_distances
 from i2am.flows.experiments.removals import Effect, Generator, Mask, key, painted_mask, parts_folder
-from i2am.storage.errors import InputError, UnknownName
+from i2am.storage.errors import UnknownName
 from i2am.storage.reading.open import open_run
 
 if TYPE_CHECKING:
@@ -72,46 +82,55 @@ def ablate_run(
     samples: Sequence[str] | None = None,
     limit: int | None = None,
     mode: Mode | None = None,
+    reference: str | None = None,
     draws: int = DRAWS,
     blocks: int = BLOCKS,
+    features: str | None = None,
+    weights: Path | None = None,
+    lpips: bool = False,
     confidence: float = CONFIDENCE,
     overwrite: bool = False,
 ) -> Faithfulness:
     """Generate a run's samples again without parts of their references, and measure what changes.
 
     ``config`` is the configuration that made the run. ``limit`` takes the first of ``samples``; ``mode`` is
-    how a token is removed (None: by the family); ``draws`` of the rank "random"; ``blocks`` on a side of the
-    reference for the mirror, 0: none. What was generated is kept in ``out``/removals: an interrupted
-    experiment goes on from there, and further ranks cost only what is new.
+    how a token is removed (None: by the family); ``reference`` is the one of several that loses tokens;
+    ``draws`` of the rank "random"; ``blocks`` on a side of the reference for the mirror, 0: none.
+    ``features`` (as for `quality_runs`, from ``weights``) and ``lpips`` are further distances between images.
+    What was generated is kept in ``out``/removals: an interrupted experiment goes on from there, and further
+    ranks cost only what is new.
     """
     started = time.perf_counter()
     fractions = check_fractions(fractions)
     check_confidence(confidence)
+    check_ranks(ranks, draws)
     opened = open_run(run, config.storage_options or None)
-    names = select_samples(opened, samples)[:limit]
-    known = open_samples(config)
-    for name in names:
-        if name not in known.seeds:
-            raise UnknownName("sample of the configuration", name, known.ids)
-    asked = token_ranks(opened, ranks, draws)
-    if not asked.names:
-        raise InputError("ranks", expected="one that this run has", got="; ".join(asked.notes.values()))
-    masks = block_masks(asked.grid, blocks) if blocks else {}
+    names, known = select_samples(opened, samples)[:limit], open_samples(config)
+    if strangers := [name for name in names if name not in known.seeds]:
+        raise UnknownName("sample of the configuration", strangers[0], known.ids)
+    direction: Direction = "g2r" if has_places(opened) else "r2g"
+    able = [layer.name for layer in select(opened, direction).layers]
+    models = load_distances(features, weights, lpips, config.device)
     pipe, call = prepare(config)
-    from i2am.pipeline.interventions.ablation import default_mode
+    from i2am.pipeline.interventions.ablation import choose_reference, default_mode
 
     mode = mode or default_mode(pipe, config.adapter)
-    cells = largest_grid(select(opened, "g2r").layers, "gen")
+    chosen, layers = choose_reference(pipe, able, reference, config.adapter)
+    asked = token_ranks(opened, ranks, draws, layers)
+    masks = block_masks(asked.grid, blocks if asked.placed else 1) if blocks else {}
+    cells = largest_grid(select(opened, direction, layers).layers, "gen")
     with output_directory(out, FAITHFULNESS, overwrite) as directory:
-        folder = parts_folder(out, opened, comparable(config), mode, [*asked.grid, *cells])
-        generator = Generator(config, opened, known, pipe, call, mode, cells, folder)
-        tables = _Tables()
+        folder = parts_folder(out, opened, comparable(config), mode, [*asked.grid, *cells], chosen)
+        generator = Generator(
+            config, opened, known, pipe, call, mode, cells, folder, models, chosen, asked.placed
+        )
+        tables = _Tables(layers)
         for number, name in enumerate(names):
             emit(Progress("ablate", number, len(names)))
             tables.add(generator, name, list(removals(asked.orders(name), fractions, asked.grid)), masks)
             emit(Progress("ablate", number + 1, len(names), name))
         result = tables.result(asked, confidence, time.perf_counter() - started)
-        _write(directory.staging / "made", result, run, mode)
+        _write(directory.staging / "made", result, run, mode, chosen)
         directory.publish(directory.staging / "made")
     return result
 
@@ -120,6 +139,7 @@ def ablate_run(
 class _Tables:
     """Rows of the tables, sample by sample."""
 
+    layers: Sequence[str] | None  # of the reference that is meant; None: all
     generated: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     patches: list[dict[str, Any]] = field(default_factory=list)
@@ -130,22 +150,32 @@ class _Tables:
         wanted = [each.removed for each in planned]
         found, generated = generator.effects(sample, wanted, list(masks.values()))
         self.generated += generated
-        self.rows += _rows(sample, planned, found)
+        self.rows += _rows(sample, planned, found, generator.models)
         changes = {block: found[key(mask)].cells for block, mask in masks.items()}
         known = {block: cells for block, cells in changes.items() if cells is not None}
         if known:
-            predicted = predicted_maps(generator.run, sample, masks)
-            self.patches += correlate(sample, predicted, known, painted_mask(generator.run, sample))
+            run = generator.run
+            if generator.placed:
+                predicted = predicted_maps(run, sample, masks, self.layers)
+            else:
+                predicted = predicted_by_whole(run, sample, generator.cells, self.layers)
+            self.patches += correlate(sample, predicted, known, painted_mask(run, sample))
 
     def result(self, asked: TokenRanks, confidence: float, seconds: float) -> Faithfulness:
         samples = pl.DataFrame(self.rows, schema=SAMPLES)
         patches = pl.DataFrame(self.patches, schema=PATCHES)
         summary = pl.concat([summarise(samples, confidence), summarise_patches(patches, confidence)])
-        notes = [f"no rank {name!r}: {why}" for name, why in asked.notes.items()]
+        by_reason: dict[str, list[str]] = {}
+        for name, why in asked.notes.items():
+            by_reason.setdefault(why, []).append(repr(name))
+        notes = [f"no rank {', '.join(names)}: {why}" for why, names in by_reason.items()]
         return Faithfulness(summary, samples, patches, notes, self.generated, seconds)
 
 
-def _rows(sample: str, planned: Sequence[Removal], found: dict[bytes, Effect]) -> Iterator[dict[str, Any]]:
+def _rows(
+    sample: str, planned: Sequence[Removal], found: dict[bytes, Effect], models: DistanceModels
+) -> Iterator[dict[str, Any]]:
+    features, lpips = models.features, models.lpips
     for each in planned:
         effect = found[key(each.removed)]
         yield {
@@ -158,10 +188,13 @@ def _rows(sample: str, planned: Sequence[Removal], found: dict[bytes, Effect]) -
             "fraction": each.fraction,
             "inside": effect.inside,
             "outside": effect.outside,
+            "features": None if features is None else features.name,
+            "feature_distance": None if features is None else effect.distances[features.id],
+            "lpips": None if lpips is None else effect.distances[lpips.id],
         }
 
 
-def _write(made: Path, result: Faithfulness, run: str, mode: str) -> None:
+def _write(made: Path, result: Faithfulness, run: str, mode: str, reference: int) -> None:
     for folder in ("tables", "pictures"):
         (made / folder).mkdir(parents=True)
     result.summary.write_parquet(made / "tables" / "faithfulness.parquet")
@@ -172,6 +205,7 @@ def _write(made: Path, result: Faithfulness, run: str, mode: str) -> None:
     facts = {
         "run": run,
         "mode": mode,
+        "reference": f"reference-{reference}",
         "notes": result.notes,
         "samples": sorted(set(result.samples["sample"].to_list())),
         "generated": result.generated,

@@ -197,7 +197,9 @@ def _draw(
     beside = []
     for sample in samples[:SIDE_BY_SIDE]:
         own = boxes.filter((pl.col("sample") == sample) & (pl.col("rule") == "corrected"))
-        region = "reference_mask" if "reference_mask" in run.images else "all"
+        # Those of the object's tokens, where they have a place; all tokens where they have none.
+        answered = own.filter(method="i2am", direction="r2g")["region"]
+        region = "reference_mask" if "reference_mask" in answered else "all"
         kept = own.filter((pl.col("region") == region) | (pl.col("direction") == "g2r"))
         panels = _panels(run, kept, by_key, sample)
         beside.append((f"sample {sample}", [panel for own_panels in panels.values() for panel in own_panels]))

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from i2am.flows.console.progress import Progress, emit
 from i2am.flows.experiments.pictures import RGB, Picture
@@ -82,6 +83,12 @@ def kept(name: str, wanted: Wanted) -> tuple[str, Features]:
         f"features {name!r} are not all here, and taking them needs torch",
         remedy="pip install 'i2am[capture]', or run this once where it is installed",
     )
+
+
+def similarity(one: NDArray[np.float64], other: NDArray[np.float64]) -> float | None:
+    """Cosine similarity of the features of two images; None where those of one are all 0."""
+    length = np.linalg.norm(one) * np.linalg.norm(other)
+    return float(one @ other / length) if length > 0 else None
 
 
 def can_take() -> bool:

@@ -20,6 +20,7 @@ from i2am.analysis.scores.bootstrap import check_confidence
 from i2am.analysis.scores.imacs import check_penalty
 from i2am.flows.console.output import counted
 from i2am.flows.console.progress import Progress, emit
+from i2am.flows.experiments.features import similarity
 from i2am.flows.experiments.pictures import TRUTHS, Picture, given
 from i2am.flows.experiments.quality_charts import quality_charts
 from i2am.flows.experiments.quality_entries import Entry, read_attention, read_entries
@@ -128,8 +129,7 @@ def _samples(
             one, other = (
                 of_images[picture.key].astype(np.float64) for picture in (entry.generated, entry.truth)
             )
-            length = np.linalg.norm(one) * np.linalg.norm(other)
-            row["similarity"] = float(one @ other / length) if length > 0 else None
+            row["similarity"] = similarity(one, other)
         if entry.pair is not None and entry.pair[0] in distances:
             row["lpips"] = float(distances[entry.pair[0]][0])
         found.append(row)

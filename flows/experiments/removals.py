@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,11 @@ from i2am.analysis.experiments.faithfulness import inside_and_outside, pixel_cha
 from i2am.analysis.experiments.token_ranks import Grid
 from i2am.analysis.grids.regions import image_mask, sample_image
 from i2am.analysis.grids.resize import area
+from i2am.flows.experiments.distances import DistanceModels, Distances, Image
 from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.format.file_names import sample_file
 from i2am.storage.format.signed_json import canonical
+from i2am.storage.locations.whole_file import whole_file
 
 if TYPE_CHECKING:
     from i2am.flows.config.models import CaptureConfig
@@ -38,6 +39,7 @@ _PART: Mapping[str, Any] = {
     "inside": pl.Float64,
     "outside": pl.Float64,
     "cells": pl.List(pl.Float32),  # change on the generated grid, where it was asked for
+    "distances": pl.List(pl.Struct({"model": pl.String, "distance": pl.Float64})),  # by models asked for
 }
 
 
@@ -48,6 +50,14 @@ class Effect:
     inside: float
     outside: float | None
     cells: NDArray[np.float64] | None = None
+    distances: Distances = field(default_factory=dict)
+
+    def beside(self, older: Effect | None) -> Effect:
+        """With what only an older measurement of the same removal has."""
+        if older is None:
+            return self
+        cells = older.cells if self.cells is None else self.cells
+        return Effect(self.inside, self.outside, cells, older.distances | self.distances)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,9 @@ class Generator:
     mode: Mode
     cells: Grid  # (rows, columns) of the changes that are kept cell by cell
     folder: Path  # of the part files
+    models: DistanceModels
+    reference: int  # which of several loses tokens
+    placed: bool  # whether the tokens that are removed have places in the reference
 
     def effects(
         self, sample: str, wanted: Sequence[Mask], by_cell: Sequence[Mask]
@@ -70,11 +83,15 @@ class Generator:
         path = self.folder / f"{sample_file(sample)}-{self.run.fingerprint(sample)[:16]}.parquet"
         known = _read(path, self.cells)
         cellwise = {key(mask): mask for mask in by_cell}
-        missing = {key(mask): mask for mask in wanted if key(mask) not in known}
+        missing = {
+            key(mask): mask
+            for mask in wanted
+            if key(mask) not in known or not self.models.ids <= known[key(mask)].distances.keys()
+        }
         missing |= {k: m for k, m in cellwise.items() if k not in known or known[k].cells is None}
         if missing:
             for batch in self._measure(sample, missing, set(cellwise)):
-                known |= batch
+                known |= {name: effect.beside(known.get(name)) for name, effect in batch.items()}
                 _write(path, known)
         return known, len(missing)
 
@@ -84,7 +101,7 @@ class Generator:
         nothing = np.zeros(next(iter(masks.values())).shape, dtype=bool)
         todo = {key(nothing): nothing, **masks}
         names, size, mask = list(todo), self.config.batch_size, painted_mask(self.run, sample)
-        original: NDArray[np.uint8] | None = None
+        original: Image | None = None
         for start in range(0, len(names), size):
             batch = names[start : start + size]
             # Every batch is full, as one of another size could change the last bits of an image.
@@ -93,28 +110,31 @@ class Generator:
             if original is None:
                 original = images[0]
                 self._check_same(sample, original, mask)
-            yield {
-                name: self._effect(pixel_change(image, original), mask, name in cellwise)
-                for name, image in zip(batch, images, strict=False)
-            }
+                measure = self.models.measure_from(original)
+            images = images[: len(batch)]
+            found = {}
+            for name, image, distances in zip(batch, images, measure(images), strict=True):
+                change = pixel_change(image, original)
+                cells = area(change, self.cells) if name in cellwise else None
+                found[name] = Effect(*inside_and_outside(change, mask), cells, distances)
+            yield found
 
-    def _effect(self, change: NDArray[np.float64], mask: Mask | None, by_cell: bool) -> Effect:
-        return Effect(*inside_and_outside(change, mask), area(change, self.cells) if by_cell else None)
-
-    def _generate(self, sample: str, removed: Sequence[Mask]) -> list[NDArray[np.uint8]]:
+    def _generate(self, sample: str, removed: Sequence[Mask]) -> list[Image]:
         """Images [y, x, channel] of one sample, without the tokens of each set."""
         from i2am.pipeline.interventions.ablation import ablation
         from i2am.pipeline.recording.images import to_uint8
 
         config, tasks = self.config, [self.samples.load(sample)] * len(removed)
+        gone = np.stack(removed)
         with ablation(
-            self.pipe, np.stack(removed), self.mode,
+            self.pipe, gone if self.placed else gone.reshape(len(gone), -1), self.mode,
             adapter=config.adapter, guidance=config.guidance, timesteps=config.timesteps,
+            reference=self.reference,
         ):  # fmt: skip
             images = self.call(self.pipe, tasks)
         return [to_uint8("generated", image) for image in images]
 
-    def _check_same(self, sample: str, image: NDArray[np.uint8], mask: Mask | None) -> None:
+    def _check_same(self, sample: str, image: Image, mask: Mask | None) -> None:
         stored = sample_image(self.run, "generated", sample)
         if stored is None:
             raise NoAnswer(
@@ -146,9 +166,12 @@ def key(removed: Mask) -> bytes:
     return np.packbits(removed).tobytes()
 
 
-def parts_folder(out: Path, run: Run, configuration: Mapping[str, Any], mode: str, grids: Any) -> Path:
-    """Where the part files of one run, configuration and mode are: others would have other images."""
+def parts_folder(
+    out: Path, run: Run, configuration: Mapping[str, Any], mode: str, grids: Any, reference: int
+) -> Path:
+    """Where the part files of one run, configuration, mode and reference are: others have other images."""
     facts = {"run": run.run_id, "configuration": configuration, "mode": mode, "grids": grids, "version": 1}
+    facts |= {"reference": reference} if reference else {}
     digest = hashlib.sha256(canonical(facts)).hexdigest()[:16]
     return out / "removals" / digest
 
@@ -162,6 +185,7 @@ def _read(path: Path, cells: Grid) -> dict[bytes, Effect]:
             row["inside"],
             row["outside"],
             None if row["cells"] is None else np.asarray(row["cells"], dtype=np.float64).reshape(cells),
+            {each["model"]: each["distance"] for each in row.get("distances") or ()},
         )
         for row in rows
     }
@@ -174,10 +198,10 @@ def _write(path: Path, effects: Mapping[bytes, Effect]) -> None:
             "inside": effect.inside,
             "outside": effect.outside,
             "cells": None if effect.cells is None else effect.cells.reshape(-1).tolist(),
+            "distances": [{"model": model, "distance": far} for model, far in effect.distances.items()],
         }
         for name, effect in effects.items()
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    pl.DataFrame(rows, schema=_PART).write_parquet(partial)
-    os.replace(partial, path)
+    with whole_file(path) as made:
+        pl.DataFrame(rows, schema=_PART).write_parquet(made)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from i2am.analysis.experiments.box_rules import opencv
 from i2am.analysis.experiments.boxes import BOX_SCHEMA, Box, mask_box, random_box, whole_image
-from i2am.analysis.experiments.detection import find_boxes
+from i2am.analysis.experiments.detection import find_boxes, layers_of_rule
 from i2am.analysis.experiments.detection_scores import Found
 from i2am.analysis.grids.direction import Direction, side_of
 from i2am.analysis.grids.regions import IMAGES, image_mask, sample_image
@@ -123,6 +123,8 @@ def boxes_of_maps(
 
     A map that is not finite, of an empty region, gives no box.
     """
+    if selected.get("layers") is None:
+        selected = {**selected, "layers": layers_of_rule(question.rule, run.layers)}
     maps = attribution_maps(run, question.direction, samples=list(samples), **selected, **question.ask)
     rows: list[pl.DataFrame] = [pl.DataFrame(schema=dict(BOX_SCHEMA))]
     points: dict[str, tuple[float, float]] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,15 @@ from i2am.analysis.grids.selection import select_samples
 from i2am.analysis.output_directory import refuse_inside_run
 from i2am.flows.console.progress import Progress, emit
 from i2am.storage.errors import AlreadyExists, NotFound, UnknownName
+from i2am.storage.locations.whole_file import whole_file
 from i2am.storage.reading.run_collection import home_of
+from i2am.storage.tools.feature_store import image_key
 
 if TYPE_CHECKING:
     from i2am.storage.reading.run_collection import AnyRun
+
+Entry = dict[str, Any]
+"""A box in COCO's results."""
 
 
 def detect_images(
@@ -32,7 +38,10 @@ def detect_images(
     samples: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> dict[str, int]:
-    """Write a COCO results file of a run's images, whole or not at all; return how many samples and boxes."""
+    """Write a COCO results file of a run's images, whole or not at all; return how many samples and boxes.
+
+    What was found in each image is kept beside ``out`` until all is done: an interrupted detection goes on.
+    """
     from i2am.pipeline.detectors.runners import KINDS, detect_pictures, load_detector
     from i2am.pipeline.detectors.scene_detector import FOLDER
 
@@ -45,16 +54,45 @@ def detect_images(
             f"no weights of {kind}", expected="--weights", remedy="name a local copy: nothing is downloaded"
         )
     _check_output(out, overwrite)
-    detector = load_detector(kind, FOLDER if weights is None else weights)
+    weights = FOLDER if weights is None else weights
+    detector = load_detector(kind, weights)
     names = select_samples(run, samples)
-    entries: list[dict[str, Any]] = []
-    for done, own in enumerate(detect_pictures(detector, _pictures(run, image, names), image), start=1):
-        entries += own
+    kept = out.with_name(f".{out.name}.kept")
+    known = _read_kept(kept)
+    entries: list[Entry] = []
+    of_all = f"{kind} {_digest(weights)} {image}"
+    for done, (name, pixels) in enumerate(_pictures(run, image, names), start=1):
+        key = f"{of_all} {image_key(pixels)} {name}"
+        if key not in known:
+            (known[key],) = detect_pictures(detector, [(name, pixels)], image)
+            with kept.open("a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps([key, known[key]]))  # the line before may have broken off
+        entries += known[key]
         emit(Progress("detector", done, len(names), kind))
-    made = out.with_name(f".{out.name}.part")
-    made.write_text(json.dumps(entries))
-    os.replace(made, out)
+    with whole_file(out) as made:
+        made.write_text(json.dumps(entries))
+    kept.unlink(missing_ok=True)
     return {"samples": len(names), "boxes": len(entries)}
+
+
+def _read_kept(path: Path) -> dict[str, list[Entry]]:
+    """What was found by the key of what it was found in; lines that broke off are passed over."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            key, own = json.loads(line)
+            found[key] = own
+    return found
+
+
+def _digest(weights: Path) -> str:
+    """Of the bytes of a file, or of all files of a folder."""
+    found = hashlib.sha256()
+    for path in sorted(weights.rglob("*")) if weights.is_dir() else [weights]:
+        if path.is_file():
+            with path.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
 
 
 def _check_output(out: Path, overwrite: bool) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from i2am.pipeline.adapters.contract import Site, TokenLayout
 from i2am.pipeline.interventions.removal import Removal, replaced
 from i2am.pipeline.taps.key_masks import Hidden
-from i2am.storage.errors import CaptureError
+from i2am.storage.errors import CaptureError, InputError
 
 
 class CrossRemoval(Removal):
@@ -66,20 +66,24 @@ class CrossRemoval(Removal):
                 return None
             layout = self._layout(site, tokens.shape[1])
             gone = self.gone(site.name, layout)
+            if self._mode == "mean" and gone.any() and layout.tokens - _unaveraged(layout) == 1:
+                raise InputError(
+                    f"mode of layer {site.name!r}",
+                    expected="empty or mask, for a single token",
+                    got="mean, which is the token itself",
+                    remedy="choose one of these",
+                )
             changed = tokens.clone()
-            new = self._replacement(site, tokens, rows, layout)
+            new = self._replacement(tokens, rows, layout)
             changed[rows] = replaced(tokens[rows], gone, new)
             return (changed.reshape(given.shape), *args[1:])
 
         return hook
 
-    def _replacement(
-        self, site: Site, tokens: torch.Tensor, rows: slice, layout: TokenLayout
-    ) -> torch.Tensor:
+    def _replacement(self, tokens: torch.Tensor, rows: slice, layout: TokenLayout) -> torch.Tensor:
         own = tokens[rows]
         if self._mode == "mean":
-            placed = layout.prefix if layout.grid[0] * layout.grid[1] else 0
-            return own[:, placed:].mean(1, keepdim=True)
+            return own[:, _unaveraged(layout) :].mean(1, keepdim=True)
         without = self._roles.rows(len(tokens), "uncond")
         empty = self._adapter.empty_reference(self._pipe, own, None if without is None else tokens[without])
         if empty is None or (without is not None and torch.equal(empty, own)):
@@ -87,7 +91,8 @@ class CrossRemoval(Removal):
                 f"adapter {self._adapter.name!r}: the empty token, in place of a removed one",
                 expected="unconditional rows without the reference in the same call",
                 got="none" if empty is None else "rows with it",
-                remedy="generate with guidance in one batch, or use mode mean or mask",
+                remedy="generate with guidance in one batch, or use mode "
+                + ("mask" if own.shape[1] == 1 else "mean or mask"),
             )
         return empty
 
@@ -127,6 +132,11 @@ class CrossRemoval(Removal):
                 raise self.unmasked(left[0])
 
         return hook
+
+
+def _unaveraged(layout: TokenLayout) -> int:
+    """Leading tokens that the mean leaves out: those without a place, where others have one."""
+    return layout.prefix if layout.grid[0] * layout.grid[1] else 0
 
 
 def _value_of(site: Site) -> nn.Module:

@@ -85,11 +85,6 @@ class StepTracker:
         whole = bool(self._keys) or self._calls_per_step in (None, self._index + 1)
         return self.steps if whole else max(0, self._step)
 
-    @property
-    def finished(self) -> bool:
-        """Whether the generation has made every announced step, the last one with all its calls."""
-        return 0 < len(self._schedule) == self.whole_steps
-
     def begin(
         self, now: Timestep, schedule: Sequence[float], tile: Hashable = None, label: str = ""
     ) -> CallPosition:

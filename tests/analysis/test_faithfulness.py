@@ -10,12 +10,18 @@ from i2am.analysis.experiments import faithfulness, patch_effects
 from i2am.analysis.experiments.faithfulness import (
     SAMPLES,
     check_fractions,
+    place_words,
     ratio_interval,
     removals,
     summarise,
 )
 from i2am.analysis.experiments.faithfulness_charts import faithfulness_charts
-from i2am.analysis.experiments.patch_effects import block_masks, correlate, predicted_maps, spearman
+from i2am.analysis.experiments.patch_effects import (
+    block_masks,
+    correlate,
+    predicted_by_whole,
+    predicted_maps,
+)
 from i2am.analysis.experiments.token_ranks import RANKS, Order, token_ranks
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
@@ -56,6 +62,30 @@ def test_orders_follow_the_maps(run):
     assert all(sorted(tokens) == list(range(6)) for tokens in found.values())
 
 
+def test_orders_and_predictions_of_one_reference_are_made_of_its_layers(run):
+    found = orders_of(run, of=["b"])
+    for rank, options in (
+        ("g2r", {}),
+        ("g2r-painted", {"at": "mask"}),
+        ("official", {"protocol": "official"}),
+    ):
+        own = attribution_maps(run, "g2r", layers=["b"], **options)
+        expected = own.interp(y=range(3), x=range(2)) if rank == "official" else own
+        assert found[rank, None, None, None] == literal_order(expected)
+        assert found[rank, None, None, None] != orders_of(run)[rank, None, None, None]
+    assert {layer for rank, layer, _, _ in found if rank == "layers"} == {None, "b"}
+    everything = predicted_maps(run, "one", {(0, 0): np.ones((3, 2), bool)}, ["b"])
+    np.testing.assert_allclose(everything["r2g"], attribution_maps(run, "r2g", layers=["b"])[:1], rtol=1e-5)
+
+
+def test_the_official_rank_of_one_reference_keeps_to_the_official_layers(tmp_path):
+    layers = [layer(name, ref=(3, 2)) for name in ("down", "mid_block", "down@reference-1")]
+    run, _ = build(tmp_path / "r.zarr", layers)
+    found = orders_of(run, names=["official"], of=["down", "mid_block"])
+    own = attribution_maps(run, "g2r", layers=["down"], protocol="official")
+    assert found["official", None, None, None] == literal_order(own)
+
+
 def test_daam_ranks_tokens_by_the_mean_of_their_own_maps(tmp_path):
     spec = layer("a", gen=(4, 4), ref=(2, 3), ref_prefix=1)
     run, put = build(tmp_path / "r.zarr", [spec])
@@ -81,14 +111,63 @@ def test_a_rank_without_an_answer_is_left_out_with_the_reason(tmp_path):
     assert "mask" in ranks.notes["g2r-painted"]
     with pytest.raises(UnknownName, match="unknown rank 'g2s'"):
         token_ranks(run, ["g2s"])
+    with pytest.raises(InputError, match="ranks; expected one that this run has; got .*mask"):
+        token_ranks(run, ["g2r-painted"])
     with pytest.raises(InputError, match="draws; expected at least 1"):
         token_ranks(run, draws=0)
-    pooled, _ = build(tmp_path / "p.zarr", [layer(ref=(0, 0), ref_prefix=1)])
-    with pytest.raises(NoAnswer, match="place in the reference"):
-        token_ranks(pooled)
     mixed, _ = build(tmp_path / "m.zarr", [layer("a", ref=(3, 2)), layer("b", ref=(6, 4))])
     assert "different reference grids" in token_ranks(mixed, ["daam", "g2r"]).notes["daam"]
     assert token_ranks(mixed, ["g2r"]).grid == (6, 4)
+
+
+def test_the_official_order_is_of_its_own_block_whatever_the_grids_of_the_others(tmp_path):
+    name = "warp_flow_blks.4.transformer_blocks.0.attn2"
+    layers = [layer(name, ref=(3, 2)), layer(name.replace("4", "7"), ref=(6, 4))]
+    run, _ = build(tmp_path / "r.zarr", layers)
+    own = attribution_maps(run, "g2r", protocol="official")
+    assert own.shape[1:] == (3, 2)
+    found = orders_of(run, names=["official"])["official", None, None, None]
+    assert found[0] in fine_tokens_of(int(np.asarray(own.sel(sample="one")).argmax()))
+    assert found[-1] in fine_tokens_of(int(np.asarray(own.sel(sample="one")).argmin()))
+
+
+def fine_tokens_of(token):
+    """Tokens of a 6 x 4 grid that lie in a token of a 3 x 2 grid."""
+    row, column = divmod(token, 2)
+    return [4 * (2 * row + y) + 2 * column + x for y in (0, 1) for x in (0, 1)]
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_tokens_without_a_place_are_removed_together(tmp_path, tokens):
+    layers = [
+        layer(name, gen=gen, ref=(0, 0), ref_prefix=tokens) for name, gen in (("a", (4, 3)), ("b", (8, 6)))
+    ]
+    run, _ = build(tmp_path / "p.zarr", layers)
+    ranks = token_ranks(run)
+    assert (ranks.names, ranks.placed, set(ranks.notes)) == (("whole",), False, set(RANKS))
+    (only,) = removals(ranks.orders("one"), (0, 0.1, 1), ranks.grid)
+    assert (only.kind, only.fraction, only.removed.tolist()) == ("deletion", 1, [[True] * tokens])
+    maps = predicted_by_whole(run, "one", (8, 6))
+    np.testing.assert_array_equal(maps["r2g"], attribution_maps(run, "r2g", method="i2am", samples=["one"]))
+    rows = correlate("one", maps, {(0, 0): np.arange(48.0).reshape(8, 6)}, None)
+    assert [row["predictor"] for row in rows] == ["r2g"]  # the run has no norms
+    table = pl.DataFrame([SAMPLE | {"rank": "whole", "inside": 3.0}], schema=SAMPLES)
+    assert summarise(table).filter(measure="change")["value"].to_list() == [3]
+    assert not list(faithfulness_charts(summarise(table)))  # one number is no curve
+    with pytest.raises(NoAnswer, match="as many in every layer; got 2, 16"):
+        several = [layer("a", ref=(0, 0), ref_prefix=2), layer("b", ref=(0, 0), ref_prefix=16)]
+        token_ranks(build(tmp_path / "s.zarr", several)[0])
+
+
+SAMPLE = {"sample": "one", "rank": "g2r", "kind": "deletion", "fraction": 1.0, "inside": 1.0}
+
+
+@pytest.mark.parametrize(("outside", "words"), [(None, "of the image"), (2.0, "inside the mask")])
+def test_without_a_mask_it_is_the_image_that_changes(outside, words):
+    rows = [SAMPLE | {"fraction": fraction, "outside": outside} for fraction in (0.0, 1.0)]
+    summary = summarise(pl.DataFrame(rows, schema=SAMPLES))
+    assert place_words(summary) == words
+    assert [words in chart.unit for _, chart in faithfulness_charts(summary)] == [True]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -161,6 +240,26 @@ def test_curves_areas_and_ratios():
     assert summarise(table({})).is_empty()
 
 
+def test_other_distances_have_curves_of_their_own():
+    values = {("g2r", None, "deletion", f): v for f, v in ((0.0, 0), (0.5, 8), (1.0, 10))}
+    values |= {("random", None, "deletion", f): v for f, v in ((0.0, 0), (0.5, 2), (1.0, 10))}
+    plain = table(values)
+    rows = plain.with_columns(outside=pl.lit(0.0), features=pl.lit("clip"), lpips=pl.col("inside") * 3)
+    rows = rows.with_columns(feature_distance=pl.col("inside") / 10).select(*SAMPLES)
+    found, inside = summarise(rows), summarise(plain)
+    assert set(inside["distance"]) == {"pixels"}
+    for distance, factor in (("clip", 0.1), ("lpips", 3), ("pixels", 1)):
+        own = found.filter(pl.col("region") != "outside", distance=distance)
+        assert set(own["region"]) == {"inside" if distance == "pixels" else "image"}
+        for measure in ("change", "area", "times random"):
+            times = 1 if measure == "times random" else factor
+            expected = inside.filter(measure=measure)["value"].to_numpy() * times
+            np.testing.assert_allclose(own.filter(measure=measure)["value"], expected)
+    names = dict(faithfulness_charts(found))
+    assert list(names) == ["faithfulness", "faithfulness-features", "faithfulness-lpips"]
+    assert names["faithfulness-features"].unit.startswith("cosine distance of features: clip")
+
+
 def test_a_ratio_has_the_interval_of_literal_draws():
     rng = np.random.default_rng(3)
     values, base = rng.uniform(1, 9, 7), rng.uniform(1, 3, 7)
@@ -194,11 +293,6 @@ def test_predictions_are_maps_of_the_blocks(run):
 
 
 def test_correlation_is_of_ranks_inside_the_mask():
-    assert spearman(np.array([1, 2, 9.0]), np.array([0, 5, 6.0])) == pytest.approx(1)
-    assert spearman(np.array([1, 2, 9.0]), np.array([3, 2, 1.0])) == pytest.approx(-1)
-    # Ties share their mean rank: (1.5, 1.5, 3) against (1, 2, 3).
-    assert spearman(np.array([4, 4, 9.0]), np.array([1, 2, 3.0])) == pytest.approx(np.sqrt(3) / 2)
-    assert spearman(np.ones(3), np.arange(3.0)) is None
     change = np.arange(16.0).reshape(4, 4)
     mask = np.zeros((8, 8), bool)
     mask[:4] = True  # the upper half
@@ -207,6 +301,14 @@ def test_correlation_is_of_ranks_inside_the_mask():
     assert row["correlation"] == pytest.approx(1)
     assert row["change"] == change[:2].mean()
     assert correlate("s", predicted, {(0, 1): change}, None)[0]["correlation"] < 0
+    flat = {"r2g": np.full((1, 4, 4), 1 / 3) + np.spacing(change[None] % 3)}  # but for rounding
+    for maps, image, inside in (
+        (flat, change, mask),
+        (predicted, change * 0, None),
+        (predicted, change, mask & False),
+    ):
+        row = correlate("s", maps, {(0, 1): image}, inside)[0]
+        assert row["correlation"] is None
 
 
 def test_blocks_count_by_how_much_they_changed():

@@ -94,7 +94,10 @@ def test_one_scene_of_several_runs_is_one_unit():
     assert correlations(np.tile(x, 10), np.tile(y, 10))[2].high < again.high - 0.1
 
 
-@pytest.mark.parametrize("x", [[1, 1, 1, 1], [1, 2], [], [1, NAN, NAN, 2, NAN]])
+ROUNDED = [1, 1 + 2**-52, 1, 1 + 2**-51]
+
+
+@pytest.mark.parametrize("x", [[1, 1, 1, 1], ROUNDED, [1, 2], [], [1, NAN, NAN, 2, NAN]])
 def test_what_has_no_coefficient_is_left_empty(x):
     for found in correlations(x, list(range(len(x)))):
         assert (found.value, found.low, found.high, found.p) == (None,) * 4

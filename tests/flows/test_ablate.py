@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from i2am.flows.capture.job import run_capture
 from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.experiments.ablate import ablate_run
-from i2am.flows.experiments.removals import Generator
+from i2am.flows.experiments.removals import Effect, Generator
+from i2am.pipeline.features.contract import FeatureModel
 from tests.flows.conftest import Outcome
 from tests.flows.tiny_systems import PLANTED
+from tests.pipeline.feature_functions import colours
 
 I2am = Callable[..., Outcome]
 SYSTEMS = "tests.flows.tiny_systems"
@@ -97,32 +102,166 @@ def test_an_interrupted_experiment_goes_on(
     assert 0 < more["generated"] <= 6
 
 
-SCENE = {"image": "source", "mask_image": "mask", "reference_image": "reference"}
+COLOURS = "tests.pipeline.feature_functions:colours"
+
+
+def lpips_of_sums(device: str) -> FeatureModel:
+    """In place of LPIPS, whose weights are not here: the mean squared difference of two images."""
+
+    def extract(pairs: np.ndarray) -> np.ndarray:
+        return ((pairs[:, 0].astype(float) - pairs[:, 1]) ** 2).mean((1, 2, 3))[:, None]
+
+    return FeatureModel("lpips", "of-sums", extract)
+
+
+def test_the_change_of_features_and_lpips_beside_pixels(
+    planted: Path, i2am: I2am, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("i2am.pipeline.features.lpips.load_lpips", lpips_of_sums)
+    images: list[np.ndarray] = []
+    generate = Generator._generate
+
+    def kept(self: Generator, sample: str, removed: list[np.ndarray]) -> list[np.ndarray]:
+        images.extend(made := generate(self, sample, removed))
+        return made
+
+    monkeypatch.setattr(Generator, "_generate", kept)
+    words = [
+        "ablate",
+        planted,
+        "--run",
+        tmp_path / "tiny.zarr",
+        "--out",
+        tmp_path / "out",
+        *QUICK,
+        "--limit",
+        "1",
+    ]
+    more = [*words, "--features", COLOURS, "--lpips"]
+    pixels = i2am(*words, "--json").json
+    found = i2am(*more, "--json").json
+    # Images are not kept, so these are made once more; what blocks change is measured in pixels alone.
+    assert found["generated"] == pixels["generated"] - 4
+    assert i2am(*words, "--json").json == pixels | {"generated": 0, "seconds": ANY}
+    summary = pl.DataFrame(found["summary"], infer_schema_length=None)
+    assert summary.filter(distance="pixels").equals(pl.DataFrame(pixels["summary"], infer_schema_length=None))
+    own = summary.filter(pl.col("distance") != "pixels")
+    assert set(own["distance"]) == {COLOURS, "lpips"}
+    assert set(own["region"]) == {"image"}
+    assert set(own["measure"]) == {"change", "area", "times random"}
+    told = i2am(*more).out
+    assert f"cosine distance of features: {COLOURS}, over all shares" in told
+    assert "LPIPS, over all shares" in told
+    assert "0 images generated" in told
+    assert told.count("rank correlation") == 1
+    table = pl.read_parquet(tmp_path / "out" / "tables" / "faithfulness_samples.parquet")
+    original = images[0]
+    changed = next(image for image in images if (image != original).any())  # without the planted token
+    one, other = colours(np.stack([original, changed]))
+    cosine = 1 - one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    squares = ((original.astype(float) - changed) ** 2).mean()
+    for row in table.filter(kind="deletion", fraction=1).iter_rows(named=True):
+        assert row["feature_distance"] == pytest.approx(cosine, abs=1e-6)
+        assert row["lpips"] == pytest.approx(squares, rel=1e-6)
+    same = table.filter(inside=0)
+    assert same.height > 2
+    assert same.select("feature_distance", "lpips").max().row(0) == pytest.approx((0, 0), abs=1e-6)
+    assert set(table["features"]) == {COLOURS}
+    for ending in ("", "-features", "-lpips"):
+        assert (tmp_path / "out" / "pictures" / f"faithfulness{ending}.png").is_file()
+
+
+def test_what_an_older_measurement_alone_has_is_kept() -> None:
+    older = Effect(1.0, 2.0, np.ones((2, 3)), {"clip@1": 0.25, "dino@1": None})
+    found = Effect(1.0, 2.0, None, {"lpips@1": 0.5, "dino@1": 0.75}).beside(older)
+    assert found.cells is older.cells
+    assert found.distances == {"clip@1": 0.25, "dino@1": 0.75, "lpips@1": 0.5}
+    assert Effect(3.0, None).beside(None) == Effect(3.0, None)
 
 
 @pytest.mark.parametrize(
-    ("system", "inputs", "mode"),
+    ("more", "what"),
     [
-        ("flux_kontext", {"image": "source"}, None),
-        ("ip_adapter", {}, None),
-        ("pasd", {"image": "source"}, "mask"),
-        ("seesr", {"image": "source"}, "mean"),
-        ("stableviton", SCENE, "mean"),
+        (["--features", "inception"], "no weights of Inception at .*download https"),
+        (["--features", "dino", "--weights", "nowhere"], "no folder nowhere"),
+        (["--features", "incepton"], "unknown features 'incepton'"),
+        (["--weights", "nowhere"], "weights; expected features that they belong to.*--features"),
+        (["--lpips"], "LPIPS needs torchvision|no AlexNet weights"),
     ],
 )
-def test_other_families(
-    config: Callable[..., Path], tmp_path: Path, system: str, inputs: dict[str, str], mode: Any
+def test_missing_weights_are_refused_before_anything_is_generated(
+    planted: Path, i2am: I2am, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], what: str
 ) -> None:
-    scene = {"scenes": {"count": 1}}
-    file = config(pipeline=factory(system), inputs=inputs, call={"num_inference_steps": 2}, samples=scene)
-    settings = load_capture(file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(Generator, "_generate", None)
+    out = tmp_path / "out"
+    i2am("ablate", planted, "--run", tmp_path / "tiny.zarr", "--out", out, *QUICK, *more).refused(what)
+    assert not out.exists()
+
+
+def test_joint_attention(config: Callable[..., Path], tmp_path: Path) -> None:
+    """All other families are in test_real_systems.py."""
+    more = {
+        "inputs": {"image": "source"},
+        "call": {"num_inference_steps": 2},
+        "samples": {"scenes": {"count": 1}},
+    }
+    settings = load_capture(config(pipeline=factory("flux_kontext"), **more))
     run_capture(settings)
     asked: dict[str, Any] = {"ranks": ["g2r", "lowest"], "fractions": [0.5], "blocks": 0}
-    found = ablate_run(settings, settings.out, tmp_path / "out", mode=mode, **asked)
+    found = ablate_run(settings, settings.out, tmp_path / "out", **asked)
     changes = found.samples.filter(fraction=1, kind="deletion")["inside"]
     assert changes.n_unique() == 1
     assert changes[0] > 0
     assert found.samples.filter(fraction=0, kind="deletion")["inside"].to_list() == [0, 0]
+
+
+def captured_adapters(config: Callable[..., Path], **arguments: Any) -> Path:
+    """The configuration of a captured run of IP-Adapters."""
+    pipeline = factory("ip_adapter") | {"arguments": arguments}
+    steps = {"num_inference_steps": 2}
+    file = config(pipeline=pipeline, inputs={}, call=steps, samples={"scenes": {"count": 1}})
+    run_capture(load_capture(file))
+    return file
+
+
+def test_one_of_several_references_is_ablated(
+    config: Callable[..., Path], i2am: I2am, tmp_path: Path
+) -> None:
+    """The second of these counts for nothing, so removing it changes nothing."""
+    file = captured_adapters(config, kinds=["full", "full"], scales=[0.8, 1e-12])
+    words = ["ablate", file, "--run", tmp_path / "tiny.zarr", "--out", tmp_path / "out", "--fractions", "0.5"]
+    words += ["--rank", "g2r,norm,daam,official", "--blocks", "1", "--quiet"]
+    i2am(*words).refused("reference; expected one of reference-0, reference-1; got none; .*--reference NAME")
+    i2am(*words, "--reference", "reference-2").refused("unknown reference 'reference-2'.*'reference-1'")
+    assert not (tmp_path / "out").exists()
+    tables = []
+    for number in (0, 1):
+        outcome = i2am(*words, "--reference", f"reference-{number}")
+        assert outcome.status == 0, outcome.err
+        facts = json.loads((tmp_path / "out" / "faithfulness.json").read_text())
+        assert facts["reference"] == f"reference-{number}"
+        assert facts["generated"] > 0
+        tables.append(pl.read_parquet(tmp_path / "out" / "tables" / "faithfulness_samples.parquet"))
+        patches = pl.read_parquet(tmp_path / "out" / "tables" / "faithfulness_patches.parquet")
+        assert (patches["change"].max() > 0) == (number == 0)
+        assert set(tables[-1]["rank"]) == {"g2r", "norm", "daam", "official"}
+    whole = [table.filter(rank="g2r", kind="deletion", fraction=1)["inside"].item() for table in tables]
+    assert whole[0] > 0
+    assert tables[1]["inside"].max() == 0
+
+
+def test_the_only_reference_with_places_is_the_one_that_is_ablated(
+    config: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = load_capture(captured_adapters(config, kinds=["plus", "full"], scales=[0.8, 0.8]))
+    asked: dict[str, Any] = {"ranks": ["g2r"], "fractions": [0.5], "blocks": 0}
+    found = ablate_run(settings, settings.out, tmp_path / "out", **asked)
+    assert found.samples.filter(fraction=1, kind="deletion")["inside"].item() > 0
+    assert ablate_run(
+        settings, settings.out, tmp_path / "out", reference="reference-1", **asked, overwrite=True
+    ).samples.equals(found.samples)
 
 
 def test_refusals(planted: Path, config: Callable[..., Path], i2am: I2am, tmp_path: Path) -> None:

@@ -200,6 +200,53 @@ def test_the_painted_box_is_that_of_what_changed(tmp_path: Path) -> None:
     assert painted_box(open_run(tmp_path / "r.zarr"), "a") == (5, 4, 6, 5)
 
 
+def test_an_interrupted_detector_goes_on(
+    i2am: I2am, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a line broke off; what other weights found, or other pictures, does not serve."""
+    pytest.importorskip("transformers")
+    from i2am.pipeline.detectors.runners import Boxes
+
+    looked: list[np.ndarray] = []
+    stop_at = 2
+
+    def detect(picture: np.ndarray) -> Boxes:
+        if len(looked) == stop_at:
+            raise KeyboardInterrupt
+        looked.append(picture)
+        left = float(picture[0, 0, 0] % 8)
+        return Boxes(np.array([[left, 1, left + 4, 9]]), np.array([0.5]), np.array([1]))
+
+    monkeypatch.setattr("i2am.pipeline.detectors.runners.load_detector", lambda kind, weights: detect)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model.safetensors").write_bytes(b"one")
+    out, kept = tmp_path / "d.json", tmp_path / ".d.json.kept"
+    words = ["detector", run, "--kind", "yolos", "--weights", weights, "--out", out, "-q"]
+    assert i2am(*words).status == 130
+    assert not out.exists()
+    assert kept.is_file()
+    kept.write_bytes(kept.read_bytes()[:-5])  # as a crash in the middle of the second would leave it
+    stop_at = 3
+    assert i2am(*words).status == 130
+    stop_at = 99
+    assert i2am(*words).status == 0
+    assert len(looked) == 2 + 1 + 1  # the second was looked at again
+    found = json.loads(out.read_text())
+    images = [open_run(run).image("generated", name) for name in SAMPLES]
+    assert [entry["image_id"] for entry in found] == list(SAMPLES)
+    assert [entry["bbox"][0] for entry in found] == [image[0, 0, 0] % 8 for image in images]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "run.zarr", "weights"]
+    looked.clear()
+    stop_at = 2
+    assert i2am(*words, "--overwrite").status == 130
+    assert json.loads(out.read_text()) == found
+    (weights / "model.safetensors").write_bytes(b"two")
+    stop_at = 99
+    assert i2am(*words, "--overwrite").status == 0
+    assert len(looked) == 2 + 3
+
+
 def test_a_detectors_weights_must_be_there(i2am: I2am, run: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     out = tmp_path / "d.json"

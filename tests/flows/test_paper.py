@@ -137,6 +137,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_what_is_done_stays(tmp_path: Path, counted: list[str]) -> None:
     arguments: dict[str, Any] = {"samples": 2, "steps": 1}
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / ".capture.yaml.4321.part").touch()  # of a process that was killed
     with pytest.raises(KeyboardInterrupt):
         experiments.make_paper(tmp_path / "p", **arguments)
     experiments.make_paper(tmp_path / "p", **arguments)
@@ -148,10 +150,10 @@ def test_what_is_done_stays(tmp_path: Path, counted: list[str]) -> None:
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path: Path, i2am: Callable[..., Outcome]) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "mine.part").write_text("mine")
     (tmp_path / "capture.yaml").write_text("begun")
     i2am("paper", "--out", tmp_path).refused("holds other files; choose another --out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["capture.yaml", "mine.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["capture.yaml", "mine.part"]
 
 
 @pytest.mark.slow

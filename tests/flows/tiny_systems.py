@@ -46,13 +46,14 @@ def flux_kontext(device: str, dtype: str) -> Any:
     return pipe
 
 
-def ip_adapter(device: str, dtype: str) -> Any:
-    """Stable Diffusion with an IP-Adapter that keeps its 2 x 2 patches; text and reference are fixed."""
+def ip_adapter(device: str, dtype: str, kinds: tuple[str, ...] = ("full",), scales: Any = 0.8) -> Any:
+    """Stable Diffusion with IP-Adapters, "full": of 2 x 2 patches; text and references are fixed."""
     import torch
 
     from tests.pipeline import unet_models
 
-    pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(), "full")
+    pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(), *kinds)
+    pipe.set_ip_adapter_scale(scales)
 
     class StableDiffusionOfNothing(type(pipe)):  # type: ignore[misc]
         def __call__(self, generator: Any, **options: Any) -> Any:
@@ -60,7 +61,7 @@ def ip_adapter(device: str, dtype: str) -> Any:
             texts = torch.randn(shape, generator=torch.Generator().manual_seed(1))
             return super().__call__(
                 prompt_embeds=texts[0], negative_prompt_embeds=texts[1], height=32, width=32,
-                ip_adapter_image_embeds=unet_models.image_embeds(("full",), True),
+                ip_adapter_image_embeds=unet_models.image_embeds(kinds, True),
                 generator=generator, **options,
             )  # fmt: skip
 
@@ -68,31 +69,73 @@ def ip_adapter(device: str, dtype: str) -> Any:
     return pipe
 
 
-def small(pipe: Any) -> Any:
-    """A stand-in that works at half the size of a scene."""
+def as_its_factory(make: Any, *unused: str) -> Any:
+    """A stand-in that is called as its example's factory is, and makes images of the source's size.
 
-    class Small(type(pipe)):  # type: ignore[misc]
-        def __call__(self, generator: Any, num_inference_steps: int, **images: Any) -> Any:
-            halves = {name: image.resize((32, 32)) for name, image in images.items()}
-            return super().__call__(generator=generator, num_inference_steps=num_inference_steps, **halves)
+    It makes nothing of the arguments that are ``unused``.
+    """
+    pipe = make()
 
-    pipe.__class__ = Small
+    class AsItsFactory(type(pipe)):  # type: ignore[misc]
+        def __call__(self, **given: Any) -> Any:
+            found = super().__call__(**{name: value for name, value in given.items() if name not in unused})
+            found.images = [image.resize(given["image"].size) for image in found.images]
+            return found
+
+    pipe.__class__ = AsItsFactory
     return pipe
 
 
-def pasd(device: str, dtype: str) -> Any:
-    from tests.standins import pasd
+def of_example(device: str, dtype: str, system: str) -> Any:
+    """A small model with random weights of the system of ``examples/capture-{system}.yaml``."""
+    from tests.pipeline import models
+    from tests.standins import ldm, pasd, seesr
 
-    return small(pasd.make())
+    makers: dict[str, Any] = {
+        "paint-by-example": (models.paint_by_example,),
+        "paint-by-example-ldm": (lambda: ldm.Pipeline(ldm.PLMSSampler),),
+        "dci-vton": (lambda: ldm.Pipeline(ldm.PLMSSampler), "reference_mask", "warped_image", "warped_mask"),
+        "stableviton": (strong_warps, "densepose_image", "agnostic_image"),
+        "pasd": (pasd.make, "negative_prompt"),
+        "pasd-light": (lambda: pasd.make(light=True), "negative_prompt"),
+        "seesr": (seesr.make, "negative_prompt"),
+        "ip-adapter-inpaint": (lambda: inpainting_with_ip_adapter("full"),),
+        "ip-adapter-plus": (lambda: inpainting_with_ip_adapter("plus"),),
+    }
+    return as_its_factory(*makers[system])
 
 
-def seesr(device: str, dtype: str) -> Any:
-    from tests.standins import seesr
-
-    return small(seesr.make())
-
-
-def stableviton(device: str, dtype: str) -> Any:
+def strong_warps() -> Any:
+    """StableVITON whose warping blocks add so much that 8 bits show it."""
     from tests.standins import stableviton
 
-    return small(stableviton.Pipeline())
+    pipe = stableviton.Pipeline()
+    for convolution in pipe.model.model.diffusion_model.warp_zero_convs:
+        convolution.weight.data *= 10
+    return pipe
+
+
+def inpainting_with_ip_adapter(kind: str) -> Any:
+    """Stable Diffusion's inpainting with an IP-Adapter: "full" keeps the 4 x 4 patches of its own CLIP."""
+    import torch
+    from diffusers import StableDiffusionInpaintPipeline
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    from tests.pipeline import unet_models
+
+    config = CLIPVisionConfig(
+        hidden_size=unet_models.CLIP, projection_dim=unet_models.CLIP, intermediate_size=16,
+        num_attention_heads=4, num_hidden_layers=2, image_size=32, patch_size=8,
+    )  # fmt: skip
+
+    class OfAnyPrompt(StableDiffusionInpaintPipeline):  # type: ignore[misc]
+        def encode_prompt(self, *given: Any, **named: Any) -> Any:
+            shape = (2, 1, unet_models.TEXT, unet_models.WIDTH)
+            return tuple(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+
+    pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(OfAnyPrompt), kind)
+    pipe.register_modules(
+        image_encoder=CLIPVisionModelWithProjection(config).eval(),
+        feature_extractor=CLIPImageProcessor(crop_size=32, size=32),
+    )
+    return pipe

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from i2am.pipeline.adapters.registry import find_adapter
-from i2am.pipeline.interventions.ablation import ablation
+from i2am.pipeline.capture import capture
+from i2am.pipeline.interventions.ablation import ablation, choose_reference
 from i2am.pipeline.taps.call_arguments import call_arguments
 from i2am.storage.errors import CaptureError, InputError
+from i2am.storage.reading.open import open_run
 from tests.pipeline import joint_models, models, unet_models
-from tests.pipeline.test_joint import edit, small_references  # noqa: F401 - a fixture
+from tests.pipeline.test_joint import edit, embeddings, small_references  # noqa: F401 - a fixture
 from tests.pipeline.test_research_systems import generate as restore
 from tests.pipeline.test_stable_diffusion import generate
 from tests.standins import pasd, seesr, stableviton
@@ -152,6 +154,21 @@ def test_a_pooled_token_becomes_the_vector_that_was_learned_for_none(guidance):
     assert torch.equal(found[:, -1:], pipe.image_encoder.uncond_vector.detach().expand_as(found[:, -1:]))
 
 
+@pytest.mark.parametrize("make", [models.paint_by_example, models.image_variation])
+def test_one_token_is_its_own_mean(make):
+    pipe = make()
+    images = {"image": models.picture(0, 32, 32), "height": 32, "width": 32, "num_inference_steps": 2}
+    if make is models.paint_by_example:
+        images |= {"mask_image": models.hole(32, 32), "example_image": models.picture(1, 32, 32)}
+    with ablation(pipe, np.zeros((1, 1), bool), "mean"):
+        pipe(**images)
+    with (
+        pytest.raises(InputError, match="expected empty or mask, for a single token; got mean"),
+        ablation(pipe, np.ones((1, 1), bool), "mean"),
+    ):
+        pipe(**images)
+
+
 def test_an_ip_adapter_without_guidance_has_no_empty_token():
     pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(), "full")
     for mode in ("mean", "mask"):
@@ -255,6 +272,46 @@ def test_patches_of_joint_attention_are_replaced_in_conditional_calls_alone(make
             assert not new.any()
         else:
             torch.testing.assert_close(new, old.mean(1, keepdim=True).expand_as(old))
+
+
+@pytest.mark.usefixtures("small_references")
+def test_the_other_references_of_a_joint_sequence_are_left_alone(tmp_path):
+    pipe = joint_models.qwen_edit_plus()
+    seen = []
+
+    def generate():
+        pipe(
+            image=[models.picture(1, 24, 32), models.picture(2, 24, 32)], **embeddings(1, 1, mask=True),
+            true_cfg_scale=1.0, height=24, width=16, num_inference_steps=1, output_type="np",
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+
+    def see(module, args, kwargs):
+        seen.append(kwargs["hidden_states"].detach().clone())
+
+    with capture(pipe, tmp_path / "r.zarr", samples=["a"]) as cap, cap.sample("a"):
+        generate()
+    layers = list(open_run(tmp_path / "r.zarr").layers)
+    parts = []
+    for name in (None, "reference-0", "reference-1"):
+        if name is None:
+            with pytest.raises(InputError, match="expected one of reference-0, reference-1"):
+                choose_reference(pipe, layers)
+        number, own = (0, []) if name is None else choose_reference(pipe, layers, name)
+        parts.append(own)
+        gone = np.full((1, 3, 4), name is not None)
+        with ablation(pipe, gone, "latent", reference=number):
+            hook = pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
+            generate()
+            hook.remove()
+    assert sorted(parts[1] + parts[2]) == sorted(layers)
+    assert [name.removesuffix("@reference-1") for name in parts[2]] == parts[1]
+    before, first, second = seen  # 24 generated patches, then 48 of each reference
+    assert before[:, 24:].any(-1).all()
+    assert torch.equal(first[:, 72:], before[:, 72:])
+    assert torch.equal(second[:, :72], before[:, :72])
+    assert not first[:, 24:72].any()
+    assert not second[:, 72:].any()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_whether_guidance_is_on_is_found(schedule, each, counted):
     rows = [("cond",), ("uncond",)]
     expected = [(s, i, rows[i]) for s in range(len(schedule)) for i in range(each)]
     assert played(tracker, schedule, each, taken=taken) == expected
-    assert tracker.finished
+    assert tracker.whole_steps == len(schedule)
 
 
 @given(schedules, st.integers(1, 4))
@@ -45,7 +45,7 @@ def test_calls_with_a_key_make_a_step_while_the_timestep_stays(schedule, tiles):
     tracker = StepTracker(None, (), lambda: None)
     expected = [(s, i, None) for s in range(len(schedule)) for i in range(tiles)]
     assert played(tracker, schedule, tiles, keys=keys) == expected
-    assert tracker.finished
+    assert tracker.whole_steps == len(schedule)
 
 
 @given(schedules, st.permutations(["cond", "uncond"]))
@@ -85,7 +85,7 @@ def test_guidance_that_ends_or_begins_midway(plan):
             found.append((call.step, call.rows))
             expected.append((step, (("cond",), ("uncond",))[index]))
     assert found == expected
-    assert tracker.finished
+    assert tracker.whole_steps == len(schedule)
 
 
 def test_what_cannot_be_told_is_asked_of_the_user():

@@ -16,7 +16,24 @@ from i2am.storage.errors import AlreadyExists, DamagedSample, InputError, Missin
 from i2am.storage.locations.fsspec_location import FsspecLocation
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.open import locate
+from i2am.storage.locations.whole_file import whole_file
 from tests.storage.synthetic import IMAGES, LAYERS, TIMESTEPS, check_values, fill, image, write_run
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "table.parquet"
+    with pytest.raises(ZeroDivisionError), whole_file(path) as made:
+        made.write_bytes(b"half")
+        assert not path.exists()
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+    for content in (b"one", b"two"):
+        with whole_file(path) as made:
+            made.write_bytes(content)
+    with pytest.raises(KeyboardInterrupt), whole_file(path):
+        raise KeyboardInterrupt  # before anything was written
+    assert path.read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 class Contract:

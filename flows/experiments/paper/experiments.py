@@ -6,9 +6,9 @@ Each experiment writes into a folder of its own below ``out``, and is left alone
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +32,7 @@ from i2am.flows.experiments.quality import quality_runs
 from i2am.flows.experiments.refinement import SHIPPED, SHIPPED_TABLES
 from i2am.flows.experiments.supervised import detect_images
 from i2am.storage.errors import AlreadyExists
+from i2am.storage.locations.whole_file import whole_file
 from i2am.storage.reading.open import open_run
 
 FEATURES = "i2am.pipeline.features.embedded:features"
@@ -98,8 +99,9 @@ def prepare(paper: Paper) -> dict[str, Any]:
             expected=_words(paper.settings),
             remedy="choose another --out, or the same settings",
         )
-    begun = (paper.config.name, f".{paper.config.name}.part", f".{STATE}.part")
-    if paper.out.exists() and any(each.name not in begun for each in paper.out.iterdir()):
+    found = [each.name for each in paper.out.iterdir()] if paper.out.exists() else []
+    begun = {paper.config.name, *fnmatch.filter(found, ".*.part")}
+    if not begun.issuperset(found):
         raise AlreadyExists(f"{paper.out} holds other files", remedy="choose another --out")
     paper.out.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -109,9 +111,9 @@ def prepare(paper: Paper) -> dict[str, Any]:
         "call": {"num_inference_steps": paper.steps},
         "batch_size": min(paper.samples, 8),
     }
-    _replace(paper.config, yaml.safe_dump(settings, sort_keys=False))
+    _write(paper.config, yaml.safe_dump(settings, sort_keys=False))
     state = {"settings": paper.settings, "done": {}}
-    _replace(path, json.dumps(state))
+    _write(path, json.dumps(state))
     return state
 
 
@@ -138,7 +140,7 @@ def run_experiment(paper: Paper, name: str, state: dict[str, Any]) -> None:
     emit(Progress("paper", len(state["done"]), len(EXPERIMENTS), name))
     EXPERIMENTS[name](paper)
     state["done"][name] = fingerprint
-    _replace(paper.out / STATE, json.dumps(state))
+    _write(paper.out / STATE, json.dumps(state))
 
 
 def _detection(paper: Paper) -> None:
@@ -150,7 +152,7 @@ def _detection(paper: Paper) -> None:
         entries += json.loads(path.read_text(encoding="utf-8"))
         path.unlink()
     results = paper.out / "detector.json"
-    _replace(results, json.dumps(entries))
+    _write(results, json.dumps(entries))
     detect_run(run, paper.out / "detection", detections={SUPERVISED: results}, overwrite=True)
 
 
@@ -193,9 +195,8 @@ def gather(paper: Paper) -> dict[str, str]:
     folder.mkdir(exist_ok=True)
     found = {}
     for table, experiment in TABLES.items():
-        scratch = folder / f".{table}.parquet"
-        shutil.copyfile(paper.out / experiment / "tables" / f"{table}.parquet", scratch)
-        scratch.replace(folder / f"{table}.parquet")
+        with whole_file(folder / f"{table}.parquet") as made:
+            shutil.copyfile(paper.out / experiment / "tables" / f"{table}.parquet", made)
         found[table] = str(folder / f"{table}.parquet")
     for table in SHIPPED_TABLES:  # trainings take hours: their results come with the project
         shutil.copyfile(SHIPPED / f"{table}.parquet", folder / f"{table}.parquet")
@@ -203,8 +204,6 @@ def gather(paper: Paper) -> dict[str, str]:
     return found
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole, or leave the one that was there."""
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as made:
+        made.write_text(text, encoding="utf-8")
