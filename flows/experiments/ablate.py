@@ -100,8 +100,7 @@ def ablate_run(
     What was generated is kept in ``out``/removals: an interrupted experiment goes on from there, and further
     ranks cost only what is new.
     """
-    started = time.perf_counter()
-    fractions = check_fractions(fractions)
+    started, fractions = time.perf_counter(), check_fractions(fractions)
     check_confidence(confidence)
     check_ranks(ranks, draws)
     opened = open_run(run, config.storage_options or None)
