@@ -44,7 +44,7 @@ ABLATED = 10
 STATE = "paper.json"
 """Settings, and the fingerprint of the run of each experiment that is done."""
 
-VERSION = 1
+VERSION = 2
 """Of what the experiments write: with another one they are done again."""
 
 
@@ -170,7 +170,10 @@ def _quality(paper: Paper) -> None:
 
 def _faithfulness(paper: Paper) -> None:
     """Tokens removed at generation, in the order of each map."""
-    ablate_run(_config(paper), str(paper.run), paper.out / "faithfulness", limit=ABLATED, overwrite=True)
+    ablate_run(
+        _config(paper), str(paper.run), paper.out / "faithfulness",
+        limit=ABLATED, features=FEATURES, overwrite=True,
+    )  # fmt: skip
 
 
 EXPERIMENTS: Mapping[str, Callable[[Paper], None]] = {

@@ -9,6 +9,8 @@ from pathlib import Path
 import polars as pl
 
 from i2am.analysis.experiments.detection_scores import method_words
+from i2am.analysis.experiments.faithfulness import PIXELS, place_words
+from i2am.analysis.experiments.faithfulness_charts import change_words
 from i2am.analysis.experiments.published import DETECTION, SUPERVISED
 from i2am.analysis.experiments.quality_claim import KIND_WORDS, features_words, score_words
 from i2am.flows.experiments.paper.cells import Row, interval, number, one_row
@@ -228,33 +230,12 @@ def _text_to_image(table: pl.DataFrame, out: Path) -> Section:
 
 def _faithfulness(table: pl.DataFrame, out: Path) -> Section:
     mark = json.loads((out / "faithfulness" / "faithfulness.json").read_text(encoding="utf-8"))
-    ranks = [rank for rank in dict.fromkeys(table["rank"]) if rank not in ("layers", None)]
-    whole = table.filter(pl.col("layer").is_null(), pl.col("head").is_null(), region="inside")
-    rows = []
-    for rank in ranks:
-        own = whole.filter(rank=rank)
-        rows.append(
-            (
-                rank,
-                interval(one_row(own, measure="change", kind="deletion", fraction=0.1), 1),
-                interval(one_row(own, measure="times random", kind="deletion", fraction=0.1), 1),
-                interval(one_row(own, measure="area", kind="deletion"), 1),
-                interval(one_row(own, measure="area", kind="insertion"), 1),
-            )
-        )
     return Section(
         name="faithfulness",
         title="Faithfulness",
         claim="does not test whether the maps say what would happen if the reference were changed.",
         verdict=_causal_words(table),
-        ours=[
-            TableView(
-                "Reference tokens removed in the order of each map; change of the painted pixels, 0 to 255",
-                ("order", "tenth removed", "times random", "area, deletion", "area, insertion"),
-                rows,
-                "tables/faithfulness.parquet",
-            )
-        ],
+        ours=[_removals(table, distance) for distance in dict.fromkeys(table["distance"])],
         pictures=_pictures(
             out / "faithfulness" / "pictures",
             {
@@ -268,6 +249,31 @@ def _faithfulness(table: pl.DataFrame, out: Path) -> Section:
             "Deletion: more change with fewer tokens removed is better. Insertion: less change is better.",
             *mark["notes"],
         ],
+    )
+
+
+def _removals(table: pl.DataFrame, distance: str) -> TableView:
+    """Every order's curve, in one distance of images."""
+    whole = table.filter(
+        pl.col("layer").is_null(), pl.col("head").is_null(), pl.col("region") != "outside", distance=distance
+    )
+    digits = 1 if distance == PIXELS else 3
+    rows = []
+    for rank in dict.fromkeys(whole.filter(pl.col("rank") != "layers", measure="change")["rank"]):
+        own = whole.filter(rank=rank)
+        change, times = (
+            one_row(own, measure=measure, kind="deletion", fraction=0.1)
+            for measure in ("change", "times random")
+        )
+        areas = [one_row(own, measure="area", kind=kind) for kind in ("deletion", "insertion")]
+        ends = (interval(each, digits) for each in areas)
+        rows.append((rank, interval(change, digits), interval(times, 1), *ends))
+    words = change_words(distance, place_words(table))
+    return TableView(
+        f"Reference tokens removed in the order of each map; {words}",
+        ("order", "tenth removed", "times random", "area, deletion", "area, insertion"),
+        rows,
+        "tables/faithfulness.parquet",
     )
 
 
