@@ -18,9 +18,7 @@ def load_pipeline(config: CaptureConfig) -> Any:
     """Load the pipeline, on its device, with its own progress bar off."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")  # advice for those who write pipelines
-    for package in ("torch", "diffusers"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingDependency(f"capture needs {package}", remedy="pip install 'i2am[capture]'")
+    check_installed()
     from diffusers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading; the job shows its own
@@ -38,6 +36,13 @@ def load_pipeline(config: CaptureConfig) -> Any:
     if hasattr(pipe, "set_progress_bar_config"):
         pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def check_installed() -> None:
+    """Refuse where torch or diffusers is absent."""
+    for package in ("torch", "diffusers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(f"capture needs {package}", remedy="pip install 'i2am[capture]'")
 
 
 def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str]:

@@ -107,6 +107,9 @@ class Adapter:
     tiled = False
     """True where the pipeline may cut its latents into tiles and call the denoiser once for each."""
 
+    reads = "reference"
+    """``"text"`` where the keys are words: a pipeline that is given an image has to name such an adapter."""
+
     part = "unet"
     """Attribute of the pipeline that holds the denoiser."""
 

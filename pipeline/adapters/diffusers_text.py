@@ -19,6 +19,7 @@ class DiffusersText(UNetAdapter):
     """Pipelines with a UNet and a text encoder, and no reference attention of another kind."""
 
     name = "diffusers-text"
+    reads = "text"
 
     def matches(self, pipe: Any) -> bool:
         unet = getattr(pipe, "unet", None)

@@ -2,7 +2,7 @@
 
 The sequence of all 19 double and 38 single blocks is [text, generated, reference]; position ids, [stream,
 row, column], tell the two image streams apart and give their grids. True guidance makes separate calls, the
-conditional one first.
+conditional one first. LongCat-Image-Edit (Meituan, 2025) has the same blocks, layout and calls.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from i2am.pipeline.adapters.joint import JointAdapter, grid_of
 
 
 class FluxKontext(JointAdapter):
-    """``FluxKontextPipeline`` and its inpainting variant."""
+    """``FluxKontextPipeline``, its inpainting variant, and ``LongCatImageEditPipeline``."""
 
     name = "flux-kontext"
     blocks = ("transformer_blocks", "single_transformer_blocks")
-    pipelines = "FluxKontext"
+    pipelines = ("FluxKontext", "LongCatImageEdit")
 
     def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
-        """Generated tokens have stream 0 in ``img_ids``, those of the reference stream 1."""
+        """Generated tokens have the lowest stream in ``img_ids``, those of the reference the next one."""
         text = int(arguments["encoder_hidden_states"].shape[1])
         ids = arguments["img_ids"]
         ids = ids[0] if ids.ndim == 3 else ids

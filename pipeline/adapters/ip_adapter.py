@@ -3,6 +3,8 @@
 Query: ``attn2.to_q``; key: ``attn2.processor.to_k_ip.{i}`` of the i-th adapter. Base models have 4 tokens,
 Plus models the latents of a resampler (16), neither with a place; full models keep CLIP's class token and its
 patch grid (257 tokens for ViT-H/14). An adapter of scale 0 is not called by the model and is left out.
+AnimateDiff's frames are rows of their own: declare a sample for each. Perturbed-attention guidance adds a
+block of rows: ``guidance=[["uncond", "cond", "perturbed"]]``.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class JointAdapter(Adapter):
     part = "transformer"
     blocks: tuple[str, ...] = ("transformer_blocks",)
     """Attributes of the transformer that hold its blocks, in order."""
-    pipelines = ""
+    pipelines: tuple[str, ...] = ()
     """What the names of the family's pipeline classes begin with."""
 
     def matches(self, pipe: Any) -> bool:

@@ -19,7 +19,7 @@ class QwenImageEdit(JointAdapter):
     """``QwenImageEditPipeline``, its inpainting variant and the one of several images."""
 
     name = "qwen-image-edit"
-    pipelines = "QwenImageEdit"
+    pipelines = ("QwenImageEdit",)
 
     def spans(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
         """The first of ``img_shapes`` is the generated image, the others are references."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+from i2am.pipeline.adapters.census import entry_of
 from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.diffusers_text import DiffusersText
 from i2am.pipeline.adapters.diffusers_unet import DiffusersUNet
@@ -46,8 +48,29 @@ def adapters() -> dict[str, Adapter]:
     return found
 
 
+def described() -> list[dict[str, str]]:
+    """Each adapter: its name, what it reads, the module that it is from, and what it serves."""
+    facts = []
+    for name, adapter in sorted(adapters().items()):
+        module = type(adapter).__module__
+        serves = sys.modules[module].__doc__ or type(adapter).__doc__ or ""
+        built_in = type(adapter) in _BUILT_IN
+        facts.append(
+            {
+                "adapter": name,
+                "reads": adapter.reads,
+                "from": "built in" if built_in else module,
+                "serves": serves.strip().partition("\n")[0].rstrip(".").replace("``", ""),
+            }
+        )
+    return facts
+
+
 def find_adapter(pipe: Any, adapter: str | Adapter | None = None) -> Adapter:
-    """The adapter given, named, or, for None, the only one that matches ``pipe``."""
+    """The adapter given, named, or, for None, the only one that matches ``pipe``.
+
+    A pipeline that is given an image and attends to words alone is refused, unless the adapter is named.
+    """
     known = adapters()
     if isinstance(adapter, str):
         if adapter not in known:
@@ -56,8 +79,12 @@ def find_adapter(pipe: Any, adapter: str | Adapter | None = None) -> Adapter:
     if adapter is not None:
         return adapter
     matching = [candidate for candidate in known.values() if candidate.matches(pipe)]
-    if len(matching) == 1:
+    words = [candidate.name for candidate in matching if candidate.reads == "text"]
+    entry = entry_of(pipe)
+    if len(matching) == 1 and not (words and entry is not None and entry.takes_image):
         return matching[0]
+    if entry is not None and len(words) == len(matching):
+        raise entry.refusal(pipe, words)
     raise CaptureError(
         f"adapter for {type(pipe).__name__}",
         expected="exactly one that matches, among " + ", ".join(sorted(known)),

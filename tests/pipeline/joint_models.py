@@ -13,10 +13,13 @@ from diffusers import (
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    LongCatImageEditPipeline,
+    LongCatImageTransformer2DModel,
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
 )
+from diffusers.pipelines.longcat_image.pipeline_longcat_image_edit import prepare_pos_ids
 
 WIDTH = 32
 
@@ -59,6 +62,25 @@ def flux_kontext() -> FluxKontextPipeline:
     """Two double and two single blocks, two heads."""
     torch.manual_seed(0)
     pipe = FluxKontextPipeline(**_flux_parts())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def longcat_edit() -> LongCatImageEditPipeline:
+    """As `flux_kontext`, of the LongCat classes; any prompt is text of seven tokens."""
+    torch.manual_seed(0)
+    parts = _flux_parts()
+    vae = AutoencoderKL.from_config({**parts["vae"].config, "latent_channels": 16}).eval()
+    config = {**parts["transformer"].config, "in_channels": 64}
+    transformer = LongCatImageTransformer2DModel.from_config(config).eval()
+    processor = type("Processor", (), {"image_processor": None})()
+
+    class OfAnyPrompt(LongCatImageEditPipeline):  # type: ignore[misc]
+        def encode_prompt(self, prompt: Any, num_images_per_prompt: int, **arguments: Any) -> Any:
+            text = torch.randn(1, 7, WIDTH, generator=torch.Generator().manual_seed(len(prompt)))
+            return text.expand(num_images_per_prompt, -1, -1), prepare_pos_ids(num_token=7)
+
+    pipe = OfAnyPrompt(parts["scheduler"], vae, None, None, processor, transformer)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -38,6 +38,7 @@ class Family:
     cond_first: bool = False  # in a batch
     joint: Callable[[Any, int], tuple[int, int]] | None = None  # layer, reference number: where tokens begin
     kinds: tuple[str, ...] = ()  # IP-Adapters
+    adapter: str | None = None  # where it has to be named
 
 
 def _noise(count: int) -> Any:
@@ -176,6 +177,11 @@ def _with(kind: Any) -> Callable[[], Any]:
     return lambda: unet_models.stable_diffusion(kind)
 
 
+def _words(make: Callable[[], Any], **facts: Any) -> Family:
+    """Stable Diffusion that is given an image, and attends to words alone."""
+    return Family(make, _stable_diffusion, adapter="diffusers-text", **facts)
+
+
 def _restoration(make: Callable[[], Any], path: str) -> Family:
     return Family(make, _standin, path, (("unet", "unet."), ("controlnet", "controlnet.")))
 
@@ -183,10 +189,10 @@ def _restoration(make: Callable[[], Any], path: str) -> Family:
 FAMILIES = {
     "sd": Family(unet_models.stable_diffusion, _stable_diffusion),
     "sdxl": Family(unet_models.sdxl, _stable_diffusion),
-    "img2img": Family(_with(StableDiffusionImg2ImgPipeline), _stable_diffusion),
-    "inpaint": Family(_with(StableDiffusionInpaintPipeline), _stable_diffusion),
-    "pix2pix": Family(_with(StableDiffusionInstructPix2PixPipeline), _stable_diffusion, cond_first=True),
-    "controlnet": Family(_controlnet, _stable_diffusion),
+    "img2img": _words(_with(StableDiffusionImg2ImgPipeline)),
+    "inpaint": _words(_with(StableDiffusionInpaintPipeline)),
+    "pix2pix": _words(_with(StableDiffusionInstructPix2PixPipeline), cond_first=True),
+    "controlnet": _words(_controlnet),
     "ip-adapter": _ip_adapters("base"),
     "ip-adapters": _ip_adapters("full", "plus"),
     "paint-by-example": Family(models.paint_by_example, _paint),

@@ -197,7 +197,8 @@ def _record(
     situation: Situation, family: Family, pipe: Any, path: Path, kept: list[Any], beside: Callable[[], None]
 ) -> None:
     ids = [f"s{i}" for i in range(situation.ids or situation.prompts * situation.images)]
-    with capture(pipe, path, samples=ids, **situation.options) as cap, cap.samples(ids) as handles:
+    options = {"adapter": family.adapter, **situation.options}
+    with capture(pipe, path, samples=ids, **options) as cap, cap.samples(ids) as handles:
         beside()
         kept.append(_generate(situation, family, pipe))
         for handle, image in zip(handles, kept[0], strict=False):
@@ -210,7 +211,9 @@ def _threads(situation: Situation, family: Family, pipe: Any, folder: Path) -> I
     plain = Situation(situation.family)
     with ExitStack() as exits:
         if situation.threads == "a nested capture":
-            cap = exits.enter_context(capture(pipe, folder / "outer.zarr", samples=["x"]))
+            cap = exits.enter_context(
+                capture(pipe, folder / "outer.zarr", samples=["x"], adapter=family.adapter)
+            )
             exits.enter_context(cap.sample("x"))
         other = family.make() if situation.threads in ("two captures", "a bystander") else pipe
         if situation.threads == "two captures":

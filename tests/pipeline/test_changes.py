@@ -248,7 +248,7 @@ def test_image_to_image_of_any_strength(tmp_path, strength):
 
     if strength * STEPS < 1:  # the pipeline gives its input back
         with pytest.raises(CaptureError, match=r"expected at least 1 step; got 0;.*strength of at least one"):
-            record(pipe, tmp_path / "r.zarr", generate=from_image)
+            record(pipe, tmp_path / "r.zarr", generate=from_image, adapter="diffusers-text")
     else:
-        run = record(pipe, tmp_path / "r.zarr", generate=from_image)
+        run = record(pipe, tmp_path / "r.zarr", generate=from_image, adapter="diffusers-text")
         assert len(run.timesteps) == int(strength * STEPS)

@@ -125,6 +125,35 @@ def test_images_are_equal_and_scores_are_the_models_own(
     assert verify(tmp_path / "r.zarr").ok
 
 
+@pytest.mark.parametrize(("count", "guidance", "size"), [(1, 1.0, (24, 24)), (3, 2.0, (32, 16))])
+def test_longcat_has_kontexts_layout(tmp_path, monkeypatch, count, guidance, size):
+    module = "diffusers.pipelines.longcat_image.pipeline_longcat_image_edit"
+    monkeypatch.setattr(f"{module}.calculate_dimensions", lambda area, ratio: size)
+    pipe, path, ids = joint_models.longcat_edit(), tmp_path / "r.zarr", [f"s{i}" for i in range(count)]
+    roles = ("cond", "uncond") if guidance > 1 else ("cond",)
+
+    def call():
+        return pipe(
+            models.picture(5, 24, 32), "red", "", num_inference_steps=STEPS, guidance_scale=guidance,
+            num_images_per_prompt=count, generator=torch.Generator().manual_seed(0), output_type="np",
+        ).images  # fmt: skip
+
+    plain = call()
+    with capture(pipe, path, samples=ids, roles=roles) as cap, cap.samples(ids) as handles:
+        captured = call()
+        for handle, image in zip(handles, captured, strict=True):
+            handle.generated = image
+    np.testing.assert_array_equal(captured, plain)
+    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
+        call()
+    run, grid = open_run(path), (size[1] // 2, size[0] // 2)  # the pipeline's sizes are (width, height)
+    assert len(run.layers) == 4 * len(roles)
+    assert all(spec.gen_grid == spec.ref_grid == grid for spec in run.layers.values())
+    assert list(run.timesteps) == [float(t) for t in pipe.scheduler.timesteps]
+    tokens = grid[0] * grid[1]
+    check(run, seen, TEXT, [(TEXT + tokens, tokens)], roles, count)
+
+
 def test_several_references_are_layers_of_their_own(tmp_path, monkeypatch, small_references):
     pipe = joint_models.qwen_edit_plus()
     images = [models.picture(1, 24, 32), models.picture(2, 24, 32)]

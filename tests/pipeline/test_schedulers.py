@@ -83,7 +83,11 @@ def captured(pipe, path, denoiser, call):
     hook = denoiser.register_forward_pre_hook(spy, with_kwargs=True)
     failed: list[Exception] = []
     try:
-        with capture(pipe, path, samples=["a"], layers=0) as cap, cap.sample("a") as sample:
+        words = "diffusers-text" if hasattr(pipe, "unet") else None
+        with (
+            capture(pipe, path, samples=["a"], layers=0, adapter=words) as cap,
+            cap.sample("a") as sample,
+        ):
             try:
                 call(pipe)
             except Exception as error:

@@ -12,6 +12,7 @@ from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.capture import capture
 from i2am.storage.errors import CaptureError
 from i2am.storage.reading.open import open_run
+from i2am.storage.reading.witness import summarise_witness
 from i2am.storage.tools.verify import verify
 from tests.pipeline import models, unet_models
 from tests.pipeline.kernel_spy import kernel_witness
@@ -99,7 +100,7 @@ def test_images_are_equal_and_scores_are_the_models_own(tmp_path, monkeypatch, m
 def test_three_chunks_of_instruct_pix2pix(tmp_path, monkeypatch, count):
     pipe = unet_models.stable_diffusion(StableDiffusionInstructPix2PixPipeline)
     roles = ("cond", "image", "uncond")
-    record(pipe, tmp_path / "r.zarr", count=count, options={"roles": roles})
+    record(pipe, tmp_path / "r.zarr", count=count, options={"roles": roles, "adapter": "diffusers-text"})
     with kernel_witness(pipe.unet, ATTN2, monkeypatch) as seen:
         generate(pipe, count=count)
     run = open_run(tmp_path / "r.zarr")
@@ -109,6 +110,38 @@ def test_three_chunks_of_instruct_pix2pix(tmp_path, monkeypatch, count):
             layer = f"unet.{name}" + ("" if role == "cond" else f"@{role}")
             own = logits_of(seen, name, 0, slice(index * count, (index + 1) * count), 3)
             np.testing.assert_allclose(run.scores(layer), own, rtol=1e-5, atol=1e-5 * np.abs(own).max())
+
+
+def test_frames_of_a_video_are_samples(tmp_path):
+    pipe = unet_models.with_ip_adapters(unet_models.animate_diff(), "base")
+    frames, text = [f"f{i}" for i in range(4)], torch.ones(1, TEXT, WIDTH)
+
+    def call():
+        return pipe(
+            prompt_embeds=text, negative_prompt_embeds=-text, num_frames=4, height=32, width=24,
+            ip_adapter_image_embeds=unet_models.image_embeds(("base",), guidance=True),
+            guidance_scale=2.0, num_inference_steps=2, output_type="np",
+            generator=torch.Generator().manual_seed(0),
+        ).frames[0]  # fmt: skip
+
+    plain = call()
+    with capture(pipe, tmp_path / "r.zarr", samples=frames) as cap, cap.samples(frames) as handles:
+        captured = call()
+        for handle, frame in zip(handles, captured, strict=True):
+            handle.generated = frame
+    np.testing.assert_array_equal(captured, plain)
+    run = open_run(tmp_path / "r.zarr")
+    assert run.attrs["guidance"] == {"calls": [["uncond", "cond"]]}
+    assert {(spec.gen_grid, spec.ref_prefix) for spec in run.layers.values()} == {((8, 6), 4)}
+    witness = summarise_witness(run, run.samples)
+    assert not witness.unwitnessed
+    assert witness.largest_difference < 1e-5
+    with (
+        pytest.raises(CaptureError, match=r"got 8; declare every image of the call"),
+        capture(pipe, tmp_path / "one.zarr", samples=["v"]) as cap,
+        cap.sample("v"),
+    ):
+        call()
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
@@ -200,7 +233,9 @@ def test_layers_are_chosen_by_number_and_range(tmp_path):
 def test_a_model_that_no_adapter_knows_is_said_before_anything_runs(tmp_path):
     pipe = unet_models.stable_diffusion()
     pipe.text_encoder = None
-    with pytest.raises(CaptureError, match=r"adapter for StableDiffusionPipeline.*diffusers-text.*got none"):
+    with pytest.raises(
+        CaptureError, match=r"adapter for StableDiffusionPipeline.*takes no image.*load_ip_adapter"
+    ):
         capture(pipe, tmp_path / "r.zarr", samples=["a"])
     with pytest.raises(CaptureError, match=r"'pasd': no layer.*pixel_attentions.*UNet2DConditionModel with"):
         capture(pipe, tmp_path / "r.zarr", samples=["a"], adapter="pasd")

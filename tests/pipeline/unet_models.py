@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnimateDiffPipeline,
     DDIMScheduler,
     HeunDiscreteScheduler,
+    MotionAdapter,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNetMotionModel,
 )
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -124,12 +127,28 @@ def ip_adapter_state(pipe: Any, kind: str) -> dict[str, dict[str, torch.Tensor]]
     torch.manual_seed(len(kind))
     keys, number = {}, 1
     for name in pipe.unet.attn_processors:
-        if name.endswith("attn2.processor"):
+        if name.endswith("attn2.processor") and "motion_modules" not in name:
             width = pipe.unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
             for half in ("k", "v"):
                 keys[f"{number}.to_{half}_ip.weight"] = torch.randn(width, WIDTH) * 0.3
             number += 2
     return {"image_proj": _projection(kind), "ip_adapter": keys}
+
+
+def animate_diff() -> AnimateDiffPipeline:
+    """Stable Diffusion with motion modules between the frames of a video."""
+    base = stable_diffusion()
+    motion = MotionAdapter(
+        block_out_channels=(32, 64),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=2,
+        motion_num_attention_heads=4,
+    )
+    unet = UNetMotionModel.from_unet2d(base.unet, motion).eval()
+    parts = {name: base.components[name] for name in ("vae", "text_encoder", "scheduler")}
+    pipe = AnimateDiffPipeline(tokenizer=None, unet=unet, motion_adapter=motion, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def with_ip_adapters(pipe: Any, *kinds: str) -> Any:
