@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from i2am.pipeline.embedded.encoder import ReferenceEncoder
-from i2am.pipeline.embedded.painter import ReferencePainter
+from i2am.pipeline.embedded.painter import PLACES, ReferencePainter
 
 
 def painter(seed: int = 0) -> ReferencePainter:
@@ -25,7 +25,7 @@ def painter(seed: int = 0) -> ReferencePainter:
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
-        in_channels=30,
+        in_channels=7 * 4 + PLACES,
         out_channels=12,
         block_out_channels=(16, 32),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
