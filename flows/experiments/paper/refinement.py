@@ -72,8 +72,9 @@ def _scores(table: pl.DataFrame) -> TableView:
         rows.append(
             (name, *(interval(one_row(table, model=m, **keys)) for m in (CUSTOM, REFINED, DIFFERENCE)))
         )
-    columns = ("score", *(name.replace("-", "−") for name in (CUSTOM, REFINED, DIFFERENCE)))
-    return TableView("Custom and refined models", columns, rows, "tables/refinement.parquet")
+    columns = ("score", CUSTOM, REFINED, "difference")
+    title = "Custom and refined models: means over seeds, and the difference paired by seed"
+    return TableView(title, columns, rows, "tables/refinement.parquet")
 
 
 def _checkpoints(found: pl.DataFrame) -> TableView:
