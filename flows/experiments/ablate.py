@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from i2am.analysis.drawing.experiments.faithfulness_charts import faithfulness_charts
 from i2am.analysis.experiments.faithfulness import (
     FRACTIONS,
     SAMPLES,
@@ -18,7 +19,6 @@ from i2am.analysis.experiments.faithfulness import (
     removals,
     summarise,
 )
-from i2am.analysis.experiments.faithfulness_charts import faithfulness_charts
 from i2am.analysis.experiments.patch_effects import (
     BLOCKS,
     PATCHES,

@@ -5,25 +5,26 @@ from __future__ import annotations
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from i2am.pipeline.embedded.encoder import ReferenceEncoder
-from i2am.pipeline.embedded.painter import ReferencePainter
+from i2am.pipeline.embedded.painter import PLACES, ReferencePainter
 
 FOLD = 2
 """Pixels are folded FOLD by FOLD into channels, an exact, weightless stand-in for a latent space."""
 
 
-def build_painter() -> ReferencePainter:
-    """The pipeline with fresh weights: 4.3 million parameters, 64 by 64 images, 256 reference tokens.
+def build_painter(widths: tuple[int, int, int] = (32, 64, 128)) -> ReferencePainter:
+    """The pipeline with fresh weights, for 64 by 64 images and 256 reference tokens.
 
-    Seven cross-attention layers look at the reference: three at 16 by 16 positions, four at 8 by 8. The
-    scheduler's v-prediction with a terminal signal-to-noise ratio of zero (Lin et al., 2024) starts from pure
+    Seven cross-attention layers look at the reference: three at 16 by 16 positions, four at 8 by 8. The UNet
+    predicts the clean image: 32 channels cannot carry the noise that v-prediction asks for, which left
+    speckle (Li & He, 2025). A terminal signal-to-noise ratio of zero (Lin et al., 2024) starts from pure
     noise in training too, so that colours are not biased towards grey.
     """
     cells = FOLD * FOLD
     unet = UNet2DConditionModel(
         sample_size=64 // FOLD,
-        in_channels=3 * cells + 3 * cells + cells,  # noisy image, masked source, mask
+        in_channels=3 * cells + 3 * cells + cells + PLACES,  # noisy image, source, mask, place in it
         out_channels=3 * cells,
-        block_out_channels=(32, 64, 128),
+        block_out_channels=widths,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
@@ -36,7 +37,7 @@ def build_painter() -> ReferencePainter:
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
-        prediction_type="v_prediction",
+        prediction_type="sample",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=True,

@@ -27,7 +27,7 @@ class _Residual(nn.Module):
 class ReferenceEncoder(ModelMixin, ConfigMixin):
     """Encode a reference image into patch tokens, one for each 4 by 4 pixels, row by row.
 
-    The receptive field is local (23 pixels), so a token speaks of its own place in the reference and an
+    The receptive field is local (39 pixels), so a token speaks of its own place in the reference and an
     attention map over tokens can be read as a map over the image.
     """
 
@@ -35,7 +35,7 @@ class ReferenceEncoder(ModelMixin, ConfigMixin):
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
-        self, image_size: int = 64, channels: int = 64, token_dim: int = 96, blocks: int = 1
+        self, image_size: int = 64, channels: int = 64, token_dim: int = 96, blocks: int = 2
     ) -> None:
         super().__init__()
         self.grid = (image_size // 4, image_size // 4)

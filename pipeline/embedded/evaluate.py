@@ -5,7 +5,8 @@ beside its chance level:
 
 (a) correlation of the painted object's mean colour with the reference object's, against shuffled references;
 (b) attention of masked queries on the reference object over that object's share of the area (chance 1);
-(c) pointing game: the peak of the masked queries' map lies on the object (chance: the object's share).
+(c) pointing game: the peak of the masked queries' map lies on the object (chance: the object's share);
+(d) the painted object's pattern, told by a classifier that was trained on true objects (chance 1 in 6).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from rich.progress import Progress
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.capture import capture
 from i2am.pipeline.embedded.painter import ReferencePainter
+from i2am.pipeline.embedded.pattern_classifier import told_patterns, train_classifier
 from i2am.pipeline.embedded.scenes import Scene, make_scene
+from i2am.pipeline.embedded.shapes import PATTERNS
 from i2am.pipeline.embedded.weights import FOLDER
 from i2am.pipeline.jobs import Call, run_job
 from i2am.storage.reading.open import open_run
@@ -41,20 +44,17 @@ class SceneTask:
 
 
 def evaluate(
-    pipe: ReferencePainter, count: int, steps: int, guidance: float, batch_size: int = 20
+    pipe: ReferencePainter,
+    count: int,
+    steps: int,
+    guidance: float,
+    batch_size: int = 20,
+    patterns: bool = True,
 ) -> dict[str, Any]:
-    """Generate the scenes of seeds 0 to ``count`` - 1; (a), (b) and (c), each with its chance level."""
-    tasks = {task.id: task for task in map(SceneTask, range(count))}
-    with tempfile.TemporaryDirectory() as folder, Progress() as progress:
-        path, bar = Path(folder) / "evaluation.zarr", progress.add_task("generate", total=count)
-        inputs = find_adapter(pipe).inputs(pipe)
-        call = Call(inputs, {"num_inference_steps": steps, "guidance_scale": guidance})
-        with capture(pipe, path, samples=list(tasks)) as cap:
-            for start in range(0, count, batch_size):
-                run_job(cap, pipe, tasks.__getitem__, call, batch_size, limit=batch_size)
-                progress.update(bar, completed=start + batch_size)
-        run = open_run(path)
-        scenes = [tasks[id].scene for id in run.samples]
+    """Generate the scenes of seeds 0 to ``count`` - 1; (a) to (d), each with its chance level."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = capture_scenes(pipe, Path(folder, "evaluation.zarr"), count, steps, guidance, batch_size)
+        scenes = [make_scene(int(id)) for id in run.samples]
         images = [run.image("generated", id) for id in run.samples]
         shares, hits = _attention(run, scenes)
     painted = np.stack([image[s.target_object].mean(0) for image, s in zip(images, scenes, strict=True)])
@@ -73,7 +73,33 @@ def evaluate(
         "attention_on_object_chance": 1.0,
         "pointing_game": float(np.mean(hits)),
         "pointing_game_chance": area,
+        **(_patterns(scenes, images) if patterns else {}),
     }
+
+
+def _patterns(scenes: list[Scene], images: list[NDArray[np.uint8]]) -> dict[str, float]:
+    """Shares of objects whose pattern is told right: painted ones, and true ones as the most there can be."""
+    classifier, objects = train_classifier(), [s.target_object for s in scenes]
+    found = {}
+    for name, pictures in (("pattern", images), ("pattern_of_true_objects", [s.target for s in scenes])):
+        told = told_patterns(classifier, pictures, objects)
+        right = [pattern == s.object.pattern for pattern, s in zip(told, scenes, strict=True)]
+        found[name] = float(np.mean(right))
+    return {**found, "pattern_chance": 1 / len(PATTERNS)}
+
+
+def capture_scenes(
+    pipe: ReferencePainter, path: Path, count: int, steps: int, guidance: float, batch_size: int = 20
+) -> Run:
+    """Generate the scenes of seeds 0 to ``count`` - 1 under capture; goes on where it was stopped."""
+    tasks = {task.id: task for task in map(SceneTask, range(count))}
+    call = Call(find_adapter(pipe).inputs(pipe), {"num_inference_steps": steps, "guidance_scale": guidance})
+    with Progress() as progress, capture(pipe, path, samples=list(tasks)) as cap:
+        bar = progress.add_task("generate", total=count)
+        for start in range(0, count, batch_size):
+            run_job(cap, pipe, tasks.__getitem__, call, batch_size, limit=batch_size)
+            progress.update(bar, completed=start + batch_size)
+    return open_run(path)
 
 
 def _correlation(a: Floats, b: Floats) -> float:

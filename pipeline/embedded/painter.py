@@ -21,6 +21,11 @@ Pictures: TypeAlias = Picture | Sequence[Picture]
 StepCallback: TypeAlias = Callable[["ReferencePainter", int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 
 
+FREQUENCIES = (1, 2, 3)
+PLACES = 2 + 4 * len(FREQUENCIES)
+"""Planes that say where a position lies in a box."""
+
+
 @dataclass
 class PainterOutput(BaseOutput):
     """What :class:`ReferencePainter` returns: ``images``, PIL or uint8 [y, x, 3], one for each input."""
@@ -31,8 +36,9 @@ class PainterOutput(BaseOutput):
 class ReferencePainter(DiffusionPipeline):
     """Reference-conditioned inpainting of small images, in the manner of Paint-by-Example.
 
-    The UNet's input channels are the noisy image, the masked source and the mask, folded; its cross-attention
-    looks at the reference encoder's patch tokens. The scheduler is any of diffusers' for v-prediction.
+    The UNet's input channels are the noisy image and those of :func:`condition_planes`; its cross-attention
+    looks at the reference encoder's patch tokens. The scheduler is any of diffusers' that takes a predicted
+    sample.
     """
 
     model_cpu_offload_seq = "reference_encoder->unet"
@@ -66,8 +72,7 @@ class ReferencePainter(DiffusionPipeline):
         source, hole, reference = self._prepare(image, mask_image, reference_image)
         guided = guidance_scale > 1.0
         tokens = self.reference_encoder(reference)
-        planes = (F.pixel_unshuffle(source * (1 - hole), self.fold), F.pixel_unshuffle(hole, self.fold))
-        condition = torch.cat(planes, 1)
+        condition = condition_planes(source, hole, self.fold)
         if guided:
             tokens = torch.cat([torch.zeros_like(tokens), tokens])
             condition = torch.cat([condition, condition])
@@ -127,6 +132,48 @@ class ReferencePainter(DiffusionPipeline):
         arrays = [np.asarray(m.convert("L") if isinstance(m, Image.Image) else m) for m in _listed(masks)]
         planes = [a if a.dtype == np.bool_ else a > 127 for a in arrays]
         return torch.from_numpy(np.stack([p.reshape(p.shape[:2]) for p in planes]))[:, None].to(device, dtype)
+
+
+def condition_planes(source: torch.Tensor, hole: torch.Tensor, fold: int) -> torch.Tensor:
+    """What the UNet is told about a scene, [batch, channel, y / fold, x / fold].
+
+    The masked source and the mask, folded, and where each position lies in the hole's box.
+    """
+    planes = [F.pixel_unshuffle(source * (1 - hole), fold), F.pixel_unshuffle(hole, fold)]
+    return torch.cat([*planes, place_in_box(hole, fold)], 1)
+
+
+def place_in_box(mask: torch.Tensor, edge: int) -> torch.Tensor:
+    """Where each cell of EDGE by EDGE pixels lies in the box of ``mask`` [batch, 1, y, x], as PLACES planes.
+
+    The frame of :func:`box_frame`, and its Fourier features (Tancik et al., 2020), inside the frame alone.
+    """
+    frame = F.avg_pool2d(box_frame(mask), edge)
+    waves = [wave(torch.pi * k * frame) for k in FREQUENCIES for wave in (torch.sin, torch.cos)]
+    inside = (frame.abs().amax(1, keepdim=True) < 1.5).to(frame.dtype)
+    return torch.cat([frame, *(wave * inside for wave in waves)], 1)
+
+
+def box_frame(hole: torch.Tensor) -> torch.Tensor:
+    """Rows and columns relative to the box of ``hole`` [batch, 1, y, x], as [batch, 2, y, x].
+
+    0 at the centre, -1 and 1 at the edges of the box's longer side, at most 2.
+    """
+    centres, halves, axes = [], [], []
+    for axis in (2, 3):
+        line = torch.arange(hole.shape[axis], device=hole.device, dtype=hole.dtype)
+        inside = hole.amax(5 - axis)[:, 0] > 0  # [batch, y or x]
+        first = torch.where(inside, line, line[-1]).amin(1)
+        last = torch.where(inside, line, line[0]).amax(1)
+        centres.append((first + last) / 2)
+        halves.append((last - first).clamp(min=1) / 2)
+        axes.append(line)
+    half = torch.maximum(*halves)[:, None]
+    rows, columns = (
+        ((line - centre[:, None]) / half).clamp(-2, 2) for line, centre in zip(axes, centres, strict=True)
+    )
+    shape = -1, hole.shape[2], hole.shape[3]
+    return torch.stack([rows[:, :, None].expand(shape), columns[:, None, :].expand(shape)], 1)
 
 
 def _listed(images: Pictures) -> list[Picture]:

@@ -13,6 +13,7 @@ import pytest
 from i2am.analysis.experiments.published import SUPERVISED
 from i2am.flows.experiments.paper import experiments
 from i2am.flows.experiments.paper.sections import make_page
+from i2am.flows.experiments.refinement import SHIPPED, SHIPPED_TABLES
 from i2am.storage.errors import AlreadyExists
 from tests.flows.conftest import Outcome
 
@@ -42,10 +43,12 @@ def tables(folder: Path, ours: float = 0.5, blind: float = 0.2, causal: float = 
     compared = {("i2am - daam", "all", "corrected", "r2g", "mask", "miou"): (0.2, 0.1, 0.3)}
     removed = pl.DataFrame(
         {
-            "measure": ["times random", "times random", "change"], "rank": ["g2r", "lowest", "g2r<b>"],
-            "layer": None, "head": None, "kind": "deletion", "fraction": 0.1, "region": "inside",
-            "value": [causal, 90.0, 30.0], "low": [causal - 1.5, 80.0, 25.0],
-            "high": [causal + 1.5, 99.0, 35.0], "count": 8,
+            "measure": ["times random", "times random", "change", "change"],
+            "rank": ["g2r", "lowest", "g2r<b>", "g2r"], "distance": ["pixels"] * 3 + ["toy"],
+            "layer": None, "head": None, "kind": "deletion", "fraction": 0.1,
+            "region": ["inside"] * 3 + ["image"],
+            "value": [causal, 90.0, 30.0, 0.125], "low": [causal - 1.5, 80.0, 25.0, 0.1],
+            "high": [causal + 1.5, 99.0, 35.0, 0.15], "count": 8,
         },
         schema_overrides={"layer": pl.String, "head": pl.Int64},
     )  # fmt: skip
@@ -78,7 +81,7 @@ def tables(folder: Path, ours: float = 0.5, blind: float = 0.2, causal: float = 
     for name, frame in frames.items():
         frame.write_parquet(folder / f"{name}.parquet")
         found[name] = str(folder / f"{name}.parquet")
-    return found
+    return found | {name: str(SHIPPED / f"{name}.parquet") for name in SHIPPED_TABLES}
 
 
 def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
@@ -107,6 +110,8 @@ def test_the_page_shows_every_table_and_escapes_names(tmp_path: Path) -> None:
         "tables/detection.parquet",
         "R2G: the claim is confirmed.",
         "0.40 [0.10, 0.70]",
+        "cosine distance of features: toy",
+        "0.125 [0.100, 0.150]",
     ):
         assert words in page
     assert "g2r&lt;b&gt;" in page
@@ -162,7 +167,7 @@ def test_every_experiment_runs_and_a_second_call_makes_nothing_anew(
     first = i2am("paper", "--out", tmp_path / "p", "--samples", 2, "--steps", 2, "--json")
     assert first.status == 0
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "p").glob("*/tables/*.parquet")}
-    for table in ("detection", "text_to_image", "quality", "faithfulness"):
+    for table in ("detection", "text_to_image", "quality", "refinement", "faithfulness"):
         assert pl.read_parquet(first.json["tables"][table]).height
     assert i2am("paper", "--out", tmp_path / "p", "--samples", 2, "--steps", 2).status == 0
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "p").glob("*/tables/*.parquet")}

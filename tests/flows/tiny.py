@@ -26,13 +26,13 @@ def build(
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     from i2am.pipeline.embedded.encoder import ReferenceEncoder
-    from i2am.pipeline.embedded.painter import ReferencePainter
+    from i2am.pipeline.embedded.painter import PLACES, ReferencePainter
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=32,
-        in_channels=28,
+        in_channels=7 * 4 + PLACES,
         out_channels=12,
         block_out_channels=(8, 16, 16),
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),

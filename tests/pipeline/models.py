@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from i2am.pipeline.embedded.encoder import ReferenceEncoder
-from i2am.pipeline.embedded.painter import ReferencePainter
+from i2am.pipeline.embedded.painter import PLACES, ReferencePainter
 
 
 def painter(seed: int = 0) -> ReferencePainter:
@@ -25,7 +25,7 @@ def painter(seed: int = 0) -> ReferencePainter:
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
-        in_channels=28,
+        in_channels=7 * 4 + PLACES,
         out_channels=12,
         block_out_channels=(16, 32),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -37,7 +37,7 @@ def painter(seed: int = 0) -> ReferencePainter:
         norm_num_groups=4,
     )
     encoder = ReferenceEncoder(image_size=20, channels=16, token_dim=24)
-    scheduler = DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    scheduler = DDIMScheduler(prediction_type="sample", timestep_spacing="trailing")
     pipe = ReferencePainter(unet=unet.eval(), reference_encoder=encoder.eval(), scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -204,7 +204,7 @@ def test_provenance_names_model_scheduler_software_and_weights(tmp_path):
     facts = describe(loaded)
     assert facts["model"] == "small-painter"
     assert facts["pipeline_class"] == "i2am.pipeline.embedded.painter.ReferencePainter"
-    assert facts["scheduler"]["prediction_type"] == "v_prediction"
+    assert facts["scheduler"]["prediction_type"] == "sample"
     assert facts["software"]["torch"] == torch.__version__
     files = sorted((tmp_path / "small-painter").rglob("*.safetensors"))
     assert facts["weights_sha256"] == {

@@ -29,6 +29,7 @@ from i2am.flows.experiments.detection import detect_run
 from i2am.flows.experiments.paper.page import write_paper_page
 from i2am.flows.experiments.paper.sections import make_page
 from i2am.flows.experiments.quality import quality_runs
+from i2am.flows.experiments.refinement import SHIPPED, SHIPPED_TABLES
 from i2am.flows.experiments.supervised import detect_images
 from i2am.storage.errors import AlreadyExists
 from i2am.storage.locations.whole_file import whole_file
@@ -43,7 +44,7 @@ ABLATED = 10
 STATE = "paper.json"
 """Settings, and the fingerprint of the run of each experiment that is done."""
 
-VERSION = 1
+VERSION = 2
 """Of what the experiments write: with another one they are done again."""
 
 
@@ -169,7 +170,10 @@ def _quality(paper: Paper) -> None:
 
 def _faithfulness(paper: Paper) -> None:
     """Tokens removed at generation, in the order of each map."""
-    ablate_run(_config(paper), str(paper.run), paper.out / "faithfulness", limit=ABLATED, overwrite=True)
+    ablate_run(
+        _config(paper), str(paper.run), paper.out / "faithfulness",
+        limit=ABLATED, features=FEATURES, overwrite=True,
+    )  # fmt: skip
 
 
 EXPERIMENTS: Mapping[str, Callable[[Paper], None]] = {
@@ -196,6 +200,9 @@ def gather(paper: Paper) -> dict[str, str]:
     for table, experiment in TABLES.items():
         with whole_file(folder / f"{table}.parquet") as made:
             shutil.copyfile(paper.out / experiment / "tables" / f"{table}.parquet", made)
+        found[table] = str(folder / f"{table}.parquet")
+    for table in SHIPPED_TABLES:  # trainings take hours: their results come with the project
+        shutil.copyfile(SHIPPED / f"{table}.parquet", folder / f"{table}.parquet")
         found[table] = str(folder / f"{table}.parquet")
     return found
 

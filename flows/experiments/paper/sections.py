@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
+from i2am.analysis.drawing.experiments.faithfulness_charts import change_words
 from i2am.analysis.experiments.detection_scores import method_words
-from i2am.analysis.experiments.published import DETECTION, REFINEMENT, SUPERVISED
+from i2am.analysis.experiments.faithfulness import PIXELS, place_words
+from i2am.analysis.experiments.published import DETECTION, SUPERVISED
 from i2am.analysis.experiments.quality_claim import KIND_WORDS, features_words, score_words
+from i2am.flows.experiments.paper.cells import Row, interval, number, one_row
 from i2am.flows.experiments.paper.page import Headline, PaperPage, Picture, Section, TableView
-
-Row = Mapping[str, Any]
+from i2am.flows.experiments.paper.refinement import refinement_section
 
 TASKS = {"g2r": ("reference_mask", "mask"), "r2g": ("mask", "reference_mask")}
 """Direction to (the truth its boxes are for, the region whose tokens its map is made of)."""
@@ -29,7 +30,7 @@ def make_page(out: Path, tables: Mapping[str, str]) -> PaperPage:
     sections = [
         _detection(read["detection"], out),
         _quality(read["quality"], out),
-        _refinement(),
+        refinement_section(read),
         _text_to_image(read["text_to_image"], out),
         _faithfulness(read["faithfulness"], out),
     ]
@@ -41,19 +42,6 @@ def make_page(out: Path, tables: Mapping[str, str]) -> PaperPage:
         sections=sections,
         provenance={"run": "run.zarr, made by i2am capture capture.yaml", "folder": str(out)},
     )
-
-
-def interval(row: Row | None, digits: int = 3) -> str:
-    """A value with its interval."""
-    if row is None or row["value"] is None:
-        return "–"
-    ends = "" if row["low"] is None else f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
-    return f"{row['value']:.{digits}f}{ends}"
-
-
-def _one(table: pl.DataFrame, **keys: Any) -> Row | None:
-    rows = table.filter(*(pl.col(k).is_null() if v is None else pl.col(k) == v for k, v in keys.items()))
-    return rows.row(0, named=True) if rows.height else None
 
 
 def _pictures(folder: Path, names: Mapping[str, str]) -> list[Picture]:
@@ -77,7 +65,7 @@ def _detection(table: pl.DataFrame, out: Path) -> Section:
         papers=TableView(
             "The paper: mIoU on COCO val2017",
             ("method", "true box", "generated box"),
-            [(name, _number(true, 4), _number(made, 4)) for name, (true, made) in DETECTION.items()],
+            [(name, number(true, 4), number(made, 4)) for name, (true, made) in DETECTION.items()],
         ),
         pictures=_pictures(out / "detection" / "pictures", {"boxes-0001.png": "Boxes of the first scene."}),
         notes=[
@@ -106,7 +94,7 @@ def _detection_table(table: pl.DataFrame, direction: str) -> TableView:
             (
                 words,
                 interval(scores.get("miou")),
-                *(_number(scores[name]["value"]) for name in ("miou_found", "ap50", "pointing")),
+                *(number(scores[name]["value"]) for name in ("miou_found", "ap50", "pointing")),
             )
         )
     title = (
@@ -123,7 +111,7 @@ _TRUTHS = {"mask": "the mask", "reference_mask": "the reference object", "genera
 
 def _ours(table: pl.DataFrame, direction: str) -> Row | None:
     truth, region = TASKS[direction]
-    return _one(
+    return one_row(
         table, method="i2am", region=region, rule="corrected", direction=direction, truth=truth, score="miou"
     )
 
@@ -139,7 +127,7 @@ def _box_words(table: pl.DataFrame, direction: str) -> str:
         return ""
     other = others.sort("value", descending=True).row(0, named=True)
     what = "the reference object, from G2R" if direction == "g2r" else "the painted region, from R2G"
-    supervised = interval(_one(own, method=SUPERVISED))
+    supervised = interval(one_row(own, method=SUPERVISED))
     return (
         f"{what}: mIoU {interval(ours)}, {_beside(ours, other)} the best without supervision "
         f"({method_words(other)}: {interval(other)}); the supervised detector: {supervised}"
@@ -188,7 +176,7 @@ def _correlations(found: pl.DataFrame) -> TableView:
     for (direction, level), words in KIND_WORDS.items():
         own = known.filter(pl.col("over").is_in(["samples", "runs"]), direction=direction, level=level)
         if own.height:
-            rows.append((words, *(interval(_one(own, score=score), 2) for score in scores)))
+            rows.append((words, *(interval(one_row(own, score=score), 2) for score in scores)))
     return TableView(
         "Spearman correlation with IMACS",
         ("map", *map(score_words, scores)),
@@ -199,26 +187,6 @@ def _correlations(found: pl.DataFrame) -> TableView:
 
 def _pngs(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.png"))
-
-
-# --------------------------------------------------------------------------------------- refinement
-
-
-def _refinement() -> Section:
-    papers = TableView(
-        "The paper: virtual try-on",
-        ("method", "FID", "KID", "LPIPS", "SSIM"),
-        [(name, *(_number(value, 4) for value in values)) for name, values in REFINEMENT.items()],
-    )
-    return Section(
-        name="refinement",
-        title="Debugging and refinement",
-        claim="the variance of attention scores goes with inconsistent colours; a loss that steadies "
-        "attention improves FID, KID, LPIPS and SSIM.",
-        verdict="not repeated: it needs trainings of several seeds. The loss is there: i2am.attention_loss.",
-        ours=[],
-        papers=papers,
-    )
 
 
 # ------------------------------------------------------------------------------------ text to image
@@ -262,33 +230,12 @@ def _text_to_image(table: pl.DataFrame, out: Path) -> Section:
 
 def _faithfulness(table: pl.DataFrame, out: Path) -> Section:
     mark = json.loads((out / "faithfulness" / "faithfulness.json").read_text(encoding="utf-8"))
-    ranks = [rank for rank in dict.fromkeys(table["rank"]) if rank not in ("layers", None)]
-    whole = table.filter(pl.col("layer").is_null(), pl.col("head").is_null(), region="inside")
-    rows = []
-    for rank in ranks:
-        own = whole.filter(rank=rank)
-        rows.append(
-            (
-                rank,
-                interval(_one(own, measure="change", kind="deletion", fraction=0.1), 1),
-                interval(_one(own, measure="times random", kind="deletion", fraction=0.1), 1),
-                interval(_one(own, measure="area", kind="deletion"), 1),
-                interval(_one(own, measure="area", kind="insertion"), 1),
-            )
-        )
     return Section(
         name="faithfulness",
         title="Faithfulness",
         claim="does not test whether the maps say what would happen if the reference were changed.",
         verdict=_causal_words(table),
-        ours=[
-            TableView(
-                "Reference tokens removed in the order of each map; change of the painted pixels, 0 to 255",
-                ("order", "tenth removed", "times random", "area, deletion", "area, insertion"),
-                rows,
-                "tables/faithfulness.parquet",
-            )
-        ],
+        ours=[_removals(table, distance) for distance in dict.fromkeys(table["distance"])],
         pictures=_pictures(
             out / "faithfulness" / "pictures",
             {
@@ -305,13 +252,38 @@ def _faithfulness(table: pl.DataFrame, out: Path) -> Section:
     )
 
 
+def _removals(table: pl.DataFrame, distance: str) -> TableView:
+    """Every order's curve, in one distance of images."""
+    whole = table.filter(
+        pl.col("layer").is_null(), pl.col("head").is_null(), pl.col("region") != "outside", distance=distance
+    )
+    digits = 1 if distance == PIXELS else 3
+    rows = []
+    for rank in dict.fromkeys(whole.filter(pl.col("rank") != "layers", measure="change")["rank"]):
+        own = whole.filter(rank=rank)
+        change, times = (
+            one_row(own, measure=measure, kind="deletion", fraction=0.1)
+            for measure in ("change", "times random")
+        )
+        areas = [one_row(own, measure="area", kind=kind) for kind in ("deletion", "insertion")]
+        ends = (interval(each, digits) for each in areas)
+        rows.append((rank, interval(change, digits), interval(times, 1), *ends))
+    words = change_words(distance, place_words(table))
+    return TableView(
+        f"Reference tokens removed in the order of each map; {words}",
+        ("order", "tenth removed", "times random", "area, deletion", "area, insertion"),
+        rows,
+        "tables/faithfulness.parquet",
+    )
+
+
 def _tenth(table: pl.DataFrame) -> Row | None:
     """Change by the tenth of the tokens that the judged order ranks highest, over that by a random tenth."""
     found = table.filter(
         pl.col("layer").is_null(), pl.col("head").is_null(),
         measure="times random", kind="deletion", fraction=0.1, region="inside",
     ).drop_nulls("value")  # fmt: skip
-    return next((row for rank in JUDGED if (row := _one(found, rank=rank)) is not None), None)
+    return next((row for rank in JUDGED if (row := one_row(found, rank=rank)) is not None), None)
 
 
 def _causal_words(table: pl.DataFrame) -> str:
@@ -349,7 +321,3 @@ def _headlines(read: Mapping[str, pl.DataFrame]) -> list[Headline]:
 
 def _ends(row: Row) -> str:
     return "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}, {row['count']} scenes"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
