@@ -8,9 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
-from i2am.analysis.drawing.experiments.faithfulness_charts import change_words
 from i2am.analysis.experiments.detection_scores import method_words
 from i2am.analysis.experiments.faithfulness import PIXELS, place_words
+from i2am.analysis.experiments.faithfulness_charts import change_words
 from i2am.analysis.experiments.published import DETECTION, SUPERVISED
 from i2am.analysis.experiments.quality_claim import KIND_WORDS, features_words, score_words
 from i2am.flows.experiments.paper.cells import Row, interval, number, one_row
