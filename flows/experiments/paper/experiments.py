@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 
 from i2am.analysis.experiments.box_rules import opencv
-from i2am.analysis.experiments.published import SUPERVISED
 from i2am.flows.capture.job import run_capture
 from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.models import CaptureConfig
@@ -27,6 +26,7 @@ from i2am.flows.console.progress import Progress, emit
 from i2am.flows.experiments.ablate import ablate_run
 from i2am.flows.experiments.detection import detect_run
 from i2am.flows.experiments.paper.page import write_paper_page
+from i2am.flows.experiments.paper.published import SUPERVISED
 from i2am.flows.experiments.paper.sections import make_page
 from i2am.flows.experiments.quality import quality_runs
 from i2am.flows.experiments.refinement import SHIPPED, SHIPPED_TABLES

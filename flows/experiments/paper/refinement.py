@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from i2am.analysis.experiments.published import REFINEMENT
 from i2am.analysis.experiments.quality_claim import KIND_WORDS, score_words
 from i2am.analysis.experiments.refinement import CUSTOM, DIFFERENCE, REFINED
 from i2am.flows.experiments.paper.cells import interval, number, one_row
 from i2am.flows.experiments.paper.page import Section, TableView
+from i2am.flows.experiments.paper.published import REFINEMENT
 
 BETTER = {"fid": -1, "kid": -1, "ssim": 1, "ssim_inside": 1, "similarity": 1}
 """Sign of a change for the better."""
