@@ -48,7 +48,6 @@ class Setting:
     quantile: float
 
 
-@lru_cache(maxsize=2)
 def setting(direction: Direction) -> Setting:
     """The shipped setting."""
     chosen = _chosen()
@@ -60,6 +59,7 @@ def reads_finest() -> bool:
     return bool(_chosen()["layers"] == "finest")
 
 
+@lru_cache(maxsize=1)
 def _chosen() -> dict[str, Any]:
     chosen: dict[str, Any] = json.loads(Path(__file__).with_name("detection_rule.json").read_text())
     return chosen
