@@ -18,6 +18,7 @@ import numpy as np
 
 from i2am.analysis.experiments import box_rules
 from i2am.analysis.experiments.boxes import Box, iou, mask_box
+from i2am.analysis.experiments.detection import finest_layers
 from i2am.analysis.grids.regions import image_mask
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.flows.capture.job import run_capture
@@ -42,8 +43,7 @@ def mean_iou(maps: np.ndarray, truths: list[Box], how: box_rules.Setting) -> flo
 
 def choose(path: Path) -> dict:
     run = open_run(path)
-    finest = max(spec.gen for spec in run.layers.values())
-    layers = {"all": None, "finest": [name for name, spec in run.layers.items() if spec.gen == finest]}
+    layers = {"all": None, "finest": finest_layers(run.layers)}
     maps, truths = {}, {}
     for direction, (region, truth) in QUESTIONS.items():
         masks = [image_mask(run.image(truth, sample)) for sample in run.samples]

@@ -48,7 +48,6 @@ class Setting:
     quantile: float
 
 
-@lru_cache(maxsize=2)
 def setting(direction: Direction) -> Setting:
     """The shipped setting."""
     chosen = _chosen()
@@ -60,6 +59,7 @@ def reads_finest() -> bool:
     return bool(_chosen()["layers"] == "finest")
 
 
+@lru_cache(maxsize=1)
 def _chosen() -> dict[str, Any]:
     chosen: dict[str, Any] = json.loads(Path(__file__).with_name("detection_rule.json").read_text())
     return chosen
@@ -113,7 +113,8 @@ def corrected_box(values: Float64, how: Setting) -> tuple[Box, Grid]:
     cv2 = opencv()
     smooth = smoothed(values, how.blur)
     grid: Grid = (smooth.shape[0], smooth.shape[1])
-    above = smooth > np.quantile(smooth, how.quantile)
+    least = np.quantile(smooth, how.quantile)
+    above = smooth >= least if least > smooth.min() else smooth > least  # a plateau belongs to what it tops
     if not normalise(values).any() or not above.any():
         return whole_image(grid), grid
     _, parts, found, _ = cv2.connectedComponentsWithStats(above.astype(np.uint8), connectivity=8)

@@ -113,8 +113,13 @@ def layers_of_rule(rule: str, layers: Mapping[str, LayerSpec]) -> list[str] | No
     """Layers whose maps a rule reads, None for all: the corrected one reads the finest generated grids."""
     if rule != "corrected" or not reads_finest():
         return None
-    cells = {name: spec.gen for name, spec in layers.items()}
-    return [name for name, count in cells.items() if count == max(cells.values())]
+    return finest_layers(layers)
+
+
+def finest_layers(layers: Mapping[str, LayerSpec]) -> list[str]:
+    """Layers with the finest generated grid."""
+    most = max(spec.gen for spec in layers.values())
+    return [name for name, spec in layers.items() if spec.gen == most]
 
 
 def _labelled(maps: xr.DataArray | ArrayLike, direction: str | None) -> tuple[xr.DataArray, Direction]:

@@ -13,6 +13,8 @@ from i2am.analysis.scores.bootstrap import CONFIDENCE, mean_intervals
 
 CUSTOM, REFINED, DIFFERENCE = "custom", "refined", "refined - custom"
 
+MODELS = (CUSTOM, REFINED, DIFFERENCE)
+
 KEYS = ("score", "direction", "level")
 
 
@@ -27,7 +29,7 @@ def compare_models(models: pl.DataFrame, confidence: float = CONFIDENCE) -> pl.D
     for keys, own in wide.group_by(KEYS, maintain_order=True):
         custom, refined = own[CUSTOM].to_numpy(), own[REFINED].to_numpy()
         ends = mean_intervals(np.column_stack([custom, refined, refined - custom]), confidence)
-        for number, model in enumerate((CUSTOM, REFINED, DIFFERENCE)):
+        for number, model in enumerate(MODELS):
             rows.append(
                 {
                     "model": model,

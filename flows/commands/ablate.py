@@ -121,8 +121,8 @@ def _print(summary: pl.DataFrame) -> None:
     """For each distance one row for each rank; and the mirror."""
     import polars as pl
 
-    from i2am.analysis.drawing.experiments.faithfulness_charts import change_words
     from i2am.analysis.experiments.faithfulness import place_words
+    from i2am.analysis.experiments.faithfulness_charts import change_words
     from i2am.analysis.experiments.token_ranks import WHOLE
 
     where = place_words(summary)

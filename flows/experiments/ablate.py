@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from i2am.analysis.drawing.experiments.faithfulness_charts import faithfulness_charts
 from i2am.analysis.experiments.faithfulness import (
     FRACTIONS,
     SAMPLES,
@@ -19,6 +18,7 @@ from i2am.analysis.experiments.faithfulness import (
     removals,
     summarise,
 )
+from i2am.analysis.experiments.faithfulness_charts import faithfulness_charts
 from i2am.analysis.experiments.patch_effects import (
     BLOCKS,
     PATCHES,

@@ -24,6 +24,7 @@ SHIPPED = Path(__file__).parents[2] / "pipeline" / "embedded" / "refinement"
 SHIPPED_TABLES = ("refinement", "refinement_curves", "checkpoints", "checkpoint_correlations")
 
 FEATURES = "i2am.pipeline.features.embedded:features"
+"""The only features whose weights come with the project."""
 
 _RUN = re.compile(r"(?P<model>custom|refined)-(?P<seed>\d+)-(?P<step>\d+)\.zarr")
 

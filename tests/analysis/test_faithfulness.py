@@ -6,7 +6,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from i2am.analysis.drawing.experiments.faithfulness_charts import faithfulness_charts
 from i2am.analysis.experiments import faithfulness, patch_effects
 from i2am.analysis.experiments.faithfulness import (
     SAMPLES,
@@ -16,6 +15,7 @@ from i2am.analysis.experiments.faithfulness import (
     removals,
     summarise,
 )
+from i2am.analysis.experiments.faithfulness_charts import faithfulness_charts
 from i2am.analysis.experiments.patch_effects import (
     block_masks,
     correlate,

@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from i2am.analysis.experiments.published import SUPERVISED
 from i2am.flows.experiments.paper import experiments
+from i2am.flows.experiments.paper.published import SUPERVISED
 from i2am.flows.experiments.paper.sections import make_page
 from i2am.flows.experiments.refinement import SHIPPED, SHIPPED_TABLES
 from i2am.storage.errors import AlreadyExists

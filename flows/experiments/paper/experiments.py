@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 
 from i2am.analysis.experiments.box_rules import opencv
-from i2am.analysis.experiments.published import SUPERVISED
 from i2am.flows.capture.job import run_capture
 from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.models import CaptureConfig
@@ -27,16 +26,14 @@ from i2am.flows.console.progress import Progress, emit
 from i2am.flows.experiments.ablate import ablate_run
 from i2am.flows.experiments.detection import detect_run
 from i2am.flows.experiments.paper.page import write_paper_page
+from i2am.flows.experiments.paper.published import SUPERVISED
 from i2am.flows.experiments.paper.sections import make_page
 from i2am.flows.experiments.quality import quality_runs
-from i2am.flows.experiments.refinement import SHIPPED, SHIPPED_TABLES
+from i2am.flows.experiments.refinement import FEATURES, SHIPPED, SHIPPED_TABLES
 from i2am.flows.experiments.supervised import detect_images
 from i2am.storage.errors import AlreadyExists
 from i2am.storage.locations.whole_file import whole_file
 from i2am.storage.reading.open import open_run
-
-FEATURES = "i2am.pipeline.features.embedded:features"
-"""The only features whose weights come with the project."""
 
 ABLATED = 10
 """Scenes of the faithfulness experiment, at most: each is generated about 110 times."""
@@ -196,13 +193,12 @@ def gather(paper: Paper) -> dict[str, str]:
     """Copy each table of the paper into ``out/tables``; return the paths."""
     folder = paper.out / "tables"
     folder.mkdir(exist_ok=True)
+    places = {table: paper.out / experiment / "tables" for table, experiment in TABLES.items()}
+    places |= dict.fromkeys(SHIPPED_TABLES, SHIPPED)  # trainings take hours: results come with the project
     found = {}
-    for table, experiment in TABLES.items():
+    for table, place in places.items():
         with whole_file(folder / f"{table}.parquet") as made:
-            shutil.copyfile(paper.out / experiment / "tables" / f"{table}.parquet", made)
-        found[table] = str(folder / f"{table}.parquet")
-    for table in SHIPPED_TABLES:  # trainings take hours: their results come with the project
-        shutil.copyfile(SHIPPED / f"{table}.parquet", folder / f"{table}.parquet")
+            shutil.copyfile(place / f"{table}.parquet", made)
         found[table] = str(folder / f"{table}.parquet")
     return found
 

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from i2am.analysis.experiments.published import REFINEMENT
 from i2am.analysis.experiments.quality_claim import KIND_WORDS, score_words
-from i2am.analysis.experiments.refinement import CUSTOM, DIFFERENCE, REFINED
+from i2am.analysis.experiments.refinement import CUSTOM, DIFFERENCE, KEYS, MODELS, REFINED
 from i2am.flows.experiments.paper.cells import interval, number, one_row
 from i2am.flows.experiments.paper.page import Section, TableView
+from i2am.flows.experiments.paper.published import REFINEMENT
 
 BETTER = {"fid": -1, "kid": -1, "ssim": 1, "ssim_inside": 1, "similarity": 1}
 """Sign of a change for the better."""
-
-MODELS = (CUSTOM, REFINED, DIFFERENCE)
 
 
 def refinement_section(read: Mapping[str, pl.DataFrame]) -> Section:
@@ -62,16 +60,11 @@ def _verdict(table: pl.DataFrame) -> str:
 def _scores(table: pl.DataFrame) -> TableView:
     """Every score of both models, and the paired difference."""
     rows = []
-    for score, direction, level in (
-        table.select("score", "direction", "level").unique(maintain_order=True).iter_rows()
-    ):
-        if score not in BETTER and score != "imacs":
-            continue
+    known = table.filter(pl.col("score").is_in([*BETTER, "imacs"]))
+    for score, direction, level in known.select(KEYS).unique(maintain_order=True).iter_rows():
         name = score_words(score) if direction is None else f"IMACS, {KIND_WORDS[direction, level]}"
         keys = {"score": score, "direction": direction, "level": level}
-        rows.append(
-            (name, *(interval(one_row(table, model=m, **keys)) for m in (CUSTOM, REFINED, DIFFERENCE)))
-        )
+        rows.append((name, *(interval(one_row(known, model=model, **keys)) for model in MODELS)))
     columns = ("score", CUSTOM, REFINED, "difference")
     title = "Custom and refined models: means over seeds, and the difference paired by seed"
     return TableView(title, columns, rows, "tables/refinement.parquet")

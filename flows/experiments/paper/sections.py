@@ -8,13 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
-from i2am.analysis.drawing.experiments.faithfulness_charts import change_words
 from i2am.analysis.experiments.detection_scores import method_words
 from i2am.analysis.experiments.faithfulness import PIXELS, place_words
-from i2am.analysis.experiments.published import DETECTION, SUPERVISED
+from i2am.analysis.experiments.faithfulness_charts import change_words
 from i2am.analysis.experiments.quality_claim import KIND_WORDS, features_words, score_words
 from i2am.flows.experiments.paper.cells import Row, interval, number, one_row
 from i2am.flows.experiments.paper.page import Headline, PaperPage, Picture, Section, TableView
+from i2am.flows.experiments.paper.published import DETECTION, SUPERVISED
 from i2am.flows.experiments.paper.refinement import refinement_section
 
 TASKS = {"g2r": ("reference_mask", "mask"), "r2g": ("mask", "reference_mask")}
