@@ -7,6 +7,7 @@ from .analysis.reduction.aggregation import Aggregation as Aggregation
 from .analysis.scores.imacs import imacs as imacs
 from .analysis.study.export_run import export as export
 from .analysis.verify import verify as verify
+from .pipeline.adapters.generic.adapter import GenericAdapter as GenericAdapter
 from .pipeline.capture import capture as capture
 from .pipeline.interventions.attention_loss import attention_loss as attention_loss
 from .storage.errors import AggregationError as AggregationError

@@ -71,7 +71,7 @@ def capture(
     layers, steps, heads
         What to keep: layers by name, pattern or number in the model's order; indices or slices.
     adapter, representation
-        An adapter or its name, None: the one that matches; "auto", "factors" or "scores" for every layer.
+        An adapter, its name or its YAML file, None: the one that matches; "auto", "factors" or "scores".
     roles, value_norms
         Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``. Whether to keep norms of
         values and of what the reference adds; the commit record names layers that cannot give them.
@@ -299,7 +299,8 @@ def _facts(adapter: Adapter, settings: CaptureSettings, steps: Indices, heads: I
     """What the run's attributes say about the capture."""
     names = [site.name for site in settings.sites]
     selection = {"layers": names, "steps": _jsonable(steps), "heads": _jsonable(heads)}
-    return {"adapter": adapter.name, "selection": selection, "roles": list(settings.splitter.roles)}
+    facts = {"adapter": adapter.name, "selection": selection, "roles": list(settings.splitter.roles)}
+    return facts if adapter.description is None else {**facts, "adapter_description": adapter.description}
 
 
 def _jsonable(numbers: Indices) -> Any:

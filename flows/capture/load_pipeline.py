@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ def load_pipeline(config: CaptureConfig) -> Any:
     disable_progress_bar()  # of loading; the job shows its own
     source = config.pipeline
     if isinstance(source, PretrainedSource):
-        _check_device(config.device)
+        check_device(config.device)
         pipe = _pretrained(source, config.device, config.dtype)
     elif isinstance(source, FactorySource):
         pipe = _factory(source, config.device, config.dtype)
     else:
         from i2am.pipeline.embedded.weights import load_pipeline as embedded
 
-        _check_device(config.device)
+        check_device(config.device)
         pipe = embedded(device=config.device, dtype=config.dtype)
     if hasattr(pipe, "set_progress_bar_config"):
         pipe.set_progress_bar_config(disable=True)
@@ -55,7 +56,8 @@ def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str]:
     return {argument: name for argument, name in known.items() if argument not in config.call}
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have."""
     import torch
 
     try:
@@ -143,7 +145,7 @@ def _load_ip_adapters(pipe: Any, source: PretrainedSource) -> None:
         pipe.set_ip_adapter_scale([adapter.scale for adapter in adapters])
 
 
-def _of_the_function(source: FactorySource) -> AbstractContextManager[None]:
+def of_the_function(source: FactorySource) -> AbstractContextManager[None]:
     """An error of the user's module or function, told in one line."""
     from i2am.pipeline.foreign_errors import as_capture_error
 
@@ -153,11 +155,24 @@ def _of_the_function(source: FactorySource) -> AbstractContextManager[None]:
 
 
 def _factory(source: FactorySource, device: str, dtype: str) -> Any:
+    function = find_function(source)
+    check_device(device)
+    with of_the_function(source):
+        pipe = function(device=device, dtype=dtype, **source.arguments)
+    if not callable(pipe):
+        raise CaptureError(
+            f"pipeline.function {source.function!r}", expected="a callable pipeline", got=type(pipe).__name__
+        )
+    return pipe
+
+
+def find_function(source: FactorySource) -> Callable[..., Any]:
+    """The user's function, of a module beside the configuration or on the Python path."""
     module_name, _, name = source.function.partition(":")
     if source.folder is not None:
         sys.path.insert(0, str(source.folder))
     try:
-        with _of_the_function(source):
+        with of_the_function(source):
             module = importlib.import_module(module_name)
     except CaptureError as failed:
         error = failed.__cause__
@@ -171,16 +186,9 @@ def _factory(source: FactorySource, device: str, dtype: str) -> Any:
     finally:
         if source.folder is not None:
             sys.path.remove(str(source.folder))
-    function = getattr(module, name, None)
+    function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         raise UnknownName(
             f"function in {module_name}", name, [n for n in vars(module) if not n.startswith("_")]
         )
-    _check_device(device)
-    with _of_the_function(source):
-        pipe = function(device=device, dtype=dtype, **source.arguments)
-    if not callable(pipe):
-        raise CaptureError(
-            f"pipeline.function {source.function!r}", expected="a callable pipeline", got=type(pipe).__name__
-        )
-    return pipe
+    return function

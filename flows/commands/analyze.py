@@ -81,9 +81,9 @@ def _settings(
     from i2am.analysis.aggregations.registry import find
     from i2am.analysis.grids.resize import check_resize
     from i2am.analysis.maps.question import PROTOCOLS
-    from i2am.flows.config.load_yaml import load_config
     from i2am.flows.config.models import AnalysisConfig
-    from i2am.flows.config.validate import override
+    from i2am.storage.configuration.validate import override
+    from i2am.storage.configuration.yaml_file import load_config
     from i2am.storage.errors import UnknownName
 
     settings = load_config(config, AnalysisConfig) if config is not None else AnalysisConfig()

@@ -31,9 +31,9 @@ def capture(
     status 1: samples failed.
     """
     from i2am.flows.config.load_yaml import load_capture
-    from i2am.flows.config.validate import override
     from i2am.flows.console.progress import show_progress
     from i2am.flows.prefect.choose import as_flow
+    from i2am.storage.configuration.validate import override
 
     settings = override(load_capture(config, out), deadline=deadline)
     through_prefect = as_flow(prefect, direct)

@@ -43,9 +43,10 @@ def deploy(
     Work pools are created where they are missing; a deployment of the same name is brought up to date. Start
     a worker for each pool: prefect worker start --pool i2am-gpu.
     """
-    from i2am.flows.config.load_yaml import load_capture, load_config
+    from i2am.flows.config.load_yaml import load_capture
     from i2am.flows.config.models import AnalysisConfig
     from i2am.flows.prefect.choose import as_flow
+    from i2am.storage.configuration.yaml_file import load_config
 
     if analysis_out is None and (analysis_config or analysis_schedule or after_sweep):
         raise ConfigError("an analysis to deploy", expected="--analysis-out FOLDER", got="no folder")

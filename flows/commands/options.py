@@ -120,7 +120,7 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 def computing(workers: int | None, cluster: str | None) -> Computing:
     """The configuration of Dask from --workers and --cluster."""
     from i2am.flows.config.models import Computing
-    from i2am.flows.config.validate import override
+    from i2am.storage.configuration.validate import override
 
     return override(Computing(), workers=workers, cluster=cluster)
 

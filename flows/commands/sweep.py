@@ -38,10 +38,10 @@ def sweep(
     status 1: samples failed, or shards were given up.
     """
     from i2am.flows.config.load_yaml import load_capture
-    from i2am.flows.config.validate import override
     from i2am.flows.console.progress import show_progress
     from i2am.flows.prefect.choose import as_flow
     from i2am.flows.subprocesses import termination_interrupts
+    from i2am.storage.configuration.validate import override
 
     settings = load_capture(config, out)
     given = {"workers": workers, "deadline": deadline, "gpus": gpus.split(",") if gpus is not None else None}

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from i2am.flows.config.base import Free, Name, Seed, Size, Strict
 from i2am.flows.config.call import check_call
 from i2am.flows.config.samples import Samples
 from i2am.flows.config.selections import IndexField, LayersField
+from i2am.storage.configuration.base import Free, Name, Seed, Size, Strict
 from i2am.storage.redaction import redacted
 
 SLURM = "dask_jobqueue.SLURMCluster"
@@ -108,7 +108,9 @@ class CaptureConfig(Strict):
     ] = None
     seed: Annotated[Seed, Field(description="of samples that name none of their own: seed + position")] = 0
     batch_size: Annotated[int, Field(ge=1)] = 1
-    adapter: str | None = None
+    adapter: Annotated[
+        str | None, Field(description="a name, or a YAML file that describes one; None: the pipeline's")
+    ] = None
     roles: Annotated[list[Name], Field(min_length=1)] = ["cond"]
     guidance: Annotated[
         list[Annotated[list[Name], Field(min_length=1)]] | None,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from i2am.flows.config.base import Name, Positive, Seed, Size, Strict
+from i2am.storage.configuration.base import Name, Positive, Seed, Size, Strict
 
 
 class Scenes(Strict):

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from i2am.flows.config.bounded_file import read_bounded
 from i2am.flows.console.output import one_line
 from i2am.flows.datasets.images import Source, read_image
 from i2am.pipeline.recording.images import MASKS, check_sizes, size_of
+from i2am.storage.configuration.bounded_file import read_bounded
 from i2am.storage.errors import ConfigError, NotFound
 from i2am.storage.format.file_names import sample_file
 

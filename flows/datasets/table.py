@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from i2am.flows.config.bounded_file import read_bounded
 from i2am.flows.datasets.common import MAX_BYTES, MAX_SAMPLES
 from i2am.flows.datasets.images import Embedded
+from i2am.storage.configuration.bounded_file import read_bounded
 from i2am.storage.errors import ConfigError
 
 MAX_COLUMNS = 256

@@ -12,11 +12,12 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from i2am.flows.config.load_yaml import load_capture, load_config
+from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.models import AnalysisConfig
 from i2am.flows.prefect.analyze_flow import analyze_flow
 from i2am.flows.prefect.reporter import Reporter
 from i2am.flows.prefect.sweep_flow import reported_sweep
+from i2am.storage.configuration.yaml_file import load_config
 from i2am.storage.errors import CaptureError
 from i2am.storage.redaction import without_secrets
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from i2am.flows.config.base import WITH_SECRETS
 from i2am.flows.config.models import CaptureConfig
 from i2am.flows.subprocesses import child
 from i2am.flows.sweep.watchdog import Watchdog
+from i2am.storage.configuration.base import WITH_SECRETS
 from i2am.storage.errors import InputError
 
 IDLE_SECONDS = 20.0

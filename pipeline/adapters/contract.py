@@ -107,7 +107,22 @@ class Spans:
     references: tuple[Tokens, ...]  # of the keys, in the order of the pipeline's images
     text: slice | None = None  # of the keys: those of words
     static_keys: bool = False  # the references' keys are those of an earlier call: they are stored once
-    before: int = 0  # calls of the module with as many queries and keys that come before the layer's own
+    # Calls of the module with as many queries and keys that come before the layer's own; None: it has one.
+    before: int | None = 0
+    rows: int | None = None  # of the call: another number is refused; None: any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LateSpans:
+    """Where tokens stand in an attention call whose own numbers of queries and keys tell."""
+
+    at: Callable[[int, int], Spans]  # from queries and keys
+    before: int | None = None  # as in `Spans`, of calls with these queries and keys
+    queries: int | None = None  # None: any number
+    keys: int | None = None
+
+
+AnySpans: TypeAlias = Spans | LateSpans
 
 
 def patches_per_side(config: Any) -> int | None:
@@ -136,6 +151,9 @@ class Adapter:
 
     part = "unet"
     """Attribute of the pipeline that holds the denoiser."""
+
+    description: Mapping[str, Any] | None = None
+    """JSON that says what a described adapter takes tokens for: the run keeps it."""
 
     def matches(self, pipe: Any) -> bool:
         """Whether this adapter is meant for ``pipe``."""
@@ -167,7 +185,7 @@ class Adapter:
 
     def spans(
         self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]
-    ) -> Mapping[str, Spans] | None:
+    ) -> Mapping[str, AnySpans] | None:
         """Where tokens stand in each site's attention call, by its name; one without a reference has none.
 
         ``arguments`` are those of a denoiser call, by name. None: as in the call before, whose keys are kept.
@@ -211,6 +229,11 @@ class Adapter:
     def timestep(self, arguments: Mapping[str, Any]) -> Any:
         """The timestep in the ``arguments`` of a denoiser call, in the unit of the schedule."""
         return arguments.get("timestep")
+
+    def latents(self, arguments: Mapping[str, Any]) -> torch.Tensor | None:
+        """The latents in the ``arguments`` of a denoiser call, row by row."""
+        tensors = (value for value in arguments.values() if isinstance(value, torch.Tensor))
+        return next((tensor for tensor in tensors if tensor.ndim > 2), None)
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:
         """The pipeline's argument for each image that it takes: ``{"image": "source", ...}``."""

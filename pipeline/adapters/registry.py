@@ -15,12 +15,14 @@ from i2am.pipeline.adapters.flux2 import Flux2
 from i2am.pipeline.adapters.flux_ip_adapter import FluxIPAdapter
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
 from i2am.pipeline.adapters.flux_redux import FluxRedux
+from i2am.pipeline.adapters.generic.adapter import GenericAdapter
 from i2am.pipeline.adapters.ip_adapter import IPAdapter
 from i2am.pipeline.adapters.ldm import LatentDiffusion
 from i2am.pipeline.adapters.pasd import PASD
 from i2am.pipeline.adapters.qwen_image import QwenImageEdit
 from i2am.pipeline.adapters.seesr import SeeSR
 from i2am.pipeline.adapters.stableviton import StableVITON
+from i2am.storage.configuration.yaml_file import ENDINGS
 from i2am.storage.errors import CaptureError, UnknownName
 
 GROUP = "i2am.adapters"
@@ -71,12 +73,14 @@ def described() -> list[dict[str, str]]:
 
 
 def find_adapter(pipe: Any, adapter: str | Adapter | None = None) -> Adapter:
-    """The adapter given, named, or, for None, the only one that matches ``pipe``.
+    """The adapter given, named, described in a YAML file, or, for None, the only one that matches ``pipe``.
 
     A pipeline that is given an image and attends to words alone is refused, unless the adapter is named.
     """
     known = adapters()
     if isinstance(adapter, str):
+        if adapter.endswith(ENDINGS):
+            return GenericAdapter.read(adapter)
         if adapter not in known:
             raise UnknownName("adapter", adapter, known)
         return known[adapter]
@@ -93,5 +97,7 @@ def find_adapter(pipe: Any, adapter: str | Adapter | None = None) -> Adapter:
         f"adapter for {type(pipe).__name__}",
         expected="exactly one that matches, among " + ", ".join(sorted(known)),
         got=", ".join(sorted(found.name for found in matching)) or "none",
-        remedy="name one: adapter='...'" if matching else "name one, or write one (CONTRIBUTING.md)",
+        remedy="name one: adapter='...'"
+        if matching
+        else "name one, or describe the model: i2am probe MODULE:FACTORY drafts a file for adapter=",
     )

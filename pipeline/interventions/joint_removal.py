@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from i2am.pipeline.adapters.contract import Spans, Tokens
+from i2am.pipeline.adapters.contract import AnySpans, Spans, Tokens
 from i2am.pipeline.compilation import original
 from i2am.pipeline.interventions.removal import Removal, replaced
 from i2am.pipeline.taps.call_arguments import call_arguments, with_argument
@@ -39,11 +39,13 @@ class JointRemoval(Removal):
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         arguments = call_arguments(module, args, kwargs)
         now = self._adapter.spans(self._pipe, arguments, self._sites)  # type: ignore[arg-type]
-        self._latest = self._latest if now is None else now
-        latents = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
-        rows = self._roles.rows(len(latents))
+        self._latest = (
+            self._latest if now is None else {name: _known(name, each) for name, each in now.items()}
+        )
+        latents = self._adapter.latents(arguments)
+        rows = None if latents is None else self._roles.rows(len(latents))
         self._spans = {} if rows is None else self._latest
-        if not self._spans:
+        if rows is None or not self._spans:
             return None
         found = {site: self._chosen(spans) for site, spans in self._spans.items()}
         site, reference = next(iter(found.items()))
@@ -111,3 +113,14 @@ class JointRemoval(Removal):
                 raise self.unmasked(name)
 
         return hook
+
+
+def _known(layer: str, spans: AnySpans) -> Spans:
+    if isinstance(spans, Spans):
+        return spans
+    raise InputError(
+        f"layer {layer!r}: queries and keys of its attention call",
+        expected="numbers that are known before it",
+        got="any",
+        remedy="say queries: and keys: in the adapter's description",
+    )

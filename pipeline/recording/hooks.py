@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
@@ -159,7 +158,7 @@ class PipelineHooks:
             self._flows.reset()
         arguments = call_arguments(module, args, kwargs)
         now = read_timestep(self._adapter.timestep(arguments))
-        recording.begin_call(now, self._tile(arguments), self._label, _latents(arguments))
+        recording.begin_call(now, self._tile(arguments), self._label, self._adapter.latents(arguments))
         if self._joint is not None:
             self._joint.begin(self._adapter.spans(self._pipe, arguments, self._joint.sites))
 
@@ -181,14 +180,10 @@ class PipelineHooks:
     def _tile(self, arguments: Mapping[str, Any]) -> Tile | None:
         if self._tiles is None:
             return None
-        latents = _latents(arguments)
+        latents = self._adapter.latents(arguments)
         if latents is None:
             return None
         return self._tiles.last_cut(int(latents.shape[-2]), int(latents.shape[-1]))
 
     def _set_label(self, name: str, **kwargs: Any) -> None:
         self._label = name
-
-
-def _latents(arguments: Mapping[str, Any]) -> torch.Tensor | None:
-    return next((value for value in arguments.values() if isinstance(value, torch.Tensor)), None)

@@ -139,6 +139,14 @@ class RunTarget:
 
     def _check_configuration(self) -> None:
         # Another process with other settings may have made the run after this one looked for it.
+        stored, own = (attrs.get("adapter_description") for attrs in (self._opened.attrs, self._attrs))
+        if stored != own:
+            self._opened.close()
+            raise ConfigError(
+                f"run {self._path} was captured with another description of its model",
+                expected="that of the run, its adapter_description", got="another one",
+                remedy="restore it to go on with this run, or capture into another",
+            )  # fmt: skip
         stored, own = self._opened.attrs.get("configuration"), self._attrs.get("configuration")
         if own is not None and stored is not None and stored != own:
             self._opened.close()

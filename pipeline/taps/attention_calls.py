@@ -8,16 +8,16 @@ attention module of interest runs, and both are passed on untouched, so the imag
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from i2am.pipeline.adapters.contract import JointSite, Spans
+from i2am.pipeline.adapters.contract import AnySpans, JointSite, Spans
 from i2am.pipeline.taps.guard import Guard
 from i2am.pipeline.taps.kernels import SDPA, FunctionCalls, sdpa_call
 from i2am.pipeline.taps.logsumexp import row_logsumexp
@@ -27,6 +27,21 @@ from i2am.pipeline.taps.value_flow import FlowTap, mixed_values
 from i2am.storage.errors import CaptureError
 
 _DISPATCH = "dispatch_attention_fn"
+
+
+@dataclass(slots=True)
+class _Running:
+    """An attention module that runs now; others may run inside it."""
+
+    module: nn.Module
+    sites: list[tuple[JointSite, AnySpans]]
+    dispatches: bool
+    awaited: list[tuple[JointSite, AnySpans]]
+    calls: list[tuple[int, int]] = field(default_factory=list)  # queries and keys of each so far
+
+    def earlier(self, spans: AnySpans) -> int:
+        """How many of the calls are such as the layer's own."""
+        return sum(_fits(spans, *call) for call in self.calls)
 
 
 class CallTap:
@@ -48,10 +63,9 @@ class CallTap:
     ) -> None:
         self.sites, self._receive, self._keeps_call = tuple(sites), receive, keeps_call
         self._guard, self._detach, self._flows = guard, detach, flows
-        self._spans: Mapping[str, Spans] = {}
-        self._latest: Mapping[str, Spans] = {}
-        self._awaited: list[tuple[JointSite, Spans]] = []  # of the attention module that runs now
-        self._calls = Counter[tuple[int, int]]()  # of that module, by queries and keys
+        self._spans: Mapping[str, AnySpans] = {}
+        self._latest: Mapping[str, AnySpans] = {}
+        self._running: list[_Running] = []
         self._mode: FunctionCalls | None = None
 
     @contextmanager
@@ -68,20 +82,22 @@ class CallTap:
             hooks.callback(self.reset)
             yield
 
-    def begin(self, spans: Mapping[str, Spans] | None) -> None:
+    def begin(self, spans: Mapping[str, AnySpans] | None) -> None:
         """A denoiser call begins; ``spans`` is what the adapter says of it."""
         self._latest = self._latest if spans is None else spans
         self._spans = self._latest
 
     def reset(self) -> None:
         """Forget what a crashed or finished call of the denoiser left behind."""
-        self._spans, self._awaited = {}, []
+        self._spans = {}
+        self._running.clear()
         self._leave_mode()
 
     def _on_dispatch(self, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> None:
         mask = args[0] if args else kwargs.get("attn_mask")
         scale = args[3] if len(args) > 3 else kwargs.get("scale")
-        self._on_call(query, key, value, mask, scale)
+        if self._running and self._running[-1].dispatches:
+            self._on_call(query, key, value, mask, scale)
 
     def _enter(self, sites: Sequence[JointSite]) -> Callable[..., None]:
         dispatches = _dispatching(sites[0]) is not None
@@ -90,26 +106,23 @@ class CallTap:
             found = [(site, self._spans[site.name]) for site in sites if site.name in self._spans]
             if not found or not self._keeps_call():
                 return
-            self._awaited = found
-            self._calls.clear()
-            if not dispatches:
+            self._running.append(_Running(module, found, dispatches, found.copy()))
+            if not dispatches and self._mode is None:
                 self._mode = FunctionCalls({SDPA}, self._guard(self._on_sdpa))
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
 
         return hook
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        awaited, self._awaited = self._awaited, []
-        self._leave_mode()
-        if awaited and output is not None:
-            site, spans = awaited[0]
-            raise CaptureError(
-                f"layer {site.name!r}: its joint attention call",
-                expected=f"a call of {_DISPATCH} or scaled_dot_product_attention with "
-                f"{spans.queries} queries and {spans.keys} keys",
-                got=f"none from {type(getattr(module, 'processor', module)).__name__}",
-                remedy="use a processor that calls one of them, or another adapter",
-            )
+        if not self._running or self._running[-1].module is not module:
+            return
+        running = self._running.pop()
+        if not self._running:
+            self._leave_mode()
+        for site, spans in running.sites if output is not None else ():
+            lost = (site, spans) in running.awaited
+            if lost or (spans.before is None and running.earlier(spans) > 1):
+                raise _unclear(site, spans, running)
 
     def _leave_mode(self) -> None:
         if self._mode is not None:
@@ -118,6 +131,8 @@ class CallTap:
 
     def _on_sdpa(self, function: Any, *args: Any, **kwargs: Any) -> None:
         call = sdpa_call(*args, **kwargs)
+        if not self._running or self._running[-1].dispatches:
+            return
         if call.query is not None and call.key is not None and call.value is not None:
             query, key, value = (x.transpose(1, 2) for x in (call.query, call.key, call.value))
             self._on_call(query, key, value, call.mask, call.scale)
@@ -126,15 +141,24 @@ class CallTap:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: float | None
     ) -> None:
         """An attention call: that of a layer awaited, if it has its numbers of queries and keys."""
-        if not self._awaited or query.ndim != 4:
+        if query.ndim != 4:
             return
-        call = query.shape[1], key.shape[1], self._calls[query.shape[1], key.shape[1]]
-        self._calls[call[:2]] += 1
-        fitting = [each for each in self._awaited if call == (each[1].queries, each[1].keys, each[1].before)]
+        running, call = self._running[-1], (int(query.shape[1]), int(key.shape[1]))
+        alike = [each for each in running.awaited if _fits(each[1], *call)]
+        fitting = [each for each in alike if running.earlier(each[1]) == (each[1].before or 0)]
+        running.calls.append(call)
         if not fitting:
             return
-        site, spans = fitting[0]
-        self._awaited.remove(fitting[0])
+        running.awaited.remove(fitting[0])
+        site, known = fitting[0]
+        spans = known if isinstance(known, Spans) else known.at(*call)
+        if spans.rows not in (None, query.shape[0]):
+            raise CaptureError(
+                f"layer {site.name!r}: rows of its attention call",
+                expected=f"the {spans.rows} of the latents",
+                got=str(query.shape[0]),
+                remedy="leave it out with layers=: heads or frames among the rows cannot be told apart",
+            )
         if self._detach:
             query, key = query.detach(), key.detach()
         factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -157,6 +181,24 @@ class CallTap:
                 own = value[:, columns].detach()
                 added = _mixer(generated, reference, own, factor, lse, _columns(mask, generated, columns))
                 self._flows.joint(site, part, spans, own, added)
+
+
+def _fits(spans: AnySpans, queries: int, keys: int) -> bool:
+    return spans.queries in (None, queries) and spans.keys in (None, keys)
+
+
+def _unclear(site: JointSite, spans: AnySpans, running: _Running) -> CaptureError:
+    """The error of a module that did not make the layer's attention call, or made several like it."""
+    sizes = f"{spans.queries or 'any'} queries and {spans.keys or 'any'} keys"
+    which = "one call" if spans.before is None else f"call {spans.before}" if spans.before else "a call"
+    calls = ", ".join(f"{queries} queries and {keys} keys" for queries, keys in running.calls)
+    kind = type(getattr(running.module, "processor", running.module)).__name__
+    return CaptureError(
+        f"layer {site.name!r}: its joint attention call",
+        expected=f"{which} of {_DISPATCH} or scaled_dot_product_attention with {sizes}",
+        got=f"{calls or 'none'} from {kind}",
+        remedy="use a processor that calls one of them, or an adapter that says which call it is",
+    )
 
 
 def _columns(

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +21,7 @@ from i2am.pipeline.taps.guard import Guard
 from i2am.pipeline.taps.shared_wrapper import listening
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
+MULTIHEAD = torch.nn.functional.multi_head_attention_forward
 SOFTMAX = {torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax}
 
 _TOKEN_FIRST = (
@@ -153,6 +155,9 @@ class FunctionCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in self._functions:
             self._on_function(func, *args, **kwargs)
+        if func is MULTIHEAD and SDPA in self._functions:  # no mode sees the calls inside it
+            with listening(torch.nn.functional, SDPA.__name__, partial(self._on_function, SDPA)):
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 

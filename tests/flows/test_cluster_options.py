@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from i2am.flows.analyze.dask_cluster import computing
-from i2am.flows.config.load_yaml import parse_config
 from i2am.flows.config.models import Address, AnalysisConfig, ClusterClass, Computing, Processes, Threads
-from i2am.flows.config.validate import override
+from i2am.storage.configuration.validate import override
+from i2am.storage.configuration.yaml_file import parse_config
 from i2am.storage.errors import ConfigError
 from tests.flows.conftest import Outcome
 

@@ -23,7 +23,7 @@ from i2am.analysis.options import StudyOptions
 from i2am.analysis.study.study import analyze
 from i2am.flows.analyze.dask_cluster import computing
 from i2am.flows.config.models import Computing
-from i2am.flows.config.validate import override
+from i2am.storage.configuration.validate import override
 from i2am.storage.errors import ClusterError, MissingDependency
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run

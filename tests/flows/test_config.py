@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2am.flows.config.load_yaml import MAX_BYTES, load_capture, load_config, parse_config
+from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.models import AnalysisConfig, CaptureConfig
 from i2am.flows.config.selections import parse_indices, parse_region, parse_size, selected
+from i2am.storage.configuration.yaml_file import MAX_BYTES, load_config, parse_config
 from i2am.storage.errors import ConfigError, I2AMError, NotFound
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from i2am.flows.config.bounded_file import read_bounded
-from i2am.flows.config.load_yaml import MAX_BYTES, load_capture
+from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.models import CaptureConfig
+from i2am.storage.configuration.bounded_file import read_bounded
+from i2am.storage.configuration.yaml_file import MAX_BYTES
 from i2am.storage.errors import ConfigError, NotFound
 from tests.flows.conftest import Outcome
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from i2am.flows.capture.job import comparable
-from i2am.flows.config.base import WITH_SECRETS
 from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.models import AnalysisConfig, CaptureConfig
 from i2am.flows.console.output import one_line
+from i2am.storage.configuration.base import WITH_SECRETS
 from i2am.storage.errors import InputError, NotFound
 from i2am.storage.locations.open import locate
 from i2am.storage.redaction import redact, redacted

@@ -19,9 +19,9 @@ import pytest
 
 from i2am.flows.analyze import job_queue_cluster
 from i2am.flows.analyze.dask_cluster import computing
-from i2am.flows.config.load_yaml import parse_config
 from i2am.flows.config.models import AnalysisConfig, ClusterClass, Computing
-from i2am.flows.config.validate import override
+from i2am.storage.configuration.validate import override
+from i2am.storage.configuration.yaml_file import parse_config
 from i2am.storage.errors import ConfigError
 from i2am.storage.format.layer_spec import LayerSpec
 from tests.analysis.builders import build

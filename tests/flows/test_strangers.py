@@ -18,7 +18,7 @@ from i2am.analysis.dask_tasks import run_tasks
 from i2am.flows.analyze.dask_cluster import computing
 from i2am.flows.analyze.job_queue_cluster import needs_certificate
 from i2am.flows.config.models import Computing
-from i2am.flows.config.validate import override
+from i2am.storage.configuration.validate import override
 from i2am.storage.errors import MissingDependency
 
 

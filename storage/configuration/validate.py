@@ -48,7 +48,9 @@ def _explain(problem: Any, model: type[BaseModel], where: str) -> ConfigError:
         remedy = f"did you mean {close[0]!r}?" if close else f"those of the file are {top}"
         return ConfigError(f"{where}: unknown key {path}", remedy=remedy)
     if kind in ("missing", "union_tag_not_found"):
-        return ConfigError(f"{where}: missing key {path}", remedy=f"add it; {EXAMPLE}")
+        return ConfigError(
+            f"{where}: missing key {path}", remedy=f"add it; {getattr(model, 'EXAMPLE', EXAMPLE)}"
+        )
     expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected, got = expected[:1].lower() + expected[1:400], problem["input"]
     if kind == "union_tag_invalid":

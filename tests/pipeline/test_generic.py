@@ -1,0 +1,406 @@
+"""Models that no adapter knows, captured by a description that i2am probe drafts, and nothing else."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import i2am
+from i2am.pipeline.adapters.generic.expressions import evaluate, positions
+from i2am.pipeline.drafting.draft import draft
+from tests.pipeline import joint_models, models
+from tests.pipeline.kernel_spy import kernel_witness
+from tests.pipeline.test_joint import edit
+from tests.standins.strangers import STEPS, Tailor, Weaver, tailor, try_on, weaver  # noqa: F401
+
+
+def generators(count):
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
+def weave(pipe, count=1, **given):
+    left = [models.picture(seed, 32, 32) for seed in range(count)]
+    right = [models.picture(9 + seed, 16, 32) for seed in range(count)]
+    return pipe(left, right, generators(count), **given).images
+
+
+def sew(pipe, count=1, **given):
+    garments = [models.picture(seed, 24, 16) for seed in range(count)]
+    return pipe(garments, generators(count), **given).images
+
+
+def record(make, pipe, path, adapter, count=1, roles=("cond",), **given):
+    ids = [f"s{number}" for number in range(count)]
+    with (
+        i2am.capture(pipe, path, samples=ids, adapter=adapter, roles=roles) as cap,
+        cap.samples(ids) as handles,
+    ):
+        images = make(pipe, count, **given)
+        for handle, image in zip(handles, images, strict=True):
+            handle.generated = image
+    return images, i2am.open_run(path)
+
+
+def equal_to_the_kernel(run, layer, calls, gen, ref, rows):
+    """Scores of each sample, and the log-sum-exp, are those of the kernel in double precision."""
+    logits = np.stack([call.logits[rows].numpy() for call in calls], 1)
+    own = logits[..., gen, :]
+    np.testing.assert_allclose(run.scores(layer).compute(), own[..., ref], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run.lse(layer), np.logaddexp.reduce(own, -1), rtol=1e-5, atol=1e-5)
+    for sample in run.samples:
+        agreement = run.record(sample)["witness"][layer]
+        assert (agreement["steps"], agreement["unwitnessed_steps"]) == (len(calls), 0)
+        assert agreement["kernel"] == "scaled_dot_product_attention"
+
+
+@pytest.fixture(scope="module")
+def weaver_file(tmp_path_factory):
+    """As drafted; nothing had to be corrected."""
+    pipe, call = weaver()
+    file = tmp_path_factory.mktemp("weaver") / "weaver.yaml"
+    file.write_text(draft(pipe, lambda: call(pipe)).text)
+    return file
+
+
+@pytest.fixture(scope="module")
+def tailor_file(tmp_path_factory):
+    pipe = tailor("cpu", "float32")
+    file = tmp_path_factory.mktemp("tailor") / "tailor.yaml"
+    file.write_text(draft(pipe, lambda: try_on(pipe)).text)
+    return file
+
+
+def norms(pipe, generate, monkeypatch):
+    """Value, weights and stream of each call of the rows' attention, in double precision, by row."""
+    found, kernel, running = {}, torch.nn.functional.scaled_dot_product_attention, []
+
+    def spy(q, k, v, *args, **kwargs):
+        if running:
+            weights = (q.double() @ k.double().transpose(-1, -2) * kwargs.get("scale", 1.0)).softmax(-1)
+            found.setdefault(running[-1][0], []).append((v.double(), weights, running[-1][1].double()))
+        return kernel(q, k, v, *args, **kwargs)
+
+    hooks = []
+    for number, row in enumerate(pipe.engine.loom.rows):
+        enter = row.register_forward_pre_hook(
+            lambda _, args, number=number: running.append((number, args[0]))
+        )
+        hooks += [enter, row.register_forward_hook(lambda *_: running.pop() and None)]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+        generate()
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+SCALE = 0.2 * (16 // 2) ** 0.5  # the spy knows no scale
+
+
+@pytest.mark.parametrize(("count", "guidance"), [(1, 1.0), (3, 2.0)])
+def test_two_references_at_odd_places_of_a_rectangular_call(
+    tmp_path, monkeypatch, weaver_file, count, guidance
+):
+    pipe = Weaver()
+    plain = weave(pipe, count, guidance=guidance)
+    images, run = record(weave, pipe, tmp_path / "r.zarr", str(weaver_file), count, guidance=guidance)
+    np.testing.assert_array_equal(images, plain)
+    with kernel_witness(pipe.engine.loom, r"rows\.\d\.weave", monkeypatch) as seen:
+        weave(pipe, count, guidance=guidance)
+    given = norms(pipe, lambda: weave(pipe, count, guidance=guidance), monkeypatch)
+    assert list(run.timesteps) == [900.0, 500.0, 100.0]
+    rows = slice(-count, None)  # the conditional ones
+    parts = {"": ((4, 4), np.arange(17)), "@reference-1": ((2, 4), np.arange(17, 34, 2))}
+    assert len(run.layers) == 4
+    for name, forwards in seen.items():
+        calls = [forward[1] for forward in forwards]
+        for call in calls:
+            call.logits *= SCALE
+        for part, (grid, ref) in parts.items():
+            layer = f"engine.loom.{name}{part}"
+            spec = run.layers[layer]
+            assert (spec.gen_grid, spec.ref_grid, spec.ref_prefix) == ((4, 6), grid, 1)
+            assert spec.static_key
+            gen = np.arange(2, 26)
+            equal_to_the_kernel(run, layer, calls, gen, ref, rows)
+            back = pipe.engine.loom.rows[int(name[5])].weave.back.weight.double().T.unflatten(0, (2, -1))
+            for step, (value, weights, stream) in enumerate(given[int(name[5])][1::2]):
+                told = value[rows][:, :, ref] @ back
+                added = (weights[rows][:, :, gen][..., ref] @ told).sum(1).norm(dim=-1)
+                values, shares = (
+                    run.value_norm(layer).compute()[:, 0],
+                    run.contribution(layer).compute()[:, step],
+                )
+                np.testing.assert_allclose(values, told.norm(dim=-1).detach(), rtol=1e-5)
+                np.testing.assert_allclose(shares, (added / stream[rows].norm(dim=-1)).detach(), rtol=1e-5)
+    described = run.attrs["adapter_description"]
+    assert described["denoiser"] == "engine.loom"
+    assert i2am.GenericAdapter(**described).description == described
+
+
+def test_cross_attention_at_two_resolutions_with_guidance_in_calls_of_its_own(
+    tmp_path, monkeypatch, tailor_file
+):
+    pipe = Tailor()
+    plain = sew(pipe, 2)
+    images, run = record(sew, pipe, tmp_path / "r.zarr", str(tailor_file), 2, roles=("cond", "uncond"))
+    np.testing.assert_array_equal(images, plain)
+    with kernel_witness(pipe.core, r"look\.\d", monkeypatch) as seen:
+        sew(pipe, 2)
+    assert len(run.layers) == 4
+    assert list(run.timesteps) == pipe.scheduler.timesteps.tolist()
+    for name, grid in (("look.0", (8, 8)), ("look.1", (4, 4))):
+        for index, role in enumerate(("@uncond", "")):
+            spec = run.layers[f"core.{name}{role}"]
+            assert (spec.gen_grid, spec.ref_grid, spec.ref_prefix) == (grid, (6, 4), 0)
+            calls = [forward[0] for forward in seen[name][index::2]]
+            every = np.arange(24)
+            equal_to_the_kernel(
+                run, f"core.{name}{role}", calls, np.arange(grid[0] * grid[1]), every, slice(None)
+            )
+
+
+def test_the_draft_for_a_known_family_says_what_its_adapter_does(tmp_path):
+    pipe = joint_models.flux_kontext()
+    file = tmp_path / "kontext.yaml"
+    file.write_text(draft(pipe, lambda: edit(pipe)).text)
+    runs = []
+    for name, adapter in (("built in", "flux-kontext"), ("described", str(file))):
+        with (
+            i2am.capture(pipe, tmp_path / f"{name}.zarr", ["s"], adapter=adapter) as cap,
+            cap.sample("s") as s,
+        ):
+            s.generated = edit(pipe, height=24, width=16)[0]  # another shape than the draft's
+        runs.append(i2am.open_run(tmp_path / f"{name}.zarr"))
+    own, described = runs
+    assert own.layers == described.layers
+    assert own.timesteps == described.timesteps
+    assert own.record("s")["witness"] == described.record("s")["witness"]
+    for layer in own.layers:
+        for kind in ("scores", "lse", "value_norm", "contribution"):
+            np.testing.assert_array_equal(*(np.asarray(getattr(run, kind)(layer)) for run in runs))
+
+
+DESCRIBED = {
+    "denoiser": "core",
+    "timestep": "t",
+    "guidance": [["uncond"], ["cond"]],
+    "layers": [{"modules": "core.look.*", "references": [{"grid": ["garment[2]", "garment[3]"]}]}],
+}
+
+
+def described(**layer):
+    """The tailor's description with other words for its layers."""
+    return i2am.GenericAdapter(**{**DESCRIBED, "layers": [{**DESCRIBED["layers"][0], **layer}]})
+
+
+def refused(tmp_path, adapter, make=sew, pipe=None, **given):
+    with pytest.raises(i2am.InputError) as error:
+        record(make, pipe or Tailor(), tmp_path / "r.zarr", adapter, **given)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ({"references": [{"at": "0:20", "grid": ["garment[2]", "garment[3]"]}]}, "0; got 20 of 24"),
+        ({"references": [{"at": ":25"}]}, "references.0.at; got 25, in ':25', is outside 24 tokens"),
+        ({"references": [{"at": ":9"}, {"at": "8:"}]}, "references.1.at; got 1 keys that are named twice"),
+        ({"references": [{"grid": ["garmet[2]", 4]}]}, "0.grid; got there is no 'garmet' among"),
+        ({"references": [{"grid": ["garment[7]", 4]}]}, "'garment.7.' does not exist"),
+        ({"references": [{"grid": ["garment", 4]}]}, "'garment' is no number"),
+        ({"generated": {"at": "1:"}}, "generated.grid; got 63 tokens, which are no part of latents of 8x8"),
+        ({"queries": 64}, "'core.look.1'.*one call of.*64 queries and any keys; got 16 queries and 24 keys"),
+        ({"call": 1}, "'core.look.0'.*call 1 of.*any queries"),
+        ({"modules": "core.lok.*"}, "module 'core.lok"),
+        ({"modules": "core.look"}, "layers that the denoiser called"),
+        ({"output": "to_out"}, "layers.0.output; got no module 'to_out' in a Look or beside it"),
+        ({"text": "0::2", "references": [{"at": "1::2"}]}, "layers.0.text; got every 2th key"),
+    ],
+)  # fmt: skip
+def test_a_description_that_does_not_fit_the_model_is_refused(tmp_path, layer, words):
+    assert re.search(words, said := refused(tmp_path, described(**layer))), said
+
+
+def test_a_module_of_several_calls_has_to_say_which(tmp_path):
+    layers = [{"modules": "*.weave", "generated": {"at": "2:"}, "references": [{"at": ":17"}]}]
+    adapter = i2am.GenericAdapter(
+        denoiser="engine.loom", timestep={"argument": "when", "times": 1000}, schedule="engine.levels",
+        guidance=[["uncond", "cond"]], layers=layers,
+    )  # fmt: skip
+    said = refused(tmp_path, adapter, weave, Weaver())
+    assert "an adapter that says which call it is" in said or "is outside" in said
+
+
+def test_heads_among_the_rows_are_no_guidance(tmp_path):
+    """A kernel that is given [row * head, token, dim] would look like twice the rows."""
+    pipe = Tailor()
+
+    def folded(self, features, garment):
+        q, k, v = (
+            x.flatten(2).unflatten(1, (2, -1)).transpose(2, 3).flatten(0, 1)
+            for x in (self.ask(features), self.offer(garment), self.give(garment))
+        )
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return mixed.unflatten(0, (-1, 2)).transpose(2, 3).flatten(1, 2).view_as(features)
+
+    for look in pipe.core.look:
+        look.forward = folded.__get__(look)
+    adapter = i2am.GenericAdapter(**{**DESCRIBED, "guidance": [["uncond", "cond"]]})
+    assert "rows of its attention call; expected the 1 of the latents; got 2" in refused(
+        tmp_path, adapter, pipe=pipe, guidance=1.0
+    )
+
+
+def test_sites_inside_sites_keep_their_own_calls(tmp_path):
+    """A module that makes a call of its own around one that makes another."""
+    pipe = Tailor()
+
+    class Around(torch.nn.Module):
+        def __init__(self, look):
+            super().__init__()
+            self.inner, self.outer = look, type(look)()
+
+        def forward(self, features, garment):
+            return self.outer(self.inner(features, garment), garment[..., :3])
+
+    class Mixed(Around):
+        def forward(self, features, garment):
+            own = super().forward(features, garment)
+            q = own.flatten(2).unflatten(1, (2, -1)).transpose(2, 3)
+            k = garment.flatten(2).unflatten(1, (2, -1)).transpose(2, 3)
+            return own + torch.nn.functional.scaled_dot_product_attention(q, k, k).transpose(2, 3).reshape(
+                own.shape
+            )
+
+    pipe.core.look[1] = Mixed(pipe.core.look[1])
+    adapter = i2am.GenericAdapter(
+        **{
+            **DESCRIBED,
+            "layers": [
+                {
+                    "modules": ["core.look.0", "core.look.1", "core.look.1.inner"],
+                    "keys": 24,
+                    "references": [{}],
+                },
+                {"modules": "core.look.1.outer", "references": [{"grid": [6, 3]}]},
+            ],
+        }
+    )
+    plain = sew(pipe)
+    images, run = record(sew, pipe, tmp_path / "r.zarr", adapter)
+    np.testing.assert_array_equal(images, plain)
+    assert {name: spec.ref for name, spec in run.layers.items()} == {
+        "core.look.0": 24, "core.look.1": 24, "core.look.1.inner": 24, "core.look.1.outer": 18,
+    }  # fmt: skip
+    assert all(found["unwitnessed_steps"] == 0 for found in run.record("s0")["witness"].values())
+
+
+class Torchs(torch.nn.Module):
+    """A look by torch's own module, which calls the kernel where no mode sees it."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.mha, self.weights = torch.nn.MultiheadAttention(16, 2, batch_first=True), weights
+
+    def forward(self, features, garment):
+        q, k = (x.flatten(2).transpose(1, 2) for x in (features, garment))
+        mixed = self.mha(q, k, k, need_weights=self.weights)[0]
+        return mixed.transpose(1, 2).reshape(features.shape)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_torchs_own_attention_module_is_read_or_refused(tmp_path, monkeypatch, weights):
+    pipe = Tailor()
+    pipe.core.look[0] = Torchs(weights).eval()
+    adapter = described(modules="core.look.*" if not weights else "core.look.0.mha", call=0, output=None)
+    assert "torch.backends.mha.set_fastpath_enabled(False)" in refused(tmp_path, adapter, pipe=pipe)
+    monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)
+    if weights:
+        assert "scaled_dot_product_attention with any queries" in refused(tmp_path, adapter, pipe=pipe)
+        return
+    plain = sew(pipe)
+    images, run = record(sew, pipe, tmp_path / "r.zarr", adapter)
+    np.testing.assert_array_equal(images, plain)
+    with kernel_witness(pipe.core, r"look\.0", monkeypatch) as seen:
+        sew(pipe)
+    calls = [forward[0] for forward in seen["look.0"][1::2]]
+    equal_to_the_kernel(run, "core.look.0", calls, np.arange(64), np.arange(24), slice(None))
+
+
+def test_a_run_does_not_go_on_with_another_description(tmp_path):
+    pipe, path = Tailor(), tmp_path / "r.zarr"
+    with i2am.capture(pipe, path, ["a", "b"], adapter=described()) as cap, cap.sample("a"):
+        sew(pipe)
+    other = described(references=[{}])
+    with pytest.raises(i2am.ConfigError, match="captured with another description"):
+        i2am.capture(pipe, path, ["a", "b"], adapter=other).__enter__()
+    with i2am.capture(pipe, path, ["a", "b"], adapter=described()) as cap, cap.sample("b"):
+        sew(pipe)
+    assert list(i2am.open_run(path).samples) == ["a", "b"]
+
+
+def test_patches_are_hidden_where_the_sizes_of_the_call_are_said():
+    from i2am.pipeline.interventions.ablation import ablation
+
+    pipe, gone = Tailor(), torch.zeros(1, 24, dtype=torch.bool)
+    gone[:, :12] = True
+    before = sew(pipe)
+    adapter = described(modules="core.look.0", queries="latent_rows * latent_columns", keys=24)
+    with ablation(pipe, gone, "mask", adapter=adapter):
+        assert np.abs(np.stack(sew(pipe)) - np.stack(before)).max() > 1e-6
+    with (
+        pytest.raises(i2am.InputError, match="say queries: and keys:"),
+        ablation(pipe, gone, "mask", adapter=described()),
+    ):
+        sew(pipe)
+
+
+def of(reference):
+    return {"layers": [{"modules": "x", "references": [reference]}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layers": []}, "GenericAdapter: 'layers'; expected"),
+        ({"layer": []}, "unknown key 'layer'; did you mean 'layers'"),
+        ({"denoiser": None}, "GenericAdapter: 'denoiser'; expected"),
+        ({"layers": [{"modules": "x"}]}, "missing key 'layers.0.references'; add it; i2am probe"),
+        (of({"at": "5"}), "layers.0.references.0.at.0'; expected a range"),
+        (of({"grid": [1, "__import__('os')"]}), "0.grid'; expected latents, or"),
+        (of({"grid": "square"}), "0.grid'; expected latents, or"),
+        (of({"prefix": "2 ** 9"}), "prefix'; expected a whole number, or"),
+        ({"guidance": [["uncond", "cond"], ["image"]]}, "guidance'; expected one call of several row blocks"),
+        ({"guidance": [["cond"], ["cond"]]}, "guidance'; expected one call"),
+        ({"timestep": {"argument": "t", "time": 2}}, "unknown key 'timestep.time'; did you mean 'times'"),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused_by_its_path(change, words):
+    with pytest.raises(i2am.ConfigError, match=words) as error:
+        i2am.GenericAdapter(**{**DESCRIBED, **change})
+    assert "\n" not in str(error.value)
+
+
+def test_arithmetic_and_nothing_else():
+    sizes = {"keys": 90, "text": (1, 7), "shapes": [[(1, 4, 6)]], "named": {"ids": 5}}
+    assert evaluate("keys - text[1] * 2 // 3 % 5 - -1", sizes) == 90 - 7 * 2 // 3 % 5 + 1
+    assert evaluate('shapes[0][0][text[1] - 5] + named["ids"]', sizes) == 11
+    assert list(positions("-10::4", 90, sizes)) == [80, 84, 88]
+    assert list(positions("text[1]:keys // 9", 90, sizes)) == [7, 8, 9]
+    for text in (
+        "keys / 2", "abs(keys)", "keys.real", "keys and 1", "[1][0]", "(lambda: 1)()", "True", "1.5",
+        "keys if 1 else 2",
+        "2 ** 99", "'a' * 9", "keys; 1", "", "(" * 150, "f'{keys}'", "keys[:1]", "a := 1", "1 << 99",
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="a whole number, or names"):
+            evaluate(text, sizes)
+    for text in ("keys // 0", "keys % (keys - 90)", "text", "text + 1", "nothing", "text[9]", "keys[0]"):
+        with pytest.raises(ValueError, match="divides by 0|no number|there is no|does not exist"):
+            evaluate(text, sizes)
+    with pytest.raises(ValueError, match="the step of"):
+        positions("::0", 90, sizes)
