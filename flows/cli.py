@@ -23,7 +23,7 @@ from i2am.flows.console.output import log, log_traceback, print_line
 from i2am.storage.errors import I2AMError, InputError
 
 COMMANDS = (
-    *("demo", "adapters", "plan", "capture", "sweep", "deploy", "inspect", "verify"),
+    *("demo", "adapters", "probe", "plan", "capture", "sweep", "deploy", "inspect", "verify"),
     *("amend", "prune", "export", "analyze", "compare", "maps", "imacs"),
     *("paper", "detect", "detector", "quality", "ablate"),
 )
