@@ -124,6 +124,9 @@ class CaptureConfig(Strict):
     value_norms: Annotated[
         bool, Field(description="keep norms of values and of what the reference adds; a run goes on as begun")
     ] = True
+    text: Annotated[
+        bool, Field(description="keep the keys of words too, as layers of the reference 'text'")
+    ] = False
     device: str = "cpu"
     dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     storage_options: Free = {}

@@ -216,7 +216,7 @@ class Run:
         spec = self.spec(layer)
         if not getattr(spec, kind):
             raise NoAnswer(f"layer {spec.name!r} has no {kind}", expected=expected)
-        return lazy_stored(self, spec, kind, self._header.layouts[spec.name][kind].shape[1:])
+        return lazy_stored(self, spec, kind, self._header.layout(spec, kind).shape[1:])
 
     def read(
         self, layer: str | LayerSpec, sample: str, steps: Indices = None, heads: Indices = None
@@ -263,7 +263,7 @@ class Run:
         """Read an array of a layer, (step, head, ...) or (step, gen), in the stored dtype; see `Run.read`."""
         if kind not in NORMS:
             need_attention(self.attrs, self.path, f"attention of layer {spec.name!r}")
-        return self._read_layout(self._header.layouts[spec.name][kind], spec.name, sample, steps, heads)
+        return self._read_layout(self._header.layout(spec, kind), spec.name, sample, steps, heads)
 
     def _read_layout(
         self, layout: ArrayLayout, layer: str, sample: str, steps: Sequence[int], heads: Sequence[int]
@@ -360,7 +360,7 @@ class Run:
         """Return how many steps of a `layer` share a stored chunk, a good unit to read by; see `Run.spec`."""
         spec = self.spec(layer)
         kind = "scores" if spec.representation == "scores" else "query"
-        return self._header.layouts[spec.name][kind].chunk[1]
+        return self._header.layout(spec, kind).chunk[1]
 
     def _record(self, sample: str) -> CommitRecord:
         if sample not in self._committed:
