@@ -91,9 +91,9 @@ class TokenRanks:
         return found
 
 
-def has_places(run: Run) -> bool:
-    """Whether any tokens that the run's layers attend to have places in a reference."""
-    return any(has_reference_map(layer) for layer in select(run, "r2g").layers)
+def has_places(run: Run, of: Sequence[str] | None = None) -> bool:
+    """Whether any tokens that the run's layers, or those named, attend to have places in a reference."""
+    return any(has_reference_map(layer) for layer in select(run, "r2g", of).layers)
 
 
 def check_ranks(names: Sequence[str], draws: int) -> None:
@@ -114,7 +114,7 @@ def token_ranks(
     place, such as a pooled one, have no map and no order: there is `WHOLE` alone.
     """
     check_ranks(names, draws)
-    if not has_places(run):
+    if not has_places(run, of):
         return _whole(run, names, of)
     layers = select(run, "g2r", of).layers
     grid = largest_grid(layers, "ref")
@@ -125,7 +125,8 @@ def token_ranks(
             if name in _QUESTIONS:
                 own = of
                 if of is not None and name == "official":
-                    own = [layer for layer in default_layers(run, "g2r") if layer in of]
+                    reference = run.layers[of[0]].reference
+                    own = [layer for layer in default_layers(run, "g2r", reference) if layer in of]
                 # The official code resizes no map on the reference, so its order is brought to the grid here.
                 size = None if name == "official" else grid
                 found = attribution_maps(run, "g2r", layers=own, size=size, **_QUESTIONS[name])

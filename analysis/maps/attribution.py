@@ -68,6 +68,7 @@ def attribution_maps(
     method: Method | None = None,
     resize: Resize = "linear",
     at_pixels: regions.Pixels | None = None,
+    reference: str | None = None,
     store: StorePlace = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
@@ -90,6 +91,8 @@ def attribution_maps(
         "corrected" or "official"; "attention" (or "i2am"), "joint", "daam", "norm" or "contribution", None:
         "contribution" where R2G of all layers is a similarity and it was captured, else
         "attention"; "linear" or "bicubic": how corrected maps are brought to one grid (official: bicubic).
+    reference
+        "reference", "reference-1", ... of several references, or "text"; None: the first that can answer.
     store, storage_options
         Place of the derived store of marginals (a folder for several runs); options, for URLs.
 
@@ -105,7 +108,7 @@ def attribution_maps(
     """
     opened = open_any(run, storage_options)
     at = regions.with_pixels(opened, direction, at, at_pixels)
-    asked = (direction, level, (layers, steps, heads), time_groups, at, protocol, method, resize)
+    asked = (direction, level, (layers, steps, heads), time_groups, at, protocol, method, resize, reference)
     ask = partial(_maps_of_run, asked=asked, storage_options=storage_options)
     if isinstance(opened, Runs):
         maps = check_patches_agree(opened, combine_runs(opened, samples, size, store, ask), at)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import Selection, has_reference_map, select
+from i2am.analysis.grids.selection import Selection, has_reference_map, of_reference, select
 from i2am.analysis.maps.official import SIZE
 from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.index_selection import Indices
@@ -26,13 +26,14 @@ def official_selection(
     steps: Indices | None,
     heads: Indices | None,
     samples: Sequence[str] | str | None,
+    reference: str | None = None,
 ) -> Selection:
     """As `select`, with the official layers where none are named; for "g2r" all have one reference grid.
 
     Layers of a single pooled token are kept for "r2g", as in the paper.
     """
-    names = default_layers(run, direction) if layers is None else layers
-    selection = select(run, direction, names, steps, heads, samples)
+    names = default_layers(run, direction, reference) if layers is None else layers
+    selection = select(run, direction, names, steps, heads, samples, reference=reference)
     if layers is None:
         found = {layer.name for layer in selection.layers}
         selection = replace(selection, left_out=tuple(name for name in run.layers if name not in found))
@@ -47,9 +48,10 @@ def official_selection(
     return selection
 
 
-def default_layers(run: AnyRun, direction: Direction) -> list[str]:
-    """Names of the layers that the official code would hook in this run."""
-    able = [name for name, layer in run.layers.items() if direction == "r2g" or has_reference_map(layer)]
+def default_layers(run: AnyRun, direction: Direction, reference: str | None = None) -> list[str]:
+    """Names of the layers that the official code would hook in this run, of one reference."""
+    every = [layer for layer in run.layers.values() if direction == "r2g" or has_reference_map(layer)]
+    able = [layer.name for layer in of_reference(run, every, reference)] if every else []
     outer = [name for name in able if not MIDDLE.search(name)]
     if direction == "g2r":
         found = [name for name in outer if WARP_G2R.search(name)] or outer

@@ -38,7 +38,7 @@ from i2am.analysis.experiments.token_ranks import (
     token_ranks,
 )
 from i2am.analysis.grids.direction import Direction
-from i2am.analysis.grids.selection import select, select_samples
+from i2am.analysis.grids.selection import has_reference_map, references_of, select, select_samples
 from i2am.analysis.grids.tiled_layers import largest_grid
 from i2am.analysis.output_digests import write_mark
 from i2am.analysis.output_directory import OutputKind, output_directory
@@ -48,8 +48,10 @@ from i2am.flows.console.progress import Progress, emit
 from i2am.flows.datasets.open import open_samples
 from i2am.flows.experiments.distances import DistanceModels, load_distances
 from i2am.flows.experiments.removals import Effect, Generator, Mask, key, painted_mask, parts_folder
-from i2am.storage.errors import UnknownName
+from i2am.storage.errors import InputError, UnknownName
+from i2am.storage.format.layer_spec import TEXT
 from i2am.storage.reading.open import open_run
+from i2am.storage.reading.run import Run
 
 if TYPE_CHECKING:
     from i2am.flows.config.models import CaptureConfig
@@ -70,6 +72,25 @@ class Faithfulness:
     notes: list[str]  # ranks that this run has not
     generated: int  # images that were generated now
     seconds: float
+
+
+def choose_reference(run: Run, name: str | None) -> tuple[int, list[str] | None]:
+    """The number of a reference, and the run's layers that attend to it; None: all, as there is no other."""
+    placed = {layer.reference for layer in run.layers.values() if has_reference_map(layer)}
+    known = [each for each in references_of(run) if each in placed or not placed]
+    known = [each for each in known if each != TEXT] or known
+    if name is None and len(known) > 1:
+        expected = f"one of {', '.join(known)}"
+        raise InputError("reference", expected=expected, got="none", remedy="choose it: --reference NAME")
+    if name is not None and name not in known:
+        raise UnknownName("reference", name, known)
+    name = name or known[0]
+    number = int(name.partition("-")[2] or 0)  # "reference", "reference-1", ...
+    if references_of(run) == [name]:
+        return number, None
+    layers = [layer.name for layer in select(run, "r2g", reference=name).layers]
+    able = [each for each in layers if has_reference_map(run.layers[each])]
+    return number, able or layers
 
 
 def ablate_run(
@@ -107,14 +128,13 @@ def ablate_run(
     names, known = select_samples(opened, samples)[:limit], open_samples(config)
     if strangers := [name for name in names if name not in known.seeds]:
         raise UnknownName("sample of the configuration", strangers[0], known.ids)
-    direction: Direction = "g2r" if has_places(opened) else "r2g"
-    able = [layer.name for layer in select(opened, direction).layers]
+    chosen, layers = choose_reference(opened, reference)
+    direction: Direction = "g2r" if has_places(opened, layers) else "r2g"
     models = load_distances(features, weights, lpips, config.device)
     pipe, call = prepare(config)
-    from i2am.pipeline.interventions.ablation import choose_reference, default_mode
+    from i2am.pipeline.interventions.ablation import default_mode
 
     mode = mode or default_mode(pipe, config.adapter)
-    chosen, layers = choose_reference(pipe, able, reference, config.adapter)
     asked = token_ranks(opened, ranks, draws, layers)
     masks = block_masks(asked.grid, blocks if asked.placed else 1) if blocks else {}
     cells = largest_grid(select(opened, direction, layers).layers, "gen")
@@ -204,7 +224,7 @@ def _write(made: Path, result: Faithfulness, run: str, mode: str, reference: int
     facts = {
         "run": run,
         "mode": mode,
-        "reference": f"reference-{reference}",
+        "reference": f"reference-{reference}" if reference else "reference",
         "notes": result.notes,
         "samples": sorted(set(result.samples["sample"].to_list())),
         "generated": result.generated,
