@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,10 @@ from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.tiled_layers import untiled_name
 from i2am.storage.errors import EmptyRun, InputError, NoAnswer, UnknownName
 from i2am.storage.format.file_names import sample_ids
-from i2am.storage.format.layer_spec import TEXT, LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.index_selection import Indices, select_indices
 from i2am.storage.name_patterns import matching_names
+from i2am.storage.reading.one_reference import references_of
 from i2am.storage.reading.run_collection import AnyRun
 
 
@@ -36,7 +37,7 @@ class Selection:
             "layers": [layer.name for layer in self.layers],
             "left_out": list(self.left_out),
             "steps": list(self.steps),
-            "reference": ", ".join(dict.fromkeys(layer.reference for layer in self.layers)),
+            "reference": self.layers[0].reference,
         }
 
 
@@ -67,21 +68,19 @@ def select(
     heads: Indices | None = None,
     samples: Sequence[str] | str | None = None,
     *,
-    reference: str | None = None,
     on_reference: bool | None = None,
 ) -> Selection:
-    """Resolve and check a selection; None selects all, but of several references the first.
+    """Resolve and check a selection; None selects all, of a run with several references those of the first.
 
     `layers` are names or shell patterns such as ``*up_blocks*``; a layer that a pattern matches is left out
     if it cannot answer, and a layer that is named must answer (`NoAnswer`). `on_reference` asks for layers
-    that have a map on the reference; by default only "g2r" does. `reference` is what the layers' keys are of:
-    "reference", "reference-1", ..., "text"; layers that are named may be of several.
+    that have a map on the reference; by default only "g2r" does.
     """
     needs_map = direction == "g2r" if on_reference is None else on_reference
     if layers is None:
-        found, left_out = _default_layers(run, direction, needs_map, reference)
+        found, left_out = _default_layers(run, direction, needs_map)
     else:
-        found, left_out = _asked_layers(run, direction, layers, needs_map, reference)
+        found, left_out = _asked_layers(run, direction, layers, needs_map)
     fewest_heads = min(layer.heads for layer in found)
     return Selection(
         layers=found,
@@ -123,32 +122,7 @@ def keep_layers_with(selection: Selection, kind: str, *, named: bool) -> Selecti
 Layers = tuple[tuple["LayerSpec", ...], tuple[str, ...]]
 
 
-def references_of(run: AnyRun) -> list[str]:
-    """What the keys of a run's layers are of: its references in their order, then words."""
-    found = dict.fromkeys(layer.reference for layer in run.layers.values())
-    return sorted(found, key=lambda name: (name == TEXT, name))  # no pipeline takes more than ten
-
-
-def of_reference(
-    run: AnyRun, layers: Sequence[LayerSpec], reference: str | None, named: Collection[str] = ()
-) -> list[LayerSpec]:
-    """The layers of one reference, and those that are `named`; None: of the first that any layer has."""
-    known = references_of(run)
-    if reference is not None and reference not in known:
-        raise UnknownName("reference", reference, known)
-    if others := [n for n in named if reference is not None and run.layers[n].reference != reference]:
-        raise NoAnswer(
-            f"layer {others[0]!r}", expected=f"a layer of {reference!r}",
-            got=repr(run.layers[others[0]].reference), remedy="leave reference out, or this layer",
-        )  # fmt: skip
-    there = {layer.reference for layer in layers}
-    wanted = reference or next(name for name in known if name in there)
-    return [layer for layer in layers if layer.reference == wanted or layer.name in named]
-
-
-def _asked_layers(
-    run: AnyRun, direction: Direction, names: Sequence[str] | str, needs_map: bool, reference: str | None
-) -> Layers:
+def _asked_layers(run: AnyRun, direction: Direction, names: Sequence[str] | str, needs_map: bool) -> Layers:
     wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     if not wanted:
         raise InputError("layers is empty", expected="at least one layer", remedy="pass None for all layers")
@@ -156,13 +130,18 @@ def _asked_layers(
     untiled = {untiled_name(layer): layer for layer in run.layers.values()}
     matched = set(matching_names("layer", wanted, list(dict(run.layers) | untiled)))
     asked = [layer for name, layer in run.layers.items() if matched & {name, untiled_name(layer)}]
-    chosen = of_reference(run, asked, reference, [layer.name for layer in asked if layer.name in wanted])
-    others, asked = [layer.name for layer in asked if layer not in chosen], chosen
-    if not asked:
+    first = references_of(run)[0]
+    others = [layer for layer in asked if layer.reference != first]
+    if (stray := [layer for layer in others if layer.name in wanted] or others) and (
+        len(others) == len(asked) or stray[0].name in wanted
+    ):
         raise NoAnswer(
-            f"layers of {reference!r} among those that are asked for", expected="at least one", got="none",
-            remedy="ask for others",
-        )  # fmt: skip
+            f"this question to layer {stray[0].name!r}",
+            expected=f"layers of one reference, here {first!r}",
+            got=repr(stray[0].reference),
+            remedy=f"ask with reference={stray[0].reference!r}, or --reference",
+        )
+    asked = [layer for layer in asked if layer not in others]
     unable = [layer for layer in asked if needs_map and not has_reference_map(layer)]
     named = [layer for layer in unable if layer.name in wanted]
     if named or len(unable) == len(asked):
@@ -173,25 +152,23 @@ def _asked_layers(
             got=f"{layer.ref} token(s) without one",
             remedy="ask for unified r2g, or leave this layer out",
         )
-    left_out = (*(layer.name for layer in unable), *others)
+    left_out = tuple(layer.name for layer in (*unable, *others))
     return tuple(layer for layer in asked if layer not in unable), left_out
 
 
-def _default_layers(run: AnyRun, direction: Direction, needs_map: bool, reference: str | None) -> Layers:
-    every = list(run.layers.values())
+def _default_layers(run: AnyRun, direction: Direction, needs_map: bool) -> Layers:
+    first, *others = references_of(run)
+    every = [layer for layer in run.layers.values() if layer.reference == first]
     # Layers of other guidance roles are there for comparison, and are averaged in only where they are named.
     conditional = [layer for layer in every if layer.role == "cond"] or every
-    if reference is not None:
-        conditional = of_reference(run, conditional, reference)
     able = [layer for layer in conditional if has_reference_map(layer) or not needs_map]
     if not able:
         raise NoAnswer(
             f"this {direction} question to this run",
             expected="a layer whose reference tokens have a place in the reference image",
-            got="only pooled tokens",
-            remedy="ask for unified r2g",
+            got=f"only pooled tokens of {first!r}" if others else "only pooled tokens",
+            remedy=f"ask for another reference ({', '.join(others)})" if others else "ask for unified r2g",
         )
-    able = of_reference(run, able, reference)
     found = tuple([layer for layer in able if not is_similarity(layer)] or able)
     return found, tuple(name for name, layer in run.layers.items() if layer not in found)
 

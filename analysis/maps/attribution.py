@@ -39,6 +39,7 @@ from i2am.analysis.several_runs import check_patches_agree, combine_runs
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.index_selection import Indices
+from i2am.storage.reading.one_reference import one_reference
 from i2am.storage.reading.open import Place, open_any
 from i2am.storage.reading.run import Run
 from i2am.storage.reading.run_collection import Runs
@@ -92,7 +93,7 @@ def attribution_maps(
         "contribution" where R2G of all layers is a similarity and it was captured, else
         "attention"; "linear" or "bicubic": how corrected maps are brought to one grid (official: bicubic).
     reference
-        "reference", "reference-1", ... of several references, or "text"; None: the first that can answer.
+        "reference", "reference-1", ... of several references, or "text"; None: the first.
     store, storage_options
         Place of the derived store of marginals (a folder for several runs); options, for URLs.
 
@@ -106,9 +107,9 @@ def attribution_maps(
     UnknownName, InputError, EmptyRun, NoAnswer
         For what does not exist, does not fit the level, or has no answer, such as G2R of a pooled token.
     """
-    opened = open_any(run, storage_options)
+    opened = one_reference(open_any(run, storage_options), reference)
     at = regions.with_pixels(opened, direction, at, at_pixels)
-    asked = (direction, level, (layers, steps, heads), time_groups, at, protocol, method, resize, reference)
+    asked = (direction, level, (layers, steps, heads), time_groups, at, protocol, method, resize)
     ask = partial(_maps_of_run, asked=asked, storage_options=storage_options)
     if isinstance(opened, Runs):
         maps = check_patches_agree(opened, combine_runs(opened, samples, size, store, ask), at)

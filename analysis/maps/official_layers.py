@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from i2am.analysis.grids.direction import Direction
 from i2am.analysis.grids.resize import Grid
-from i2am.analysis.grids.selection import Selection, has_reference_map, of_reference, select
+from i2am.analysis.grids.selection import Selection, has_reference_map, select
 from i2am.analysis.maps.official import SIZE
 from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.index_selection import Indices
+from i2am.storage.reading.one_reference import references_of
 from i2am.storage.reading.run_collection import AnyRun
 
 MIDDLE = re.compile(r"mid_block|middle_block")
@@ -26,14 +27,13 @@ def official_selection(
     steps: Indices | None,
     heads: Indices | None,
     samples: Sequence[str] | str | None,
-    reference: str | None = None,
 ) -> Selection:
     """As `select`, with the official layers where none are named; for "g2r" all have one reference grid.
 
     Layers of a single pooled token are kept for "r2g", as in the paper.
     """
-    names = default_layers(run, direction, reference) if layers is None else layers
-    selection = select(run, direction, names, steps, heads, samples, reference=reference)
+    names = default_layers(run, direction) if layers is None else layers
+    selection = select(run, direction, names, steps, heads, samples)
     if layers is None:
         found = {layer.name for layer in selection.layers}
         selection = replace(selection, left_out=tuple(name for name in run.layers if name not in found))
@@ -48,10 +48,11 @@ def official_selection(
     return selection
 
 
-def default_layers(run: AnyRun, direction: Direction, reference: str | None = None) -> list[str]:
-    """Names of the layers that the official code would hook in this run, of one reference."""
-    every = [layer for layer in run.layers.values() if direction == "r2g" or has_reference_map(layer)]
-    able = [layer.name for layer in of_reference(run, every, reference)] if every else []
+def default_layers(run: AnyRun, direction: Direction) -> list[str]:
+    """Names of the layers that the official code would hook in this run."""
+    first, *_ = references_of(run)
+    own = [layer for layer in run.layers.values() if layer.reference == first]
+    able = [layer.name for layer in own if direction == "r2g" or has_reference_map(layer)]
     outer = [name for name in able if not MIDDLE.search(name)]
     if direction == "g2r":
         found = [name for name in outer if WARP_G2R.search(name)] or outer

@@ -78,7 +78,6 @@ def resolve_question(
     protocol: str,
     method: str | None = None,
     resize: str = "linear",
-    reference: str | None = None,
 ) -> Question:
     """Check and resolve the arguments of `attribution_maps`; `selected` is (layers, steps, heads)."""
     direction, chosen = check_direction(direction), method is not None
@@ -92,14 +91,13 @@ def resolve_question(
         if got not in names:
             raise UnknownName(what, got, names)
     _check_answerable(direction, level, at, protocol, method, selected[2])
-    size = _checked_size(size)
-    asked: tuple[Any, Any, Any, Any] = (*selected, samples)  # type: ignore[assignment]
+    size, asked = _checked_size(size), (*selected, samples)
     if protocol == "official":
-        selection = official_selection(run, direction, *asked, reference)
+        selection = official_selection(run, direction, *asked)
         size = official_size(selection, direction, size)
     else:
         on_reference = direction == "g2r" or level == "specific"
-        selection = select(run, direction, *asked, reference=reference, on_reference=on_reference)
+        selection = select(run, direction, *asked, on_reference=on_reference)
         if not chosen and _is_similarity_with_contribution(selection, direction, level):
             method = "contribution"
         if method in _KEPT:

@@ -20,6 +20,7 @@ def maps(
     at_pixel: options.AtPixel = None,
     layer: options.LayerNames = None,
     sample: options.SampleNames = None,
+    reference: options.Reference = None,
     steps: options.Steps = None,
     heads: options.Heads = None,
     size: options.Size = None,
@@ -44,6 +45,7 @@ def maps(
     from i2am.analysis.maps.attribution import attribution_maps
     from i2am.analysis.marginals.store import store_for
     from i2am.flows.analyze.dask_cluster import computing
+    from i2am.storage.reading.one_reference import one_reference
     from i2am.storage.reading.open import open_any
 
     question: dict[str, Any] = {"direction": direction, "level": level, "at": at, "layers": layer}
@@ -51,7 +53,7 @@ def maps(
     question |= {"at_pixels": at_pixel, "resize": resize}
     question |= {"time_groups": time_groups, "protocol": protocol, "method": method}
     where = options.computing(workers, cluster)
-    opened = open_any(run, label=label)
+    opened = one_reference(open_any(run, label=label), reference)
     question["store"] = store_for(opened, cache)
     result = attribution_maps(opened, **question)
     with computing(where):

@@ -75,6 +75,12 @@ Level: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+Reference: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--reference", metavar="NAME", help="Of several: reference, reference-1, ..., or text. [the first]"
+    ),
+]
 TimeGroups: TypeAlias = Annotated[int, typer.Option(min=1, help="Groups of the time level.")]
 Penalty: TypeAlias = Annotated[float, typer.Option(help="Weight of attention outside the mask.")]
 Confidence: TypeAlias = Annotated[float, typer.Option(help="Of the intervals over samples.")]

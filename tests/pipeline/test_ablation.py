@@ -301,7 +301,7 @@ def test_the_other_references_of_a_joint_sequence_are_left_alone(tmp_path):
             with pytest.raises(InputError, match="expected one of reference, reference-1"):
                 choose_reference(run, None)
         number, own = (0, []) if name is None else choose_reference(run, name)
-        parts.append(own)
+        parts.append(list(getattr(own, "layers", ())))
         gone = np.full((1, 3, 4), name is not None)
         with ablation(pipe, gone, "latent", reference=number):
             hook = pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
