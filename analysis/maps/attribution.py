@@ -78,24 +78,21 @@ def attribution_maps(
     Parameters
     ----------
     run, direction, level
-        An open run, its path or URL, or several as one; "r2g": maps on the generated image, "g2r": on the
-        reference; None is "unified", or "specific" where a region is given.
-    layers, steps, heads, samples
-        What to average over or to keep; None for all that can answer.
-    size, time_groups
-        (rows, columns), None for the largest grid or the official size; groups, at most one a step.
+        An open run, its path or URL, or several; "r2g": maps on the generated image, "g2r": on the reference;
+        None is "unified", or "specific" where a region is given.
+    layers, steps, heads, samples, size, time_groups
+        What to average over or to keep, None for all that can answer; (rows, columns), None for the largest
+        grid or the official size; groups, at most one a step.
     at, at_pixels
         Region of the specific level: a mask image by name, or a `Region` in patches of the largest grid (of
-        the generated image for "g2r", of the reference for "r2g"); or pixels of that image, (x, y) from its
-        upper left corner, one or a list, which stand for the patches they lie on.
+        the generated image for "g2r", of the reference for "r2g"); or pixels of that image, one or a list of
+        (x, y) from its upper left corner, for the patches they lie on.
     protocol, method, resize
         "corrected" or "official"; "attention" (or "i2am"), "joint", "daam", "norm" or "contribution", None:
-        "contribution" where R2G of all layers is a similarity and it was captured, else
-        "attention"; "linear" or "bicubic": how corrected maps are brought to one grid (official: bicubic).
-    reference
-        "reference", "reference-1", ... of several references, or "text"; None: the first.
-    store, storage_options
-        Place of the derived store of marginals (a folder for several runs); options, for URLs.
+        "contribution" where R2G is a similarity and it was captured, else "attention"; "linear" or "bicubic".
+    reference, store, storage_options
+        "reference", "reference-1", ... of several references, or "text", None: the first; place of the
+        derived store of marginals (a folder for several runs); options, for URLs.
 
     Returns
     -------
@@ -105,7 +102,7 @@ def attribution_maps(
     Raises
     ------
     UnknownName, InputError, EmptyRun, NoAnswer
-        For what does not exist, does not fit the level, or has no answer, such as G2R of a pooled token.
+        For what does not exist, does not fit the level, or has no answer (G2R of a pooled token).
     """
     opened = one_reference(open_any(run, storage_options), reference)
     at = regions.with_pixels(opened, direction, at, at_pixels)

@@ -78,8 +78,14 @@ Level: TypeAlias = Annotated[
 Reference: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--reference", metavar="NAME", help="Of several: reference, reference-1, ..., or text. [the first]"
+        "--reference",
+        metavar="NAME",
+        help="Of several: reference, reference-1, ..., or text. [default: the first]",
     ),
+]
+ReferenceOrAll: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--reference", metavar="NAME", help="As for analyze; all: every one in a figure (.png)."),
 ]
 TimeGroups: TypeAlias = Annotated[int, typer.Option(min=1, help="Groups of the time level.")]
 Penalty: TypeAlias = Annotated[float, typer.Option(help="Weight of attention outside the mask.")]

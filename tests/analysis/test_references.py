@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import i2am
+from i2am.analysis.drawing.save_maps import save_references
 from i2am.analysis.options import StudyOptions
 from i2am.analysis.study.study import analyze
-from i2am.storage.errors import NoAnswer, UnknownName
+from i2am.storage.errors import AlreadyExists, InputError, NoAnswer, UnknownName
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.one_reference import one_reference, references_of
 
@@ -141,3 +143,33 @@ def test_a_study_is_of_one_reference(path, tmp_path):
     mask = i2am.open_run(path).image("reference-1_mask", "a")[..., 0] > 127
     np.testing.assert_allclose(tables["reference-1"], i2am.imacs(maps, mask), rtol=1e-5)
     assert tables[None] != tables["reference-1"]
+
+
+def test_shares_of_a_joint_softmax_sum_to_one(path):
+    table = i2am.reference_shares(path)
+    assert table["reference"].to_list() == ["reference", "reference-1", "text", "rest"] * 2
+    for s, name in enumerate(SAMPLES):
+        own = dict(table.filter(sample=name).select("reference", "share").iter_rows())
+        assert sum(own.values()) == pytest.approx(1)
+        for number, spec in enumerate(LAYERS):
+            assert own[spec.reference] == pytest.approx(share(number, s).mean(), rel=1e-3)
+
+
+def test_every_reference_in_one_figure(path, tmp_path):
+    save_references(i2am.open_run(path), tmp_path / "all.png", samples=["b"])
+    picture = np.asarray(Image.open(tmp_path / "all.png"))
+    assert picture.shape[1] > picture.shape[0] / 2
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    with pytest.raises(AlreadyExists):
+        save_references(i2am.open_run(path), tmp_path / "all.png")
+    with pytest.raises(InputError, match=r"ends in \.png"):
+        save_references(i2am.open_run(path), tmp_path / "all.npz")
+
+
+def test_a_reference_with_a_softmax_of_its_own_has_no_share(tmp_path):
+    spec = LayerSpec("cross", 2, 8, (4, 4), (4, 4))
+    with i2am.create_run(tmp_path / "r.zarr", [spec], [1], ["a"]) as writer, writer.sample("a") as sink:
+        sink.put("cross", 0, query=draw(0, shape=(2, 16, 8)), key=draw(1, shape=(2, 16, 8)))
+    with pytest.raises(NoAnswer, match="softmax of its own"):
+        i2am.reference_shares(tmp_path / "r.zarr")
+    save_references(i2am.open_run(tmp_path / "r.zarr"), tmp_path / "one.png")
