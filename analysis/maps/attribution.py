@@ -85,8 +85,8 @@ def attribution_maps(
         grid or the official size; groups, at most one a step.
     at, at_pixels
         Region of the specific level: a mask image by name, or a `Region` in patches of the largest grid (of
-        the generated image for "g2r", of the reference for "r2g"); or pixels of that image, one or a list of
-        (x, y) from its upper left corner, for the patches they lie on.
+        the generated image for "g2r", of the reference for "r2g"), or "tokens 3,5" of those without a place,
+        such as words; or pixels of that image, one or a list of (x, y) from its upper left corner.
     protocol, method, resize
         "corrected" or "official"; "attention" (or "i2am"), "joint", "daam", "norm" or "contribution", None:
         "contribution" where R2G is a similarity and it was captured, else "attention"; "linear" or "bicubic".

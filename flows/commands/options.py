@@ -57,7 +57,8 @@ Heads: TypeAlias = Annotated[Any, _read_by("parse_indices", "Heads to keep: 3 or
 At: TypeAlias = Annotated[
     Any,
     _read_by(
-        "parse_region", "Specific level: patch 12,8; box 2,3,9,12; patches '1,2;1,3'; or a mask's name."
+        "parse_region",
+        "Specific level: patch 12,8; box 2,3,9,12; patches '1,2;1,3'; a mask's name; 'tokens 3,5' of words.",
     ),
 ]
 AtPixel: TypeAlias = Annotated[

@@ -173,3 +173,27 @@ def test_a_reference_with_a_softmax_of_its_own_has_no_share(tmp_path):
     with pytest.raises(NoAnswer, match="softmax of its own"):
         i2am.reference_shares(tmp_path / "r.zarr")
     save_references(i2am.open_run(tmp_path / "r.zarr"), tmp_path / "one.png")
+
+
+@pytest.mark.parametrize(("at", "tokens"), [("token 3", [3]), ("tokens 0,4", [0, 4])])
+def test_words_are_asked_for_by_their_numbers(path, at, tokens):
+    chosen = {name: [] for name in ("i2am", "joint", "daam")}
+    for step in range(STEPS):
+        each = [np.exp(logits(n, 1, step)) for n in range(3)]
+        words = each[2][..., tokens]
+        columns = each[2] / each[2].sum(-2, keepdims=True)
+        chosen["i2am"].append(columns[..., tokens].mean(-1) * 16)
+        chosen["joint"].append(words.sum(-1) / (1 + sum(e.sum(-1) for e in each)))
+        chosen["daam"].append(words.mean(-1) / each[2].sum(-1) * 5)
+    for method, values in chosen.items():
+        maps = i2am.attribution_maps(path, "r2g", reference="text", at=at, method=method)
+        assert (maps.attrs["level"], maps.attrs["at"]) == ("specific", at)
+        wanted = np.mean(values, axis=(0, 1)).reshape(4, 4)
+        np.testing.assert_allclose(maps.sel(sample="b"), wanted, rtol=2e-3)
+
+
+def test_tokens_with_a_place_are_asked_for_by_it(path):
+    with pytest.raises(NoAnswer, match=r"tokens on a grid of 4 x 4; ask at patches"):
+        i2am.attribution_maps(path, "r2g", at="tokens 3")
+    with pytest.raises(InputError, match="token 5 of layer.*0 to 4"):
+        i2am.attribution_maps(path, "r2g", reference="text", at="tokens 1,5")
