@@ -169,12 +169,10 @@ def test_the_draft_for_a_known_family_says_what_its_adapter_does(tmp_path):
     file.write_text(draft(pipe, lambda: edit(pipe)).text)
     runs = []
     for name, adapter in (("built in", "flux-kontext"), ("described", str(file))):
-        with (
-            i2am.capture(pipe, tmp_path / f"{name}.zarr", ["s"], adapter=adapter) as cap,
-            cap.sample("s") as s,
-        ):
+        path = tmp_path / f"{name}.zarr"
+        with i2am.capture(pipe, path, ["s"], adapter=adapter, text=True) as cap, cap.sample("s") as s:
             s.generated = edit(pipe, height=24, width=16)[0]  # another shape than the draft's
-        runs.append(i2am.open_run(tmp_path / f"{name}.zarr"))
+        runs.append(i2am.open_run(path))
     own, described = runs
     assert own.layers == described.layers
     assert own.timesteps == described.timesteps
