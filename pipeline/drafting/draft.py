@@ -25,11 +25,10 @@ from i2am.storage.errors import CaptureError
 
 _ROLES = (("cond",), ("cond", "uncond"), ("cond", "image", "uncond"))
 _INPUTS = {
-    "reference": "reference",
-    "mask": "mask",
-    "prompt": "prompt",
-    "image": "source",
-    "source": "source",
+    r"(ip_adapter|reference|ref|subject|style|garment|cloth)(_image)?s?": "reference",
+    r"mask(_image)?": "mask",
+    r"prompt": "prompt",
+    r"((source|init|input)_?)?image": "source",
 }
 
 
@@ -119,7 +118,7 @@ def _known(
     images = [
         Image(path, int(value.shape[-2]), int(value.shape[-1]), call.tokens)
         for path, calls in watched.calls.items() if path != denoiser
-        for call in calls
+        for call in calls if call.tokens is not None
         for value in call.arguments.values() if isinstance(value, torch.Tensor) and value.ndim == 4
     ]  # fmt: skip
     return latents, Known(sizes_of(arguments, latents, ids), images, packed), lines
@@ -166,21 +165,14 @@ def _guidance(calls: Sequence[ModuleCall], latents: torch.Tensor | None, parts: 
 
 def _inputs(pipe: Any) -> list[str]:
     """What the pipeline's call takes, by the names of its arguments."""
-    found = {}
-    for argument in inspect.signature(type(pipe).__call__).parameters:
-        word = next((word for word in _INPUTS if word in argument and "num" not in argument), None)
-        if word is not None and not argument.endswith(("embeds", "embeds_mask", "_2")):
-            found[argument] = _INPUTS[word]
-    told = ", ".join(
+    found = [
         f"{argument}: {name}"
-        for argument, name in found.items()
-        if not argument.startswith(("negative", "ip_adapter"))
-    )
-    return (
-        [f"inputs: {{{told}}}  # CHECK: argument of the pipeline's call -> image or text of a sample"]
-        if told
-        else []
-    )
+        for argument in inspect.signature(type(pipe).__call__).parameters
+        for pattern, name in _INPUTS.items()
+        if re.fullmatch(pattern, argument)
+    ]
+    told = "CHECK: argument of the pipeline's call -> image or text of a sample"
+    return [f"inputs: {{{', '.join(found)}}}  # {told}"] if found else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import torch
 
 from i2am.pipeline.drafting.dependence import Layer, Part, Tried
 
-_WORDS = re.compile(r"text|txt|prompt|caption|word|sentence|\bc$", re.IGNORECASE)
-_OFTEN_WORDS = re.compile(r"encoder_hidden_states|context|cond", re.IGNORECASE)
+_WORDS = re.compile(r"text|txt|prompt|caption|word|sentence", re.IGNORECASE)
+_OFTEN_WORDS = re.compile(r"^(encoder_hidden_states|context|cond|c|y)$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from i2am.pipeline.drafting.dependence import Part
 from i2am.pipeline.drafting.layouts import Layout, Run, places
 
+_OWN = ("image_tokens", "image_rows", "image_columns")  # sizes that come from position ids
 PREFIXES = (0, 1, 5)
 """Leading tokens without a place: none, a class token, one with four registers."""
 
@@ -26,12 +28,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What another module was given, and how many tokens it made of it, if it made tokens."""
+    """What another module was given, and how many tokens it made of it."""
 
     module: str
     rows: int
     columns: int
-    tokens: int | None
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class TokenText:
 
     layout: Layout
     known: Known
-    used: list[Image] = field(default_factory=list)
+    used: list[Any] = field(default_factory=list)
     _pieces: dict[Part | None, list[Piece]] = field(default_factory=dict)
 
     def generated(self) -> Piece:
@@ -60,6 +62,8 @@ class TokenText:
         if (k := self._part_of(count, "latent_rows", "latent_columns")) is not None:
             size = "latent_rows * latent_columns" + (f" // {k * k}" if k > 1 else "")
             return Piece(count, size, "latents", comment=f"the latents' grid{f' / {k}' if k > 1 else ''}")
+        if (told := self._of_shapes(count)) and len(told) == 1:
+            return told[0]
         return Piece(count, str(count), "[1, 1]", comment="CHECK: their rows and columns are not known")
 
     def _part_of(self, count: int, rows: str, columns: str) -> int | None:
@@ -88,20 +92,39 @@ class TokenText:
             rows, columns = (f"{part.name}[{axis}]" + (f" // {k}" if k > 1 else "") for axis in last)
             size = f"({rows}) * ({columns})" if k > 1 else f"{rows} * {columns}"
             return [Piece(count, size, _grid(rows, columns))]
-        return self._of_images(count, own) or [
-            Piece(
-                count, own, comment="CHECK: no grid is known; add grid: [rows, columns] if they have places"
-            )
-        ]
+        return (
+            self._of_shapes(count)
+            or self._of_images(count, own)
+            or [
+                Piece(
+                    count,
+                    own,
+                    comment="CHECK: no grid is known; add grid: [rows, columns] if they have places",
+                )
+            ]
+        )
+
+    def _of_shapes(self, count: int) -> list[Piece]:
+        """One or several shapes that are told as numbers, which make so many tokens; each is used once."""
+        shapes = [shape for shape in _shapes(self.known.sizes) if shape[0] not in self.used]
+        for first in range(len(shapes)):
+            for last in range(first + 1, len(shapes) + 1):
+                chosen = shapes[first:last]
+                if sum(prod(numbers) for _, numbers in chosen) == count:
+                    self.used += [path for path, _ in chosen]
+                    ends = [[f"{path}[{len(n) + end}]" for end in (-2, -1)] for path, n in chosen]
+                    return [
+                        Piece(prod(n), f"{rows} * {columns}", _grid(rows, columns))
+                        for (_, n), (rows, columns) in zip(chosen, ends, strict=True)
+                    ]
+        return []
 
     def _of_images(self, count: int, own: str) -> list[Piece]:
         """One or several images that a module was given, cut into patches that make so many tokens."""
         images = self.known.images
         spans = [images[a:b] for a in range(len(images)) for b in range(a + 1, len(images) + 1)]
         alone = [chosen for chosen in spans if len({image.module for image in chosen}) == 1]
-        for chosen in sorted(
-            alone, key=lambda chosen: (sum(i.tokens or 0 for i in chosen) != count, len(chosen))
-        ):
+        for chosen in sorted(alone, key=lambda chosen: (sum(i.tokens for i in chosen) != count, len(chosen))):
             if not any(image in self.used for image in chosen) and (found := _patches(chosen, count)):
                 self.used += chosen
                 patch, prefix = found
@@ -147,6 +170,20 @@ class TokenText:
         return found
 
 
+def _shapes(value: Any, path: str = "") -> Iterator[tuple[str, list[int]]]:
+    """Lists of two to four numbers among arguments that are told as numbers, each by its path."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _shapes(item, f"{path}[{name!r}]" if path else str(name))
+    elif isinstance(value, list) and path not in _OWN:
+        if value and all(type(item) is int for item in value):
+            if 2 <= len(value) <= 4:
+                yield path, value
+        else:
+            for place, item in enumerate(value):
+                yield from _shapes(item, f"{path}[{place}]")
+
+
 def _grid(rows: int | str, columns: int | str) -> str:
     both = (f'"{each}"' if isinstance(each, str) else str(each) for each in (rows, columns))
     return f"[{', '.join(both)}]"
@@ -164,7 +201,7 @@ def _patches(images: Sequence[Image], count: int) -> tuple[int, int] | None:
         for patch in range(1, min(min(image.rows, image.columns) for image in images) + 1):
             whole = all(image.rows % patch == image.columns % patch == 0 for image in images)
             made = [prefix + (image.rows // patch) * (image.columns // patch) for image in images]
-            told = all(image.tokens in (None, tokens) for image, tokens in zip(images, made, strict=True))
+            told = all(image.tokens == tokens for image, tokens in zip(images, made, strict=True))
             if whole and told and sum(made) == count:
                 return patch, prefix
     return None

@@ -127,10 +127,8 @@ def watching(
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if running and running[-1][1] is module:
             path, *_ = running.pop()
-            if running or not isinstance(output, torch.Tensor) or output.ndim != 3:
-                return
-            if len(seen.calls[path]) == seen.counts[path]:
-                seen.calls[path][-1].tokens = output.shape[1]
+            if not running and len(seen.calls[path]) == seen.counts[path]:
+                seen.calls[path][-1].tokens = _tokens(output)
 
     def on_function(function: Any, *args: Any, **kwargs: Any) -> None:
         read = _read(function, args, kwargs) if running else None
@@ -209,6 +207,14 @@ def mapped(tree: Any, change: Callable[[str, torch.Tensor], torch.Tensor], path:
     if type(tree) is dict:
         return {key: mapped(item, change, f"{path}.{key}" if path else key) for key, item in tree.items()}
     return copy.copy(tree) if isinstance(tree, set) else tree
+
+
+def _tokens(output: Any) -> int | None:
+    """How many tokens a module made: those of the first tensor [row, token, width] of its output."""
+    if isinstance(output, torch.Tensor):
+        return output.shape[1] if output.ndim == 3 else None
+    items = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+    return next((found for item in items if (found := _tokens(item)) is not None), None)
 
 
 def _numbers(arguments: Mapping[str, Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from i2am.pipeline.adapters.generic.expressions import evaluate, positions
 from i2am.pipeline.drafting.draft import draft
 from tests.pipeline import joint_models, models
 from tests.pipeline.kernel_spy import kernel_witness
-from tests.pipeline.test_joint import edit
-from tests.standins.strangers import STEPS, Tailor, Weaver, tailor, try_on, weaver  # noqa: F401
+from tests.pipeline.test_joint import edit, small_references  # noqa: F401
+from tests.standins.strangers import Tailor, Weaver, tailor, try_on, weaver
+
+PAGE = Path(__file__).parents[2] / "docs" / "your-own-model.md"
 
 
 def generators(count):
@@ -163,23 +166,54 @@ def test_cross_attention_at_two_resolutions_with_guidance_in_calls_of_its_own(
             )
 
 
-def test_the_draft_for_a_known_family_says_what_its_adapter_does(tmp_path):
-    pipe = joint_models.flux_kontext()
-    file = tmp_path / "kontext.yaml"
-    file.write_text(draft(pipe, lambda: edit(pipe)).text)
-    runs = []
-    for name, adapter in (("built in", "flux-kontext"), ("described", str(file))):
-        path = tmp_path / f"{name}.zarr"
-        with i2am.capture(pipe, path, ["s"], adapter=adapter, text=True) as cap, cap.sample("s") as s:
-            s.generated = edit(pipe, height=24, width=16)[0]  # another shape than the draft's
-        runs.append(i2am.open_run(path))
-    own, described = runs
+@pytest.mark.usefixtures("small_references")
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(joint_models.flux_kontext, "flux-kontext"), (joint_models.qwen_edit, "qwen-image-edit")],
+)
+def test_the_draft_for_a_known_family_says_what_its_adapter_does(tmp_path, make, name):
+    pipe = make()
+    files = {"described": draft(pipe, lambda: edit(pipe)).text}
+    if "kontext" in name:
+        files["page"] = blocks("yaml")[1]
+    runs = [captured(pipe, tmp_path / "own.zarr", name)]
+    for kind, text in files.items():
+        (tmp_path / f"{kind}.yaml").write_text(text)
+        runs.append(captured(pipe, tmp_path / f"{kind}.zarr", str(tmp_path / f"{kind}.yaml")))
+    own, described = runs[:2]
     assert own.layers == described.layers
-    assert own.timesteps == described.timesteps
     assert own.record("s")["witness"] == described.record("s")["witness"]
     for layer in own.layers:
-        for kind in ("scores", "lse", "value_norm", "contribution"):
-            np.testing.assert_array_equal(*(np.asarray(getattr(run, kind)(layer)) for run in runs))
+        for kind in ("lse", "value_norm", "contribution"):
+            np.testing.assert_array_equal(
+                *(np.asarray(getattr(run, kind)(layer)) for run in (own, described))
+            )
+        for run in runs[1:]:
+            assert run.timesteps == own.timesteps
+            np.testing.assert_array_equal(run.scores(layer).compute(), own.scores(layer).compute())
+
+
+def captured(pipe, path, adapter):
+    """Another shape than a draft's."""
+    with i2am.capture(pipe, path, ["s"], adapter=adapter, text=True) as cap, cap.sample("s") as s:
+        s.generated = edit(pipe, height=24, width=16)[0]
+    return i2am.open_run(path)
+
+
+def blocks(language):
+    """Of the page on models that no adapter knows."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def test_the_page_shows_what_is_drafted_and_captures(tmp_path, monkeypatch, weaver_file):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model.yaml").write_text(blocks("yaml")[0])
+    shown, drafted = (i2am.GenericAdapter.read(path) for path in ("my-model.yaml", weaver_file))
+    assert {**shown.description, "inputs": {}} == {**drafted.description, "inputs": {}}
+    left, right = models.picture(1, 32, 32), models.picture(2, 16, 32)
+    scope = {"i2am": i2am, "pipe": Weaver(), "left": left, "right": right, "generator": generators(1)}
+    exec(blocks("python")[1], scope)
+    assert len(i2am.open_run("study.zarr").layers) == 4
 
 
 DESCRIBED = {
