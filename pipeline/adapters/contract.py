@@ -111,6 +111,7 @@ class Spans:
     # Calls of the module with as many queries and keys that come before the layer's own; None: it has one.
     before: int | None = 0
     rows: int | None = None  # of the call: another number is refused; None: any
+    heads: int | None = None  # among the rows of the call, those of one row side by side; None: none is
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -115,13 +115,14 @@ def _known(
             told = f"{{argument: {ids.argument}, axes: [{own}]}}" if own else ids.argument
             lines.append(f"position_ids: {told}  # tell where each image's tokens stand")
             packed = name
+    rows = 1 if latents is None else int(latents.shape[0])
     images = [
         Image(path, int(value.shape[-2]), int(value.shape[-1]), call.tokens)
         for path, calls in watched.calls.items() if path != denoiser
         for call in calls if call.tokens is not None
         for value in call.arguments.values() if isinstance(value, torch.Tensor) and value.ndim == 4
     ]  # fmt: skip
-    return latents, Known(sizes_of(arguments, latents, ids), images, packed), lines
+    return latents, Known(sizes_of(arguments, latents, ids), images, rows, packed), lines
 
 
 def _position_ids(arguments: Mapping[str, Any], tokens: int) -> PositionIds | None:

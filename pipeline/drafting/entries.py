@@ -45,6 +45,11 @@ def _body(layout: Layout, text: TokenText) -> list[str]:
     """The lines of an entry below its modules."""
     call = layout.tried.call
     lines = [f"    call: {call.number}"] if layout.tried.several else []
+    rows, heads = int(call.shape[0] or 0), call.shape[1]
+    if heads == 1 and rows > text.known.rows and not rows % text.known.rows:
+        lines.append(
+            f"    heads: {rows // text.known.rows}  # CHECK: among the rows, those of one side by side"
+        )
     (piece, ranges), *_ = text.ranges(layout.queries, None)
     whole = piece.count == call.shape[2]
     if not whole or piece.grid != "latents":

@@ -49,7 +49,7 @@ def outputs_and_streams(
 
     def on_attention(call: AttentionCall, kernel: KernelCall) -> None:
         layer = call.path, call.number
-        if layer in taken and layer not in seen:
+        if layer in taken and layer not in seen and kernel.value is not None:
             block, token = call.path.rpartition(".")[0], places(taken[layer].queries, None)[-1]
             queries = int(call.shape[2] or 0)
             seen[layer] = _Seen(block, _mixed(kernel, token), token, queries, norms.get(block))

@@ -42,6 +42,7 @@ class Known:
 
     sizes: Mapping[str, Any]  # as `sizes_of`
     images: Sequence[Image]  # in order
+    rows: int  # of the latents
     packed: str | None = None  # the argument that holds all images that position ids know
 
 

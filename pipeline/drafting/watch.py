@@ -15,6 +15,7 @@ from torch import nn
 
 from i2am.pipeline.taps.call_arguments import call_arguments
 from i2am.pipeline.taps.kernels import MULTIHEAD, SDPA, SOFTMAX, FunctionCalls, KernelCall, sdpa_call
+from i2am.pipeline.taps.written_out import PRODUCTS, Products
 from i2am.storage.errors import CaptureError
 
 KEPT = 8
@@ -28,7 +29,7 @@ class AttentionCall:
     """One call of an attention kernel."""
 
     path: str  # of the innermost module that runs, from the pipeline's attribute on
-    number: int  # among the module's calls of this kernel, while it runs
+    number: int  # among the module's calls that can be read, while it runs; or among the others
     module_class: str
     kernel: str
     shape: tuple[int | None, ...]  # row, head, query, key, dim; of a softmax, rows and heads are one
@@ -114,13 +115,13 @@ def watching(
     steps: int | None = None,
 ) -> Iterator[None]:
     """Follow modules and kernels, into ``seen``."""
-    running: list[tuple[str, nn.Module, Counter[Any]]] = []  # path, module, calls of each kernel
+    running: list[tuple[str, nn.Module, Counter[bool], Products]] = []  # calls that can be read, or not
 
     def enter(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not running:
                 _begin(seen, path, module, args, kwargs, steps)
-            running.append((path, module, Counter()))
+            running.append((path, module, Counter(), Products()))
 
         return hook
 
@@ -131,34 +132,42 @@ def watching(
                 seen.calls[path][-1].tokens = _tokens(output)
 
     def on_function(function: Any, *args: Any, **kwargs: Any) -> None:
-        read = _read(function, args, kwargs) if running else None
+        if not running:
+            return
+        path, module, numbers, products = running[-1]
+        read = None
+        if function in PRODUCTS:
+            products.note(function, args)
+        else:
+            read = _read(function, args, kwargs, products)
         if read is None:
             return
-        path, module, numbers = running[-1]
         outer = running[0][0]
         shape, mask, scale, kernel = read
         name = "softmax" if function in SOFTMAX else function.__name__
-        place = numbers[name], type(module).__name__, name
+        place = numbers[kernel is not None], type(module).__name__, name
         own = AttentionCall(path, *place, shape, mask, scale, outer, seen.counts[outer] - 1)
-        numbers[name] += 1
+        numbers[kernel is not None] += 1
         seen.attention.append(own)
         if on_attention is not None and kernel is not None:
             on_attention(own, kernel)
 
     with ExitStack() as hooks:
         for path, module in modules.items():
+            if isinstance(module, nn.Softmax):
+                continue  # a part of the attention that calls it
             hooks.callback(module.register_forward_pre_hook(enter(path), with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
-        hooks.enter_context(FunctionCalls({SDPA, MULTIHEAD, *SOFTMAX}, on_function))
+        hooks.enter_context(FunctionCalls({SDPA, MULTIHEAD, *SOFTMAX, *PRODUCTS}, on_function))
         yield
 
 
-def _read(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _read(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], products: Products) -> Any:
     """Shape, mask's shape and scale of a kernel call, and the call itself where it can be read."""
-    if function is SDPA:
-        call = sdpa_call(*args, **kwargs)
-        if call.query is None or call.key is None:
-            return None
+    call = sdpa_call(*args, **kwargs) if function is SDPA else None
+    if function in SOFTMAX:
+        call = products.call(args, kwargs)
+    if call is not None and call.query is not None and call.key is not None:
         rows, heads, queries, dim = call.query.shape
         mask = None if call.mask is None else tuple(call.mask.shape)
         return (rows, heads, queries, call.key.shape[2], dim), mask, call.scale, call

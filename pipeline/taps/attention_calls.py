@@ -1,8 +1,8 @@
 """The call tap: q and k of joint attention, after normalisation and rotary embedding, at the attention call.
 
 Diffusers' processors call ``dispatch_attention_fn``, which each module imports by name, [row, token, head,
-dim]; others call ``scaled_dot_product_attention``, [row, head, token, dim]. Both are seen here while an
-attention module of interest runs, and both are passed on untouched, so the image stays as it was.
+dim]; others call ``scaled_dot_product_attention``, [row, head, token, dim], or write the softmax out. All are
+seen here while an attention module of interest runs, and passed on untouched, so the image stays as it was.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from torch import nn
 
 from i2am.pipeline.adapters.contract import AnySpans, JointSite, Spans, TokenLayout, Tokens
 from i2am.pipeline.taps.guard import Guard
-from i2am.pipeline.taps.kernels import SDPA, FunctionCalls, sdpa_call
+from i2am.pipeline.taps.kernels import SDPA, SOFTMAX, FunctionCalls, sdpa_call
 from i2am.pipeline.taps.logsumexp import row_logsumexp
 from i2am.pipeline.taps.projections import QueryKey, Receive
 from i2am.pipeline.taps.shared_wrapper import listening
 from i2am.pipeline.taps.value_flow import FlowTap, mixed_values
+from i2am.pipeline.taps.written_out import PRODUCTS, Products
 from i2am.storage.errors import CaptureError
 from i2am.storage.format.layer_spec import TEXT
 
@@ -39,6 +40,18 @@ class _Running:
     dispatches: bool
     awaited: list[tuple[JointSite, AnySpans]]
     calls: list[tuple[int, int]] = field(default_factory=list)  # queries and keys of each so far
+    products: Products = field(default_factory=Products)
+
+    def take(self, queries: int, keys: int) -> tuple[JointSite, Spans] | None:
+        """A call is made: the layer awaited whose call it is, if there is one."""
+        alike = [each for each in self.awaited if _fits(each[1], queries, keys)]
+        fitting = [each for each in alike if self.earlier(each[1]) == (each[1].before or 0)]
+        self.calls.append((queries, keys))
+        if not fitting:
+            return None
+        self.awaited.remove(fitting[0])
+        site, spans = fitting[0]
+        return site, spans if isinstance(spans, Spans) else spans.at(queries, keys)
 
     def earlier(self, spans: AnySpans) -> int:
         """How many of the calls are such as the layer's own."""
@@ -70,6 +83,7 @@ class CallTap:
         self._spans: Mapping[str, AnySpans] = {}
         self._latest: Mapping[str, AnySpans] = {}
         self._running: list[_Running] = []
+        self._scales: dict[str, float] = {}  # of layers whose softmax is written out
         self._queries: list[tuple[torch.Tensor, int, Tokens, str]] = []  # received, and by which layer
         self._mode: FunctionCalls | None = None
 
@@ -114,7 +128,7 @@ class CallTap:
             self._running.append(_Running(module, found, dispatches, found.copy()))
             self._queries.clear()
             if not dispatches and self._mode is None:
-                self._mode = FunctionCalls({SDPA}, self._guard(self._on_sdpa))
+                self._mode = FunctionCalls({SDPA, *SOFTMAX, *PRODUCTS}, self._guard(self._on_function))
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
 
         return hook
@@ -136,44 +150,63 @@ class CallTap:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
 
-    def _on_sdpa(self, function: Any, *args: Any, **kwargs: Any) -> None:
-        call = sdpa_call(*args, **kwargs)
+    def _on_function(self, function: Any, *args: Any, **kwargs: Any) -> None:
         if not self._running or self._running[-1].dispatches:
             return
-        if call.query is not None and call.key is not None and call.value is not None:
-            query, key, value = (x.transpose(1, 2) for x in (call.query, call.key, call.value))
-            self._on_call(query, key, value, call.mask, call.scale)
+        products = self._running[-1].products
+        if function in PRODUCTS:
+            products.note(function, args)
+            return
+        call = sdpa_call(*args, **kwargs) if function is SDPA else products.call(args, kwargs)
+        if call is not None and call.query is not None and call.key is not None:
+            query, key = (x.transpose(1, 2) for x in (call.query, call.key))
+            value = None if call.value is None else call.value.transpose(1, 2)
+            self._on_call(query, key, value, call.mask, call.scale, call.logits)
 
     def _on_call(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: float | None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor | None,
+        mask: Any,
+        scale: float | None,
+        logits: torch.Tensor | None = None,
     ) -> None:
-        """An attention call: that of a layer awaited, if it has its numbers of queries and keys."""
+        """An attention call: that of a layer awaited, if it has its numbers of queries and keys.
+
+        ``logits`` [row * head, query, key], with their mask, are those of a softmax that is written out.
+        """
         if query.ndim != 4:
             return
-        running, call = self._running[-1], (int(query.shape[1]), int(key.shape[1]))
-        alike = [each for each in running.awaited if _fits(each[1], *call)]
-        fitting = [each for each in alike if running.earlier(each[1]) == (each[1].before or 0)]
-        running.calls.append(call)
-        if not fitting:
+        found = self._running[-1].take(int(query.shape[1]), int(key.shape[1]))
+        if found is None:
             return
-        running.awaited.remove(fitting[0])
-        site, known = fitting[0]
-        spans = known if isinstance(known, Spans) else known.at(*call)
+        site, spans = found
+        if spans.heads is not None and query.shape[2] == 1 and query.shape[0] % spans.heads == 0:
+            query, key = (_unfolded(x, spans.heads) for x in (query, key))
+            value = None if value is None else _unfolded(value, spans.heads)
         if spans.rows not in (None, query.shape[0]):
             raise CaptureError(
                 f"layer {site.name!r}: rows of its attention call",
                 expected=f"the {spans.rows} of the latents",
                 got=str(query.shape[0]),
-                remedy="leave it out with layers=: heads or frames among the rows cannot be told apart",
+                remedy="say heads: of the layer if they are among the rows, or leave it out with layers=",
             )
         if self._detach:
             query, key = query.detach(), key.detach()
         factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
+        if logits is not None:
+            factor = self._scale(site, factor)
         rows = spans.generated.where
         if mask is not None and mask.shape[-2] != 1:
             mask = mask[..., rows, :]
         generated = query[:, rows]
-        lse = row_logsumexp(generated, key, factor, mask) if self._detach else None
+        lse = None
+        if self._detach and logits is not None:
+            by_head = logits.reshape(query.shape[0], query.shape[2], *logits.shape[1:])
+            lse = by_head[:, :, rows].float().logsumexp(-1)
+        elif self._detach:
+            lse = row_logsumexp(generated, key, factor, mask)
         owner = self._owner(site, query, spans.generated)
         for part, tokens in self._parts(site, spans):
             reference = key[:, tokens.where]
@@ -184,11 +217,16 @@ class CallTap:
                     (spans.generated, tokens), (spans.queries, spans.keys),
                 )
             )  # fmt: skip
-            if self._flows is not None and lse is not None:
+            if self._flows is not None and lse is not None and value is not None:
                 columns = tokens.where
                 own = value[:, columns].detach()
                 added = _mixer(generated, reference, own, factor, lse, _columns(mask, generated, columns))
                 self._flows.joint(site, part, spans, own, added)
+
+    def _scale(self, site: JointSite, factor: float) -> float:
+        """The first factor that was read off the layer's logits, where this is the same but for rounding."""
+        first = self._scales.setdefault(site.name, factor)
+        return first if abs(first - factor) < 1e-2 * abs(first) else factor
 
     def _parts(self, site: JointSite, spans: Spans) -> Iterator[tuple[str, Tokens]]:
         """The keys that are received: those of each reference, and of words where they are asked for."""
@@ -210,6 +248,12 @@ class CallTap:
                 return name
         self._queries.append((query, query._version, generated, site.name))
         return site.name
+
+
+def _unfolded(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """[row * head, token, 1, dim] as [row, token, head, dim]."""
+    rows, tokens, _, dim = tensor.shape
+    return tensor.reshape(rows // heads, heads, tokens, dim).transpose(1, 2)
 
 
 def _fits(spans: AnySpans, queries: int, keys: int) -> bool:

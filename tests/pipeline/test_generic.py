@@ -332,6 +332,95 @@ def test_sites_inside_sites_keep_their_own_calls(tmp_path):
     assert all(found["unwitnessed_steps"] == 0 for found in run.record("s0")["witness"].values())
 
 
+def by_matmul(self, q, k, v):
+    return (torch.matmul(q, k.transpose(2, 3)) * 0.3).softmax(-1) @ v
+
+
+def by_module(self, q, k, v):
+    return self.attend((q * 0.3) @ k.transpose(-2, -1)) @ v
+
+
+def folded(multiply):
+    """Heads among the rows, as the older libraries have them."""
+
+    def attention(self, q, k, v):
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        return torch.bmm(torch.softmax(multiply(q, k), dim=2), v).unflatten(0, (-1, 2))
+
+    return attention
+
+
+by_einsum = folded(lambda q, k: torch.einsum("b i d, b j d -> b i j", q, k) * 0.3)
+by_baddbmm = folded(
+    lambda q, k: torch.baddbmm(
+        q.new_zeros(len(q), q.shape[1], k.shape[1]), q, k.transpose(1, 2), beta=0, alpha=0.3
+    )
+)
+biased = folded(lambda q, k: torch.bmm(q, k.transpose(1, 2)) + torch.linspace(0, 3, k.shape[1]))
+
+
+def written_out(attention):
+    """The tailor, whose looks compute their attention so."""
+
+    def forward(self, features, garment):
+        q, k, v = (
+            x.flatten(2).unflatten(1, (2, -1)).transpose(2, 3)
+            for x in (self.ask(features), self.offer(garment), self.give(garment))
+        )
+        return attention(self, q, k, v).transpose(2, 3).reshape(features.shape)
+
+    pipe = Tailor()
+    for look in pipe.core.look:
+        look.attend = torch.nn.Softmax(dim=-1)
+        look.forward = forward.__get__(look)
+    return pipe
+
+
+@pytest.mark.parametrize("attention", [by_matmul, by_module, by_einsum, by_baddbmm])
+def test_a_softmax_that_is_written_out_is_read_too(tmp_path, attention):
+    pipe = written_out(attention)
+    text = draft(pipe, lambda: try_on(pipe)).text
+    assert ("heads: 2" in text) == (attention in (by_einsum, by_baddbmm))
+    (tmp_path / "drafted.yaml").write_text(text)
+    plain = sew(pipe, 2)
+    images, run = record(sew, pipe, tmp_path / "r.zarr", str(tmp_path / "drafted.yaml"), 2)
+    np.testing.assert_array_equal(images, plain)
+    given = []
+    hooks = [
+        look.register_forward_pre_hook(lambda m, args: given.append((m, *args))) for look in pipe.core.look
+    ]
+    sew(pipe, 2)
+    for hook in hooks:
+        hook.remove()
+    for number, look in enumerate(pipe.core.look):
+        logits = []
+        for _, features, garment in [call for call in given if call[0] is look][1::2]:  # the conditional ones
+            q, k = (
+                torch.einsum("oi,bihw->bohw", layer.weight.double()[:, :, 0, 0], x.double())
+                + layer.bias.double()[:, None, None]
+                for layer, x in ((look.ask, features), (look.offer, garment))
+            )
+            q, k = (x.flatten(2).unflatten(1, (2, -1)).detach() for x in (q, k))
+            logits.append(torch.einsum("bhdi,bhdj->bhij", q, k) * 0.3)
+        own, layer = torch.stack(logits, 1), f"core.look.{number}"
+        np.testing.assert_allclose(run.scores(layer).compute(), own, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(run.lse(layer), own.logsumexp(-1), rtol=1e-5, atol=1e-5)
+        for sample in run.samples:
+            agreement = run.record(sample)["witness"][layer]
+            assert (agreement["kernel"], agreement["steps"], agreement["unwitnessed_steps"]) == (
+                "softmax",
+                3,
+                0,
+            )
+            assert layer in str(run.record(sample)["annotations"])  # why it has no norms
+
+
+def test_logits_that_are_no_plain_product_are_refused(tmp_path):
+    said = refused(tmp_path, described(heads=2), pipe=written_out(biased))
+    assert "core.look.0" in said
+    assert "got none from Look" in said
+
+
 class Torchs(torch.nn.Module):
     """A look by torch's own module, which calls the kernel where no mode sees it."""
 

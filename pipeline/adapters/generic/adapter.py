@@ -185,7 +185,8 @@ class GenericAdapter(Adapter):
                 )
             taken |= own
         generated = self._tokens(f"{path}.generated", entry.generated, queries, sizes)
-        return Spans(queries, keys, generated, tuple(references), text, entry.static_keys, entry.call, rows)
+        told = entry.static_keys, entry.call, rows, entry.heads
+        return Spans(queries, keys, generated, tuple(references), text, *told)
 
     def _tokens(self, path: str, told: Generated | Reference, total: int, sizes: Mapping[str, Any]) -> Tokens:
         """Tokens by their ranges, which must be as many as their grid has places."""

@@ -83,6 +83,9 @@ class Layers(Strict):
     keys: Number | None = None
     generated: Generated = Generated()
     references: Annotated[list[Reference], Field(min_length=1)]
+    heads: Annotated[
+        int | None, Field(ge=1, description="among the rows of the call, those of one row side by side")
+    ] = None
     text: Annotated[TokenRange | None, Field(description="keys of words")] = None
     static_keys: Annotated[bool, Field(description="the references' keys do not change over time")] = False
     output: Annotated[
