@@ -95,14 +95,23 @@ def _pipeline(factory: str, call: str | None, device: str, dtype: str) -> tuple[
 
 
 def _configured(path: Path) -> tuple[Any, Callable[[], object]]:
-    from i2am.flows.capture.job import prepare
+    from i2am.flows.capture.load_pipeline import call_inputs, load_pipeline
     from i2am.flows.config.load_yaml import load_capture
     from i2am.flows.datasets.open import open_samples
+    from i2am.pipeline.adapters.registry import adapters
+    from i2am.pipeline.jobs import Call
+    from i2am.storage.errors import ConfigError
 
     config = load_capture(path)
     samples = open_samples(config)
-    config = config.model_copy(update={"inputs": config.inputs or {}})
-    pipe, how = prepare(config)
+    pipe = load_pipeline(config)
+    known = config.adapter is not None or any(each.matches(pipe) for each in adapters().values())
+    if config.inputs is None and not known:
+        raise ConfigError(
+            f"{path}: inputs", expected="argument of the pipeline's call -> image or text of a sample",
+            got="none, and no adapter that knows them", remedy="add it",
+        )  # fmt: skip
+    how = Call(call_inputs(config, pipe), config.call)
     return pipe, lambda: how(pipe, [samples.load(samples.ids[0])])
 
 

@@ -241,6 +241,10 @@ class Adapter:
         tensors = (value for value in arguments.values() if isinstance(value, torch.Tensor))
         return next((tensor for tensor in tensors if tensor.ndim > 2), None)
 
+    def takes_lists(self, pipe: Any) -> bool:
+        """Whether a list of images is the references of one prompt to the pipeline, not one for each."""
+        return False
+
     def inputs(self, pipe: Any) -> Mapping[str, str]:
         """The pipeline's argument for each image that it takes: ``{"image": "source", ...}``."""
         return {}

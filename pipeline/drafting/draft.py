@@ -20,7 +20,7 @@ from i2am.pipeline.drafting.layouts import layouts
 from i2am.pipeline.drafting.norms import outputs_and_streams
 from i2am.pipeline.drafting.timesteps import schedule_of
 from i2am.pipeline.drafting.token_text import Image, Known
-from i2am.pipeline.drafting.watch import AttentionCall, ModuleCall, Watched, modules_of, watch
+from i2am.pipeline.drafting.watch import AttentionCall, ModuleCall, Watched, modules_of, pattern_of, watch
 from i2am.storage.errors import CaptureError
 
 _ROLES = (("cond",), ("cond", "uncond"), ("cond", "image", "uncond"))
@@ -190,8 +190,9 @@ def grouped(calls: Sequence[AttentionCall]) -> list[Group]:
     """Calls by pattern, kernel, shapes, mask and scale."""
     groups = defaultdict[tuple[Any, ...], list[AttentionCall]](list)
     for call in calls:
-        pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", call.path)
-        groups[pattern, call.number, call.kernel, call.shape, call.mask, call.scale].append(call)
+        groups[pattern_of(call.path), call.number, call.kernel, call.shape, call.mask, call.scale].append(
+            call
+        )
     found = []
     for (pattern, *_), own in groups.items():
         layers = len({call.path for call in own})

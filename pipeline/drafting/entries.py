@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +11,7 @@ from i2am.pipeline.adapters.generic.module_patterns import matching_modules
 from i2am.pipeline.drafting.dependence import Layer
 from i2am.pipeline.drafting.layouts import Layout
 from i2am.pipeline.drafting.token_text import Known, TokenText
+from i2am.pipeline.drafting.watch import pattern_of
 
 
 def entries(
@@ -82,7 +82,7 @@ def _patterns(paths: Sequence[str], below: Mapping[str, nn.Module]) -> list[str]
     found, named, every = list[str](), set[str](), list(below)
     for path in paths:
         if path not in named:
-            pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
+            pattern = pattern_of(path)
             fits = matching_modules([pattern], every)
             found.append(pattern if set(fits) <= set(paths) else path)
             named.update(fits if set(fits) <= set(paths) else [path])

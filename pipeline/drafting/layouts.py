@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from i2am.pipeline.drafting.dependence import Layer, Part, Tried
+from i2am.pipeline.drafting.watch import pattern_of
 
 _WORDS = re.compile(r"text|txt|prompt|caption|word|sentence", re.IGNORECASE)
 _OFTEN_WORDS = re.compile(r"^(encoder_hidden_states|context|cond|c|y)$")
@@ -70,13 +71,22 @@ def _of_each(found: Mapping[Layer, Tried]) -> dict[Layer, Layout]:
     for layer, tried in found.items():
         size, mixed = tried.call.shape[2:4], _mixed(tried.keys)
         earlier = first.get(size)
-        if mixed and earlier is not None:
+        if mixed and earlier is not None and _may_be_as(layer, earlier):
             layouts_of[layer] = Layout(tried, earlier.queries, earlier.keys, inherited=True)
             continue
         layouts_of[layer] = Layout(tried, _labels(tried.queries), _labels(tried.keys))
         if not mixed:
             first.setdefault(size, layouts_of[layer])
     return layouts_of
+
+
+def _may_be_as(layer: Layer, earlier: Layout) -> bool:
+    """Whether keys that all depend on the generated image may stand as in an earlier call.
+
+    There some were of the image; or it is the same layer of another block, whose references have seen it.
+    """
+    alike = pattern_of(layer[0]) == pattern_of(earlier.tried.call.path)
+    return alike or any(run.known and run.part is None for run in earlier.keys)
 
 
 def _all_words(layout: Layout, words: Collection[Part]) -> bool:

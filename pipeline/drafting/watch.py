@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -69,6 +70,11 @@ OnAttention: TypeAlias = Callable[[AttentionCall, KernelCall], None]
 
 class _Enough(BaseException):
     """Ends the generation, as no error of the probe's own may."""
+
+
+def pattern_of(path: str) -> str:
+    """The path of a module with a * for each number."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
 
 
 def modules_of(pipe: Any) -> dict[str, nn.Module]:

@@ -15,7 +15,7 @@ from i2am.pipeline.drafting.draft import draft
 from tests.pipeline import joint_models, models
 from tests.pipeline.kernel_spy import kernel_witness
 from tests.pipeline.test_joint import edit, small_references  # noqa: F401
-from tests.standins.strangers import Tailor, Weaver, tailor, try_on, weaver
+from tests.standins.strangers import Own, Tailor, Weaver, tailor, try_on, weaver
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-own-model.md"
 
@@ -214,6 +214,25 @@ def test_the_page_shows_what_is_drafted_and_captures(tmp_path, monkeypatch, weav
     scope = {"i2am": i2am, "pipe": Weaver(), "left": left, "right": right, "generator": generators(1)}
     exec(blocks("python")[1], scope)
     assert len(i2am.open_run("study.zarr").layers) == 4
+
+
+def test_self_attention_as_large_as_a_look_is_left_out():
+    """Its keys all depend on the picture; those of the look that has as many do not."""
+
+    class Then(Own):
+        def __init__(self, look):
+            super().__init__()
+            self.look = look
+
+        def forward(self, features, garment):
+            return super().forward(self.look(features, garment))
+
+    pipe = Tailor()
+    pipe.core.look[1] = Then(pipe.core.look[1])
+    found = draft(pipe, lambda: pipe(models.picture(1, 16, 16), generators(1)))
+    modules = re.findall("modules: (.*)  #", found.text)
+    assert modules == ['["core.look.0", "core.look.*.look"]']
+    assert found.left["core.look.1", 0] == "itself alone"
 
 
 DESCRIBED = {
