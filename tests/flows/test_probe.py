@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
+from i2am.flows.capture.load_pipeline import load_pipeline
+from i2am.flows.config.load_yaml import load_capture
+from i2am.pipeline.adapters.registry import find_adapter
 from i2am.storage.reading.open import open_run
 from tests.flows.conftest import Outcome
 
 I2am = Callable[..., Outcome]
 INPUTS = {"image": "source", "mask_image": "mask", "reference_image": "reference"}
+EXAMPLES = Path(__file__).parents[2] / "examples"
 STRANGERS = "tests.standins.strangers"
 
 
@@ -38,6 +42,20 @@ def test_every_attention_call_is_shown_and_a_capture_takes_the_draft(
         assert (found.gen_grid, found.ref_grid, found.ref) == (spec.gen_grid, spec.ref_grid, spec.ref)
         assert abs(described.scores(layer) - own.scores(layer)).max().compute() < 1e-5
     assert i2am("probe", capture, "--write", file).status == 2
+
+
+def test_the_example_describes_what_the_built_in_adapter_knows() -> None:
+    example = load_capture(EXAMPLES / "capture-described.yaml")
+    pipe = load_pipeline(example)
+    described = find_adapter(pipe, example.adapter)
+    own, found = (
+        {site.name: site for site in adapter.sites(pipe)} for adapter in (find_adapter(pipe), described)
+    )
+    assert own.keys() == found.keys()
+    for name, site in own.items():
+        told = found[name]
+        assert (told.attention, told.output) == (site.attention, site.output)
+    assert described.inputs(pipe) == find_adapter(pipe).inputs(pipe)
 
 
 def test_the_calls_of_every_layer(i2am: I2am) -> None:
