@@ -47,16 +47,16 @@ def dependence(
     modules: Mapping[str, nn.Module], first: ModuleCall, later: ModuleCall | None
 ) -> dict[Layer, Tried]:
     """Try each part of the arguments of the denoiser's ``first`` call; ``later`` is that of the next step."""
-    plain, calls = _marks(modules, first.module, first.args, first.kwargs)
+    plain, calls = _marks(modules, first, first.args, first.kwargs)
     made = Counter(path for path, _ in calls)
     found = {layer: Tried(call, made[layer[0]] > 1) for layer, call in calls.items()}
     if later is not None:
-        for layer, marks in _marks(modules, first.module, later.args, later.kwargs)[0].items():
+        for layer, marks in _marks(modules, first, later.args, later.kwargs)[0].items():
             if layer in found and marks[1].shape == plain[layer][1].shape:
                 found[layer].still = marks[1] == plain[layer][1]
     for part in parts_of(first, later):
         args, kwargs = _with_noise(first, part)
-        for layer, marks in _marks(modules, first.module, args, kwargs)[0].items():
+        for layer, marks in _marks(modules, first, args, kwargs)[0].items():
             if layer in found:
                 found[layer].queries[part], found[layer].keys[part] = (
                     now != before for now, before in zip(marks, plain[layer], strict=True)
@@ -109,7 +109,7 @@ def _with_noise(call: ModuleCall, part: Part) -> tuple[tuple[Any, ...], dict[str
 
 
 def _marks(
-    modules: Mapping[str, nn.Module], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    modules: Mapping[str, nn.Module], first: ModuleCall, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[dict[Layer, tuple[torch.Tensor, torch.Tensor]], dict[Layer, AttentionCall]]:
     """Call the denoiser; a number for each query token and key token of each attention call."""
     found, calls = dict[Layer, tuple[torch.Tensor, torch.Tensor]](), dict[Layer, AttentionCall]()
@@ -119,8 +119,8 @@ def _marks(
         if layer not in found and kernel.query is not None and kernel.key is not None:
             found[layer], calls[layer] = (_mark(kernel.query), _mark(kernel.key)), call
 
-    with torch.no_grad(), watching(modules, Watched(), keep):
-        module(*args, **kwargs)
+    with watching(modules, Watched(), keep):
+        first.again(args, kwargs)
     return found, calls
 
 

@@ -71,7 +71,7 @@ def _of_each(found: Mapping[Layer, Tried]) -> dict[Layer, Layout]:
     for layer, tried in found.items():
         size, mixed = tried.call.shape[2:4], _mixed(tried.keys)
         earlier = first.get(size)
-        if mixed and earlier is not None and _may_be_as(layer, earlier):
+        if earlier is not None and (mixed or _spread(tried, earlier)) and _may_be_as(layer, earlier):
             layouts_of[layer] = Layout(tried, earlier.queries, earlier.keys, inherited=True)
             continue
         layouts_of[layer] = Layout(tried, _labels(tried.queries), _labels(tried.keys))
@@ -101,18 +101,29 @@ def _text_parts(parts: set[Part]) -> set[Part]:
 
 
 def _mixed(changed: Mapping[Part, torch.Tensor]) -> bool:
-    """Whether every token depends on the generated image and on something else."""
-    moving = [tokens for part, tokens in changed.items() if part.moving]
-    still = [tokens for part, tokens in changed.items() if not part.moving and bool(tokens.any())]
-    return bool(still) and any(bool(tokens.all()) for tokens in moving) and all(bool(t.all()) for t in still)
+    """Whether every token depends on the generated image, and some on something else."""
+    others = any(bool(tokens.any()) for part, tokens in changed.items() if not part.moving)
+    return others and bool(_moving(changed).all())
+
+
+def _moving(changed: Mapping[Part, torch.Tensor]) -> torch.Tensor:
+    """The tokens that depend on the generated image."""
+    tokens = [own for part, own in changed.items() if part.moving]
+    if tokens:
+        return torch.stack(tokens).any(0)
+    return torch.zeros(len(next(iter(changed.values()), ())), dtype=torch.bool)
+
+
+def _spread(tried: Tried, earlier: Layout) -> bool:
+    """Whether the generated image has reached more keys than in an earlier call, if not all measurably."""
+    now, before = _moving(tried.keys), places(earlier.keys, None)
+    return bool(now[before].all()) and int(now.sum()) > len(before)
 
 
 def _labels(changed: Mapping[Part, torch.Tensor]) -> list[Run]:
     """Runs of tokens: generated where they depend on what moves, else of the part that changes the fewest."""
-    count = len(next(iter(changed.values()), ()))
-    moving = torch.zeros(count, dtype=torch.bool)
-    for part, tokens in changed.items():
-        moving = moving | tokens if part.moving else moving
+    moving = _moving(changed)
+    count = len(moving)
     still = sorted((part for part in changed if not part.moving), key=lambda part: int(changed[part].sum()))
 
     def label(token: int) -> tuple[Part | None, bool]:

@@ -74,8 +74,8 @@ def outputs_and_streams(
         for path, module in modules.items()
     ]
     try:
-        with torch.no_grad(), watching(modules, Watched(), on_attention):
-            first.module(*first.args, **first.kwargs)
+        with watching(modules, Watched(), on_attention):
+            first.again(first.args, first.kwargs)
     finally:
         for handle in handles:
             handle.remove()

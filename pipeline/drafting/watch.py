@@ -49,10 +49,17 @@ class ModuleCall:
     kwargs: dict[str, Any]
     numbers: dict[str, float]  # arguments that are one number, or one for each row, all equal
     tokens: int | None = None  # of its output [row, token, width]
+    autocast: tuple[str, torch.dtype] | None = None  # device and precision, where it ran under autocast
 
     @property
     def arguments(self) -> dict[str, Any]:
         return call_arguments(self.module, self.args, self.kwargs)
+
+    def again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call the module as it was called, with these arguments."""
+        device, dtype = self.autocast or ("cpu", torch.bfloat16)
+        with torch.no_grad(), torch.autocast(device, dtype, enabled=self.autocast is not None):
+            self.module(*args, **kwargs)
 
 
 @dataclass(slots=True)
@@ -205,7 +212,7 @@ def _begin(
     seen.counts[path] = count + 1
     if len(calls) < KEPT:
         own, named = copied((args, kwargs))
-        calls.append(ModuleCall(module, own, named, numbers))
+        calls.append(ModuleCall(module, own, named, numbers, autocast=_autocast()))
 
 
 def copied(tree: Any) -> Any:
@@ -222,6 +229,13 @@ def mapped(tree: Any, change: Callable[[str, torch.Tensor], torch.Tensor], path:
     if type(tree) is dict:
         return {key: mapped(item, change, f"{path}.{key}" if path else key) for key, item in tree.items()}
     return copy.copy(tree) if isinstance(tree, set) else tree
+
+
+def _autocast() -> tuple[str, torch.dtype] | None:
+    for device in ("cuda", "cpu"):
+        if torch.is_autocast_enabled(device):
+            return device, torch.get_autocast_dtype(device)
+    return None
 
 
 def _tokens(output: Any) -> int | None:

@@ -11,7 +11,10 @@ import torch
 
 import i2am
 from i2am.pipeline.adapters.generic.expressions import evaluate, positions
+from i2am.pipeline.drafting.dependence import Part, Tried
 from i2am.pipeline.drafting.draft import draft
+from i2am.pipeline.drafting.layouts import layouts
+from i2am.pipeline.drafting.watch import AttentionCall
 from tests.pipeline import joint_models, models
 from tests.pipeline.kernel_spy import kernel_witness
 from tests.pipeline.test_joint import edit, small_references  # noqa: F401
@@ -233,6 +236,39 @@ def test_self_attention_as_large_as_a_look_is_left_out():
     modules = re.findall("modules: (.*)  #", found.text)
     assert modules == ['["core.look.0", "core.look.*.look"]']
     assert found.left["core.look.1", 0] == "itself alone"
+
+
+def test_tokens_that_mixed_too_little_to_be_measured_stand_as_before():
+    """What reaches a token through a softmax may be lost in rounding: then not every key changes."""
+    parts = [
+        Part(name, name == "latents", torch.ones(1), (1, 6, 4), 6) for name in ("latents", "text", "views")
+    ]
+    gen, text, views = (torch.arange(6) // 2 == number for number in range(3))
+    every, most = torch.ones(6, dtype=torch.bool), torch.arange(6) != 4
+    found = {}
+    for number, changed in enumerate([(gen, text, views), (every, most, every), (most, every, every)]):
+        call = AttentionCall(f"net.{number}", 0, "Block", "sdpa", (1, 1, 6, 6, 4), None, 0.5, "net", 0)
+        both = dict(zip(parts, changed, strict=True))
+        found[f"net.{number}", 0] = Tried(call, False, both, both)
+    taken, left = layouts(found)
+    assert not left
+    for number, layout in enumerate(taken.values()):
+        assert [(run.start, run.stop, run.part) for run in layout.keys] == [
+            (0, 2, None), (2, 4, parts[1]), (4, 6, parts[2])
+        ]  # fmt: skip
+        assert layout.references == [parts[2]]
+        assert layout.inherited == (number > 0)
+
+
+def test_trials_run_under_the_pipelines_own_autocast():
+    pipe = Tailor()
+    pipe.core.to(torch.bfloat16)
+
+    def call():
+        with torch.autocast("cpu", torch.bfloat16):
+            try_on(pipe)
+
+    assert 'modules: "core.look.*"' in draft(pipe, call).text
 
 
 DESCRIBED = {
