@@ -52,6 +52,8 @@ class JointSite:
     """The linear projection whose first inputs are the heads' mixed values; None: no norms are read."""
     stream: nn.Module | None = None
     """As in `Site`; its tokens are all of the joint sequence, or its last ones."""
+    stream_first: bool = False
+    """The stream's tokens are the sequence's first ones, not its last."""
 
     @property
     def module_class(self) -> str:
@@ -85,6 +87,14 @@ class Tokens:
         """All tokens of a layout, one after the other."""
         return cls(slice(start, start + layout.tokens), layout)
 
+    @classmethod
+    def at(cls, places: torch.Tensor, layout: TokenLayout) -> Tokens:
+        """Tokens at these places, in this order: a slice where they stand together."""
+        places = places.cpu()
+        start = int(places[0]) if len(places) else 0
+        together = torch.equal(places, torch.arange(start, start + len(places)))
+        return cls(slice(start, start + len(places)) if together else places, layout)
+
     def moved(self, by: int) -> Tokens:
         """The same tokens where others have come before them, or have gone."""
         where = self.where
@@ -106,9 +116,14 @@ class Spans:
     keys: int
     generated: Tokens  # of the queries
     references: tuple[Tokens, ...]  # of the keys, in the order of the pipeline's images
-    text: slice | None = None  # of the keys: those of words
+    text: slice | torch.Tensor | None = None  # of the keys: those of words, from where to where, or which
     static_keys: bool = False  # the references' keys are those of an earlier call: they are stored once
     before: int = 0  # calls of the module with as many queries and keys that come before the layer's own
+    # Further calls of the module that see some of these keys: their queries, and from which key to which.
+    others: tuple[tuple[int, slice], ...] = ()
+    roles: tuple[
+        str, ...
+    ] = ()  # whose rows these places are of, where other rows have other ones; (): all rows
 
 
 def patches_per_side(config: Any) -> int | None:

@@ -156,7 +156,7 @@ class CallTap:
                 QueryKey(
                     site, generated, reference, spans.generated.layout.grid, factor, tokens.layout, lse, part,
                     owner if part or owner != site.name else "", spans.static_keys and part != TEXT,
-                    (spans.generated, tokens), (spans.queries, spans.keys),
+                    (spans.generated, tokens), (spans.queries, spans.keys), spans.roles,
                 )
             )  # fmt: skip
             if self._flows is not None and lse is not None:
@@ -170,12 +170,16 @@ class CallTap:
         for number, tokens in enumerate(spans.references):
             yield f"reference-{number}" if number else "", tokens
         if self._text:
-            if spans.text is None or spans.text.stop <= spans.text.start:
+            words = spans.text
+            count = (
+                len(words) if isinstance(words, torch.Tensor) else words.stop - words.start if words else 0
+            )
+            if words is None or count < 1:
                 raise CaptureError(
                     f"layer {site.name!r}: keys of words", expected="some in its attention call",
                     got="none that its adapter knows of", remedy="leave text=True out",
                 )  # fmt: skip
-            yield TEXT, Tokens(spans.text, TokenLayout((0, 0), spans.text.stop - spans.text.start))
+            yield TEXT, Tokens(words, TokenLayout((0, 0), count))
 
     def _owner(self, site: JointSite, query: torch.Tensor, generated: Tokens) -> str:
         """The layer of this module that was received first with these queries, else ``site`` itself."""
