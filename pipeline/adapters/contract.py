@@ -150,6 +150,9 @@ class Adapter:
     reads = "reference"
     """``"text"`` where the keys are words: a pipeline that is given an image has to name such an adapter."""
 
+    removable = True
+    """False where no step's call has the reference's tokens: an ablation cannot reach them."""
+
     part = "unet"
     """Attribute of the pipeline that holds the denoiser."""
 
@@ -193,6 +196,10 @@ class Adapter:
         ``arguments`` are those of a denoiser call, by name. None: as in the call before, whose keys are kept.
         """
         raise NotImplementedError(f"adapter {self.name!r} has no joint attention")
+
+    def prepares(self, pipe: Any, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call of the denoiser comes before the steps, to keep a reference's keys, say."""
+        return False
 
     def shared_reference(self, pipe: Any) -> bool:
         """Where latents are tiled: True if all tiles see the whole reference, False if each sees its part."""

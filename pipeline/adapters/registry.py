@@ -17,6 +17,7 @@ from i2am.pipeline.adapters.flux2 import Flux2
 from i2am.pipeline.adapters.flux_ip_adapter import FluxIPAdapter
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
 from i2am.pipeline.adapters.flux_redux import FluxRedux
+from i2am.pipeline.adapters.glm_image import GlmImage
 from i2am.pipeline.adapters.ip_adapter import IPAdapter
 from i2am.pipeline.adapters.joyimage import JoyImageEdit, JoyImageEditPlus
 from i2am.pipeline.adapters.ldm import LatentDiffusion
@@ -50,6 +51,7 @@ _BUILT_IN: tuple[type[Adapter], ...] = (
     JoyImageEdit,
     JoyImageEditPlus,
     OmniGen,
+    GlmImage,
 )
 
 

@@ -20,6 +20,8 @@ from diffusers import (
     BriaFiboEditPipeline,
     BriaFiboTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    GlmImagePipeline,
+    GlmImageTransformer2DModel,
     JoyImageEditPipeline,
     JoyImageEditPlusPipeline,
     JoyImageEditPlusTransformer3DModel,
@@ -217,6 +219,34 @@ def joyimage(plus: bool = False) -> Any:
         width or image.size[0],
     )
     return _quiet(pipe)
+
+
+# --------------------------------------------------------------------------------------------- GLM-Image
+
+
+def glm_image() -> Any:
+    """Two blocks, two heads; a token stands for 4x4 pixels."""
+    torch.manual_seed(0)
+    transformer = GlmImageTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        text_embed_dim=WIDTH,
+        time_embed_dim=WIDTH,
+        condition_dim=8,
+        prior_vq_quantizer_codebook_size=16,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4,) * 2,
+        norm_num_groups=1,
+        **PLAIN,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    return _quiet(GlmImagePipeline(None, None, None, None, vae.eval(), transformer.eval(), scheduler))
 
 
 # ----------------------------------------------------------------------------------------------- OmniGen

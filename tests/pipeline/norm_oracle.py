@@ -101,7 +101,7 @@ def cross_norms(
     return _given(mixed, v, _numbers(module.to_out[0].weight), _numbers(stream[row]))
 
 
-ATTENTION = ("attn", "attention", "self_attn")
+ATTENTION = ("attn", "attention", "self_attn", "attn1")
 """What blocks call their joint attention."""
 
 

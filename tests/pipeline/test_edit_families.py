@@ -16,7 +16,7 @@ from i2am.pipeline.adapters.contract import TokenLayout, Tokens
 from i2am.pipeline.adapters.registry import adapters, find_adapter
 from i2am.pipeline.capture import capture
 from i2am.pipeline.interventions.ablation import ablation
-from i2am.storage.errors import CaptureError
+from i2am.storage.errors import CaptureError, InputError
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from tests.pipeline import edit_models, models
@@ -52,6 +52,8 @@ class Family:
     blocks: tuple[str, ...] = ()  # of rows in a guided call; (): a call for each role
     plain: tuple[str, ...] = ("cond",)  # blocks of rows without guidance
     captured: tuple[str, ...] = ("cond", "uncond")
+    kept: bool = False  # keys of references are made once
+    before: Callable[[Call], int] = lambda call: 0  # calls of the denoiser before the first step
 
 
 def one_after_the_other(start: int, grids: tuple[Grid, ...]) -> list[int]:
@@ -96,8 +98,24 @@ def joyimage(pipe: Any, call: Call, references: Any) -> Any:
 
 def joyimage_plus(pipe: Any, call: Call, references: Any) -> Any:
     return pipe(
-        references and [references] * call.count, ["short", "a longer one", "short words"][: call.count],
+        references and (references if isinstance(references[0], list) else [references] * call.count),
+        ["short", "a longer one", "short words"][: call.count],
         call.gen[0] * 4, call.gen[1] * 4, guidance_scale=4.0 if call.guided else 1.0, **shared(),
+    ).images  # fmt: skip
+
+
+def glm_image(pipe: Any, call: Call, references: Any) -> Any:
+    draw = torch.Generator().manual_seed(5)
+    words = torch.randn(2, call.count, 7, edit_models.WIDTH, generator=draw)
+    own = {"prior_token_ids": torch.randint(16, (call.count, prod(call.gen)), generator=draw)}
+    if references:
+        each = references if isinstance(references[0], list) else [references] * call.count
+        grids = [torch.tensor([(1, x.height // 4, x.width // 4) for x in images]) for images in each]
+        drawn = [torch.randint(16, (int(grid.prod(1).sum()),), generator=draw) for grid in grids]
+        own |= {"image": each, "prior_token_image_ids": drawn, "source_image_grid_thw": grids}
+    return pipe(
+        prompt_embeds=words[0], negative_prompt_embeds=words[1], guidance_scale=2.0 if call.guided else 1.0,
+        height=call.gen[0] * 4, width=call.gen[1] * 4, **own, **shared(),
     ).images  # fmt: skip
 
 
@@ -126,6 +144,11 @@ def before_words(call: Call, layer: str, role: str, given: Any) -> tuple[int, li
     return start, others
 
 
+def behind_references(call: Call, layer: str, role: str, given: Any) -> tuple[int, list[int]]:
+    """Queries are [seven words, generated], keys [reference..., words, generated]."""
+    return 7, one_after_the_other(0, call.refs)
+
+
 def fibo2_places(call: Call, layer: str, role: str, given: Any) -> tuple[int, list[int]]:
     """Ten words have a gist of eight tokens, in front; beside a shorter one it stands last."""
     padded = role == "cond" and call.count > 1
@@ -149,7 +172,12 @@ def omnigen_places(call: Call, layer: str, role: str, given: Any) -> tuple[int, 
 
 FAMILIES = {
     "qwen-image-2.1": Family(
-        edit_models.qwen21, 16, qwen21, r"transformer_blocks\.\d+\.attn", qwen21_places, layers=2
+        edit_models.qwen21, 16, qwen21, r"transformer_blocks\.\d+\.attn", qwen21_places, layers=2,
+        kept=True,
+    ),
+    "glm-image": Family(
+        edit_models.glm_image, 4, glm_image, r"transformer_blocks\.\d+\.attn1", behind_references, layers=2,
+        captured=("cond",), kept=True, before=lambda call: len(call.refs) * call.count,
     ),
     "bria-fibo-edit": Family(
         edit_models.fibo_edit, 16, fibo_edit, r"(single_)?transformer_blocks\.\d+\.attn", after_words,
@@ -175,6 +203,8 @@ CALLS = [
     ("qwen-image-2.1", Call(1, False, (2, 4), ((4, 4),))),
     ("qwen-image-2.1", Call(3, True, (4, 2), ((4, 4), (2, 6), (2, 6)), (("between", 0),))),
     ("qwen-image-2.1", Call(1, True, (4, 4), ((6, 2), (4, 4)), (("cache", False),))),
+    ("glm-image", Call(1, False, (4, 6), ((6, 4),))),
+    ("glm-image", Call(3, True, (6, 4), ((4, 6), (3, 5), (2, 3)))),
     ("bria-fibo-edit", Call(1, False, (2, 3), ((3, 2),))),
     ("bria-fibo-edit", Call(3, True, (3, 2), ((2, 3), (3, 3), (1, 4)))),
     ("bria-fibo-2", Call(1, False, (4, 6), ((4, 6),))),
@@ -226,9 +256,10 @@ def watch(pipe, family, call, monkeypatch) -> Watched:
     for name, forwards in kernels.items():
         ends = np.cumsum([len(forward) for forward in forwards]) - 1
         last[name] = [values[name][end] for end in ends]
-    return Watched(
-        images, {name: [f[-1] for f in forwards] for name, forwards in kernels.items()}, last, given
-    )
+    found = {name: [forward[-1] for forward in forwards] for name, forwards in kernels.items()}
+    start = family.before(call)
+    steps = [{name: calls[start:] for name, calls in each.items()} for each in (found, last)]
+    return Watched(images, *steps, given[start:])
 
 
 def masked(call):
@@ -253,7 +284,7 @@ def test_references_of_the_joint_sequence_are_stored_as_the_kernel_saw_them(
 
     assert len(seen.kernels) == family.layers
     assert len(run.layers) == family.layers * len(call.refs) * len(roles)
-    assert run.attrs["guidance"] == {"calls": calls}
+    assert run.attrs["guidance"] == {"calls": [own for own in calls if set(own) & set(family.captured)]}
     assert list(run.timesteps) == [float(t) for t in pipe.scheduler.timesteps]
     assert "without_norms" not in run.record("s0")["annotations"]
     for layer, spec in run.layers.items():
@@ -265,7 +296,7 @@ def check(run, layer, spec, family, call, calls, seen):
     path, *marks = layer.removeprefix("transformer.").split("@")
     number = next((int(mark[10:]) for mark in marks if mark.startswith("reference-")), 0)
     assert (spec.gen_grid, spec.ref_grid, spec.ref_prefix) == (call.gen, call.refs[number], 0)
-    assert spec.static_key == ("qwen" in family.make.__name__ and dict(call.options).get("cache", True))
+    assert spec.static_key == (family.kept and dict(call.options).get("cache", True))
     turn = next(n for n, blocks in enumerate(calls) if spec.role in blocks)
     row = calls[turn].index(spec.role) * call.count
     start, others = family.places(call, layer, spec.role, seen.given[turn])
@@ -331,17 +362,29 @@ def test_rows_whose_references_stand_elsewhere_are_refused(tmp_path):
         pipe([f"red {tag} one", f"red {tag} one two"], [images] * 2, height=32, width=32, **shared())
 
 
-def test_samples_with_references_of_other_sizes_are_refused(tmp_path):
-    pipe = edit_models.joyimage(plus=True)
+@pytest.mark.parametrize("name", ["joyimage-edit-plus", "glm-image"])
+def test_samples_with_references_of_other_sizes_are_refused(tmp_path, name):
+    family, call = FAMILIES[name], Call(2, False, (4, 4), ())
     images = [[models.picture(1, 16, 24)], [models.picture(1, 24, 16)]]
-    with (
-        pytest.raises(
-            CaptureError, match=r"same sizes in all samples of a call; .*capture one sample a call"
-        ),
-        capture(pipe, tmp_path / "r.zarr", samples=["a", "b"]) as cap,
-        cap.samples(["a", "b"]),
+    with pytest.raises(
+        CaptureError, match=r"same sizes in all samples of a call; .*capture one sample a call"
     ):
-        pipe(images, ["red", "blue"], 16, 16, guidance_scale=1.0, **shared())
+        refused(family.make(), tmp_path / "r.zarr", family, call, images)
+
+
+def test_two_captures_see_the_same_keys_that_were_kept_before_the_steps(tmp_path):
+    family, call = FAMILIES["glm-image"], Call(1, False, (4, 6), ((6, 4), (2, 3)))
+    pipe = family.make()
+    with capture(pipe, tmp_path / "a.zarr", samples=["s0"]) as outer, outer.sample("s0") as sample:
+        images, run = record(pipe, tmp_path / "b.zarr", family, call)
+        sample.generated = images[0]
+    other = open_run(tmp_path / "a.zarr")
+    assert list(other.layers) == list(run.layers)
+    for layer in run.layers:
+        np.testing.assert_array_equal(other.scores(layer).compute(), run.scores(layer).compute())
+    gone = np.ones((1, 6, 4), bool)
+    with pytest.raises(InputError, match=r"'glm-image'.*kept before; change the reference image itself"):
+        ablation(pipe, gone, "mask").__enter__()
 
 
 @pytest.mark.parametrize(
