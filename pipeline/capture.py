@@ -67,16 +67,14 @@ def capture(
     pipe
         A pipeline of a known family.
     path, samples
-        The run, ``NAME.zarr``: created at the first denoiser call, or resumed where it exists; ids of all
-        samples that it shall hold, None: those of an existing run.
+        The run, created at the first denoiser call, or resumed; ids of all its samples, None: as it has.
     layers, steps, heads
         What to keep: layers by name, pattern or number in the model's order; indices or slices.
     adapter, representation
         An adapter or its name, None: the one that matches; "auto", "factors" or "scores" for every layer.
     roles, value_norms, text
-        Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``. Whether to keep norms of
-        values and of what the reference adds (the commit record names layers that cannot give them), and
-        keys of words, as layers ``NAME@text``.
+        Guidance roles to keep, others than "cond" as ``NAME@ROLE``. Whether to keep norms of values and of
+        what the reference adds (the commit record names layers without), and keys of words (``NAME@text``).
     timesteps, guidance
         Of all steps, where the scheduler does not announce them; calls of a step, each a list of its row
         blocks, where unusual: ``[["uncond"], ["cond"]]``.

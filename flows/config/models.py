@@ -252,6 +252,9 @@ class AnalysisConfig(Computing):
 
     layers: Annotated[list[str] | None, Field(min_length=1)] = None
     samples: Annotated[list[str] | None, Field(min_length=1)] = None
+    reference: Annotated[
+        str | None, Field(description="of several: reference, reference-1, ..., or text; None: the first")
+    ] = None
     steps: IndexField | None = None
     heads: IndexField | None = None
     time_groups: Annotated[int, Field(ge=1)] = 5
