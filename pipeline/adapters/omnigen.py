@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from i2am.pipeline.adapters.contract import Spans, TokenLayout, Tokens
 from i2am.pipeline.adapters.joint import GuidedInOneCall
 
@@ -50,7 +48,8 @@ class OmniGen(GuidedInOneCall):
         height, width = arguments["hidden_states"].shape[-2:]
         generated = Tokens.after(words + 1, TokenLayout((height // patch, width // patch)))
         length = words + 1 + generated.layout.tokens
-        text = torch.ones(words, dtype=torch.bool)
+        # The last generated token sees all words of its row, and no padding.
+        text = arguments["attention_mask"][: len(each), -1, :words].bool().any(0).cpu()
         for reference in found:
             text[reference.where] = False
         return Spans(length, length, generated, found, text.nonzero().flatten(), roles=("cond",))

@@ -46,10 +46,12 @@ class QwenImage21(JointAdapter):
             Tokens.at(own, TokenLayout((rows, columns)))
             for own, (_, rows, columns) in zip(places.split(counts), shapes, strict=True)
         )
-        kept = arguments.get("kv_cache_mode")
+        kept, mask, text = arguments.get("kv_cache_mode"), arguments.get("encoder_hidden_states_mask"), ~image
+        if mask is not None:  # padding that no sample has words in
+            text[~image] = mask.bool().any(0)[~slots[: mask.shape[1]]].cpu()
         return Spans(
             counts[-1], len(image), Tokens.after(0, generated.layout), tuple(found),
-            text=(~image).nonzero().flatten(), static_keys=kept is not None,
+            text=text.nonzero().flatten(), static_keys=kept is not None,
             others=() if kept == "cached" else _segments(image, counts),
         )  # fmt: skip
 

@@ -339,6 +339,45 @@ def refused(pipe, path, family, call, images, **options):
         family.call(pipe, call, images)
 
 
+@pytest.mark.parametrize("number", [0, 3, 7, 9, 13])
+def test_words_are_what_is_neither_generated_nor_of_a_reference(tmp_path, monkeypatch, number):
+    name, call = CALLS[number]
+    family = FAMILIES[name]
+    pipe = family.make()
+    _, run = record(pipe, tmp_path / "r.zarr", family, call, text=True)
+    seen = watch(pipe, family, call, monkeypatch)
+    words = {layer: spec for layer, spec in run.layers.items() if spec.reference == "text"}
+    assert len(words) == family.layers - (name == "bria-fibo-2")  # its refining block sees no words
+    for layer in words:
+        path = layer.removeprefix("transformer.").partition("@")[0]
+        start, others = family.places(call, layer, "cond", seen.given[0])
+        kernel = seen.kernels[path][0]
+        keys = kernel.logits.shape[-1]
+        queries_end = (
+            kernel.logits.shape[-2] - start - prod(call.gen)
+        )  # generated tokens stand as near to the end
+        left = np.ones(keys, bool)
+        left[keys - queries_end - prod(call.gen) : keys - queries_end] = False
+        for first, grid in zip(others, call.refs, strict=True):
+            left[first : first + prod(grid)] = False
+        if name == "omnigen":
+            left[start - 1] = False  # the timestep's token
+        left &= (masked(kernel)[0, 0, start] > -1e9).numpy()  # no padding
+        own = kernel.logits[: call.count, :, start : start + prod(call.gen)][..., torch.from_numpy(left)]
+        scores = run.scores(layer)[:, 0].compute()
+        np.testing.assert_allclose(scores, own, rtol=1e-5, atol=1e-5)
+        for sample in run.samples:
+            agreement = run.record(sample)["witness"][layer]
+            assert (agreement["steps"], agreement["unwitnessed_steps"]) == (STEPS, 0)
+
+
+def test_words_of_several_numbers_are_refused_where_some_are_masked(tmp_path):
+    name, call = CALLS[1]
+    pipe = FAMILIES[name].make()
+    with pytest.raises(CaptureError, match=r"@text', step 0: .*; expected a logit masked out"):
+        record(pipe, tmp_path / "r.zarr", FAMILIES[name], call, text=True)
+
+
 def test_rows_whose_references_stand_elsewhere_are_refused(tmp_path):
     family, call = FAMILIES["omnigen"], Call(1, False, (2, 3), ((3, 2),))
     with pytest.raises(CaptureError, match=r"rows of role 'image'; expected .*known: cond;.*with roles="):
