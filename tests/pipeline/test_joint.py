@@ -11,6 +11,7 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Pipeline,
     FluxKontextPipeline,
+    QwenImageEditInpaintPipeline,
 )
 
 from i2am.pipeline.capture import capture
@@ -204,6 +205,34 @@ def test_several_references_are_layers_of_their_own(tmp_path, monkeypatch, refer
     first = TEXT + generated[0] * generated[1]
     places = [(first + sum(r * c for r, c in grids[:n]), r * c) for n, (r, c) in enumerate(grids)]
     check(run, seen, TEXT, places, roles, count)
+
+
+def test_qwen_inpainting_begins_late_and_sees_its_image(tmp_path, monkeypatch):
+    module = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_inpaint"
+    monkeypatch.setattr(f"{module}.calculate_dimensions", lambda area, ratio: (32, 24, None))
+    pipe = QwenImageEditInpaintPipeline(**joint_models.qwen_edit().components)
+    given = embeddings(1, 1, mask=True)
+    given |= {f"negative_{name}": value for name, value in embeddings(1, 2, mask=True).items()}
+
+    def call():
+        return pipe(
+            models.picture(5, 24, 32), mask_image=models.hole(24, 32), **given, true_cfg_scale=2.0,
+            strength=0.75, num_inference_steps=4, output_type="np",
+            generator=torch.Generator().manual_seed(0),
+        ).images  # fmt: skip
+
+    pipe.set_progress_bar_config(disable=True)
+    plain, path, roles = call(), tmp_path / "r.zarr", ("cond", "uncond")
+    with capture(pipe, path, samples=["a"], roles=roles) as cap, cap.sample("a") as sample:
+        captured = call()
+        sample.generated = captured[0]
+    np.testing.assert_array_equal(captured, plain)
+    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
+        call()
+    run = open_run(path)
+    assert list(run.timesteps) == [float(t) for t in pipe.scheduler.timesteps[-STEPS:]]
+    assert all(spec.gen_grid == spec.ref_grid == (6, 8) for spec in run.layers.values())
+    check(run, seen, TEXT, [(TEXT + 48, 48)], roles, 1)
 
 
 @pytest.mark.parametrize(
