@@ -24,6 +24,7 @@ class BriaFibo2(JointAdapter):
     blocks = (_REFINER, _MAIN)
     attention = "attention"
     pipelines = ("BriaFibo2",)
+    lists = True
 
     def spans(
         self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]

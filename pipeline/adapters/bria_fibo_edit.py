@@ -15,3 +15,4 @@ class BriaFiboEdit(GuidedInOneCall, FluxKontext):
 
     name = "bria-fibo-edit"
     pipelines = ("BriaFiboEdit",)
+    lists = True

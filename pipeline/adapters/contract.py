@@ -243,8 +243,8 @@ class Adapter:
         """Whether a list of images is the references of one prompt to the pipeline, not one for each."""
         return False
 
-    def inputs(self, pipe: Any) -> Mapping[str, str]:
-        """The pipeline's argument for each image that it takes: ``{"image": "source", ...}``."""
+    def inputs(self, pipe: Any) -> Mapping[str, str | Sequence[str]]:
+        """The pipeline's argument for each image, or list of them, that it takes: ``{"image": "source"}``."""
         return {}
 
     def _known_roles(self, rows: int, known: Mapping[int, tuple[str, ...]]) -> tuple[str, ...]:

@@ -21,9 +21,7 @@ class Flux2(FluxKontext):
 
     name = "flux2"
     pipelines = ("Flux2Pipeline", "Flux2Klein")
-
-    def takes_lists(self, pipe: Any) -> bool:
-        return True
+    lists = True
 
     def spans(
         self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]

@@ -24,6 +24,7 @@ class GlmImage(JointAdapter):
     name = "glm-image"
     attention = "attn1"
     pipelines = ("GlmImagePipeline",)
+    lists = True
     removable = False
 
     def prepares(self, pipe: Any, arguments: Mapping[str, Any]) -> bool:
@@ -65,6 +66,9 @@ class GlmImage(JointAdapter):
             static_keys=True,
         )  # fmt: skip
         return dict.fromkeys((site.name for site in sites), spans)
+
+    def inputs(self, pipe: Any) -> Mapping[str, str | Sequence[str]]:
+        return {"image": ["source"], "prompt": "prompt"}
 
     def timestep(self, arguments: Mapping[str, Any]) -> Any:
         """The model is called with one less."""

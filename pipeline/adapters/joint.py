@@ -23,6 +23,8 @@ class JointAdapter(Adapter):
     """Attribute of a block that holds its joint attention."""
     pipelines: tuple[str, ...] = ()
     """What the names of the family's pipeline classes begin with."""
+    lists = False
+    """As `takes_lists`."""
 
     def matches(self, pipe: Any) -> bool:
         return any(parent.__name__.startswith(self.pipelines) for parent in type(pipe).__mro__)
@@ -63,7 +65,10 @@ class JointAdapter(Adapter):
         """These models are called with a thousandth of the scheduler's timestep."""
         return arguments["timestep"] * 1000
 
-    def inputs(self, pipe: Any) -> Mapping[str, str]:
+    def takes_lists(self, pipe: Any) -> bool:
+        return self.lists
+
+    def inputs(self, pipe: Any) -> Mapping[str, str | Sequence[str]]:
         return {"image": "source", "prompt": "prompt"}
 
     def config(self, pipe: Any) -> Any:

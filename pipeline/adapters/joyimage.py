@@ -7,7 +7,7 @@ rows of a call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +56,7 @@ class JoyImageEditPlus(GuidedInOneCall, JoyImageEdit):
 
     name = "joyimage-edit-plus"
     pipelines = ("JoyImageEditPlusPipeline",)
+    lists = True
 
     def _shapes(self, pipe: Any, arguments: Mapping[str, Any]) -> list[tuple[int, int, int]]:
         first, *others = ([tuple(shape) for shape in row] for row in arguments["shape_list"])
@@ -67,5 +68,5 @@ class JoyImageEditPlus(GuidedInOneCall, JoyImageEdit):
             )
         return first
 
-    def inputs(self, pipe: Any) -> Mapping[str, str]:
-        return {"images": "source", "prompt": "prompt"}
+    def inputs(self, pipe: Any) -> Mapping[str, str | Sequence[str]]:
+        return {"images": ["source"], "prompt": "prompt"}

@@ -7,7 +7,7 @@ with prompt and references, without both, and with the references alone, where t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from i2am.pipeline.adapters.contract import Spans, TokenLayout, Tokens
@@ -23,6 +23,7 @@ class OmniGen(GuidedInOneCall):
     blocks = ("layers",)
     attention = "self_attn"
     pipelines = ("OmniGenPipeline",)
+    lists = True
 
     def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
         """``input_image_sizes`` says for each row from where to where its references stand."""
@@ -57,5 +58,5 @@ class OmniGen(GuidedInOneCall):
     def roles(self, pipe: Any, rows_per_sample: int) -> tuple[str, ...]:
         return self._known_roles(rows_per_sample, {len(_ROLES): _ROLES})
 
-    def inputs(self, pipe: Any) -> Mapping[str, str]:
-        return {"input_images": "source", "prompt": "prompt"}
+    def inputs(self, pipe: Any) -> Mapping[str, str | Sequence[str]]:
+        return {"input_images": ["source"], "prompt": "prompt"}

@@ -27,6 +27,7 @@ class QwenImage21(JointAdapter):
 
     name = "qwen-image-2.1"
     pipelines = ("QwenImage21",)
+    lists = True
 
     def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
         """Generated tokens are the only queries of the last call; all samples have the first one's layout."""

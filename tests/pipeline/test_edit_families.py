@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -328,6 +329,8 @@ def test_the_census_names_the_adapter_and_a_call_without_references_is_refused(t
     pipe = family.make()
     assert find_adapter(pipe) is adapters()[name]
     assert entry_of(pipe).adapter == name
+    assert set(adapters()[name].inputs(pipe)) <= inspect.signature(pipe.__call__).parameters.keys()
+    assert adapters()[name].takes_lists(pipe) is (name != "joyimage-edit")  # whose lists are batches
     with pytest.raises(CaptureError, match=r"reference tokens of the joint sequence; .*; give the pipeline "):
         refused(pipe, tmp_path / "r.zarr", family, call, None)
     assert not (tmp_path / "r.zarr").exists()
