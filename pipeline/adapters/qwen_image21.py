@@ -3,7 +3,7 @@
 The language model's sequence keeps slots for each image, of 2x2 tokens: references stand among the words, the
 generated tokens last. Generated tokens see all; words and references see what comes before them, and their
 own image, at timestep 0, so that their keys are made at the first step and kept. Guidance makes calls of its
-own, which the pipeline labels itself.
+own, which the pipeline labels itself. The flex processor makes one call of all at the first step: refused.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -218,6 +218,15 @@ CALLS = [
     ("omnigen", Call(3, False, (3, 2), ((2, 3), (3, 3), (1, 4)))),
 ]
 
+WIDE = [
+    (name, replace(call, count=count, guided=guided, refs=call.refs[:number]))
+    for name, call in CALLS
+    if len(call.refs) == 3
+    for number in ((2, 3) if name == "bria-fibo-2" else (1, 2, 3))  # whose single image is cropped
+    for count in (1, 2)
+    for guided in ((False,) if name == "omnigen" else (False, True))
+]
+
 
 def references(family: Family, call: Call) -> list[Any]:
     return [models.picture(n, *(side * family.side for side in grid)) for n, grid in enumerate(call.refs)]
@@ -270,7 +279,9 @@ def masked(call):
     return call.logits + mask
 
 
-@pytest.mark.parametrize(("name", "call"), CALLS)
+@pytest.mark.parametrize(
+    ("name", "call"), [*CALLS, *(pytest.param(*case, marks=pytest.mark.slow) for case in WIDE)]
+)
 def test_references_of_the_joint_sequence_are_stored_as_the_kernel_saw_them(
     tmp_path, monkeypatch, name, call
 ):
