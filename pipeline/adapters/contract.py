@@ -121,9 +121,10 @@ class Spans:
     before: int = 0  # calls of the module with as many queries and keys that come before the layer's own
     # Further calls of the module that see some of these keys: their queries, and from which key to which.
     others: tuple[tuple[int, slice], ...] = ()
-    roles: tuple[
-        str, ...
-    ] = ()  # whose rows these places are of, where other rows have other ones; (): all rows
+    # Where each reference's tokens stand in the denoiser's ``hidden_states``, [row, token, ...]; (): as the
+    # keys do, after those of ``encoder_hidden_states``.
+    inputs: tuple[slice, ...] = ()
+    roles: tuple[str, ...] = ()  # whose rows these places are of, where others have other ones; (): of all
 
 
 def patches_per_side(config: Any) -> int | None:

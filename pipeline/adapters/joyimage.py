@@ -58,6 +58,12 @@ class JoyImageEditPlus(GuidedInOneCall, JoyImageEdit):
     pipelines = ("JoyImageEditPlusPipeline",)
     lists = True
 
+    def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
+        """``hidden_states`` are [row, token, ...], as the keys before the words."""
+        found = super().sequence(pipe, arguments)
+        places = (tokens.where for tokens in found.references)
+        return replace(found, inputs=tuple(where for where in places if isinstance(where, slice)))
+
     def _shapes(self, pipe: Any, arguments: Mapping[str, Any]) -> list[tuple[int, int, int]]:
         first, *others = ([tuple(shape) for shape in row] for row in arguments["shape_list"])
         if any(own != first for own in others):

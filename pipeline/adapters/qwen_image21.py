@@ -47,6 +47,7 @@ class QwenImage21(JointAdapter):
             Tokens.at(own, TokenLayout((rows, columns)))
             for own, (_, rows, columns) in zip(places.split(counts), shapes, strict=True)
         )
+        ends = list(accumulate(counts))
         kept, mask, text = arguments.get("kv_cache_mode"), arguments.get("encoder_hidden_states_mask"), ~image
         if mask is not None:  # padding that no sample has words in
             text[~image] = mask.bool().any(0)[~slots[: mask.shape[1]]].cpu()
@@ -54,6 +55,7 @@ class QwenImage21(JointAdapter):
             counts[-1], len(image), Tokens.after(0, generated.layout), tuple(found),
             text=text.nonzero().flatten(), static_keys=kept is not None,
             others=() if kept == "cached" else _segments(image, counts),
+            inputs=tuple(map(slice, [0, *ends], ends[:-1])),
         )  # fmt: skip
 
 

@@ -74,8 +74,11 @@ class JointRemoval(Removal):
     ) -> tuple[str, torch.Tensor]:
         """The denoiser's argument that holds a reference's tokens, and where.
 
-        Known where keys are the encoder's tokens, words first, then the denoiser's own input.
+        The adapter says it, or keys are the encoder's tokens, words first, then the denoiser's own input.
         """
+        if spans.inputs:
+            part = spans.inputs[self._reference]
+            return "hidden_states", torch.arange(part.start, part.stop)
         given = (arguments.get(name) for name in ("encoder_hidden_states", "hidden_states"))
         encoded, own = (tokens.shape[1] if isinstance(tokens, torch.Tensor) else 0 for tokens in given)
         places, text = reference.positions(), spans.text

@@ -473,12 +473,44 @@ def test_patches_that_are_hidden_say_nothing(name, refs, first):
     np.testing.assert_array_equal(paint(), plain)
 
 
-def test_patches_that_are_not_in_the_denoisers_input_as_they_are_in_its_keys_are_masked_alone():
-    family, call = FAMILIES["joyimage-edit-plus"], Call(1, False, (2, 2), ((2, 3),))
+@pytest.mark.parametrize(
+    ("name", "refs", "first"),
+    [("qwen-image-2.1", ((4, 4), (2, 6)), 16), ("joyimage-edit-plus", ((2, 3), (3, 4)), 8 + 6)],
+)
+def test_patches_are_emptied_where_they_stand_in_the_denoisers_input(name, refs, first):
+    family, call = FAMILIES[name], Call(2, True, (2, 4), refs)
+    pipe, seen, size = family.make(), [], prod(refs[1])
+    gone = np.zeros((2, size), bool)
+    gone[0, [0, 3]] = gone[1, 5] = True
+
+    def paint():
+        seen.clear()
+        hook = pipe.transformer.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["hidden_states"].clone()), with_kwargs=True
+        )
+        images = family.call(pipe, call, references(family, call))
+        hook.remove()
+        return images
+
+    plain, before = paint(), list(seen)
+    with ablation(pipe, gone, "latent", reference=1):
+        emptied = paint()
+    expected = before[0].clone()
+    rows = slice(-2, None)  # of the conditional part
+    expected[rows, first : first + size][torch.from_numpy(gone)] = 0
+    torch.testing.assert_close(seen[0], expected)
+    if name == "qwen-image-2.1":  # the unconditional call is another
+        torch.testing.assert_close(seen[1], before[1])
+    assert np.abs(emptied - plain).max() > 1e-5
+    np.testing.assert_array_equal(paint(), plain)
+
+
+def test_patches_that_the_denoiser_is_given_otherwise_than_its_keys_are_masked_alone():
+    family, call = FAMILIES["joyimage-edit"], Call(1, False, (2, 2), ((2, 2),))
     pipe = family.make()
     with (
         pytest.raises(CaptureError, match=r"in the denoiser's input; .*words first.*mode='mask'"),
-        ablation(pipe, np.ones((1, 2, 3), bool), "latent"),
+        ablation(pipe, np.ones((1, 2, 2), bool), "latent"),
     ):
         family.call(pipe, call, references(family, call))
 
