@@ -18,16 +18,14 @@ def entries(
     taken: Mapping[Layer, Layout],
     known: Known,
     below: Mapping[str, nn.Module],
-    beside: Mapping[Layer, tuple[str | None, str | None]],
+    beside: Mapping[Layer, list[str]],
 ) -> list[str]:
-    """The lines of an entry for all layers that are alike; ``beside``: output and stream of each."""
+    """The lines of an entry for all layers that are alike; ``beside``: those of each about its norms."""
     groups = defaultdict[tuple[str, ...], list[Layer]](list)
     numbers = Counter(path for path, _ in taken)
     for layer, layout in taken.items():
         body = _body(layout, TokenText(layout, known))
-        output, stream = beside.get(layer, (None, None))
-        body += [f"    output: {output}"] if output else []
-        body += [f"    stream: {stream}  # CHECK"] if output and stream else []
+        body += beside.get(layer, [])
         if numbers[layer[0]] > 1:
             body.insert(0, f"    name: call{layer[1]}")
         groups[tuple(body)].append(layer)
@@ -64,7 +62,7 @@ def _body(layout: Layout, text: TokenText) -> list[str]:
             about = "; ".join(filter(None, (part.name, piece.comment)))
             lines.append(f"      - {{{', '.join(told)}}}  # {about}")
     words = [run for run in layout.keys if run.known and run.part not in (None, *layout.references)]
-    if words and len({run.part for run in words}) == len(words) == 1:
+    if len({run.part for run in words}) == 1:
         (_, ranges), *_ = text.ranges(layout.keys, words[0].part)
         lines.append(f"    text: {_listed(ranges)}  # {'' if words[0].part is None else words[0].part.name}")
     if layout.still:

@@ -15,8 +15,8 @@ from i2am.pipeline.drafting.watch import AttentionCall, ModuleCall, Watched, wat
 from i2am.pipeline.taps.kernels import KernelCall
 from i2am.pipeline.taps.value_flow import mixed_values
 
-Beside: TypeAlias = dict[Layer, tuple[str | None, str | None]]
-"""Layer to the paths of its output and stream, in its module or beside it; None where none is found."""
+Beside: TypeAlias = dict[Layer, list[str]]
+"""Layer to the lines that say its output and stream, in its module or beside it, as far as they are found."""
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class _Seen:
     mixed: torch.Tensor
     token: int
     queries: int
-    stream: str | None
+    stream: tuple[str, int] | None  # and how many tokens it has
     output: str | None = None
 
     def takes(self, given: torch.Tensor) -> bool:
@@ -45,7 +45,7 @@ def outputs_and_streams(
     modules: Mapping[str, nn.Module], first: ModuleCall, taken: Mapping[Layer, Layout]
 ) -> Beside:
     """Call the denoiser once more, and compare what its linear layers are given with what was mixed."""
-    seen, norms = dict[Layer, _Seen](), dict[str, str]()
+    seen, norms = dict[Layer, _Seen](), dict[str, tuple[str, int]]()
 
     def on_attention(call: AttentionCall, kernel: KernelCall) -> None:
         layer = call.path, call.number
@@ -62,7 +62,7 @@ def outputs_and_streams(
                 return
             block, _, name = path.rpartition(".")
             if "Norm" in type(module).__name__:
-                norms.setdefault(block, name)
+                norms.setdefault(block, (name, given.shape[1]))
             for (attention, _), each in seen.items() if isinstance(module, nn.Linear) else ():
                 if each.output is None and path.startswith(f"{each.block}.") and each.takes(given):
                     each.output = path.removeprefix(f"{attention}.").removeprefix(f"{each.block}.")
@@ -79,7 +79,21 @@ def outputs_and_streams(
     finally:
         for handle in handles:
             handle.remove()
-    return {layer: (each.output, each.stream) for layer, each in seen.items()}
+    return {layer: _lines(each, places(taken[layer].queries, None)) for layer, each in seen.items()}
+
+
+def _lines(seen: _Seen, generated: list[int]) -> list[str]:
+    """The stream is said where its tokens may be all queries, the last or the first ones."""
+    if seen.output is None:
+        return []
+    lines = [f"    output: {seen.output}"]
+    name, tokens = seen.stream or ("", 0)
+    first, last = generated[-1] < tokens, generated[0] >= seen.queries - tokens
+    if first or last:
+        which = "" if tokens == seen.queries else f": of the {'last' if last else 'first'} {tokens} queries"
+        lines.append(f"    stream: {name}  # CHECK{which}")
+        lines += [] if last else ["    stream_first: true"]
+    return lines
 
 
 def _mixed(call: KernelCall, token: int) -> torch.Tensor:

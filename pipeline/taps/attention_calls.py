@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from i2am.pipeline.adapters.contract import AnySpans, JointSite, Spans, TokenLayout, Tokens
+from i2am.pipeline.adapters.contract import AnySpans, JointSite, LateSpans, Spans, TokenLayout, Tokens
 from i2am.pipeline.taps.guard import Guard
 from i2am.pipeline.taps.kernels import SDPA, SOFTMAX, FunctionCalls, sdpa_call
 from i2am.pipeline.taps.logsumexp import row_logsumexp
@@ -214,7 +214,7 @@ class CallTap:
                 QueryKey(
                     site, generated, reference, spans.generated.layout.grid, factor, tokens.layout, lse, part,
                     owner if part or owner != site.name else "", spans.static_keys and part != TEXT,
-                    (spans.generated, tokens), (spans.queries, spans.keys),
+                    (spans.generated, tokens), (spans.queries, spans.keys), spans.roles,
                 )
             )  # fmt: skip
             if self._flows is not None and lse is not None and value is not None:
@@ -232,13 +232,13 @@ class CallTap:
         """The keys that are received: those of each reference, and of words where they are asked for."""
         for number, tokens in enumerate(spans.references):
             yield f"reference-{number}" if number else "", tokens
-        if self._text:
-            if spans.text is None or spans.text.stop <= spans.text.start:
-                raise CaptureError(
-                    f"layer {site.name!r}: keys of words", expected="some in its attention call",
-                    got="none that its adapter knows of", remedy="leave text=True out",
-                )  # fmt: skip
-            yield TEXT, Tokens(spans.text, TokenLayout((0, 0), spans.text.stop - spans.text.start))
+        if self._text and (count := _words(spans)) and spans.text is not None:
+            yield TEXT, Tokens(spans.text, TokenLayout((0, 0), count))
+        elif self._text and not any(map(_words, self._spans.values())):
+            raise CaptureError(
+                f"layer {site.name!r}: keys of words", expected="some in its attention call",
+                got="none that its adapter knows of", remedy="leave text=True out",
+            )  # fmt: skip
 
     def _owner(self, site: JointSite, query: torch.Tensor, generated: Tokens) -> str:
         """The layer of this module that was received first with these queries, else ``site`` itself."""
@@ -248,6 +248,16 @@ class CallTap:
                 return name
         self._queries.append((query, query._version, generated, site.name))
         return site.name
+
+
+def _words(spans: AnySpans) -> int:
+    """How many keys of a call are of words; 1 where that is not known yet."""
+    if isinstance(spans, LateSpans):
+        return int(spans.words)
+    text = spans.text
+    if text is None:
+        return 0
+    return len(text) if isinstance(text, torch.Tensor) else max(0, text.stop - text.start)
 
 
 def _unfolded(tensor: torch.Tensor, heads: int) -> torch.Tensor:

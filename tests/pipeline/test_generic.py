@@ -306,7 +306,7 @@ def refused(tmp_path, adapter, make=sew, pipe=None, **given):
         ({"modules": "core.lok.*"}, "module 'core.lok"),
         ({"modules": "core.look"}, "layers that the denoiser called"),
         ({"output": "to_out"}, "layers.0.output; got no module 'to_out' in a Look or beside it"),
-        ({"text": "0::2", "references": [{"at": "1::2"}]}, "layers.0.text; got every 2th key"),
+        ({"text": ["0::2", "5:"], "references": [{"at": "1::2"}]}, "at; got 10 keys that are named"),
     ],
 )  # fmt: skip
 def test_a_description_that_does_not_fit_the_model_is_refused(tmp_path, layer, words):

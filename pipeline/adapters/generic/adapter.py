@@ -114,7 +114,8 @@ class GenericAdapter(Adapter):
                     self._part(number, key, told, original(modules[path]), beside)
                     for key, told in (("output", entry.output), ("stream", entry.stream))
                 )
-                found[name] = DescribedSite(name, original(modules[path]), output, stream, number)
+                parts = output, stream, entry.stream_first, number
+                found[name] = DescribedSite(name, original(modules[path]), *parts)
         return sorted(found.values(), key=lambda site: order.index(self._path(site)))
 
     def _path(self, site: DescribedSite) -> str:
@@ -161,7 +162,7 @@ class GenericAdapter(Adapter):
         queries, keys = given["queries"], given["keys"]
         if queries is not None and keys is not None:
             return at(queries, keys)
-        return LateSpans(at, entry.call, queries, keys)
+        return LateSpans(at, entry.call, queries, keys, bool(entry.text))
 
     def _at(self, number: int, sizes: dict[str, Any], rows: int | None, queries: int, keys: int) -> Spans:
         entry, path = self._told.layers[number], f"layers.{number}"
@@ -170,13 +171,9 @@ class GenericAdapter(Adapter):
             self._tokens(f"{path}.references.{place}", told, keys, sizes)
             for place, told in enumerate(entry.references)
         ]
-        text = None
-        if entry.text is not None:
-            words = self._range(f"{path}.text", entry.text, keys, sizes)
-            if words.step != 1:
-                raise self._refused(f"{path}.text", f"every {words.step}th key", "name keys without gaps")
-            text = slice(words.start, words.stop)
-        taken = set(range(keys)[text]) if text else set()
+        words = [place for each in entry.text for place in self._range(f"{path}.text", each, keys, sizes)]
+        text = _where(words) if words else None
+        taken = set(words)
         for place, reference in enumerate(references):
             own = set(reference.positions().tolist())
             if taken & own:
@@ -185,13 +182,14 @@ class GenericAdapter(Adapter):
                 )
             taken |= own
         generated = self._tokens(f"{path}.generated", entry.generated, queries, sizes)
-        told = entry.static_keys, entry.call, rows, entry.heads
-        return Spans(queries, keys, generated, tuple(references), text, *told)
+        return Spans(
+            queries, keys, generated, tuple(references), text, entry.static_keys, entry.call,
+            rows=rows, heads=entry.heads,
+        )  # fmt: skip
 
     def _tokens(self, path: str, told: Generated | Reference, total: int, sizes: Mapping[str, Any]) -> Tokens:
         """Tokens by their ranges, which must be as many as their grid has places."""
-        ranges = [self._range(f"{path}.at", text, total, sizes) for text in told.at]
-        places = [place for each in ranges for place in each]
+        places = [place for each in told.at for place in self._range(f"{path}.at", each, total, sizes)]
         prefix = self._number(f"{path}.prefix", told.prefix, sizes) if isinstance(told, Reference) else 0
         grid = (0, 0)
         if told.grid == "latents":
@@ -208,9 +206,7 @@ class GenericAdapter(Adapter):
                 path, f"{len(set(places))} of {total} tokens for {prefixed}{grid[0]}x{grid[1]} places",
                 "correct at:, grid: or prefix: of the adapter's description",
             )  # fmt: skip
-        if len(ranges) == 1 and ranges[0].step == 1:
-            return Tokens(slice(ranges[0].start, ranges[0].stop), layout)
-        return Tokens(torch.tensor(places), layout)
+        return Tokens(_where(places), layout)
 
     def _as_latents(self, path: str, tokens: int, sizes: Mapping[str, Any]) -> tuple[int, int]:
         """The latents' grid, or every k-th of its rows and columns, with so many places."""
@@ -288,6 +284,14 @@ class GenericAdapter(Adapter):
     def inputs(self, pipe: Any) -> Mapping[str, str]:
         """See `Adapter.inputs`: the ``inputs`` of the description."""
         return self._told.inputs
+
+
+def _where(places: Sequence[int]) -> slice | torch.Tensor:
+    """Tokens one after the other as a slice, others by their places."""
+    last = places[-1] + 1 if places else 0
+    if list(places) == list(range(places[0], last) if places else ()):
+        return slice(places[0], last)
+    return torch.tensor(places)
 
 
 def _check_fast_path(layer: str, module: nn.Module) -> None:

@@ -86,7 +86,9 @@ class Layers(Strict):
     heads: Annotated[
         int | None, Field(ge=1, description="among the rows of the call, those of one row side by side")
     ] = None
-    text: Annotated[TokenRange | None, Field(description="keys of words")] = None
+    text: Annotated[
+        list[TokenRange], BeforeValidator(_several), Field(description="keys of words, as `at`")
+    ] = []
     static_keys: Annotated[bool, Field(description="the references' keys do not change over time")] = False
     output: Annotated[
         Path | None, Field(description="linear layer that takes the mixed values: in the module or beside it")
@@ -94,6 +96,9 @@ class Layers(Strict):
     stream: Annotated[
         Path | None, Field(description="what first takes the stream that the output is added to")
     ] = None
+    stream_first: Annotated[
+        bool, Field(description="it has the first queries' tokens, where it has fewer; else the last ones'")
+    ] = False
 
 
 def _of_calls(guidance: list[list[str]]) -> list[list[str]]:
