@@ -18,7 +18,7 @@ from i2am.pipeline.drafting.watch import AttentionCall
 from tests.pipeline import joint_models, models
 from tests.pipeline.kernel_spy import kernel_witness
 from tests.pipeline.test_joint import edit, small_references  # noqa: F401
-from tests.standins.strangers import Own, Tailor, Weaver, tailor, try_on, weaver
+from tests.standins.strangers import Choir, Own, Tailor, Weaver, tailor, try_on, weaver
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-own-model.md"
 
@@ -79,18 +79,20 @@ def tailor_file(tmp_path_factory):
     return file
 
 
-def norms(pipe, generate, monkeypatch):
+def watched(rows, generate, monkeypatch):
     """Value, weights and stream of each call of the rows' attention, in double precision, by row."""
     found, kernel, running = {}, torch.nn.functional.scaled_dot_product_attention, []
 
     def spy(q, k, v, *args, **kwargs):
         if running:
-            weights = (q.double() @ k.double().transpose(-1, -2) * kwargs.get("scale", 1.0)).softmax(-1)
+            weights = (
+                q.double() @ k.double().transpose(-1, -2) * kwargs.get("scale", q.shape[-1] ** -0.5)
+            ).softmax(-1)
             found.setdefault(running[-1][0], []).append((v.double(), weights, running[-1][1].double()))
         return kernel(q, k, v, *args, **kwargs)
 
     hooks = []
-    for number, row in enumerate(pipe.engine.loom.rows):
+    for number, row in enumerate(rows):
         enter = row.register_forward_pre_hook(
             lambda _, args, number=number: running.append((number, args[0]))
         )
@@ -101,6 +103,18 @@ def norms(pipe, generate, monkeypatch):
     for hook in hooks:
         hook.remove()
     return found
+
+
+def check_norms(run, layer, output, calls, gen, ref, rows):
+    weight = output.weight.detach().double().T.unflatten(0, (2, -1))
+    static = run.layers[layer].static_key
+    for step, (value, weights, stream) in enumerate(calls):
+        told = value[rows][:, :, ref] @ weight
+        added = (weights[rows][:, :, gen][..., ref] @ told).sum(1).norm(dim=-1)
+        values = run.value_norm(layer).compute()[:, 0 if static else step]
+        np.testing.assert_allclose(values, told.norm(dim=-1), rtol=1e-5)
+        shares = run.contribution(layer).compute()[:, step]
+        np.testing.assert_allclose(shares, added / stream[rows].norm(dim=-1), rtol=1e-5)
 
 
 SCALE = 0.2 * (16 // 2) ** 0.5  # the spy knows no scale
@@ -116,7 +130,7 @@ def test_two_references_at_odd_places_of_a_rectangular_call(
     np.testing.assert_array_equal(images, plain)
     with kernel_witness(pipe.engine.loom, r"rows\.\d\.weave", monkeypatch) as seen:
         weave(pipe, count, guidance=guidance)
-    given = norms(pipe, lambda: weave(pipe, count, guidance=guidance), monkeypatch)
+    given = watched(pipe.engine.loom.rows, lambda: weave(pipe, count, guidance=guidance), monkeypatch)
     assert list(run.timesteps) == [900.0, 500.0, 100.0]
     rows = slice(-count, None)  # the conditional ones
     parts = {"": ((4, 4), np.arange(17)), "@reference-1": ((2, 4), np.arange(17, 34, 2))}
@@ -132,16 +146,8 @@ def test_two_references_at_odd_places_of_a_rectangular_call(
             assert spec.static_key
             gen = np.arange(2, 26)
             equal_to_the_kernel(run, layer, calls, gen, ref, rows)
-            back = pipe.engine.loom.rows[int(name[5])].weave.back.weight.double().T.unflatten(0, (2, -1))
-            for step, (value, weights, stream) in enumerate(given[int(name[5])][1::2]):
-                told = value[rows][:, :, ref] @ back
-                added = (weights[rows][:, :, gen][..., ref] @ told).sum(1).norm(dim=-1)
-                values, shares = (
-                    run.value_norm(layer).compute()[:, 0],
-                    run.contribution(layer).compute()[:, step],
-                )
-                np.testing.assert_allclose(values, told.norm(dim=-1).detach(), rtol=1e-5)
-                np.testing.assert_allclose(shares, (added / stream[rows].norm(dim=-1)).detach(), rtol=1e-5)
+            row = pipe.engine.loom.rows[int(name[5])]
+            check_norms(run, layer, row.weave.back, given[int(name[5])][1::2], gen, ref, rows)
     described = run.attrs["adapter_description"]
     assert described["denoiser"] == "engine.loom"
     assert i2am.GenericAdapter(**described).description == described
@@ -167,6 +173,30 @@ def test_cross_attention_at_two_resolutions_with_guidance_in_calls_of_its_own(
             equal_to_the_kernel(
                 run, f"core.{name}{role}", calls, np.arange(grid[0] * grid[1]), every, slice(None)
             )
+
+
+def test_a_draft_holds_for_other_sizes_of_the_picture_and_of_its_reference(tmp_path, monkeypatch):
+    pipe, file = Choir(), tmp_path / "choir.yaml"
+    file.write_text(draft(pipe, lambda: pipe(models.picture(1, 24, 32), generators(1))).text)
+
+    def sing(pipe, count):
+        return pipe(models.picture(3, 32, 16), generators(1), size=(12, 8)).images
+
+    _, run = record(sing, pipe, tmp_path / "r.zarr", str(file))
+    with kernel_witness(pipe.chorus, r"voices\.\d\.sing", monkeypatch) as seen:
+        sing(pipe, 1)
+    given = watched(pipe.chorus.voices, lambda: sing(pipe, 1), monkeypatch)
+    assert list(run.timesteps) == pipe.sigmas.tolist()
+    assert len(run.layers) == 2
+    for name, forwards in seen.items():
+        layer = f"chorus.{name}"
+        spec = run.layers[layer]
+        assert (spec.gen_grid, spec.ref_grid, spec.ref_prefix) == ((6, 4), (4, 2), 0)
+        calls = [forward[0] for forward in forwards]
+        equal_to_the_kernel(run, layer, calls, np.arange(24), np.arange(24, 32), slice(None))
+        voice = pipe.chorus.voices[int(name[7])]
+        every = np.arange(24), np.arange(24, 32), slice(None)
+        check_norms(run, layer, voice.sing.back, given[int(name[7])], *every)
 
 
 @pytest.mark.usefixtures("small_references")

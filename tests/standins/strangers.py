@@ -197,6 +197,58 @@ def broken():
     return Tailor(), lambda pipe: pipe(garment=None, generator=None)
 
 
+class Voice(nn.Module):
+    """Norm of the picture's own tokens, then attention over picture, reference and words at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.sing = nn.LayerNorm(WIDTH), Sing()
+
+    def forward(self, own, others):
+        mixed = self.sing(torch.cat([self.norm(own), others], 1))
+        return own + mixed[:, : own.shape[1]], others + mixed[:, own.shape[1] :]
+
+
+class Sing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.all, self.back = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, tokens):
+        q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in self.all(tokens).chunk(3, -1))
+        return self.back(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Chorus(nn.Module):
+    """Tokens that mix from block to block; the reference comes as pixels at every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.see = nn.Conv2d(4, WIDTH, 2, 2), nn.Conv2d(3, WIDTH, 8, 8)
+        self.voices, self.leave = nn.ModuleList(Voice() for _ in range(2)), nn.Linear(WIDTH, 16)
+
+    def forward(self, noisy, sigma, view, prompt):
+        rows, columns = (side // 2 for side in noisy.shape[-2:])
+        own = self.enter(noisy).flatten(2).transpose(1, 2) * (1 + sigma)
+        others = torch.cat([self.see(view).flatten(2).transpose(1, 2), prompt], 1)
+        for voice in self.voices:
+            own, others = voice(own, others)
+        return F.pixel_shuffle(self.leave(own).transpose(1, 2).unflatten(2, (rows, columns)), 2)
+
+
+class Choir:
+    def __init__(self):
+        torch.manual_seed(2)
+        self.chorus, self.sigmas = Chorus().eval(), torch.tensor([0.75, 0.5, 0.25])
+
+    @torch.no_grad()
+    def __call__(self, view, generator, size=(8, 12)):
+        noisy, prompt = noise(generator, (4, *size)), torch.ones(1, 5, WIDTH)
+        for sigma in self.sigmas:
+            noisy = noisy - 0.3 * self.chorus(noisy, sigma, pixels(view), prompt.expand(len(noisy), -1, -1))
+        return pictures(noisy)
+
+
 class Reader(nn.Module):
     """Features that look at words, or at nothing."""
 
