@@ -48,7 +48,7 @@ def capture(
     layers: Layers = None,
     steps: Indices = None,
     heads: Indices = None,
-    adapter: str | Adapter | None = None,
+    adapter: str | Path | Adapter | None = None,
     representation: Representation = "auto",
     roles: Sequence[str] = ("cond",),
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from i2am.pipeline.adapters.bria_fibo2 import BriaFibo2
@@ -85,13 +86,14 @@ def described() -> list[dict[str, str]]:
     return facts
 
 
-def find_adapter(pipe: Any, adapter: str | Adapter | None = None) -> Adapter:
+def find_adapter(pipe: Any, adapter: str | Path | Adapter | None = None) -> Adapter:
     """The adapter given, named, described in a YAML file, or, for None, the only one that matches ``pipe``.
 
     A pipeline that is given an image and attends to words alone is refused, unless the adapter is named.
     """
     known = adapters()
-    if isinstance(adapter, str):
+    if isinstance(adapter, str | Path):
+        adapter = str(adapter)
         if adapter.endswith(ENDINGS):
             return GenericAdapter.read(adapter)
         if adapter not in known:

@@ -16,6 +16,11 @@ EXAMPLE = "i2am demo --out DIR writes an example, DIR/capture.yaml"
 """A remedy: every installation has it."""
 
 
+def example_of(model: type[BaseModel]) -> str:
+    """The remedy of a file that is not there, or not whole; a model may have one of its own."""
+    return str(getattr(model, "EXAMPLE", EXAMPLE))
+
+
 def validate(data: dict[str, Any], model: type[Model], where: str) -> Model:
     remember(data)
     try:
@@ -48,9 +53,7 @@ def _explain(problem: Any, model: type[BaseModel], where: str) -> ConfigError:
         remedy = f"did you mean {close[0]!r}?" if close else f"those of the file are {top}"
         return ConfigError(f"{where}: unknown key {path}", remedy=remedy)
     if kind in ("missing", "union_tag_not_found"):
-        return ConfigError(
-            f"{where}: missing key {path}", remedy=f"add it; {getattr(model, 'EXAMPLE', EXAMPLE)}"
-        )
+        return ConfigError(f"{where}: missing key {path}", remedy=f"add it; {example_of(model)}")
     expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected, got = expected[:1].lower() + expected[1:400], problem["input"]
     if kind == "union_tag_invalid":

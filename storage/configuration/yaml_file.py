@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from i2am.storage.configuration.bounded_file import read_bounded
-from i2am.storage.configuration.validate import EXAMPLE, Model, shortened, validate
+from i2am.storage.configuration.validate import Model, example_of, shortened, validate
 from i2am.storage.errors import ConfigError
 
 MAX_BYTES = 1 << 17
@@ -67,7 +67,7 @@ _Loader.add_implicit_resolver(
 
 def load_config(path: str | Path, model: type[Model]) -> Model:
     """Read and check one configuration file."""
-    raw = read_bounded(Path(path), "configuration", MAX_BYTES, f"correct the path; {EXAMPLE}")
+    raw = read_bounded(Path(path), "configuration", MAX_BYTES, f"correct the path; {example_of(model)}")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -95,5 +95,7 @@ def parse_config(text: str, model: type[Model], where: str) -> Model:
         ) from None
     if not isinstance(data, dict):
         kind = "an empty file" if data is None else f"a {type(data).__name__}"
-        raise ConfigError(where, expected="keys and values such as 'out: run.zarr'", got=kind, remedy=EXAMPLE)
+        raise ConfigError(
+            where, expected="keys and values such as 'out: run.zarr'", got=kind, remedy=example_of(model)
+        )
     return validate(data, model, where)

@@ -126,7 +126,7 @@ def test_two_references_at_odd_places_of_a_rectangular_call(
 ):
     pipe = Weaver()
     plain = weave(pipe, count, guidance=guidance)
-    images, run = record(weave, pipe, tmp_path / "r.zarr", str(weaver_file), count, guidance=guidance)
+    images, run = record(weave, pipe, tmp_path / "r.zarr", weaver_file, count, guidance=guidance)
     np.testing.assert_array_equal(images, plain)
     with kernel_witness(pipe.engine.loom, r"rows\.\d\.weave", monkeypatch) as seen:
         weave(pipe, count, guidance=guidance)
@@ -149,7 +149,7 @@ def test_two_references_at_odd_places_of_a_rectangular_call(
             row = pipe.engine.loom.rows[int(name[5])]
             check_norms(run, layer, row.weave.back, given[int(name[5])][1::2], gen, ref, rows)
     described = run.attrs["adapter_description"]
-    assert described["denoiser"] == "engine.loom"
+    assert (run.attrs["adapter"], described["denoiser"]) == ("weaver", "engine.loom")
     assert i2am.GenericAdapter(**described).description == described
 
 
@@ -590,6 +590,17 @@ def test_a_description_that_cannot_be_is_refused_by_its_path(change, words):
     with pytest.raises(i2am.ConfigError, match=words) as error:
         i2am.GenericAdapter(**{**DESCRIBED, **change})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "does not exist; correct the path"), ("", "an empty file")]
+)
+def test_a_file_that_describes_nothing_is_refused(tmp_path, text, words):
+    file = tmp_path / "mine.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(i2am.InputError, match=f"{words}.*i2am probe MODULE:FACTORY"):
+        i2am.capture(Tailor(), tmp_path / "r.zarr", ["a"], adapter=str(file))
 
 
 def test_arithmetic_and_nothing_else():

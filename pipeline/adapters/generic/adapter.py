@@ -66,11 +66,11 @@ class GenericAdapter(Adapter):
         """
         found = cls.__new__(cls)
         found._told = load_config(path, Description)
-        found._prepare()
+        found._prepare(Path(path).stem)
         return found
 
-    def _prepare(self) -> None:
-        self.name, self.part = self._told.name, self._told.denoiser
+    def _prepare(self, name: str = "described") -> None:
+        self.name, self.part = self._told.name or name, self._told.denoiser
         self.description = self._told.model_dump(mode="json", exclude_unset=True)
 
     def matches(self, pipe: Any) -> bool:

@@ -115,7 +115,7 @@ class Description(Strict):
 
     EXAMPLE: ClassVar[str] = "i2am probe MODULE:FACTORY --write FILE drafts one"
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)] = "generic"
+    name: Annotated[str | None, Field(pattern=r"^[\w.-]+$", max_length=100)] = None
     denoiser: Annotated[Path, Field(description="the pipeline's attribute that holds the denoiser")]
     timestep: Annotated[
         Timestep, BeforeValidator(lambda given: {"argument": given} if isinstance(given, str) else given)
