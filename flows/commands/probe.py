@@ -146,7 +146,7 @@ def _facts(found: Draft) -> dict[str, Any]:
                 "kernel": group.first.kernel,
                 **dict(zip(("row", "head", "query", "key", "dim"), group.first.shape, strict=True)),
                 "mask": group.first.mask,
-                "scale": group.first.scale,
+                "scale": None if group.first.scale is None else float(f"{group.first.scale:.6g}"),
                 "calls": group.calls,
             }
             for group in grouped(found.watched.attention)
@@ -178,5 +178,5 @@ def _print(found: Draft) -> None:
     print_table(columns, rows, right=(1, *range(4, 9), 10, 11))
     if found.left:
         whys = sorted(set(found.left.values()))
-        told = (f"{counted(list(found.left.values()).count(why), 'layer')} of {why}" for why in whys)
+        told = (f"{counted(list(found.left.values()).count(why), 'layer')}, {why}" for why in whys)
         print_line(f"left out of the draft: {'; '.join(told)}")

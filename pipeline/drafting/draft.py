@@ -67,8 +67,7 @@ def _describe(pipe: Any, watched: Watched, modules: dict[str, nn.Module]) -> tup
             expected="keys that depend on an argument that stays the same over time, other than words",
             got="; ".join(sorted(set(left.values())))
             or f"calls of {', '.join(unread)} alone, which cannot be read",
-            remedy="name the reference's argument so that it is not taken for words, or write an adapter "
-            "(CONTRIBUTING.md)",
+            remedy="if one of these holds the reference, describe it by hand: help(i2am.GenericAdapter)",
         )
     lines = [f"# Drafted by i2am probe for a {type(pipe).__name__}. Lines with CHECK were guessed."]
     lines += [f"denoiser: {denoiser}", *schedule_of(pipe, first, later)]

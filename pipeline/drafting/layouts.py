@@ -59,9 +59,13 @@ def layouts(found: Mapping[Layer, Tried]) -> tuple[dict[Layer, Layout], dict[Lay
         if layout.references and any(run.part is None and run.known for run in layout.queries):
             taken[layer] = layout
         elif _mixed(tried.keys) and not layout.inherited and size[0] != size[1]:
-            left[layer] = "its tokens have mixed before: which are which cannot be told"
+            left[layer] = "tokens that have mixed before: which are which cannot be told"
         else:
-            left[layer] = "words alone" if layout.keys and _all_words(layout, words) else "itself alone"
+            left[layer] = (
+                "attention to words alone"
+                if layout.keys and _all_words(layout, words)
+                else "attention to itself alone"
+            )
     return taken, left
 
 

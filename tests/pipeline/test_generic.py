@@ -265,7 +265,7 @@ def test_self_attention_as_large_as_a_look_is_left_out():
     found = draft(pipe, lambda: pipe(models.picture(1, 16, 16), generators(1)))
     modules = re.findall("modules: (.*)  #", found.text)
     assert modules == ['["core.look.0", "core.look.*.look"]']
-    assert found.left["core.look.1", 0] == "itself alone"
+    assert found.left["core.look.1", 0] == "attention to itself alone"
 
 
 def test_tokens_that_mixed_too_little_to_be_measured_stand_as_before():

@@ -37,8 +37,13 @@ class GenericAdapter(Adapter):
     Parameters
     ----------
     **description
-        As in the file: ``denoiser``, the pipeline's attribute; ``layers``, a list of mappings with
-        ``modules``, ``generated``, ``references``, ...; ``timestep``, ``guidance``, ``position_ids``, ...
+        As in the file. ``denoiser``: the pipeline's attribute. ``timestep``: its argument, or ``{argument,
+        times}``. ``schedule``: the pipeline's attribute with all timesteps, if it has no scheduler.
+        ``guidance``: ``[[uncond, cond]]``, rows of a call, or ``[[cond], [uncond]]``, calls of a step.
+        ``position_ids``, ``latents``: arguments of the denoiser. ``inputs``: argument of the pipeline's call
+        to a sample's image or text. ``layers``: a list of mappings with ``modules`` (patterns), ``call``,
+        ``queries``, ``keys`` (which attention call), ``generated`` and ``references`` (``at``, ``grid``,
+        ``prefix``), ``text``, ``heads``, ``static_keys``, ``output``, ``stream``.
 
     Raises
     ------
