@@ -500,6 +500,26 @@ def test_a_softmax_that_is_written_out_is_read_too(tmp_path, attention):
             assert layer in str(run.record(sample)["annotations"])  # why it has no norms
 
 
+@pytest.mark.parametrize("first", [20, 10])
+def test_a_mask_of_logits_that_are_written_out(tmp_path, first):
+    """Of words it counts in the log-sum-exp; of a reference it is refused."""
+    seen = []
+
+    def attention(self, q, k, v):
+        hidden = torch.arange(k.shape[2]) >= first
+        seen.append((0.3 * q @ k.transpose(2, 3)).masked_fill(hidden, -torch.inf))
+        return seen[-1].softmax(-1) @ v
+
+    pipe, adapter = written_out(attention), described(references=[{"at": ":20"}], text="20:")
+    if first < 20:
+        assert "expected a logit masked out" in refused(tmp_path, adapter, pipe=pipe)
+        return
+    _, run = record(sew, pipe, tmp_path / "r.zarr", adapter)
+    own = torch.stack(seen[2::4], 1)  # of the conditional calls, the first layer's
+    np.testing.assert_allclose(run.scores("core.look.0").compute(), own[..., :20], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run.lse("core.look.0"), own.logsumexp(-1), rtol=1e-5)
+
+
 def test_logits_that_are_no_plain_product_are_refused(tmp_path):
     said = refused(tmp_path, described(heads=2), pipe=written_out(biased))
     assert "core.look.0" in said
