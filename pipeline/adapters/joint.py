@@ -28,7 +28,7 @@ class JointAdapter(Adapter):
     def sites(self, pipe: Any) -> Sequence[JointSite]:
         transformer = self.denoiser(pipe)
         found = [
-            JointSite(f"{self.part}.{path}.attn", original(attention), *_output_and_stream(block, attention))
+            JointSite(f"{self.part}.{path}.attn", original(attention), *output_and_stream(block, attention))
             for path, block in named_modules(transformer)
             if path.rpartition(".")[0] in self.blocks
             and isinstance(attention := getattr(block, "attn", None), nn.Module)
@@ -69,7 +69,7 @@ class JointAdapter(Adapter):
         )
 
 
-def _output_and_stream(block: nn.Module, attention: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+def output_and_stream(block: nn.Module, attention: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
     """``to_out`` (its first) or a block's ``proj_out``, and the norm that the image stream goes through."""
     output = getattr(original(attention), "to_out", getattr(block, "proj_out", None))
     if isinstance(output, nn.ModuleList | nn.Sequential):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from i2am.pipeline.adapters.contract import Adapter, JointSite, Site
+from i2am.pipeline.adapters.contract import Adapter, JointSite
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.compilation import compiled_code_left_out
 from i2am.pipeline.interventions.call_roles import CallRoles
@@ -83,7 +83,7 @@ def choose_reference(
     Without a name there must be one reference alone; its layers are then None: all.
     """
     sites = find_adapter(pipe, adapter).sites(pipe)
-    of_sites = {site.name: site.reference_index for site in sites if isinstance(site, Site)}
+    of_sites = {site.name: site.reference_index for site in sites}
     by_name: dict[str, list[str]] = {}
     for layer in layers:
         site, *marks = layer.split("@")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from i2am.pipeline.adapters.contract import Spans, Tokens
+from i2am.pipeline.adapters.contract import JointSite, Spans, Tokens
 from i2am.pipeline.compilation import original
 from i2am.pipeline.interventions.removal import Removal, replaced
 from i2am.pipeline.taps.call_arguments import call_arguments, with_argument
@@ -22,7 +23,11 @@ class JointRemoval(Removal):
 
     _spans: Mapping[str, Spans] = {}
     _latest: Mapping[str, Spans] = {}
-    _masked = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._masked: set[str] = set()  # layers of the attention module that runs now
+        self._calls = Counter[str]()  # of a layer's attention module, as large as the layer's own
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -42,10 +47,11 @@ class JointRemoval(Removal):
         self._latest = self._latest if now is None else now
         latents = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
         rows = self._roles.rows(len(latents))
-        self._spans = {} if rows is None else self._latest
-        if not self._spans:
+        if rows is None or not self._latest:
+            self._spans = {}
             return None
-        found = {site: self._chosen(spans) for site, spans in self._spans.items()}
+        found = self._chosen(self._latest)
+        self._spans = {name: self._latest[name] for name in found}
         site, reference = next(iter(found.items()))
         gone = self.gone(f"the {len(self._sites)} joint layers", reference.layout)
         if self._mode == "mask" or now is None:  # or keys are kept of tokens that were already removed
@@ -58,15 +64,22 @@ class JointRemoval(Removal):
         changed[rows, part] = replaced(own, gone, new)
         return with_argument(module, args, kwargs, name, changed)
 
-    def _chosen(self, spans: Spans) -> Tokens:
-        if self._reference >= len(spans.references):
+    def _chosen(self, spans: Mapping[str, Spans]) -> dict[str, Tokens]:
+        """The chosen reference in each layer that attends to it."""
+        first = {site.name: site.reference_index for site in self._sites if isinstance(site, JointSite)}
+        known = {name: range(first[name], first[name] + len(own.references)) for name, own in spans.items()}
+        if not any(self._reference in own for own in known.values()):
             raise InputError(
                 "reference",
-                expected=f"0 to {len(spans.references) - 1}",
+                expected=f"0 to {max(own.stop for own in known.values()) - 1}",
                 got=str(self._reference),
                 remedy="choose one of the call's references",
             )
-        return spans.references[self._reference]
+        return {
+            name: spans[name].references[self._reference - own.start]
+            for name, own in known.items()
+            if self._reference in own
+        }
 
     def _in_input(
         self, arguments: Mapping[str, Any], spans: Spans, reference: Tokens
@@ -92,13 +105,14 @@ class JointRemoval(Removal):
 
     def _hidden(self, site: str, tokens: int, keys: torch.Tensor | None) -> torch.Tensor | None:
         spans = self._spans.get(site)
-        if spans is None or tokens != spans.keys or keys is None or self._masked:
+        if spans is None or tokens != spans.keys or keys is None or site in self._masked:
             return None
         rows = self._roles.rows(len(keys))
-        if rows is None:
+        self._calls[site] += 1
+        if rows is None or self._calls[site] <= spans.before:
             return None
-        self._masked = True
-        reference = self._chosen(spans)
+        self._masked.add(site)
+        reference = self._chosen({site: spans})[site]
         hidden = torch.zeros(len(keys), tokens, dtype=torch.bool, device=keys.device)
         gone = self.gone("of joint attention", reference.layout)
         hidden[rows, reference.where] = gone.to(keys.device)
@@ -106,7 +120,9 @@ class JointRemoval(Removal):
 
     def _check(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            masked, self._masked = self._masked, False
+            masked = name in self._masked
+            self._masked.discard(name)
+            self._calls.pop(name, None)
             if name in self._spans and not masked:
                 raise self.unmasked(name)
 
