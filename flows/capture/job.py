@@ -114,6 +114,7 @@ def capture_arguments(config: CaptureConfig) -> dict[str, Any]:
         "timesteps": config.timesteps,
         "guidance": config.guidance,
         "value_norms": config.value_norms,
+        "text": config.text,
     }
 
 

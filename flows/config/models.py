@@ -125,6 +125,9 @@ class CaptureConfig(Strict):
     value_norms: Annotated[
         bool, Field(description="keep norms of values and of what the reference adds; a run goes on as begun")
     ] = True
+    text: Annotated[
+        bool, Field(description="keep the keys of words too, as layers of the reference 'text'")
+    ] = False
     device: str = "cpu"
     dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     storage_options: Free = {}
@@ -250,6 +253,9 @@ class AnalysisConfig(Computing):
 
     layers: Annotated[list[str] | None, Field(min_length=1)] = None
     samples: Annotated[list[str] | None, Field(min_length=1)] = None
+    reference: Annotated[
+        str | None, Field(description="of several: reference, reference-1, ..., or text; None: the first")
+    ] = None
     steps: IndexField | None = None
     heads: IndexField | None = None
     time_groups: Annotated[int, Field(ge=1)] = 5

@@ -30,6 +30,7 @@ class Site:
     module_class: str  # of the attention module, for the record
     static_key: bool = True  # keys come from the reference alone and do not change over time
     reference_index: int = 0  # which of several references the keys belong to
+    text: bool = False  # the keys are words
     # Where norms of values are read; None: they are not. The values' projection, and the linear one that
     # takes the mixed values back to the stream.
     value: nn.Module | None = None
@@ -178,6 +179,10 @@ class Adapter:
     def sites(self, pipe: Any) -> Sequence[AnySite]:
         """Every layer that attends to the reference, in the order of the model's own modules."""
         raise NotImplementedError
+
+    def text_sites(self, pipe: Any) -> Sequence[AnySite]:
+        """Further layers, which attend to words; those of joint attention say it with `Spans.text`."""
+        return ()
 
     def layout(self, pipe: Any, site: Site, tokens: int, grid: tuple[int, int]) -> TokenLayout:
         """Order of the ``tokens`` reference tokens of a key; ``grid`` is that of the query's tokens."""

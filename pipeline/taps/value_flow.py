@@ -85,7 +85,8 @@ class FlowTap:
         self._sites, self._receive, self._lack = tuple(sites), receive, lack
         self._keeps_call, self._guard = keeps_call, guard
         self._found: dict[tuple[str, str], torch.Tensor] = {}  # (layer, what) to its latest tensor
-        self._ending: dict[str, Callable[[torch.Tensor], None]] = {}  # layers that wait for their block's end
+        # Layers that wait for the end of their block, and what to do then with the stream.
+        self._ending: dict[str, list[Callable[[torch.Tensor], None]]] = {}
         self._masked: set[str] = set()
 
     @contextmanager
@@ -134,9 +135,10 @@ class FlowTap:
             self._found[site.name, "last"] = outputs[-1].detach()
 
     def _on_block_end(self, site: JointSite, module: nn.Module, args: Any, outputs: Any) -> None:
-        added, end = self._found.pop((site.name, "last"), None), self._ending.pop(site.name, None)
-        if added is not None and end is not None:
-            end(torch.linalg.vector_norm(outputs[-1].detach().float() - added.float(), dim=-1))
+        added = self._found.pop((site.name, "last"), None)
+        for end in self._ending.pop(site.name, ()):
+            if added is not None:
+                end(torch.linalg.vector_norm(outputs[-1].detach().float() - added.float(), dim=-1))
 
     def _on_attention(self, site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         self._masked.discard(site.name)
@@ -196,7 +198,7 @@ class FlowTap:
             self._pass_on(site, value.detach(), scaled, stream, part)
 
         if site.block is not None:
-            self._ending[site.name] = pass_on
+            self._ending.setdefault(site.name, []).append(pass_on)
         else:
             pass_on(self._found.get((site.name, "stream")))
 
