@@ -235,6 +235,10 @@ class Adapter:
         """The timestep in the ``arguments`` of a denoiser call, in the unit of the schedule."""
         return arguments.get("timestep")
 
+    def takes_lists(self, pipe: Any) -> bool:
+        """Whether a list of images is the references of one prompt to the pipeline, not one for each."""
+        return False
+
     def inputs(self, pipe: Any) -> Mapping[str, str]:
         """The pipeline's argument for each image that it takes: ``{"image": "source", ...}``."""
         return {}
