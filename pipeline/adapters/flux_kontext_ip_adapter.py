@@ -34,4 +34,5 @@ class FluxKontextIPAdapter(FluxIPAdapter):
         return found | dict(super().spans(pipe, arguments, others) or {}) if others else found
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:
-        return {**self._kontext.inputs(pipe), **super().inputs(pipe)}
+        own = {**super().inputs(pipe), "ip_adapter_image": "reference-1"}
+        return {**self._kontext.inputs(pipe), **own}

@@ -168,7 +168,7 @@ class CallTap:
     def _parts(self, site: JointSite, spans: Spans) -> Iterator[tuple[str, Tokens]]:
         """The keys that are received: those of each reference, and of words where they are asked for."""
         for number, tokens in enumerate(spans.references):
-            yield f"reference-{number}" if number else "", tokens
+            yield f"reference-{site.reference_index + number}" if number else "", tokens
         # Attention of another kind may stand beside one that sees words: an IP-Adapter's.
         if self._text and (spans.text or not any(each.text for each in self._spans.values())):
             if spans.text is None or spans.text.stop <= spans.text.start:
