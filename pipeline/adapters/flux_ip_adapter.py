@@ -74,7 +74,7 @@ class FluxIPAdapter(JointAdapter):
             image.shape[0] * image.shape[1] // rows * layer.num_image_text_embeds
             for image, layer in zip(embeds, projection.image_projection_layers, strict=True)
         ]
-        generated = Tokens(slice(0, len(ids)) if len(own) == len(ids) else own, TokenLayout(grid))
+        generated = Tokens.at(own, TokenLayout(grid))
         found = {}
         for site in sites:
             number = site.reference_index - self.first
@@ -85,7 +85,7 @@ class FluxIPAdapter(JointAdapter):
             )
         return found
 
-    def inputs(self, pipe: Any) -> Mapping[str, str]:
+    def inputs(self, pipe: Any) -> Mapping[str, str | Sequence[str]]:
         return {"ip_adapter_image": "reference", "prompt": "prompt", **edit_inputs(pipe)}
 
 

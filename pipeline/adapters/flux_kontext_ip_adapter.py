@@ -33,6 +33,6 @@ class FluxKontextIPAdapter(FluxIPAdapter):
         found = dict(self._kontext.spans(pipe, arguments, joint) or {})
         return found | dict(super().spans(pipe, arguments, others) or {}) if others else found
 
-    def inputs(self, pipe: Any) -> Mapping[str, str]:
-        own = {**super().inputs(pipe), "ip_adapter_image": "reference-1"}
-        return {**self._kontext.inputs(pipe), **own}
+    def inputs(self, pipe: Any) -> Mapping[str, str | Sequence[str]]:
+        own = {**self._kontext.inputs(pipe), **super().inputs(pipe)}
+        return {**own, "ip_adapter_image": "reference-1"}

@@ -13,19 +13,17 @@ from typing import Any
 
 from torch import nn
 
-from i2am.pipeline.adapters.contract import Adapter, JointSite, Spans, TokenLayout, Tokens
-from i2am.pipeline.adapters.joint import JointAdapter, output_and_stream
+from i2am.pipeline.adapters.contract import JointSite, Spans, TokenLayout, Tokens
+from i2am.pipeline.adapters.joint import GuidedInOneCall, output_and_stream
 from i2am.pipeline.adapters.unet import edit_inputs, has_path
 from i2am.pipeline.compilation import named_modules, original
 
 
-class SD3IPAdapter(JointAdapter):
+class SD3IPAdapter(GuidedInOneCall):
     """``StableDiffusion3Pipeline`` and its variants, an IP-Adapter loaded."""
 
     name = "sd3-ip-adapter"
     pipelines = ("StableDiffusion3",)
-    # Unlike other transformers: guidance is [uncond, cond] in one batch, timesteps are the scheduler's own.
-    roles, calls, timestep = Adapter.roles, Adapter.calls, Adapter.timestep
 
     def matches(self, pipe: Any) -> bool:
         paths = r"transformer_blocks\.\d+\.attn2?\.processor\.to_k_ip"
@@ -34,7 +32,7 @@ class SD3IPAdapter(JointAdapter):
     def sites(self, pipe: Any) -> Sequence[JointSite]:
         transformer = self.denoiser(pipe)
         found = [
-            self._site(f"{self.part}.{path}.{name}.processor.to_k_ip", block, attention)
+            self._site(f"{self.part}.{path}.{name}.processor.to_k_ip", block, original(attention))
             for path, block in named_modules(transformer)
             for name in ("attn", "attn2")
             if isinstance(attention := getattr(block, name, None), nn.Module)
@@ -48,9 +46,9 @@ class SD3IPAdapter(JointAdapter):
 
     def _site(self, name: str, block: nn.Module, attention: nn.Module) -> JointSite:
         output, stream = output_and_stream(block, attention)
-        if attention is not getattr(block, "attn", None):
+        if ".attn2." in name:
             stream = None  # the first attention's output comes between
-        return JointSite(name, original(attention), output, stream, gain=partial(_scale, attention.processor))
+        return JointSite(name, attention, output, stream, gain=partial(_scale, attention.processor))
 
     def spans(
         self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]

@@ -192,9 +192,12 @@ class FlowTap:
             self._lack(site.name, "its part of the output has no single factor")
 
         def pass_on(stream: torch.Tensor | None) -> None:
-            if stream is not None:  # of all queries, or of the last ones
-                generated = spans.generated.moved(stream.shape[1] - spans.queries)
-                stream = stream[:, generated.where] if int(generated.positions().min()) >= 0 else None
+            if stream is not None:  # of all queries, or of the last ones or the first
+                moved = 0 if site.stream_first else stream.shape[1] - spans.queries
+                generated = spans.generated.moved(moved)
+                places = generated.positions()
+                inside = int(places.min()) >= 0 and int(places.max()) < stream.shape[1]
+                stream = stream[:, generated.where] if inside else None
             self._pass_on(site, value.detach(), scaled, stream, part)
 
         if site.block is not None:

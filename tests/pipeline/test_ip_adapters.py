@@ -133,9 +133,9 @@ def test_image_tokens_have_a_softmax_of_their_own(
         scores = run.scores(layer).compute()
         np.testing.assert_allclose(scores, logits[..., first:], rtol=1e-5, atol=1e-5 * np.abs(logits).max())
         np.testing.assert_allclose(run.lse(layer), np.logaddexp.reduce(logits, -1), rtol=1e-5, atol=1e-5)
-        first_attention, second = name.removesuffix("2"), name.endswith("attn2")
-        many = len(given[first_attention]) // (STEPS * every)
-        calls = given[first_attention][1 + number + 2 * second :: many][index::every]
+        second = name.endswith("attn2")
+        many = len(given[name]) // (STEPS * every)
+        calls = given[name][1 + number :: many][index::every]
         gain = 0.5 if family == "sd3" else (0.7, 0.5)[number]
         for sample in range(count):
             agreement = run.record(f"s{sample}")["witness"][layer]
