@@ -119,8 +119,10 @@ class GenericAdapter(Adapter):
                     self._part(number, key, told, original(modules[path]), beside)
                     for key, told in (("output", entry.output), ("stream", entry.stream))
                 )
-                parts = output, stream, entry.stream_first, number
-                found[name] = DescribedSite(name, original(modules[path]), *parts)
+                found[name] = DescribedSite(
+                    name, original(modules[path]), output, stream,
+                    stream_first=entry.stream_first, entry=number,
+                )  # fmt: skip
         return sorted(found.values(), key=lambda site: order.index(self._path(site)))
 
     def _path(self, site: DescribedSite) -> str:
