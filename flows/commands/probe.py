@@ -53,10 +53,8 @@ def probe(
         raise AlreadyExists(f"--write {write}", expected="no file", got="one", remedy="give --overwrite")
     pipe, generate = _pipeline(factory, call, device, dtype)
     from i2am.pipeline.drafting.draft import draft
-    from i2am.pipeline.foreign_errors import as_capture_error
 
-    with as_capture_error(f"the pipeline of {factory!r} failed", "correct the function that calls it"):
-        found = draft(pipe, generate, steps)
+    found = draft(pipe, generate, steps)
     if as_json:
         print_json(_facts(found))
     else:
@@ -91,7 +89,13 @@ def _pipeline(factory: str, call: str | None, device: str, dtype: str) -> tuple[
             got=f"a {type(made).__name__}",
             remedy="write call(pipeline), which generates one sample in a few steps",
         )
-    return pipe, lambda: own(pipe)
+    from i2am.pipeline.foreign_errors import as_capture_error
+
+    def generate() -> None:
+        with as_capture_error(f"the call of the pipeline of {factory!r} failed", "correct the function"):
+            own(pipe)
+
+    return pipe, generate
 
 
 def _configured(path: Path) -> tuple[Any, Callable[[], object]]:

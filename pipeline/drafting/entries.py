@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from i2am.pipeline.adapters.generic.module_patterns import matching_modules
-from i2am.pipeline.drafting.dependence import Layer
-from i2am.pipeline.drafting.layouts import Layout
+from i2am.pipeline.drafting.dependence import Layer, Part
+from i2am.pipeline.drafting.layouts import Layout, places
 from i2am.pipeline.drafting.token_text import Known, TokenText
 from i2am.pipeline.drafting.watch import pattern_of
 
@@ -23,8 +23,16 @@ def entries(
     """The lines of an entry for all layers that are alike; ``beside``: those of each about its norms."""
     groups = defaultdict[tuple[str, ...], list[Layer]](list)
     numbers = Counter(path for path, _ in taken)
+    first, total = dict[Part, int](), 0  # part to the number of its first image, among all references
     for layer, layout in taken.items():
-        body = _body(layout, TokenText(layout, known))
+        text = TokenText(layout, known)
+        body = _body(layout, text)
+        for part in layout.references:
+            if part not in first:
+                first[part] = total
+                total += len(text.pieces(part, len(places(layout.keys, part))))
+        if number := first[layout.references[0]]:
+            body.append(f"    first_reference: {number}")
         body += beside.get(layer, [])
         if numbers[layer[0]] > 1:
             body.insert(0, f"    name: call{layer[1]}")

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from i2am.pipeline.foreign_errors import as_capture_error
 from i2am.pipeline.taps.call_arguments import call_arguments
 from i2am.pipeline.taps.kernels import MULTIHEAD, SDPA, SOFTMAX, FunctionCalls, KernelCall, sdpa_call
 from i2am.pipeline.taps.written_out import PRODUCTS, Products
@@ -58,7 +59,12 @@ class ModuleCall:
     def again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Call the module as it was called, with these arguments."""
         device, dtype = self.autocast or ("cpu", torch.bfloat16)
-        with torch.no_grad(), torch.autocast(device, dtype, enabled=self.autocast is not None):
+        failed = as_capture_error(
+            "the denoiser, called again with its own arguments, failed",
+            "describe the model by hand: help(i2am.GenericAdapter)",
+        )
+        cast = torch.autocast(device, dtype, enabled=self.autocast is not None)
+        with failed, torch.no_grad(), cast:
             self.module(*args, **kwargs)
 
 

@@ -85,11 +85,15 @@ def test_the_calls_of_every_layer(i2am: I2am) -> None:
         (["not a name"], "MODULE:FACTORY"),
         ([f"{STRANGERS}:tailor"], "--call MODULE:FUNCTION, or a factory that returns"),
         ([f"{STRANGERS}:tailor", "--call", f"{STRANGERS}:sew"], "function in tests.standins.strangers"),
-        ([f"{STRANGERS}:broken"], "the pipeline of 'tests.standins.strangers:broken' failed"),
+        ([f"{STRANGERS}:broken"], "the call of the pipeline of 'tests.standins.strangers:broken' failed"),
         ([f"{STRANGERS}:weaver", "--device", "gpu"], "device"),
         ([f"{STRANGERS}:weaver", "--steps", "1"], "steps"),
         (["missing.yaml"], "missing.yaml"),
         ([f"{STRANGERS}:words"], "attention of net to a reference.*words alone"),
+        (
+            [f"{STRANGERS}:once"],
+            "the denoiser, called again with its own arguments, failed; got RuntimeError: once",
+        ),
         ([f"{STRANGERS}:silent"], "calls of scaled_dot_product_attention.*none"),
     ],
 )

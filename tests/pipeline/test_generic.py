@@ -18,7 +18,7 @@ from i2am.pipeline.drafting.watch import AttentionCall
 from tests.pipeline import joint_models, models
 from tests.pipeline.kernel_spy import kernel_witness
 from tests.pipeline.test_joint import edit, small_references  # noqa: F401
-from tests.standins.strangers import Choir, Own, Tailor, Weaver, tailor, try_on, weaver
+from tests.standins.strangers import Choir, Look, Own, Tailor, Weaver, tailor, try_on, weaver
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-own-model.md"
 
@@ -247,6 +247,35 @@ def test_the_page_shows_what_is_drafted_and_captures(tmp_path, monkeypatch, weav
     scope = {"i2am": i2am, "pipe": Weaver(), "left": left, "right": right, "generator": generators(1)}
     exec(blocks("python")[1], scope)
     assert len(i2am.open_run("study.zarr").layers) == 4
+
+
+def test_references_that_different_modules_see_keep_their_numbers(tmp_path):
+    class Both(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.coat, self.hat = Look(), Look()
+
+        def forward(self, x, t, coat, hat):
+            return self.hat(self.coat(x, coat), hat)
+
+    class Wardrobe:
+        def __init__(self):
+            torch.manual_seed(3)
+            self.both, self.steps = Both(), [2.0, 1.0]
+            self.coat, self.hat = torch.randn(1, 16, 3, 4), torch.randn(1, 16, 2, 5)
+
+        @torch.no_grad()
+        def __call__(self):
+            x = torch.ones(1, 16, 4, 4)
+            for step in self.steps:
+                x = self.both(x, torch.tensor(step), self.coat, self.hat)
+            return [x[0, :3].sigmoid().permute(1, 2, 0).numpy()]
+
+    pipe, file = Wardrobe(), tmp_path / "wardrobe.yaml"
+    file.write_text(draft(pipe, pipe).text)
+    _, run = record(lambda pipe, count: pipe(), pipe, tmp_path / "r.zarr", file)
+    found = {layer: (spec.reference, spec.ref_grid) for layer, spec in run.layers.items()}
+    assert found == {"both.coat": ("reference", (3, 4)), "both.hat": ("reference-1", (2, 5))}
 
 
 def test_self_attention_as_large_as_a_look_is_left_out():

@@ -121,7 +121,7 @@ class GenericAdapter(Adapter):
                 )
                 found[name] = DescribedSite(
                     name, original(modules[path]), output, stream,
-                    stream_first=entry.stream_first, entry=number,
+                    stream_first=entry.stream_first, reference_index=entry.first_reference, entry=number,
                 )  # fmt: skip
         return sorted(found.values(), key=lambda site: order.index(self._path(site)))
 

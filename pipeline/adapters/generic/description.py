@@ -83,6 +83,9 @@ class Layers(Strict):
     keys: Number | None = None
     generated: Generated = Generated()
     references: Annotated[list[Reference], Field(min_length=1)]
+    first_reference: Annotated[
+        int, Field(ge=0, description="which of the model's references the first of these is, from 0")
+    ] = 0
     heads: Annotated[
         int | None, Field(ge=1, description="among the rows of the call, those of one row side by side")
     ] = None
