@@ -51,7 +51,7 @@ def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str]:
         return dict(config.inputs)
     from i2am.pipeline.adapters.registry import find_adapter
 
-    known = find_adapter(pipe, config.adapter).inputs(pipe)
+    known = find_adapter(pipe, config.adapter, config.reference_region).inputs(pipe)
     return {argument: name for argument, name in known.items() if argument not in config.call}
 
 

@@ -111,10 +111,7 @@ def ablate_run(
     able = [layer.name for layer in select(opened, direction).layers]
     models = load_distances(features, weights, lpips, config.device)
     pipe, call = prepare(config)
-    from i2am.pipeline.interventions.ablation import choose_reference, default_mode
-
-    mode = mode or default_mode(pipe, config.adapter)
-    chosen, layers = choose_reference(pipe, able, reference, config.adapter)
+    mode, chosen, layers = _meant(config, pipe, able, mode, reference)
     asked = token_ranks(opened, ranks, draws, layers)
     masks = block_masks(asked.grid, blocks if asked.placed else 1) if blocks else {}
     cells = largest_grid(select(opened, direction, layers).layers, "gen")
@@ -132,6 +129,17 @@ def ablate_run(
         _write(directory.staging / "made", result, run, mode, chosen)
         directory.publish(directory.staging / "made")
     return result
+
+
+def _meant(
+    config: CaptureConfig, pipe: Any, layers: Sequence[str], mode: Mode | None, reference: str | None
+) -> tuple[Mode, int, Sequence[str] | None]:
+    """How tokens are removed, of which reference, and its layers."""
+    from i2am.pipeline.adapters.registry import find_adapter
+    from i2am.pipeline.interventions.ablation import choose_reference, default_mode
+
+    family = find_adapter(pipe, config.adapter, config.reference_region)
+    return mode or default_mode(pipe, family), *choose_reference(pipe, layers, reference, family)
 
 
 @dataclass(slots=True)

@@ -121,6 +121,7 @@ class Generator:
 
     def _generate(self, sample: str, removed: Sequence[Mask]) -> list[Image]:
         """Images [y, x, channel] of one sample, without the tokens of each set."""
+        from i2am.pipeline.adapters.registry import find_adapter
         from i2am.pipeline.interventions.ablation import ablation
         from i2am.pipeline.recording.images import to_uint8
 
@@ -128,8 +129,8 @@ class Generator:
         gone = np.stack(removed)
         with ablation(
             self.pipe, gone if self.placed else gone.reshape(len(gone), -1), self.mode,
-            adapter=config.adapter, guidance=config.guidance, timesteps=config.timesteps,
-            reference=self.reference,
+            adapter=find_adapter(self.pipe, config.adapter, config.reference_region),
+            guidance=config.guidance, timesteps=config.timesteps, reference=self.reference,
         ):  # fmt: skip
             images = self.call(self.pipe, tasks)
         return [to_uint8("generated", image) for image in images]

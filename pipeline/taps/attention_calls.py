@@ -70,6 +70,13 @@ class CallTap:
 
     def begin(self, spans: Mapping[str, Spans] | None) -> None:
         """A denoiser call begins; ``spans`` is what the adapter says of it."""
+        if spans is None and not self._latest:
+            raise CaptureError(
+                "joint attention: keys that are kept from an earlier call",
+                expected="a call in the same sample context that makes them",
+                got="none",
+                remedy="make the whole generation inside one sample context",
+            )
         self._latest = self._latest if spans is None else spans
         self._spans = self._latest
 
