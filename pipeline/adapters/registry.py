@@ -17,6 +17,7 @@ from i2am.pipeline.adapters.flux_canvas import FluxCanvas
 from i2am.pipeline.adapters.flux_ip_adapter import FluxIPAdapter
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
 from i2am.pipeline.adapters.flux_redux import FluxRedux
+from i2am.pipeline.adapters.flux_references import UNO, DreamO
 from i2am.pipeline.adapters.ip_adapter import IPAdapter
 from i2am.pipeline.adapters.ldm import LatentDiffusion
 from i2am.pipeline.adapters.pasd import PASD
@@ -53,6 +54,8 @@ _BUILT_IN: tuple[type[Adapter], ...] = (
     UNetCanvas,
     FluxCanvas,
     VisualCloze,
+    DreamO,
+    UNO,
 )
 
 
