@@ -23,6 +23,7 @@ class StudyOptions:
     steps: Indices | None = None
     heads: Indices | None = None
     samples: tuple[str, ...] | None = None
+    reference: str | None = None  # of several: "reference", "reference-1", ..., or "text"; None: the first
     time_groups: int = 5  # groups of the time level, at most; fewer if there are fewer steps
     penalty: float = 3.0  # IMACS's weight of what lies outside the mask
     protocol: Protocol = "corrected"  # "corrected" or "official", of the maps and of IMACS

@@ -3,6 +3,7 @@ from .analysis.aggregations.daam import daam_maps as daam_maps
 from .analysis.compare.compare import compare as compare
 from .analysis.experiments.detection import detect as detect
 from .analysis.maps.attribution import attribution_maps as attribution_maps
+from .analysis.maps.shares import reference_shares as reference_shares
 from .analysis.reduction.aggregation import Aggregation as Aggregation
 from .analysis.scores.imacs import imacs as imacs
 from .analysis.study.export_run import export as export

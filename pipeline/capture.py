@@ -16,7 +16,7 @@ from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.compilation import compiled_code_left_out, is_compiled, original
 from i2am.pipeline.events import Event, Listener, ignore
 from i2am.pipeline.recording.batch_rows import BatchSplitter
-from i2am.pipeline.recording.hooks import PipelineHooks
+from i2am.pipeline.recording.hooks import PipelineHooks, all_sites
 from i2am.pipeline.recording.images import ImageLike
 from i2am.pipeline.recording.layer_selection import Layers, select_layers
 from i2am.pipeline.recording.recording import CaptureSettings, CaptureTarget, Recording, SampleHandle
@@ -57,6 +57,7 @@ def capture(
     timesteps: Iterable[float] | None = None,
     guidance: Sequence[Sequence[str]] | None = None,
     value_norms: bool = True,
+    text: bool = False,
     attrs: Mapping[str, Any] | None = None,
     on_event: Listener = ignore,
     **store: Any,
@@ -66,18 +67,17 @@ def capture(
     Parameters
     ----------
     pipe, path, samples
-        A pipeline of a known family. The run, ``NAME.zarr``: created at the first denoiser call, or resumed
-        where it exists. Ids of all samples that it shall hold, None: those of an existing run.
+        A pipeline of a known family; the run, to be created or resumed; ids of all its samples, or None.
     layers, steps, heads
         What to keep: layers by name, pattern or number in the model's order; indices or slices.
     adapter, representation
         An adapter or its name, None: the one that matches; "auto", "factors" or "scores" for every layer.
-    roles, value_norms
-        Guidance roles to keep; roles other than "cond" become layers ``NAME@ROLE``. Whether to keep norms of
-        values and of what the reference adds; the commit record names layers that cannot give them.
+    roles, value_norms, text
+        Guidance roles to keep, others than "cond" as ``NAME@ROLE``. Whether to keep norms of values and of
+        what the reference adds (the commit record names layers without), and keys of words (``NAME@text``).
     reference_region
-        Side of the model's picture that is the reference: "left", "right", "top" or "bottom", for half of it,
-        or one with its share, ``{"left": 0.4}``. Images of the whole picture are cut into the two sides.
+        Side of the picture that is the reference: "left", "right", "top" or "bottom", or ``{"left": 0.4}`` of
+        it, else half. Images of the whole picture are cut into the two sides.
     timesteps, guidance
         Of all steps, where the scheduler does not announce them; calls of a step, each a list of its row
         blocks, where unusual: ``[["uncond"], ["cond"]]``.
@@ -96,7 +96,7 @@ def capture(
     """
     ids, found = _checked(samples, store), find_adapter(pipe, adapter, reference_region)
     steps, heads = listed_indices("step", steps), listed_indices("head", heads)
-    how = (representation, roles, timesteps, guidance, value_norms)
+    how = (representation, roles, timesteps, guidance, value_norms, text)
     settings = make_settings(pipe, found, layers, steps, heads, *how)
     facts = {**_facts(found, settings, steps, heads), **(attrs or {})}
     weights = partial(attention_fingerprint, pipe, found, [site.name for site in settings.sites])
@@ -115,6 +115,7 @@ def make_settings(
     timesteps: Iterable[float] | None = None,
     guidance: Sequence[Sequence[str]] | None = None,
     value_norms: bool = True,
+    text: bool = False,
 ) -> CaptureSettings:
     """Resolve what to keep against the model; parameters and errors as in :func:`capture`."""
     layout = as_layout(guidance)
@@ -130,7 +131,7 @@ def make_settings(
         return adapter.schedule(pipe, first.value, first.tolerance)
 
     return CaptureSettings(
-        select_layers(layers, adapter.sites(pipe)),
+        select_layers(layers, all_sites(adapter, pipe, text)),
         BatchSplitter(pipe, adapter, roles, heads, representation),
         schedule=schedule,
         steps=lambda count: sorted(select_indices("step", kept, count)),
@@ -138,6 +139,7 @@ def make_settings(
         interrupted=lambda: getattr(pipe, "interrupt", False) is True,
         value_norms=value_norms,
         region=adapter.region,
+        text=text,
     )
 
 
@@ -155,7 +157,7 @@ class Capture:
         self._settings, self._target, self._on_event = settings, target, on_event
         self._pipe, self._adapter = pipe, adapter
         self._hooks = PipelineHooks(
-            pipe, adapter, settings.sites, lambda: self._recording, settings.value_norms
+            pipe, adapter, settings.sites, lambda: self._recording, settings.value_norms, settings.text
         )
         self._copies = HostCopies()
         self._recording: Recording | None = None

@@ -26,6 +26,7 @@ from i2am.storage.errors import AggregationError, InputError
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.index_selection import Indices
+from i2am.storage.reading.one_reference import one_reference
 from i2am.storage.reading.open import Place, open_any
 from i2am.storage.reading.run import Run
 from i2am.storage.reading.run_collection import Runs
@@ -41,6 +42,7 @@ def aggregate(
     size: Grid | None = None,
     *,
     resize: Resize = "linear",
+    reference: str | None = None,
     store: StorePlace = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
@@ -56,6 +58,8 @@ def aggregate(
     size, resize
         (rows, columns) of a result that is a map, None for the largest grid of the layers; "linear" or
         "bicubic", how layers are brought to it.
+    reference
+        "reference", "reference-1", ... of several references, or "text"; None: the first.
     store, storage_options
         Place of the derived store of marginals (a folder for several runs); options, for URLs.
 
@@ -73,7 +77,7 @@ def aggregate(
     """
     aggregation = _declared(aggregation)
     check_resize(resize)
-    opened = open_any(run, storage_options)
+    opened = one_reference(open_any(run, storage_options), reference)
     if aggregation.over != "marginals":
         need_attention(opened.attrs, str(opened.path), f"aggregation {aggregation.name!r}")
     if isinstance(opened, Runs):

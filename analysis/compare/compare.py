@@ -46,6 +46,7 @@ from i2am.analysis.study.collect import collect_tables
 from i2am.analysis.study.damaged_samples import split_damaged
 from i2am.storage.errors import NoAnswer
 from i2am.storage.index_selection import Indices
+from i2am.storage.reading.one_reference import one_reference, references_of
 from i2am.storage.reading.open import open_any
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class CompareOptions(TypedDict, total=False):
     steps: Indices | None
     heads: Indices | None
     samples: Sequence[str] | None
+    reference: str | None
     size: Grid | None
     resize: Resize
     time_groups: int
@@ -106,7 +108,7 @@ def compare(
     overwrite
         Replace things of the names in OUTPUTS that no comparison wrote.
     **options
-        layers, steps, heads, samples, size, resize="linear", time_groups=5, penalty=3.0,
+        layers, steps, heads, samples, reference, size, resize="linear", time_groups=5, penalty=3.0,
         protocol="corrected", confidence=0.95, details=6, store, storage_options: see `CompareOptions`.
 
     Returns
@@ -158,7 +160,9 @@ class _Job:
                 asked[name] = (names,) if isinstance(names, str) else tuple(names)
         options = StudyOptions(**asked)
         check_options(options)
-        first, second = (open_any(run, options.storage_options) for run in (a, b))
+        opened = [open_any(run, options.storage_options) for run in (a, b)]
+        reference = options.reference or references_of(opened[0])[0]
+        first, second = (one_reference(run, reference) for run in opened)
         return cls(first, second, options, emit)
 
     def compare(self, pairing: Pairing, known: dict[str, str], made: Path) -> Comparison:

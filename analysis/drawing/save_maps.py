@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from i2am.analysis.drawing.colours import RGB
 from i2am.analysis.drawing.level_panels import heading, level_block, plain_panel, specific_panels
 from i2am.analysis.drawing.matplotlib_style import save
-from i2am.analysis.drawing.panels import NO_IMAGES, Block, SampleImages, block
+from i2am.analysis.drawing.panels import NO_IMAGES, Block, Panel, SampleImages, block
 from i2am.analysis.drawing.sheet import sheet
 from i2am.analysis.drawing.units import drawable, units_of
+from i2am.analysis.grids.direction import DIRECTIONS
+from i2am.analysis.maps.attribution import attribution_maps
+from i2am.analysis.maps.shares import REST, reference_shares
 from i2am.analysis.maps.write import BlockwiseMaps, write_maps
 from i2am.analysis.output_directory import (
     MAPS_ATTRIBUTES,
@@ -26,12 +32,14 @@ from i2am.analysis.output_directory import (
     remove_partial_chunks,
     scratch,
 )
-from i2am.storage.errors import AlreadyExists, InputError, NoPermission, NotFound
+from i2am.storage.errors import AlreadyExists, InputError, NoAnswer, NoPermission, NotFound
+from i2am.storage.reading.one_reference import one_reference, references_of
 
 if TYPE_CHECKING:
     from i2am.storage.reading.run_collection import AnyRun
 
 ENDINGS = (".npz", ".zarr", ".png")
+NOTE = "R2G, over the image: where a reference was used. G2R, over the reference: what of it was used."
 MOST_MAPS = 512
 """Maps in one picture, at most: it is then some 13,000 pixels high."""
 
@@ -45,10 +53,50 @@ def save_maps(
     for ``xarray.open_zarr``) or .png (one colour scale, over the run's images if `run` is given, a chosen
     region marked on its image). What is there is replaced only with `overwrite`.
     """
+    target = _checked_target(path, overwrite)
+
+    def write(made: Path) -> None:
+        if target.suffix == ".npz":
+            _npz(maps, made)
+        elif target.suffix == ".zarr":
+            named = {"maps" if maps.name is None else str(maps.name): BlockwiseMaps.of(maps)}
+            write_maps(named, list(maps["sample"].values), made, attrs=MAPS_ATTRIBUTES)
+            remove_partial_chunks(made)
+        else:
+            _picture(maps, made, run)
+
+    _put(target, write, overwrite)
+
+
+def save_references(
+    run: AnyRun, path: str | os.PathLike[str], *, overwrite: bool = False, **asked: Any
+) -> None:
+    """Draw every reference of a run, and words, in one picture (.png); `asked` as for `references_sheet`."""
+    target = _checked_target(path, overwrite, (".png",))
+    picture = references_sheet(run, **asked)
+    _put(target, lambda made: save(picture, made), overwrite)
+
+
+def _put(target: Path, write: Callable[[Path], None], overwrite: bool) -> None:
+    """Write in a scratch folder, then move into place."""
+    with scratch(target.parent, ".maps-") as staging:
+        made = staging / target.name
+        write(made)
+        with alone_in(target.parent, target.name):
+            if target.exists() and not overwrite:  # it came meanwhile
+                raise _exists(target)
+            refuse_foreign_folder(target)
+            move_into_place(made, target)
+
+
+def _checked_target(path: str | os.PathLike[str], overwrite: bool, endings: Sequence[str] = ENDINGS) -> Path:
+    """The output's path, if it may be written."""
     target = Path(path).absolute()  # workers may have another working directory
-    if target.suffix not in ENDINGS:
+    if target.suffix not in endings:
         raise InputError(
-            f"output {target}", expected="a name that ends in .npz, .zarr or .png", got=repr(target.suffix)
+            f"output {target}",
+            expected=f"a name that ends in {' or '.join(endings)}",
+            got=repr(target.suffix),
         )
     refuse_inside_run(target)
     if target.exists() and not overwrite:
@@ -58,21 +106,7 @@ def save_maps(
         raise NotFound(f"directory {target.parent} does not exist", remedy="make it first")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise NoPermission(f"cannot write into {target.parent}", remedy="name another output")
-    with scratch(target.parent, ".maps-") as staging:
-        made = staging / target.name
-        if target.suffix == ".npz":
-            _npz(maps, made)
-        elif target.suffix == ".zarr":
-            named = {"maps" if maps.name is None else str(maps.name): BlockwiseMaps.of(maps)}
-            write_maps(named, list(maps["sample"].values), made, attrs=MAPS_ATTRIBUTES)
-            remove_partial_chunks(made)
-        else:
-            _picture(maps, made, run)
-        with alone_in(target.parent, target.name):
-            if target.exists() and not overwrite:  # it came meanwhile
-                raise _exists(target)
-            refuse_foreign_folder(target)
-            move_into_place(made, target)
+    return target
 
 
 def _exists(target: Path) -> AlreadyExists:
@@ -119,3 +153,38 @@ def _blocks(maps: xr.DataArray, run: AnyRun | None) -> list[Block]:
             panels.append(plain_panel(own, images, sample))
     pairs = maps.attrs["level"] == "specific" and run is not None
     return blocks or [block("", panels, together=2 if pairs else 1)]
+
+
+def references_sheet(run: AnyRun, samples: Sequence[str] | str | None = None, **asked: Any) -> RGB:
+    """A block for each sample: each reference's R2G over the image, with its share, and its G2R over itself.
+
+    ``asked``: layers, steps, heads, store, as for `attribution_maps`.
+    """
+    panels: dict[str, list[Panel]] = {}
+    shares, bar = {}, ""
+    with suppress(NoAnswer):  # of softmaxes of their own
+        rows = reference_shares(run, samples, **asked).iter_rows()
+        shares = {(sample, name): f", {share:.1%} of attention" for sample, name, share in rows}
+    for name in references_of(run):
+        view = one_reference(run, name)
+        for direction in DIRECTIONS:
+            try:
+                maps = attribution_maps(view, direction, samples=samples, method="i2am", **asked).compute()
+            except NoAnswer:
+                continue
+            bar = units_of(maps.attrs).bar
+            for sample in map(str, maps["sample"].values):
+                own, values = SampleImages.read(view, sample), maps.sel(sample=sample).values
+                picture = own.images.get("generated" if direction == "r2g" else "reference")
+                words = f"{name}: {direction.upper()}" + (
+                    shares.get((sample, name), "") * (direction == "r2g")
+                )
+                begun = panels.setdefault(sample, [Panel("generated", own.images.get("generated"))])
+                begun.append(Panel(words, picture, values.astype(np.float64)))
+    blocks = [_block(sample, found, shares) for sample, found in panels.items()]
+    return sheet(blocks, "Every reference, and words", bar, NOTE)
+
+
+def _block(sample: str, panels: list[Panel], shares: dict[tuple[str, str], str]) -> Block:
+    rest = shares.get((sample, REST), "")
+    return block(f"{sample}{rest} elsewhere" if rest else sample, panels)

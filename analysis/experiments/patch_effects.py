@@ -71,13 +71,13 @@ def block_masks(grid: Grid, blocks: int = BLOCKS) -> dict[Block, NDArray[np.bool
 
 
 def predicted_maps(
-    run: Run, sample: str, blocks: Mapping[Block, NDArray[np.bool_]], of: Sequence[str] | None = None
+    run: Run, sample: str, blocks: Mapping[Block, NDArray[np.bool_]]
 ) -> dict[str, NDArray[np.float64]]:
     """Maps [block, y, x] on the largest generated grid, by predictor, from one pass over the attention.
 
     ``of`` names the layers of one of several references.
     """
-    layers = select(run, "r2g", of, on_reference=True).layers
+    layers = select(run, "r2g", on_reference=True).layers
     size = largest_grid(layers, "gen")
     everything = np.ones(next(iter(blocks.values())).shape)
     regions = {"all": everything} | {f"{row},{column}": mask for (row, column), mask in blocks.items()}
@@ -97,15 +97,13 @@ def predicted_maps(
     return {"r2g": maps["r2g"][1:], "daam": maps["daam"][1:], "r2g-all": constant}
 
 
-def predicted_by_whole(
-    run: Run, sample: str, size: Grid, of: Sequence[str] | None = None
-) -> dict[str, NDArray[np.float64]]:
+def predicted_by_whole(run: Run, sample: str, size: Grid) -> dict[str, NDArray[np.float64]]:
     """Maps [1, y, x] of a reference without places, by predictor, as far as the run has them."""
     methods: Mapping[str, Method] = {"r2g": "i2am", "contribution": "contribution"}
     found = {}
     for predictor, method in methods.items():
         with suppress(NoAnswer):  # captured without norms
-            maps = attribution_maps(run, "r2g", samples=[sample], layers=of, size=size, method=method)
+            maps = attribution_maps(run, "r2g", samples=[sample], size=size, method=method)
             found[predictor] = np.asarray(maps, dtype=np.float64)
     return found
 

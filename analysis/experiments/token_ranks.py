@@ -23,7 +23,6 @@ from i2am.analysis.grids.resize import linear
 from i2am.analysis.grids.selection import has_reference_map, select
 from i2am.analysis.grids.tiled_layers import group_tiles, largest_grid
 from i2am.analysis.maps.attribution import attribution_maps
-from i2am.analysis.maps.official_layers import default_layers
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.run import Run
@@ -105,30 +104,25 @@ def check_ranks(names: Sequence[str], draws: int) -> None:
         raise InputError("draws", expected="at least 1", got=str(draws), remedy="leave the rank random out")
 
 
-def token_ranks(
-    run: Run, names: Sequence[str] = RANKS, draws: int = DRAWS, of: Sequence[str] | None = None
-) -> TokenRanks:
-    """Ask the run for the maps of each rank, lazily; ``of`` names the layers of one of several references.
+def token_ranks(run: Run, names: Sequence[str] = RANKS, draws: int = DRAWS) -> TokenRanks:
+    """Ask the run for the maps of each rank, lazily.
 
     A rank that this run cannot answer is left out with a note (`InputError`: none is left). Tokens without a
     place, such as a pooled one, have no map and no order: there is `WHOLE` alone.
     """
     check_ranks(names, draws)
     if not has_places(run):
-        return _whole(run, names, of)
-    layers = select(run, "g2r", of).layers
+        return _whole(run, names)
+    layers = select(run, "g2r").layers
     grid = largest_grid(layers, "ref")
     maps: dict[tuple[str, str | None, int | None], Any] = {}
     notes: dict[str, str] = {}
     for name in dict.fromkeys(names):
         try:
             if name in _QUESTIONS:
-                own = of
-                if of is not None and name == "official":
-                    own = [layer for layer in default_layers(run, "g2r") if layer in of]
                 # The official code resizes no map on the reference, so its order is brought to the grid here.
                 size = None if name == "official" else grid
-                found = attribution_maps(run, "g2r", layers=own, size=size, **_QUESTIONS[name])
+                found = attribution_maps(run, "g2r", size=size, **_QUESTIONS[name])
                 maps[name, None, None] = _values_of(found, grid)
             elif name == "daam":
                 maps[name, None, None] = _values_of(_daam(run, layers))
@@ -141,9 +135,9 @@ def token_ranks(
     return TokenRanks(grid, draws, tuple(name for name in names if name not in notes), maps, notes)
 
 
-def _whole(run: Run, names: Sequence[str], of: Sequence[str] | None) -> TokenRanks:
+def _whole(run: Run, names: Sequence[str]) -> TokenRanks:
     """The order of a reference without places."""
-    counts = {layer.ref for layer in select(run, "r2g", of).layers}
+    counts = {layer.ref for layer in select(run, "r2g").layers}
     if len(counts) > 1:
         raise NoAnswer(
             "orders of reference tokens without a place",

@@ -180,6 +180,12 @@ def read_region(text: str) -> list[tuple[int, ...]] | None:
     return [tuple(map(int, place.split(","))) for place in numbers.split(";")]
 
 
+def read_tokens(at: object) -> tuple[int, ...] | None:
+    """Numbers of tokens without a place, such as words, from "tokens 3,5"; None for other regions."""
+    found = re.fullmatch(r"tokens? (\d+(?:,\d+)*)", at) if isinstance(at, str) else None
+    return None if found is None else tuple(map(int, found[1].split(",")))
+
+
 def read_mask(text: str) -> NDArray[np.float64] | None:
     """The small mask [y, x] of a text from `region_text`, or None if it has none."""
     rows = re.fullmatch(f"{A_MASK} ([01/]+)", text)

@@ -15,6 +15,7 @@ from i2am.storage.format.file_names import sample_ids
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.index_selection import Indices, select_indices
 from i2am.storage.name_patterns import matching_names
+from i2am.storage.reading.one_reference import references_of
 from i2am.storage.reading.run_collection import AnyRun
 
 
@@ -36,6 +37,7 @@ class Selection:
             "layers": [layer.name for layer in self.layers],
             "left_out": list(self.left_out),
             "steps": list(self.steps),
+            "reference": self.layers[0].reference,
         }
 
 
@@ -68,7 +70,7 @@ def select(
     *,
     on_reference: bool | None = None,
 ) -> Selection:
-    """Resolve and check a selection; None selects all.
+    """Resolve and check a selection; None selects all, of a run with several references those of the first.
 
     `layers` are names or shell patterns such as ``*up_blocks*``; a layer that a pattern matches is left out
     if it cannot answer, and a layer that is named must answer (`NoAnswer`). `on_reference` asks for layers
@@ -128,6 +130,18 @@ def _asked_layers(run: AnyRun, direction: Direction, names: Sequence[str] | str,
     untiled = {untiled_name(layer): layer for layer in run.layers.values()}
     matched = set(matching_names("layer", wanted, list(dict(run.layers) | untiled)))
     asked = [layer for name, layer in run.layers.items() if matched & {name, untiled_name(layer)}]
+    first = references_of(run)[0]
+    others = [layer for layer in asked if layer.reference != first]
+    if (stray := [layer for layer in others if layer.name in wanted] or others) and (
+        len(others) == len(asked) or stray[0].name in wanted
+    ):
+        raise NoAnswer(
+            f"this question to layer {stray[0].name!r}",
+            expected=f"layers of one reference, here {first!r}",
+            got=repr(stray[0].reference),
+            remedy=f"ask with reference={stray[0].reference!r}, or --reference",
+        )
+    asked = [layer for layer in asked if layer not in others]
     unable = [layer for layer in asked if needs_map and not has_reference_map(layer)]
     named = [layer for layer in unable if layer.name in wanted]
     if named or len(unable) == len(asked):
@@ -138,11 +152,13 @@ def _asked_layers(run: AnyRun, direction: Direction, names: Sequence[str] | str,
             got=f"{layer.ref} token(s) without one",
             remedy="ask for unified r2g, or leave this layer out",
         )
-    return tuple(layer for layer in asked if layer not in unable), tuple(layer.name for layer in unable)
+    left_out = tuple(layer.name for layer in (*unable, *others))
+    return tuple(layer for layer in asked if layer not in unable), left_out
 
 
 def _default_layers(run: AnyRun, direction: Direction, needs_map: bool) -> Layers:
-    every = list(run.layers.values())
+    first, *others = references_of(run)
+    every = [layer for layer in run.layers.values() if layer.reference == first]
     # Layers of other guidance roles are there for comparison, and are averaged in only where they are named.
     conditional = [layer for layer in every if layer.role == "cond"] or every
     able = [layer for layer in conditional if has_reference_map(layer) or not needs_map]
@@ -150,8 +166,8 @@ def _default_layers(run: AnyRun, direction: Direction, needs_map: bool) -> Layer
         raise NoAnswer(
             f"this {direction} question to this run",
             expected="a layer whose reference tokens have a place in the reference image",
-            got="only pooled tokens",
-            remedy="ask for unified r2g",
+            got=f"only pooled tokens of {first!r}" if others else "only pooled tokens",
+            remedy=f"ask for another reference ({', '.join(others)})" if others else "ask for unified r2g",
         )
     found = tuple([layer for layer in able if not is_similarity(layer)] or able)
     return found, tuple(name for name, layer in run.layers.items() if layer not in found)

@@ -39,6 +39,7 @@ from i2am.analysis.several_runs import check_patches_agree, combine_runs
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.index_selection import Indices
+from i2am.storage.reading.one_reference import one_reference
 from i2am.storage.reading.open import Place, open_any
 from i2am.storage.reading.run import Run
 from i2am.storage.reading.run_collection import Runs
@@ -68,6 +69,7 @@ def attribution_maps(
     method: Method | None = None,
     resize: Resize = "linear",
     at_pixels: regions.Pixels | None = None,
+    reference: str | None = None,
     store: StorePlace = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
@@ -76,22 +78,21 @@ def attribution_maps(
     Parameters
     ----------
     run, direction, level
-        An open run, its path or URL, or several as one; "r2g": maps on the generated image, "g2r": on the
-        reference; None is "unified", or "specific" where a region is given.
-    layers, steps, heads, samples
-        What to average over or to keep; None for all that can answer.
-    size, time_groups
-        (rows, columns), None for the largest grid or the official size; groups, at most one a step.
+        An open run, its path or URL, or several; "r2g": maps on the generated image, "g2r": on the reference;
+        None is "unified", or "specific" where a region is given.
+    layers, steps, heads, samples, size, time_groups
+        What to average over or to keep, None for all that can answer; (rows, columns), None for the largest
+        grid or the official size; groups, at most one a step.
     at, at_pixels
         Region of the specific level: a mask image by name, or a `Region` in patches of the largest grid (of
-        the generated image for "g2r", of the reference for "r2g"); or pixels of that image, (x, y) from its
-        upper left corner, one or a list, which stand for the patches they lie on.
+        the generated image for "g2r", of the reference for "r2g"), or "tokens 3,5" of those without a place,
+        such as words; or pixels of that image, one or a list of (x, y) from its upper left corner.
     protocol, method, resize
         "corrected" or "official"; "attention" (or "i2am"), "joint", "daam", "norm" or "contribution", None:
-        "contribution" where R2G of all layers is a similarity and it was captured, else
-        "attention"; "linear" or "bicubic": how corrected maps are brought to one grid (official: bicubic).
-    store, storage_options
-        Place of the derived store of marginals (a folder for several runs); options, for URLs.
+        "contribution" where R2G is a similarity and it was captured, else "attention"; "linear" or "bicubic".
+    reference, store, storage_options
+        "reference", "reference-1", ... of several references, or "text", None: the first; place of the
+        derived store of marginals (a folder for several runs); options, for URLs.
 
     Returns
     -------
@@ -101,9 +102,9 @@ def attribution_maps(
     Raises
     ------
     UnknownName, InputError, EmptyRun, NoAnswer
-        For what does not exist, does not fit the level, or has no answer, such as G2R of a pooled token.
+        For what does not exist, does not fit the level, or has no answer (G2R of a pooled token).
     """
-    opened = open_any(run, storage_options)
+    opened = one_reference(open_any(run, storage_options), reference)
     at = regions.with_pixels(opened, direction, at, at_pixels)
     asked = (direction, level, (layers, steps, heads), time_groups, at, protocol, method, resize)
     ask = partial(_maps_of_run, asked=asked, storage_options=storage_options)

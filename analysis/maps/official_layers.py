@@ -12,6 +12,7 @@ from i2am.analysis.grids.selection import Selection, has_reference_map, select
 from i2am.analysis.maps.official import SIZE
 from i2am.storage.errors import InputError, NoAnswer
 from i2am.storage.index_selection import Indices
+from i2am.storage.reading.one_reference import references_of
 from i2am.storage.reading.run_collection import AnyRun
 
 MIDDLE = re.compile(r"mid_block|middle_block")
@@ -49,7 +50,9 @@ def official_selection(
 
 def default_layers(run: AnyRun, direction: Direction) -> list[str]:
     """Names of the layers that the official code would hook in this run."""
-    able = [name for name, layer in run.layers.items() if direction == "r2g" or has_reference_map(layer)]
+    first, *_ = references_of(run)
+    own = [layer for layer in run.layers.values() if layer.reference == first]
+    able = [layer.name for layer in own if direction == "r2g" or has_reference_map(layer)]
     outer = [name for name in able if not MIDDLE.search(name)]
     if direction == "g2r":
         found = [name for name in outer if WARP_G2R.search(name)] or outer

@@ -96,8 +96,11 @@ def resolve_question(
         selection = official_selection(run, direction, *asked)
         size = official_size(selection, direction, size)
     else:
-        on_reference = direction == "g2r" or level == "specific"
+        tokens = regions.read_tokens(at)
+        on_reference = direction == "g2r" or (level == "specific" and tokens is None)
         selection = select(run, direction, *asked, on_reference=on_reference)
+        if tokens is not None:
+            _check_tokens(selection, direction, tokens)
         if not chosen and _is_similarity_with_contribution(selection, direction, level):
             method = "contribution"
         if method in _KEPT:
@@ -160,6 +163,23 @@ def _check_answerable(
     ):  # fmt: skip
         if impossible:
             raise NoAnswer(what, expected=expected, got=got, remedy=remedy)
+
+
+def _check_tokens(selection: Selection, direction: Direction, tokens: Sequence[int]) -> None:
+    """Tokens without a place are asked for by number, in the model's order."""
+    for layer in selection.layers:
+        if direction == "g2r" or layer.ref_grid != (0, 0):
+            raise NoAnswer(
+                f"{direction} of {len(tokens)} tokens of layer {layer.name!r}",
+                expected="r2g, and tokens without a place, such as words",
+                got=f"{direction}, tokens on a grid of {layer.ref_grid[0]} x {layer.ref_grid[1]}",
+                remedy="ask at patches: at=(row, column)",
+            )
+        if max(tokens) >= layer.ref:
+            raise InputError(
+                f"token {max(tokens)} of layer {layer.name!r}", expected=f"0 to {layer.ref - 1}",
+                got="one beyond", remedy="number them in the model's order",
+            )  # fmt: skip
 
 
 def _checked_size(size: Grid | None) -> Grid | None:

@@ -146,6 +146,21 @@ class RegionMarginal(TokenSource):
         return compute_marginals(self.run, layer, sample, asked)[quantity_name(self.kind, "at")]
 
 
+@dataclass(frozen=True)
+class ChosenTokens(TokenSource):
+    """A quantity of some reference tokens without a place, by their numbers: R2G of words."""
+
+    run: Run
+    kind: str
+    tokens: tuple[int, ...]
+
+    def __call__(self, layer: LayerSpec, sample: str) -> NDArray[np.float32]:
+        weights = np.zeros(layer.ref, dtype=np.float32)
+        weights[list(self.tokens)] = 1
+        found = compute_marginals(self.run, layer, sample, Regions(ref={"at": weights}))
+        return found[quantity_name(self.kind, "at")]
+
+
 def token_source(
     store: MarginalStore,
     selection: Selection,
@@ -168,6 +183,9 @@ def token_source(
         return TimesNorms(run, token_source(store, selection, direction, at))
     if at is None:
         return UniformDensity(len(run.timesteps)) if method == "daam" else StoredMarginal(store, kind)
+    if (tokens := regions.read_tokens(at)) is not None:
+        need_attention(run.attrs, str(run.path), "maps of tokens")
+        return ChosenTokens(run, kind, tokens)
     if isinstance(at, str):
         if at not in run.images:
             raise UnknownName("image", at, run.images)

@@ -14,8 +14,9 @@ Source: I²AM, R2G and G2R; the corrected protocol. Quantities, each float32 (st
 ============= ===== ==================================================================================
 
 Densities are 1 for uniform attention. ``@reference_mask`` restricts a quantity to the tokens of the reference
-object, ``@mask`` to the painted patches. These exist where the run holds those images, and are NaN where the
-mask of a sample is empty. The unified, time, head and layer levels are means of these quantities.
+object (of "reference-1": ``reference-1_mask``), ``@mask`` to the painted patches. These exist where the run
+holds those images, and are NaN where the mask of a sample is empty. The unified, time, head and layer levels
+are means of these quantities.
 """
 
 from __future__ import annotations
@@ -133,11 +134,11 @@ def _stored_chunk(run: Run, layer: LayerSpec, sample: str | None) -> MarginalChu
     ref = {"": np.ones(spatial_tokens(layer) or layer.ref, dtype=np.float32)}
     if has_reference_map(layer):
         gen[""] = np.ones(layer.gen, dtype=np.float32)
-        painted, object_image = REGION_IMAGE["g2r"], REGION_IMAGE["r2g"]
+        painted, object_image = REGION_IMAGE["g2r"], f"{layer.reference}_mask"
         if painted in run.images:
             gen[painted] = _image_weights(run, painted, sample, layer, "gen")
         if object_image in run.images:
-            ref[object_image] = _image_weights(run, object_image, sample, layer, "ref")
+            ref[REGION_IMAGE["r2g"]] = _image_weights(run, object_image, sample, layer, "ref")
     return MarginalChunk(Regions(gen, ref))
 
 

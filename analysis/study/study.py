@@ -44,6 +44,7 @@ from i2am.analysis.study.collect import collect_maps, collect_tables
 from i2am.analysis.study.damaged_samples import find_damaged, split_damaged
 from i2am.analysis.study.up_to_date import earlier_study, is_up_to_date, new_samples, study_inputs
 from i2am.storage.errors import NoAnswer
+from i2am.storage.reading.one_reference import one_reference, references_of
 from i2am.storage.reading.open import open_any
 from i2am.storage.reading.run_collection import members_of
 
@@ -106,7 +107,10 @@ def analyze(
     start = time.perf_counter()
     options = options or StudyOptions()
     check_options(options)
-    opened = open_any(run, options.storage_options)
+    whole = open_any(run, options.storage_options)
+    known = references_of(whole)
+    chosen = options.reference or known[0]
+    opened = one_reference(whole, chosen if len(known) > 1 else options.reference)
     names = select(opened, "r2g", options.layers, options.steps, options.heads, options.samples).samples
     before, inputs = earlier_study(Path(out)), study_inputs(opened, names, options)
     if not again and (found := _reused(inputs, Path(out))) is not None and not find_damaged(opened, names):
@@ -119,7 +123,12 @@ def analyze(
 
         result, made = retry_without_damaged(names, place.staging, attempt)
         fresh = set(new_samples(inputs, before))
-        result = replace(result, new=tuple(name for name in result.samples if name in fresh))
+        others = (f"{name}: ask for it with reference={name!r}" for name in known if name != chosen)
+        result = replace(
+            result,
+            new=tuple(name for name in result.samples if name in fresh),
+            absent=(*result.absent, *others),
+        )
         _write_facts(made, opened, result, inputs)
         place.publish(made)
     emit(StudyFinished(str(out), time.perf_counter() - start))

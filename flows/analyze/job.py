@@ -41,7 +41,17 @@ def _options(config: AnalysisConfig, run: AnyRun) -> StudyOptions:
     from i2am.analysis.marginals.store import store_for
     from i2am.analysis.options import StudyOptions
 
-    same = ("time_groups", "penalty", "protocol", "confidence", "size", "resize", "details", "figures")
+    same = (
+        "reference",
+        "time_groups",
+        "penalty",
+        "protocol",
+        "confidence",
+        "size",
+        "resize",
+        "details",
+        "figures",
+    )
     return StudyOptions(
         layers=tuple(config.layers) if config.layers else None,
         steps=selected(config.steps),

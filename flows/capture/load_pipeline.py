@@ -45,8 +45,8 @@ def check_installed() -> None:
             raise MissingDependency(f"capture needs {package}", remedy="pip install 'i2am[capture]'")
 
 
-def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str]:
-    """Which argument of the pipeline's call takes which image or text of a sample."""
+def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str | list[str]]:
+    """Which argument of the pipeline's call takes which image or text of a sample, or a list of them."""
     if config.inputs is not None:
         return dict(config.inputs)
     from i2am.pipeline.adapters.registry import find_adapter

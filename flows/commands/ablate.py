@@ -48,7 +48,7 @@ def ablate(
     reference: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The one of several that loses tokens: reference-0, reference-1, ..."
+            metavar="NAME", help="The one of several that loses tokens: reference, reference-1, ..."
         ),
     ] = None,
     sample: options.SampleNames = None,

@@ -26,6 +26,7 @@ def analyze(
         str | None, typer.Option(help="corrected, or official: the paper's own code.")
     ] = None,
     resize: options.ResizeOrConfigured = None,
+    reference: options.Reference = None,
     size: options.Size = None,
     label: options.Label = False,
     workers: options.Workers = None,
@@ -54,7 +55,7 @@ def analyze(
     from i2am.storage.reading.open import open_any
 
     given = {"size": size, "label": label or None, "workers": workers, "cluster": cluster}
-    given |= {"report_dask": report_dask, "resize": resize, "cache": cache}
+    given |= {"report_dask": report_dask, "resize": resize, "cache": cache, "reference": reference}
     settings = _settings(config, aggregation or [], protocol, given)
     through_prefect = as_flow(prefect, direct)
     open_any(run, label=settings.label)  # an error of the run is raised at once, not inside a flow

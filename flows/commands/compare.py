@@ -17,6 +17,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier comparison is replaced.")],
     layer: options.LayerNames = None,
     sample: options.SampleNames = None,
+    reference: options.Reference = None,
     steps: options.Steps = None,
     heads: options.Heads = None,
     size: options.Size = None,
@@ -45,6 +46,7 @@ def compare(
     question: dict[str, Any] = {"layers": layer, "samples": sample, "steps": steps, "heads": heads}
     question |= {"size": size, "resize": resize, "time_groups": time_groups, "penalty": penalty}
     question |= {"confidence": confidence, "protocol": protocol, "details": details, "store": cache}
+    question["reference"] = reference
     where = options.computing(workers, cluster)
     first, second = open_any(a, label=label), open_any(b, label=label)
     with show_progress(quiet), termination_interrupts(), computing(where):

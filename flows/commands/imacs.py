@@ -22,6 +22,7 @@ def imacs(
     at_pixel: options.AtPixel = None,
     sample: options.SampleNames = None,
     layer: options.LayerNames = None,
+    reference: options.Reference = None,
     steps: options.Steps = None,
     heads: options.Heads = None,
     resize: options.Resize = "linear",
@@ -45,6 +46,7 @@ def imacs(
     from i2am.analysis.scores.summary import summarise
     from i2am.analysis.scores.tables import frame
     from i2am.flows.analyze.dask_cluster import computing
+    from i2am.storage.reading.one_reference import one_reference
     from i2am.storage.reading.open import open_any
 
     check_penalty(penalty)
@@ -54,7 +56,7 @@ def imacs(
     question |= {"at_pixels": at_pixel, "resize": resize}
     refused: list[dict[str, str]] = []
     where = options.computing(workers, cluster)
-    opened = open_any(run, label=label)
+    opened = one_reference(open_any(run, label=label), reference)
     question["store"] = store_for(opened, cache)
     with computing(where):
         rows = list(_rows(opened, direction, question, penalty, refused))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from i2am.flows.commands import options
 from i2am.flows.console.output import print_line
+
+if TYPE_CHECKING:
+    from i2am.storage.reading.run_collection import AnyRun
 
 
 def maps(
@@ -20,6 +23,7 @@ def maps(
     at_pixel: options.AtPixel = None,
     layer: options.LayerNames = None,
     sample: options.SampleNames = None,
+    reference: options.ReferenceOrAll = None,
     steps: options.Steps = None,
     heads: options.Heads = None,
     size: options.Size = None,
@@ -44,6 +48,7 @@ def maps(
     from i2am.analysis.maps.attribution import attribution_maps
     from i2am.analysis.marginals.store import store_for
     from i2am.flows.analyze.dask_cluster import computing
+    from i2am.storage.reading.one_reference import one_reference
     from i2am.storage.reading.open import open_any
 
     question: dict[str, Any] = {"direction": direction, "level": level, "at": at, "layers": layer}
@@ -53,8 +58,30 @@ def maps(
     where = options.computing(workers, cluster)
     opened = open_any(run, label=label)
     question["store"] = store_for(opened, cache)
+    if reference == "all":
+        with computing(where):
+            _every_reference(opened, out, question, overwrite)
+        return
+    opened = one_reference(opened, reference)
     result = attribution_maps(opened, **question)
     with computing(where):
         save_maps(result, out, opened, overwrite=overwrite)
     shape = ", ".join(f"{dim} {count}" for dim, count in result.sizes.items())
     print_line(f"{out}: {direction} {result.attrs['level']} maps ({shape}) in {result.attrs['units']}")
+
+
+def _every_reference(run: AnyRun, out: Path, question: dict[str, Any], overwrite: bool) -> None:
+    """One figure of all of them; it has a map of each direction, which cannot be chosen."""
+    from i2am.analysis.drawing.save_maps import save_references
+    from i2am.storage.errors import InputError
+    from i2am.storage.reading.one_reference import references_of
+
+    for name in ("level", "at", "at_pixels", "size", "method"):
+        if question[name] is not None:
+            raise InputError(
+                "--reference all", expected="no other choice than samples, layers, steps and heads",
+                got=f"--{name.replace('_', '-')}", remedy="ask for one reference",
+            )  # fmt: skip
+    asked = {name: question[name] for name in ("samples", "layers", "steps", "heads", "store")}
+    save_references(run, out, overwrite=overwrite, **asked)
+    print_line(f"{out}: {', '.join(references_of(run))}")

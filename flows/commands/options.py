@@ -57,7 +57,8 @@ Heads: TypeAlias = Annotated[Any, _read_by("parse_indices", "Heads to keep: 3 or
 At: TypeAlias = Annotated[
     Any,
     _read_by(
-        "parse_region", "Specific level: patch 12,8; box 2,3,9,12; patches '1,2;1,3'; or a mask's name."
+        "parse_region",
+        "Specific level: patch 12,8; box 2,3,9,12; patches '1,2;1,3'; a mask's name; 'tokens 3,5' of words.",
     ),
 ]
 AtPixel: TypeAlias = Annotated[
@@ -74,6 +75,18 @@ Level: TypeAlias = Annotated[
         help="unified, time, head, layer or specific; absent: unified, or specific with --at.",
         show_default=False,
     ),
+]
+Reference: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="NAME",
+        help="Of several: reference, reference-1, ..., or text. [default: the first]",
+    ),
+]
+ReferenceOrAll: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--reference", metavar="NAME", help="As for analyze; all: every one in a figure (.png)."),
 ]
 TimeGroups: TypeAlias = Annotated[int, typer.Option(min=1, help="Groups of the time level.")]
 Penalty: TypeAlias = Annotated[float, typer.Option(help="Weight of attention outside the mask.")]

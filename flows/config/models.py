@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from i2am.flows.config.base import Free, Name, Seed, Size, Strict
+from i2am.flows.config.base import Free, ImageNames, Name, Seed, Size, Strict
 from i2am.flows.config.call import check_call
 from i2am.flows.config.samples import Samples
 from i2am.flows.config.selections import IndexField, LayersField
@@ -103,8 +103,8 @@ class CaptureConfig(Strict):
         Free, AfterValidator(check_call), Field(description="arguments of the pipeline's call")
     ] = {}
     inputs: Annotated[
-        dict[str, Name] | None,
-        Field(description="call argument -> image or text of the sample; None: the family's"),
+        dict[str, ImageNames] | None,
+        Field(description="call argument -> image or text of the sample, or several; None: the family's"),
     ] = None
     seed: Annotated[Seed, Field(description="of samples that name none of their own: seed + position")] = 0
     batch_size: Annotated[int, Field(ge=1)] = 1
@@ -130,6 +130,11 @@ class CaptureConfig(Strict):
     value_norms: Annotated[
         bool, Field(description="keep norms of values and of what the reference adds; a run goes on as begun")
     ] = True
+    text: Annotated[
+        bool | None,
+        AfterValidator(lambda wanted: wanted or None),  # runs from before this field have none either
+        Field(description="keep the keys of words too, as layers NAME@text"),
+    ] = None
     device: str = "cpu"
     dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     storage_options: Free = {}
@@ -255,6 +260,9 @@ class AnalysisConfig(Computing):
 
     layers: Annotated[list[str] | None, Field(min_length=1)] = None
     samples: Annotated[list[str] | None, Field(min_length=1)] = None
+    reference: Annotated[
+        str | None, Field(description="of several: reference, reference-1, ..., or text; None: the first")
+    ] = None
     steps: IndexField | None = None
     heads: IndexField | None = None
     time_groups: Annotated[int, Field(ge=1)] = 5

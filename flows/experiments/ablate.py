@@ -38,7 +38,7 @@ from i2am.analysis.experiments.token_ranks import (
     token_ranks,
 )
 from i2am.analysis.grids.direction import Direction
-from i2am.analysis.grids.selection import select, select_samples
+from i2am.analysis.grids.selection import has_reference_map, select, select_samples
 from i2am.analysis.grids.tiled_layers import largest_grid
 from i2am.analysis.output_digests import write_mark
 from i2am.analysis.output_directory import OutputKind, output_directory
@@ -48,8 +48,11 @@ from i2am.flows.console.progress import Progress, emit
 from i2am.flows.datasets.open import open_samples
 from i2am.flows.experiments.distances import DistanceModels, load_distances
 from i2am.flows.experiments.removals import Effect, Generator, Mask, key, painted_mask, parts_folder
-from i2am.storage.errors import UnknownName
+from i2am.storage.errors import InputError, UnknownName
+from i2am.storage.format.layer_spec import TEXT
+from i2am.storage.reading.one_reference import one_reference, references_of
 from i2am.storage.reading.open import open_run
+from i2am.storage.reading.run import Run
 
 if TYPE_CHECKING:
     from i2am.flows.config.models import CaptureConfig
@@ -70,6 +73,20 @@ class Faithfulness:
     notes: list[str]  # ranks that this run has not
     generated: int  # images that were generated now
     seconds: float
+
+
+def choose_reference(run: Run, name: str | None) -> tuple[int, Run]:
+    """The number of a reference, and the run as if it had no other."""
+    placed = {layer.reference for layer in run.layers.values() if has_reference_map(layer)}
+    known = [each for each in references_of(run) if each in placed or not placed]
+    known = [each for each in known if each != TEXT] or known
+    if name is None and len(known) > 1:
+        expected = f"one of {', '.join(known)}"
+        raise InputError("reference", expected=expected, got="none", remedy="choose it: --reference NAME")
+    if name is not None and name not in known:
+        raise UnknownName("reference", name, known)
+    name = name or known[0]
+    return int(name.partition("-")[2] or 0), one_reference(run, name)  # "reference", "reference-1", ...
 
 
 def ablate_run(
@@ -103,24 +120,26 @@ def ablate_run(
     started, fractions = time.perf_counter(), check_fractions(fractions)
     check_confidence(confidence)
     check_ranks(ranks, draws)
-    opened = open_run(run, config.storage_options or None)
+    chosen, opened = choose_reference(open_run(run, config.storage_options or None), reference)
     names, known = select_samples(opened, samples)[:limit], open_samples(config)
     if strangers := [name for name in names if name not in known.seeds]:
         raise UnknownName("sample of the configuration", strangers[0], known.ids)
     direction: Direction = "g2r" if has_places(opened) else "r2g"
-    able = [layer.name for layer in select(opened, direction).layers]
     models = load_distances(features, weights, lpips, config.device)
     pipe, call = prepare(config)
-    mode, chosen, layers = _meant(config, pipe, able, mode, reference)
-    asked = token_ranks(opened, ranks, draws, layers)
+    from i2am.pipeline.adapters.registry import find_adapter
+    from i2am.pipeline.interventions.ablation import default_mode
+
+    mode = mode or default_mode(pipe, find_adapter(pipe, config.adapter, config.reference_region))
+    asked = token_ranks(opened, ranks, draws)
     masks = block_masks(asked.grid, blocks if asked.placed else 1) if blocks else {}
-    cells = largest_grid(select(opened, direction, layers).layers, "gen")
+    cells = largest_grid(select(opened, direction).layers, "gen")
     with output_directory(out, FAITHFULNESS, overwrite) as directory:
         folder = parts_folder(out, opened, comparable(config), mode, [*asked.grid, *cells], chosen)
         generator = Generator(
             config, opened, known, pipe, call, mode, cells, folder, models, chosen, asked.placed
         )
-        tables = _Tables(layers)
+        tables = _Tables()
         for number, name in enumerate(names):
             emit(Progress("ablate", number, len(names)))
             tables.add(generator, name, list(removals(asked.orders(name), fractions, asked.grid)), masks)
@@ -131,22 +150,10 @@ def ablate_run(
     return result
 
 
-def _meant(
-    config: CaptureConfig, pipe: Any, layers: Sequence[str], mode: Mode | None, reference: str | None
-) -> tuple[Mode, int, Sequence[str] | None]:
-    """How tokens are removed, of which reference, and its layers."""
-    from i2am.pipeline.adapters.registry import find_adapter
-    from i2am.pipeline.interventions.ablation import choose_reference, default_mode
-
-    family = find_adapter(pipe, config.adapter, config.reference_region)
-    return mode or default_mode(pipe, family), *choose_reference(pipe, layers, reference, family)
-
-
 @dataclass(slots=True)
 class _Tables:
     """Rows of the tables, sample by sample."""
 
-    layers: Sequence[str] | None  # of the reference that is meant; None: all
     generated: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     patches: list[dict[str, Any]] = field(default_factory=list)
@@ -163,9 +170,9 @@ class _Tables:
         if known:
             run = generator.run
             if generator.placed:
-                predicted = predicted_maps(run, sample, masks, self.layers)
+                predicted = predicted_maps(run, sample, masks)
             else:
-                predicted = predicted_by_whole(run, sample, generator.cells, self.layers)
+                predicted = predicted_by_whole(run, sample, generator.cells)
             self.patches += correlate(sample, predicted, known, painted_mask(run, sample))
 
     def result(self, asked: TokenRanks, confidence: float, seconds: float) -> Faithfulness:
@@ -212,7 +219,7 @@ def _write(made: Path, result: Faithfulness, run: str, mode: str, reference: int
     facts = {
         "run": run,
         "mode": mode,
-        "reference": f"reference-{reference}",
+        "reference": f"reference-{reference}" if reference else "reference",
         "notes": result.notes,
         "samples": sorted(set(result.samples["sample"].to_list())),
         "generated": result.generated,

@@ -32,6 +32,7 @@ class Site:
     module_class: str  # of the attention module, for the record
     static_key: bool = True  # keys come from the reference alone and do not change over time
     reference_index: int = 0  # which of several references the keys belong to
+    text: bool = False  # the keys are words
     # Where norms of values are read; None: they are not. The values' projection, and the linear one that
     # takes the mixed values back to the stream.
     value: nn.Module | None = None
@@ -188,6 +189,10 @@ class Adapter:
         """Every layer that attends to the reference, in the order of the model's own modules."""
         raise NotImplementedError
 
+    def text_sites(self, pipe: Any) -> Sequence[AnySite]:
+        """Further layers, which attend to words; those of joint attention say it with `Spans.text`."""
+        return ()
+
     def layout(self, pipe: Any, site: Site, tokens: int, grid: tuple[int, int]) -> TokenLayout:
         """Order of the ``tokens`` reference tokens of a key; ``grid`` is that of the query's tokens."""
         return TokenLayout(grid=(0, 0), prefix=tokens)
@@ -239,6 +244,10 @@ class Adapter:
     def timestep(self, arguments: Mapping[str, Any]) -> Any:
         """The timestep in the ``arguments`` of a denoiser call, in the unit of the schedule."""
         return arguments.get("timestep")
+
+    def takes_lists(self, pipe: Any) -> bool:
+        """Whether a list of images is the references of one prompt to the pipeline, not one for each."""
+        return False
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:
         """The pipeline's argument for each image that it takes: ``{"image": "source", ...}``."""

@@ -6,9 +6,11 @@ InstructPix2Pix (Brooks et al., 2023) has three row blocks: text and image, imag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from i2am.pipeline.adapters.contract import Site
 from i2am.pipeline.adapters.unet import ATTN2, UNetAdapter, edit_inputs, has_path
 
 _OTHERS = r".*(\.pixel_attentions|\.image_attentions|\.attn2_plus|\.to_k_ip)(\..*)?"
@@ -25,6 +27,9 @@ class DiffusersText(UNetAdapter):
         unet = getattr(pipe, "unet", None)
         text = getattr(pipe, "text_encoder", None)
         return text is not None and has_path(unet, ATTN2) and not has_path(unet, _OTHERS)
+
+    def sites(self, pipe: Any) -> Sequence[Site]:
+        return [replace(site, text=True) for site in super().sites(pipe)]
 
     def roles(self, pipe: Any, rows_per_sample: int) -> tuple[str, ...]:
         known: dict[int, tuple[str, ...]] = {1: ("cond",), 2: ("uncond", "cond")}

@@ -22,6 +22,9 @@ class Flux2(FluxKontext):
     name = "flux2"
     pipelines = ("Flux2Pipeline", "Flux2Klein")
 
+    def takes_lists(self, pipe: Any) -> bool:
+        return True
+
     def spans(
         self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]
     ) -> Mapping[str, Spans] | None:

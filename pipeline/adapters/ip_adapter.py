@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Adapter, Site, TokenLayout, patches_per_side
-from i2am.pipeline.adapters.unet import ATTN2, attentions, edit_inputs, has_path, projection_site
+from i2am.pipeline.adapters.unet import ATTN2, attentions, edit_inputs, has_path, projection_site, text_sites
 from i2am.storage.errors import CaptureError
 
 _TO_K_IP = r".+\.attn2\.processor\.to_k_ip(\.\d+)?"
@@ -59,6 +59,10 @@ class IPAdapter(Adapter):
         if not found:
             raise self._no_layer(unet, "processors of 'attn2' with to_k_ip: pipe.load_ip_adapter(...)")
         return found
+
+    def text_sites(self, pipe: Any) -> Sequence[Site]:
+        """The attention to words beside it, to which what the adapters give is added."""
+        return text_sites(self.denoiser(pipe), gain=lambda: 1.0)
 
     def layout(self, pipe: Any, site: Site, tokens: int, grid: tuple[int, int]) -> TokenLayout:
         """Tokens without a place, or CLIP's class token and patch grid where the projection keeps them."""

@@ -40,6 +40,19 @@ class UNetAdapter(Adapter):
             raise self._no_layer(unet, self.wanted)
         return found
 
+    def text_sites(self, pipe: Any) -> Sequence[Site]:
+        taken = {site.name for site in self.sites(pipe)}
+        return [site for site in text_sites(self.denoiser(pipe)) if site.name not in taken]
+
+
+def text_sites(unet: nn.Module, gain: Callable[[], float | None] | None = None) -> list[Site]:
+    """Cross-attention to the prompt."""
+    return [
+        projection_site(f"unet.{path}", attention, grid, text=True, gain=gain)
+        for path, attention, grid in attentions(unet, ATTN2)
+        if getattr(attention, "is_cross_attention", False)
+    ]
+
 
 def attentions(root: nn.Module, paths: str) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """Path, attention, and the module whose input is the feature map.
@@ -61,6 +74,7 @@ def projection_site(
     key: nn.Module | None = None,
     value: nn.Module | None = None,
     reference_index: int = 0,
+    text: bool = False,
     gain: Callable[[], float | None] | None = None,
 ) -> Site:
     """A site on ``to_q`` and ``to_k`` (or ``key``) of an attention of diffusers or of CompVis' code."""
@@ -86,6 +100,7 @@ def projection_site(
         module_class=type(attention).__name__,
         static_key=static_key,
         reference_index=reference_index,
+        text=text,
         value=_module(attention, "to_v") if value is None else value,
         output=_output(attention),
         stream=_stream(grid, attention),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from i2am.pipeline.adapters.contract import Adapter, JointSite, Site
+from i2am.pipeline.adapters.contract import Adapter, JointSite
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.compilation import compiled_code_left_out
 from i2am.pipeline.interventions.call_roles import CallRoles
@@ -24,7 +24,7 @@ from i2am.pipeline.interventions.cross_removal import CrossRemoval
 from i2am.pipeline.interventions.joint_removal import JointRemoval
 from i2am.pipeline.interventions.removal import Mode
 from i2am.pipeline.recording.layer_selection import Layers, select_layers
-from i2am.storage.errors import InputError, UnknownName
+from i2am.storage.errors import InputError
 
 
 @contextmanager
@@ -73,30 +73,6 @@ def ablation(
         hooks.enter_context(found.attached())
         yield
         found.check_done()
-
-
-def choose_reference(
-    pipe: Any, layers: Sequence[str], name: str | None = None, adapter: str | Adapter | None = None
-) -> tuple[int, list[str] | None]:
-    """The number of the reference ``reference-N``, and those of a run's ``layers`` that attend to it.
-
-    Without a name there must be one reference alone; its layers are then None: all.
-    """
-    sites = find_adapter(pipe, adapter).sites(pipe)
-    of_sites = {site.name: site.reference_index for site in sites if isinstance(site, Site)}
-    by_name: dict[str, list[str]] = {}
-    for layer in layers:
-        site, *marks = layer.split("@")
-        own = [mark for mark in marks if mark.startswith("reference-")]  # in a joint sequence, from 1 on
-        by_name.setdefault(own[0] if own else f"reference-{of_sites.get(site, 0)}", []).append(layer)
-    known = list(by_name)
-    if name is None and len(known) > 1:
-        expected = f"one of {', '.join(known)}"
-        raise InputError("reference", expected=expected, got="none", remedy="choose it: --reference NAME")
-    if name is not None and name not in by_name:
-        raise UnknownName("reference", name, known)
-    name = known[0] if name is None else name
-    return int(name.removeprefix("reference-")), by_name[name] if len(known) > 1 else None
 
 
 def default_mode(pipe: Any, adapter: str | Adapter | None = None) -> Mode:

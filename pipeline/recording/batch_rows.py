@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 import torch
 
-from i2am.pipeline.adapters.contract import Adapter, Site, TokenLayout
+from i2am.pipeline.adapters.contract import Adapter, AnySite, Site, TokenLayout
 from i2am.pipeline.taps.projections import QueryKey
 from i2am.storage.errors import CaptureError
-from i2am.storage.format.layer_spec import DType, LayerSpec, Representation
+from i2am.storage.format.layer_spec import TEXT, DType, LayerSpec, Representation
 from i2am.storage.format.tile import Tile
 from i2am.storage.index_selection import Indices, select_indices
 
@@ -33,9 +33,11 @@ class SampleAttention:
 
     @property
     def arrays(self) -> dict[str, torch.Tensor]:
-        """What there is to store, by the store's names."""
-        found = {"query": self.query, "key": self.key}
-        return found if self.lse is None else {**found, "lse": self.lse}
+        """What there is to store, by the store's names; the query may be another layer's."""
+        found = {"query": self.query, "key": self.key, "lse": self.lse}
+        if self.spec.query_of:
+            del found["query"]
+        return {kind: tensor for kind, tensor in found.items() if tensor is not None}
 
 
 class BatchSplitter:
@@ -145,6 +147,8 @@ class BatchSplitter:
             role=role,
             tile=tile,
             ref_tile=None if shared else tile,
+            reference=layer.part or _reference(site),
+            query_of=layer.query_of and _name(layer.query_of, "", tile, role),
         )
 
     def _layout(self, layer: QueryKey) -> TokenLayout:
@@ -152,7 +156,11 @@ class BatchSplitter:
         if layout is None:
             if not isinstance(site, Site):
                 raise TypeError("the tap of a joint layer gives its layout")
-            layout = self._adapter.layout(self._pipe, site, tokens, layer.grid)
+            layout = (
+                TokenLayout((0, 0), tokens)
+                if site.text
+                else self._adapter.layout(self._pipe, site, tokens, layer.grid)
+            )
         if layout.tokens != tokens:
             raise CaptureError(
                 f"layer {site.name!r}: reference tokens",
@@ -161,6 +169,13 @@ class BatchSplitter:
                 remedy="check the reference encoder's configuration against the denoiser's input",
             )
         return layout
+
+
+def _reference(site: AnySite) -> str:
+    if isinstance(site, Site) and site.text:
+        return TEXT
+    number = site.reference_index if isinstance(site, Site) else 0
+    return f"reference-{number}" if number else "reference"
 
 
 def _name(layer: str, part: str, tile: Tile | None, role: str) -> str:

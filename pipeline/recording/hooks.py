@@ -40,10 +40,11 @@ class PipelineHooks:
         sites: Sequence[AnySite],
         recording: Callable[[], Recording | None],
         value_norms: bool = False,
+        text: bool = False,
     ) -> None:
         self._pipe, self._adapter = pipe, adapter
         self._names = [site.name for site in sites]
-        self._recording_under_way, self._value_norms = recording, value_norms
+        self._recording_under_way, self._value_norms, self._text = recording, value_norms, text
         self._guard = make_guard(self._here, self._keep_error)
         self._projections = ProjectionTap((), self._receive, self._guard)
         self._flows: FlowTap | None = None
@@ -68,7 +69,9 @@ class PipelineHooks:
             self._flows = FlowTap(sites, self._receive_flow, self._lack, self._keeps_call, self._guard)
         self._joint = None
         if joint:
-            self._joint = CallTap(joint, self._receive, self._keeps_call, self._guard, flows=self._flows)
+            self._joint = CallTap(
+                joint, self._receive, self._keeps_call, self._guard, flows=self._flows, text=self._text
+            )
         self._encoders = EncoderCalls([*map(original, self._adapter.encoders(self._pipe))], self._guard)
         kernels = KernelTap(
             [site.attention for site in sites], self._on_kernel, self._on_attention_end, self._keeps_call,
@@ -99,7 +102,7 @@ class PipelineHooks:
             yield
 
     def _current_sites(self) -> list[AnySite]:
-        found = {site.name: site for site in self._adapter.sites(self._pipe)}
+        found = {site.name: site for site in all_sites(self._adapter, self._pipe, self._text)}
         for name in self._names:
             if name not in found:
                 raise CaptureError(
@@ -192,6 +195,17 @@ class PipelineHooks:
 
     def _set_label(self, name: str, **kwargs: Any) -> None:
         self._label = name
+
+
+def all_sites(adapter: Adapter, pipe: Any, text: bool) -> list[AnySite]:
+    """The layers of a pipeline, with those of words after them where they are asked for."""
+    sites = list(adapter.sites(pipe))
+    if text and not (words := adapter.text_sites(pipe)) and not any(isinstance(s, JointSite) for s in sites):
+        raise CaptureError(
+            f"adapter {adapter.name!r}: layers that attend to words", expected="at least one", got="none",
+            remedy="leave text=True out",
+        )  # fmt: skip
+    return [*sites, *words] if text else sites
 
 
 def _latents(arguments: Mapping[str, Any]) -> torch.Tensor | None:

@@ -70,7 +70,10 @@ class Norms:
     def declared(self, layer: str, arrays: dict[str, Any]) -> dict[str, Any]:
         """The arrays that the run has a place for: it may have been begun without norms."""
         spec = self.stored[layer]
-        return {kind: array for kind, array in arrays.items() if kind not in OPTIONAL or getattr(spec, kind)}
+        left_out = {kind for kind in OPTIONAL if not getattr(spec, kind)}
+        if spec.query_of:
+            left_out.add("query")
+        return {kind: array for kind, array in arrays.items() if kind not in left_out}
 
     def notes(self) -> dict[str, Any]:
         """For the commit record: layers without norms, and why."""

@@ -102,6 +102,7 @@ class CaptureSettings:
     interrupted: Callable[[], bool]  # whether the pipeline says that its generation was ended early
     value_norms: bool = False  # measure what values become, where the model lets it be measured
     region: Region | None = None  # of the model's picture, that is the reference
+    text: bool = False  # keep the keys of words too
 
 
 class Recording:
@@ -125,6 +126,9 @@ class Recording:
         self._latents: torch.Tensor | None = None
         self._ended_steps = 0
         self._seen: set[str] = set()
+        # Of the attention module that was seen last: what there is of its samples and layers.
+        self._attention: Any = None
+        self._arrived: dict[tuple[int, str], dict[str, Array]] = {}
         self._rows: dict[int, tuple[str, ...]] = {}
         self._roles_at: dict[int, set[str]] = {}  # kept step to the roles that its calls had
         self._specs: dict[str, LayerSpec] = {}
@@ -160,6 +164,7 @@ class Recording:
             self._end_steps(before)
         self._call, self._tile, self._latents = call, tile, latents
         self._seen.clear()
+        self._attention = None
         self.norms.begin_call()
 
     def receive(self, layer: QueryKey) -> None:
@@ -184,6 +189,8 @@ class Recording:
             self._rows[index] = rows
         self._roles_at.setdefault(call.step, set()).update(rows)
         step = self._kept_steps.index(call.step)
+        if layer.site.attention is not self._attention:
+            self._attention, self._arrived = layer.site.attention, {}
         expected, others = Expected.of(layer), list[Part]()
         for part in splitter.split(layer, rows, samples, self._tile):
             if (first := self._specs.setdefault(part.spec.name, part.spec)) != part.spec:
@@ -265,15 +272,18 @@ class Recording:
 
     def _collector(self, part: SampleAttention, step: int, seen: Part) -> Callable[[str, Array], None]:
         """A function that stores a layer's arrays once all are there; before the run exists they are held."""
-        arrived: dict[str, Array] = {}
+        spec, arrived = part.spec, self._arrived.setdefault((part.sample, part.spec.name), {})
+        # Arrays arrive in the order in which they left: a query that is shared is there before its keys.
+        owner = self._arrived[part.sample, spec.query_of] if spec.query_of else arrived
         wanted = len(part.arrays)
 
         def put(name: str, array: Array) -> None:
             arrived[name] = array
             if len(arrived) == wanted:
                 rounding = self._static_keys.keep(part, arrived)
-                self.witness.stored(seen, arrived["query"], arrived["key"], part.spec.logit_scale, rounding)
-                self._put(part.sample, part.spec.name, step, arrived)
+                arrived["query"] = owner["query"]
+                self.witness.stored(seen, arrived["query"], arrived["key"], spec.logit_scale, rounding)
+                self._put(part.sample, spec.name, step, arrived)
 
         return put
 

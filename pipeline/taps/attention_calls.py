@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from i2am.pipeline.adapters.contract import JointSite, Spans
+from i2am.pipeline.adapters.contract import JointSite, Spans, TokenLayout, Tokens
 from i2am.pipeline.taps.guard import Guard
 from i2am.pipeline.taps.kernels import SDPA, FunctionCalls, sdpa_call
 from i2am.pipeline.taps.logsumexp import row_logsumexp
@@ -25,6 +25,7 @@ from i2am.pipeline.taps.projections import QueryKey, Receive
 from i2am.pipeline.taps.shared_wrapper import listening
 from i2am.pipeline.taps.value_flow import FlowTap, mixed_values
 from i2am.storage.errors import CaptureError
+from i2am.storage.format.layer_spec import TEXT
 
 _DISPATCH = "dispatch_attention_fn"
 
@@ -34,7 +35,8 @@ class CallTap:
 
     ``receive`` gets query, key and log-sum-exp of the generated rows, once for each reference; nothing is
     computed where ``keeps_call`` says that the current denoiser call is not kept. ``detach=False`` passes on
-    tensors through which a loss can flow back, and no log-sum-exp. ``flows`` is told of the values.
+    tensors through which a loss can flow back, and no log-sum-exp. ``flows`` is told of the values. ``text``
+    asks for the keys of words too.
     """
 
     def __init__(
@@ -45,13 +47,16 @@ class CallTap:
         guard: Guard,
         detach: bool = True,
         flows: FlowTap | None = None,
+        text: bool = False,
     ) -> None:
+        self._text = text
         self.sites, self._receive, self._keeps_call = tuple(sites), receive, keeps_call
         self._guard, self._detach, self._flows = guard, detach, flows
         self._spans: Mapping[str, Spans] = {}
         self._latest: Mapping[str, Spans] = {}
         self._awaited: list[tuple[JointSite, Spans]] = []  # of the attention module that runs now
         self._calls = Counter[tuple[int, int]]()  # of that module, by queries and keys
+        self._queries: list[tuple[torch.Tensor, int, Tokens, str]] = []  # received of it, and by which layer
         self._mode: FunctionCalls | None = None
 
     @contextmanager
@@ -99,6 +104,7 @@ class CallTap:
                 return
             self._awaited = found
             self._calls.clear()
+            self._queries.clear()
             if not dispatches:
                 self._mode = FunctionCalls({SDPA}, self._guard(self._on_sdpa))
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -150,13 +156,14 @@ class CallTap:
             mask = mask[..., rows, :]
         generated = query[:, rows]
         lse = row_logsumexp(generated, key, factor, mask) if self._detach else None
-        for number, tokens in enumerate(spans.references):
+        owner = self._owner(site, query, spans.generated)
+        for part, tokens in self._parts(site, spans):
             reference = key[:, tokens.where]
-            part = f"reference-{number}" if number else ""
             self._receive(
                 QueryKey(
                     site, generated, reference, spans.generated.layout.grid, factor, tokens.layout, lse, part,
-                    spans.static_keys, (spans.generated, tokens), (spans.queries, spans.keys),
+                    owner if part or owner != site.name else "", spans.static_keys and part != TEXT,
+                    (spans.generated, tokens), (spans.queries, spans.keys),
                 )
             )  # fmt: skip
             if self._flows is not None and lse is not None:
@@ -164,6 +171,27 @@ class CallTap:
                 own = value[:, columns].detach()
                 added = _mixer(generated, reference, own, factor, lse, _columns(mask, generated, columns))
                 self._flows.joint(site, part, spans, own, added)
+
+    def _parts(self, site: JointSite, spans: Spans) -> Iterator[tuple[str, Tokens]]:
+        """The keys that are received: those of each reference, and of words where they are asked for."""
+        for number, tokens in enumerate(spans.references):
+            yield f"reference-{number}" if number else "", tokens
+        if self._text:
+            if spans.text is None or spans.text.stop <= spans.text.start:
+                raise CaptureError(
+                    f"layer {site.name!r}: keys of words", expected="some in its attention call",
+                    got="none that its adapter knows of", remedy="leave text=True out",
+                )  # fmt: skip
+            yield TEXT, Tokens(spans.text, TokenLayout((0, 0), spans.text.stop - spans.text.start))
+
+    def _owner(self, site: JointSite, query: torch.Tensor, generated: Tokens) -> str:
+        """The layer of this module that was received first with these queries, else ``site`` itself."""
+        for known, version, rows, name in self._queries:
+            same = known.data_ptr() == query.data_ptr() and known.stride() == query.stride()
+            if same and known.shape == query.shape and version == query._version and rows == generated:
+                return name
+        self._queries.append((query, query._version, generated, site.name))
+        return site.name
 
 
 def _columns(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -30,7 +30,8 @@ class QueryKey:
     scale: float  # factor on q·k
     layout: TokenLayout | None = None  # order of the reference tokens, if the tap knows it
     lse: torch.Tensor | None = None  # log-sum-exp over all keys, [row, head, token] float32
-    part: str = ""  # tells several references of one layer apart
+    part: str = ""  # tells several references of one layer apart: "reference-1", "text"
+    query_of: str = ""  # the layer whose query this is too, if it was received before
     static_key: bool = False  # the key does not change over time
     places: tuple[Tokens, Tokens] | None = None  # (query, key) among the kernel's; None: they are all of them
     tokens: tuple[int, int] | None = None  # (queries, keys) of the kernel, where there are places
@@ -51,6 +52,7 @@ class ProjectionTap:
         self._grids: dict[nn.Module, tuple[int, int]] = {}
         self._queries: dict[str, torch.Tensor] = {}
         self._keys: dict[str, torch.Tensor] = {}
+        self._first: dict[nn.Module, str] = {}  # of the layers with one query, the one received first
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -71,6 +73,7 @@ class ProjectionTap:
         self._grids.clear()
         self._queries.clear()
         self._keys.clear()
+        self._first.clear()
 
     def end(self) -> None:
         """A denoiser call ends: every key must have met its query."""
@@ -99,7 +102,9 @@ class ProjectionTap:
             outputs[site.name] = output.detach() if self._detach else output
             if site.name in self._queries and site.name in self._keys:
                 query, key = self._queries.pop(site.name), self._keys.pop(site.name)
-                self._receive(_in_heads(site, query, key, self._grids.get(site.grid)))
+                first = self._first.setdefault(site.query, site.name)
+                layer = _in_heads(site, query, key, self._grids.get(site.grid))
+                self._receive(layer if first == site.name else replace(layer, query_of=first))
 
         return self._guard(hook)
 

@@ -74,6 +74,11 @@ class Header:
             for layout in layouts.values():
                 yield from layout.keys(index)
 
+    def layout(self, spec: LayerSpec, kind: str) -> ArrayLayout:
+        """Return where an array of a layer lies: its query may be that of another layer."""
+        owner = spec.query_of if kind == "query" and spec.query_of else spec.name
+        return self.layouts[owner][kind]
+
     def image(self, name: str, shape: Sequence[int]) -> ArrayLayout:
         return image_layout(name, image_shape(name, shape), len(self.samples), self.codec)
 
@@ -172,6 +177,8 @@ def interpret(attributes: Mapping[str, Any]) -> Header:
         if spec.representation == "auto" or spec.name in layers:
             raise ValueError(f"layer {spec.name!r} is there twice, or undecided")
         layers[spec.name] = spec
+        if spec.query_of and "scores" in (spec.representation, spec.query_owner(layers).representation):
+            raise ValueError(f"layer {spec.name!r} has no query to share")
         arrays = attributes["arrays"][spec.name]
         layouts[spec.name] = restore_layouts(spec, len(samples), len(timesteps), arrays)
         for layout in layouts[spec.name].values():

@@ -24,7 +24,13 @@ MOST = {
 """What no model has more of; a grid's is that of its patches. Larger claims come from a store that lies."""
 
 OPTIONAL = ("value_norm", "contribution")
-"""Fields left out of descriptions where they are False, which so are as they were before these fields."""
+"""Arrays that a layer may have beside its attention, or not, as the model lets them be measured."""
+
+UNSAID = {"value_norm": False, "contribution": False, "reference": "reference", "query_of": ""}
+"""Fields left out of descriptions where they have these values."""
+
+TEXT = "text"
+"""`LayerSpec.reference` of layers whose keys are words."""
 
 _FACTOR_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _SCORE_BYTES = {"float16": 2, "bfloat16": 4, "float32": 4}
@@ -71,6 +77,10 @@ class LayerSpec:
     contribution : bool
         The norm of what the reference adds to each generated token, over that of what it is added to, is
         stored.
+    reference : str
+        What the keys are of: "reference", "reference-1" and so on where there are several, "text" for words.
+    query_of : str
+        The layer before it that holds the query of this one too, which has none of its own; "" for none.
     """
 
     name: str
@@ -90,6 +100,8 @@ class LayerSpec:
     ref_tile: Tile | None = None
     value_norm: bool = False
     contribution: bool = False
+    reference: str = "reference"
+    query_of: str = ""
 
     def __post_init__(self) -> None:
         """Normalise numbers and grids, and refuse what cannot be."""
@@ -118,7 +130,7 @@ class LayerSpec:
         for field in ("static_key", "lse", *OPTIONAL):
             if not isinstance(getattr(self, field), bool):
                 raise self._wrong(field, "True or False", getattr(self, field))
-        for field in ("module_class", "role"):
+        for field in ("module_class", "role", "reference", "query_of"):
             if not isinstance(getattr(self, field), str):
                 raise self._wrong(field, "a text", getattr(self, field))
         for field in ("tile", "ref_tile"):
@@ -159,10 +171,22 @@ class LayerSpec:
         """The factor on q·k: `scale`, or ``head_dim ** -0.5``."""
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
+    def query_owner(self, before: Mapping[str, LayerSpec]) -> LayerSpec:
+        """Return the layer that holds this one's query, itself if none is named; InputError if none can."""
+        if not self.query_of:
+            return self
+        owner = before.get(self.query_of)
+        alike = ("heads", "head_dim", "gen_grid", "dtype", "role", "tile")
+        if owner is None or owner.query_of or any(getattr(self, f) != getattr(owner, f) for f in alike):
+            expected = "a layer before it with a query of its own, and the same " + ", ".join(alike)
+            raise self._wrong("query_of", expected, self.query_of)
+        return owner
+
     def factor_bytes(self, steps: int) -> int:
         """Return the bytes of one sample's query and key over `steps` denoiser calls, before compression."""
-        keys = 1 if self.static_key else steps
-        return self.heads * self.head_dim * (self.gen * steps + self.ref * keys) * _FACTOR_BYTES[self.dtype]
+        keys = self.ref * (1 if self.static_key else steps)
+        queries = 0 if self.query_of else self.gen * steps
+        return self.heads * self.head_dim * (queries + keys) * _FACTOR_BYTES[self.dtype]
 
     def score_bytes(self, steps: int) -> int:
         """Return the bytes of one sample's full scores, float32 for bfloat16, over `steps` denoiser calls."""
@@ -181,7 +205,7 @@ class LayerSpec:
         found: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in OPTIONAL and not value:
+            if field.name in UNSAID and value == UNSAID[field.name]:
                 continue
             value = value.to_json() if isinstance(value, Tile) else value
             found[field.name] = list(value) if isinstance(value, tuple) else value

@@ -183,7 +183,8 @@ def _whole_layouts(spec: LayerSpec, samples: int, steps: int, codec: str) -> dic
     """Lay out the arrays of a layer with one chunk for each sample."""
     lengths = {ONCE: 1, "step": steps, "head": spec.heads, "gen": spec.gen, "ref": spec.ref}
     lengths["dim"] = spec.head_dim
-    kinds = ["query", "key"] if spec.representation == "factors" else ["scores"]
+    factors = ["key"] if spec.query_of else ["query", "key"]
+    kinds = factors if spec.representation == "factors" else ["scores"]
     kinds += [kind for kind in FLOAT32 if getattr(spec, kind)]
     layouts = {}
     for kind in kinds:

@@ -60,7 +60,7 @@ class Run:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the location and a bit for each sample: the other process reads the header itself, once."""
         shown = np.packbits([sample in self._committed for sample in self._header.samples]).tobytes()
-        return _unpickle, (self._location, self.run_id, shown)
+        return unpickle_run, (self._location, self.run_id, shown)
 
     def __repr__(self) -> str:
         return f"<Run {self.path}: {len(self.samples)} of {len(self.declared)} samples>"
@@ -216,7 +216,7 @@ class Run:
         spec = self.spec(layer)
         if not getattr(spec, kind):
             raise NoAnswer(f"layer {spec.name!r} has no {kind}", expected=expected)
-        return lazy_stored(self, spec, kind, self._header.layouts[spec.name][kind].shape[1:])
+        return lazy_stored(self, spec, kind, self._header.layout(spec, kind).shape[1:])
 
     def read(
         self, layer: str | LayerSpec, sample: str, steps: Indices = None, heads: Indices = None
@@ -263,7 +263,7 @@ class Run:
         """Read an array of a layer, (step, head, ...) or (step, gen), in the stored dtype; see `Run.read`."""
         if kind not in NORMS:
             need_attention(self.attrs, self.path, f"attention of layer {spec.name!r}")
-        return self._read_layout(self._header.layouts[spec.name][kind], spec.name, sample, steps, heads)
+        return self._read_layout(self._header.layout(spec, kind), spec.name, sample, steps, heads)
 
     def _read_layout(
         self, layout: ArrayLayout, layer: str, sample: str, steps: Sequence[int], heads: Sequence[int]
@@ -360,7 +360,7 @@ class Run:
         """Return how many steps of a `layer` share a stored chunk, a good unit to read by; see `Run.spec`."""
         spec = self.spec(layer)
         kind = "scores" if spec.representation == "scores" else "query"
-        return self._header.layouts[spec.name][kind].chunk[1]
+        return self._header.layout(spec, kind).chunk[1]
 
     def _record(self, sample: str) -> CommitRecord:
         if sample not in self._committed:
@@ -383,7 +383,7 @@ _HEADERS: dict[tuple[str, str], Header] = {}
 MAX_HEADERS = 64
 
 
-def _unpickle(location: Location, run_id: str, shown: bytes) -> Run:
+def unpickle_run(location: Location, run_id: str, shown: bytes) -> Run:
     """Make a run that was pickled by another process."""
     key = location.url, run_id
     header = _HEADERS.get(key) or load_header(location)

@@ -162,7 +162,7 @@ def _writer(
         chosen = codec or (ROUNDED_CODEC if selection.bits is not None else str(run.attrs["codec"]))
         return create_run(
             out,
-            [_spec(run.layers[name], heads) for name, heads in selection.layers.items()],
+            pruned_layers(run, selection.layers),
             [run.timesteps[step] for step in selection.steps],
             selection.samples,
             {**attrs, "pruned": wanted},
@@ -178,18 +178,29 @@ def _writer(
     return writer
 
 
-def _spec(spec: LayerSpec, heads: Sequence[int]) -> LayerSpec:
-    return replace(spec, heads=len(heads), scale=spec.logit_scale)
+def pruned_layers(run: Run, heads: Mapping[str, Sequence[int]]) -> list[LayerSpec]:
+    """The layers that are kept; where the owner of a shared query is not, the first to share it is."""
+    owners: dict[str, str] = {}
+    found = []
+    for name, kept in heads.items():
+        spec = run.layers[name]
+        owner = owners.setdefault(spec.query_of or name, name)
+        query_of = "" if owner == name else owner
+        found.append(replace(spec, heads=len(kept), scale=spec.logit_scale, query_of=query_of))
+    return found
 
 
 def _copy(run: Run, sink: Sink, sample: str, selection: Selection, images: Mapping[str, Any]) -> None:
-    for name, heads in selection.layers.items():
-        spec, group = run.layers[name], run.step_group(name)
+    for pruned in pruned_layers(run, selection.layers):
+        name = pruned.name
+        spec, heads, group = run.layers[name], selection.layers[name], run.step_group(name)
         for start in range(
             0, len(selection.steps), group
         ):  # no stored chunk is read anew for each of its steps
             part = selection.steps[start : start + group]
             arrays = _arrays(run, spec, sample, part, heads, selection.bits)
+            if pruned.query_of:
+                del arrays["query"]
             if start and spec.static_key:
                 arrays.pop("value_norm", None)  # stored once, and given with the first steps
             for row in range(len(part)):  # a static key has the first row alone

@@ -9,14 +9,14 @@ from typing import Any
 
 from i2am.storage.errors import AlreadyExists, InputError
 from i2am.storage.format.header import MAX_ROOT, ROOT, Header, load_header
-from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layer_spec import UNSAID, LayerSpec
 from i2am.storage.format.marginals_only import need_attention
 from i2am.storage.format.zarr_metadata import root_document
 from i2am.storage.locations.base import Location, system_errors
 from i2am.storage.locations.local import LocalLocation
 from i2am.storage.locations.open import locate
 from i2am.storage.writing.atomic_directory import atomic_directory, clear_unfinished, created_meanwhile
-from i2am.storage.writing.declaration import checked_timesteps, complete_header, make_header
+from i2am.storage.writing.declaration import checked_timesteps, complete_header, make_header, resolve_layers
 from i2am.storage.writing.plan import plan_header
 from i2am.storage.writing.writer import RunWriter
 
@@ -145,15 +145,16 @@ def _refuse_change(
     if layers is None:
         return
     given = {spec.name: spec for spec in layers}
+    resolved = resolve_layers(given.values(), len(header.timesteps)) if given else {}
     if names := sorted(set(given) ^ set(header.layers)):
         raise differ("layers", "those of the run", f"a difference in {', '.join(names[:5])}")
     for name, spec in given.items():
         stored: dict[str, Any] = header.layers[name].to_json()
-        wanted: dict[str, Any] = {**spec.to_json(), "scale": spec.logit_scale}
+        wanted: dict[str, Any] = resolved[name].to_json()
         if spec.representation == "auto":
             wanted["representation"] = stored["representation"]
         for field in wanted | stored:
-            was, now = stored.get(field, False), wanted.get(field, False)
+            was, now = (facts.get(field, UNSAID.get(field)) for facts in (stored, wanted))
             if was != now:
                 raise differ(f"layer {name!r}: {field}", f"{was!r} as in the run", repr(now))
 

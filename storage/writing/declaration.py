@@ -44,14 +44,20 @@ def checked_timesteps(timesteps: Iterable[Any]) -> tuple[Timestep, ...]:
     return tuple(values)
 
 
-def _resolved(layers: Iterable[LayerSpec], steps: int) -> list[LayerSpec]:
-    specs = [spec.resolve(steps) for spec in layers]
-    names = [spec.name for spec in specs]
-    if not specs:
+def resolve_layers(layers: Iterable[LayerSpec], steps: int) -> dict[str, LayerSpec]:
+    """Return the layers as stored, by name; one shares a query only where both are stored as factors."""
+    found: dict[str, LayerSpec] = {}
+    for spec in layers:
+        if spec.name in found:
+            raise InputError("layers", expected="names that differ", got=f"{spec.name!r} twice")
+        owner = spec.query_owner(found)
+        resolved = spec.resolve(steps)
+        if spec.query_of and "scores" in (resolved.representation, owner.representation):
+            resolved = replace(spec, query_of="").resolve(steps)
+        found[spec.name] = resolved
+    if not found:
         raise InputError("layers", expected="at least one LayerSpec", got="none")
-    if len(set(names)) != len(names):
-        raise InputError("layers", expected="names that differ", got=f"{max(names, key=names.count)!r} twice")
-    return specs
+    return found
 
 
 def make_header(
@@ -66,7 +72,7 @@ def make_header(
 ) -> Header:
     """Decide all about a run but its id, creation time and digests; takes the arguments of `create_run`."""
     ids, times = _checked_samples(samples), checked_timesteps(timesteps)
-    specs = _resolved(layers, len(times))
+    specs = list(resolve_layers(layers, len(times)).values())
     own = jsonable(dict(attrs or {}))
     if clash := sorted(OWN_KEYS & set(own)):
         raise InputError("attrs", expected="names other than the store's own", got=", ".join(clash))

@@ -65,6 +65,12 @@ def check_choice(spec: LayerSpec, given: Mapping[str, Array]) -> None:
                 expected=f"none: the layer is declared with {kind}=False",
                 remedy=f"declare it with {kind}=True",
             )
+    if "query" in given and spec.query_of:
+        raise InputError(
+            f"{what}: query",
+            expected=f"none: it is that of layer {spec.query_of!r}",
+            remedy="declare it with query_of=''",
+        )
     if "scores" not in given:
         return
     if spec.representation == "factors":

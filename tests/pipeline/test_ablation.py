@@ -9,9 +9,10 @@ import pytest
 import torch
 from diffusers import Flux2KleinKVPipeline
 
+from i2am.flows.experiments.ablate import choose_reference
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.capture import capture
-from i2am.pipeline.interventions.ablation import ablation, choose_reference
+from i2am.pipeline.interventions.ablation import ablation
 from i2am.pipeline.taps.call_arguments import call_arguments
 from i2am.storage.errors import CaptureError, InputError
 from i2am.storage.reading.open import open_run
@@ -293,20 +294,20 @@ def test_the_other_references_of_a_joint_sequence_are_left_alone(tmp_path):
 
     with capture(pipe, tmp_path / "r.zarr", samples=["a"]) as cap, cap.sample("a"):
         generate()
-    layers = list(open_run(tmp_path / "r.zarr").layers)
+    run = open_run(tmp_path / "r.zarr")
     parts = []
-    for name in (None, "reference-0", "reference-1"):
+    for name in (None, "reference", "reference-1"):
         if name is None:
-            with pytest.raises(InputError, match="expected one of reference-0, reference-1"):
-                choose_reference(pipe, layers)
-        number, own = (0, []) if name is None else choose_reference(pipe, layers, name)
-        parts.append(own)
+            with pytest.raises(InputError, match="expected one of reference, reference-1"):
+                choose_reference(run, None)
+        number, own = (0, []) if name is None else choose_reference(run, name)
+        parts.append(list(getattr(own, "layers", ())))
         gone = np.full((1, 3, 4), name is not None)
         with ablation(pipe, gone, "latent", reference=number):
             hook = pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
             generate()
             hook.remove()
-    assert sorted(parts[1] + parts[2]) == sorted(layers)
+    assert sorted(parts[1] + parts[2]) == sorted(run.layers)
     assert [name.removesuffix("@reference-1") for name in parts[2]] == parts[1]
     before, first, second = seen  # 24 generated patches, then 48 of each reference
     assert before[:, 24:].any(-1).all()

@@ -88,6 +88,9 @@ def check(run, seen, start, references, roles, count):
                 layer = "@".join([f"transformer.{name}", *marks])
                 spec = run.layers[layer]
                 assert (spec.role, spec.lse, spec.ref, spec.static_key) == (role, True, tokens, False)
+                shares = number and spec.representation == "factors"
+                owner = "@".join([f"transformer.{name}", *marks[1:]]) if shares else ""
+                assert (spec.reference, spec.query_of) == (marks[0] if number else "reference", owner)
                 calls = [forward[0] for forward in forwards[index :: len(roles)]]
                 assert len(calls) == STEPS
                 logits = np.stack([c.logits[..., start : start + spec.gen, :].numpy() for c in calls], axis=1)
@@ -208,7 +211,8 @@ def test_flux2_has_several_references_of_grids_of_their_own(
         ).images  # fmt: skip
 
     plain, ids, path = call(), [f"s{i}" for i in range(count)], tmp_path / "r.zarr"
-    with capture(pipe, path, samples=ids, roles=roles, value_norms=True) as cap, cap.samples(ids) as handles:
+    kept = {"roles": roles, "representation": "factors" if count > 1 else "auto"}
+    with capture(pipe, path, samples=ids, **kept) as cap, cap.samples(ids) as handles:
         captured = call()
         for handle, image in zip(handles, captured, strict=True):
             handle.generated = image

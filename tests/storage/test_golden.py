@@ -10,12 +10,14 @@ from tests.storage.golden.make import (
     LAYERS,
     NORMS,
     SAMPLES,
+    SHARED,
     STORE,
     TIMESTEPS,
     expected,
     expected_image,
     main,
     with_norms,
+    with_shared_queries,
 )
 
 
@@ -23,8 +25,10 @@ def read_all(path, layers=LAYERS):
     run = i2am.open_run(path)
     assert (run.samples, run.timesteps) == (SAMPLES, TIMESTEPS)
     for s, sample in enumerate(SAMPLES):
+        names = [spec.name for spec in layers]
         for i, spec in enumerate(layers):
             assert run.layers[spec.name] == spec.resolve(3)
+            owner = names.index(spec.query_of or spec.name)
             block = run.read(spec.name, sample)
             for step in range(len(TIMESTEPS)):
                 if block.scores is not None:
@@ -34,7 +38,7 @@ def read_all(path, layers=LAYERS):
                     continue
                 at = 0 if spec.static_key else step
                 assert np.array_equal(
-                    block.query[step], expected(i, "query", s, step, block.query[step].shape)
+                    block.query[step], expected(owner, "query", s, step, block.query[step].shape)
                 )
                 assert np.array_equal(block.key[at], expected(i, "key", s, at, block.key[at].shape))
         rows = run.lse("unet.mid.attn2").compute()
@@ -73,3 +77,10 @@ def test_the_golden_store_with_norms_reads_back():
             added = run.contribution(spec.name).compute()
             assert np.array_equal(added[1, 2], expected(i, "contribution", 1, 2, (spec.gen,)))
     assert i2am.verify(NORMS).ok
+
+
+def test_the_golden_store_with_shared_queries_reads_back():
+    run = read_all(SHARED, with_shared_queries())
+    assert i2am.verify(SHARED).ok
+    assert [spec.reference for spec in run.layers.values()][-2:] == ["text", "reference-1"]
+    assert not (SHARED / "attention" / "unet.mid.attn2@text" / "query").exists()

@@ -18,6 +18,8 @@ from i2am.storage.format.layer_spec import LayerSpec
 STORE = Path(__file__).parent / "format1.zarr"
 NORMS = STORE.with_name("format1-norms.zarr")
 """Written when layers could have norms of values and contributions, and never again either."""
+SHARED = STORE.with_name("format1-shared.zarr")
+"""Written when a layer could share another's query and say what its keys are of, and never again either."""
 SAMPLES = ("plain", "../é")
 TIMESTEPS = (981, 500.5, 1)
 LAYERS = (
@@ -62,6 +64,19 @@ def with_norms() -> tuple[LayerSpec, ...]:
     return tuple(replace(spec, value_norm=True, contribution=spec is not LAYERS[-1]) for spec in LAYERS)
 
 
+def with_shared_queries() -> tuple[LayerSpec, ...]:
+    """The same layers, and two more that have the query of the first, or of the second."""
+    first, second = LAYERS[:2]
+    words = replace(
+        second, name=f"{second.name}@text", ref_grid=(0, 0), ref_prefix=5, reference="text",
+        query_of=second.name,
+    )  # fmt: skip
+    further = replace(
+        first, name=f"{first.name}@reference-1", ref_grid=(1, 2), reference="reference-1", query_of=first.name
+    )
+    return (*LAYERS, words, further)
+
+
 def main(folder: str, store: Path = STORE, layers: tuple[LayerSpec, ...] = LAYERS) -> None:
     attrs = {"model": "golden", "seeds": [1, 2]}
     path = Path(folder) / store.name
@@ -75,9 +90,10 @@ def main(folder: str, store: Path = STORE, layers: tuple[LayerSpec, ...] = LAYER
                         arrays = {}
                         if spec.representation == "factors":
                             at = 0 if spec.static_key else step
-                            arrays["query"] = expected(
-                                i, "query", s, step, (spec.heads, spec.gen, spec.head_dim)
-                            )
+                            if not spec.query_of:
+                                arrays["query"] = expected(
+                                    i, "query", s, step, (spec.heads, spec.gen, spec.head_dim)
+                                )
                             arrays["key"] = expected(i, "key", s, at, (spec.heads, spec.ref, spec.head_dim))
                         else:
                             arrays["scores"] = expected(
@@ -97,3 +113,4 @@ def main(folder: str, store: Path = STORE, layers: tuple[LayerSpec, ...] = LAYER
 if __name__ == "__main__":
     main(sys.argv[1])
     main(sys.argv[1], NORMS, with_norms())
+    main(sys.argv[1], SHARED, with_shared_queries())
