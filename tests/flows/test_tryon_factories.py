@@ -1,10 +1,11 @@
-"""The factories of ``examples/research_tryon.py``, on modules with the repositories' names and signatures."""
+"""The factories of ``examples/research_tryon.py``, on fake modules; and a canvas from YAML on."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,8 @@ from i2am.flows.capture.load_pipeline import call_inputs, load_pipeline
 from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.models import CaptureConfig
 from i2am.pipeline.adapters.registry import find_adapter
+from i2am.storage.reading.open import open_run
+from tests.flows.conftest import Outcome
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CATVTON = """
@@ -145,3 +148,46 @@ def test_icedit_returns_the_right_half(checkout: Path, monkeypatch: pytest.Monke
     (image,) = pipe(**call(config, pipe), **config.call).images
     assert image.size == (24, 32)
     assert image.getcolors() == [(24 * 32, (200, 200, 200))]
+
+
+def test_a_canvas_goes_from_yaml_to_ablation(tmp_path: Path, i2am: Callable[..., Outcome]) -> None:
+    """The run, and the images that are generated again, have the two sides of what the pipeline returns."""
+    noise = np.random.default_rng(1).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "canvas.png")
+    mask = np.zeros((16, 24), np.uint8)
+    mask[:, 8:] = 255
+    mask[:4, 8:] = 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (tmp_path / "m.csv").write_text("id,source,mask\na,canvas.png,mask.png\n")
+    settings = {
+        "out": "r.zarr", "pipeline": {"kind": "factory", "function": "tests.flows.tiny_systems:diptych"},
+        "samples": {"manifest": "m.csv"}, "call": {"num_inference_steps": 2},
+        "inputs": {"image": "source", "mask_image": "mask"}, "reference_region": {"left": 0.3333},
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(json.dumps(settings))
+    outcome = i2am("plan", tmp_path / "c.yaml", "--json")
+    assert outcome.status == 0, outcome.err
+    outcome = i2am("capture", tmp_path / "c.yaml", "--quiet")
+    assert outcome.status == 0, outcome.err
+    run = open_run(tmp_path / "r.zarr")
+    assert {(spec.gen_grid, spec.ref_grid) for spec in run.layers.values()} == {((8, 8), (8, 4))}
+    assert run.image("generated", "a").shape == (16, 16, 3)
+    np.testing.assert_array_equal(run.image("source", "a"), noise[:, 8:])
+    np.testing.assert_array_equal(run.image("reference", "a"), noise[:, :8])
+    np.testing.assert_array_equal(run.image("mask", "a")[..., 0], mask[:, 8:])
+    words = ["--rank", "random", "--fractions", "0.5", "--draws", "1", "--blocks", "0", "--mode", "mask"]
+    outcome = i2am(
+        "ablate",
+        tmp_path / "c.yaml",
+        "--run",
+        tmp_path / "r.zarr",
+        "--out",
+        tmp_path / "o",
+        *words,
+        "--quiet",
+    )
+    assert outcome.status == 0, outcome.err
+    (tmp_path / "c.yaml").write_text(json.dumps(settings | {"reference_region": "middle"}))
+    outcome = i2am("capture", tmp_path / "c.yaml")
+    assert outcome.status == 2
+    assert "reference_region" in outcome.err

@@ -185,18 +185,9 @@ def test_a_run_is_not_continued_with_the_other_side(tmp_path):
         pass
 
 
-def fill():
-    torch.manual_seed(0)
-    parts = joint_models._flux_parts()
-    config = {**parts["transformer"].config, "in_channels": 12, "out_channels": 4}
-    config.pop("_use_default_values")
-    parts["transformer"] = type(parts["transformer"]).from_config(config).eval()
-    return parts
-
-
 @pytest.mark.parametrize(("side", "share", "size"), [("left", 0.5, (12, 16)), ("bottom", 0.25, (16, 12))])
 def test_sides_of_flux_fills_canvas(tmp_path, monkeypatch, side, share, size):
-    pipe = FluxFillPipeline(**fill())
+    pipe = FluxFillPipeline(**joint_models.flux_fill_parts())
     pipe.set_progress_bar_config(disable=True)
     tokens = halves((size[0] // 2, size[1] // 2), side, share)
     pixels, kept = halves(size, side, share)
@@ -257,7 +248,7 @@ def test_rows_of_visualcloze_are_references(tmp_path, monkeypatch, rows):
             text = torch.randn(1, TEXT, joint_models.WIDTH, generator=torch.Generator().manual_seed(3))
             return text, text[:, 0], torch.zeros(TEXT, 3)
 
-    pipe = OfAnyPrompt(**fill(), resolution=12)
+    pipe = OfAnyPrompt(**joint_models.flux_fill_parts(), resolution=12)
     pipe.set_progress_bar_config(disable=True)
     shapes = [(12, 12), (16, 9), (8, 18)][:rows]  # of the images of each row
     pictures = [[models.picture(3 * i + j, *shape) for j in range(3)] for i, shape in enumerate(shapes)]
