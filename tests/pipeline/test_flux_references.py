@@ -73,13 +73,14 @@ def test_images_are_equal_and_scores_are_the_models_own(tmp_path, monkeypatch, s
             layer = name + f"@reference-{reference}" * (reference > 0)
             spec = run.layers[layer]
             assert (spec.gen_grid, spec.ref_grid, spec.static_key) == (grids[0], grids[1 + reference], False)
+            scores, lse = run.scores(layer).compute(), run.lse(layer).compute()
             for step in range(STEPS):
                 q, k, _ = (x.double() for x in calls[step * len(names) + number])
                 logits = (q[:, :, TEXT : starts[1]] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).numpy()
                 own = slice(starts[1 + reference], starts[2 + reference])
-                scores, lse = run.scores(layer).compute()[:, step], run.lse(layer)[:, step]
-                np.testing.assert_allclose(scores, logits[..., own], rtol=1e-5, atol=1e-5)
-                np.testing.assert_allclose(lse, np.logaddexp.reduce(logits, -1), rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(scores[:, step], logits[..., own], rtol=1e-5, atol=1e-5)
+                expected = np.logaddexp.reduce(logits, -1)
+                np.testing.assert_allclose(lse[:, step], expected, rtol=1e-5, atol=1e-5)
             for sample in range(count):
                 agreement = run.record(f"s{sample}")["witness"][layer]
                 assert (agreement["steps"], agreement["unwitnessed_steps"]) == (STEPS, 0)
