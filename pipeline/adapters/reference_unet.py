@@ -131,11 +131,22 @@ class MimicBrush(ReferenceUNet):
     encoder = "referencenet"
 
     def matches(self, pipe: Any) -> bool:
-        unet = getattr(getattr(pipe, "pipe", None), self.part, None)
-        return isinstance(unet, nn.Module) and isinstance(getattr(pipe, self.encoder, None), nn.Module)
+        """The pipeline alone too, whose other attention nobody shall take for words."""
+        return self._holds_both(pipe) or type(pipe).__name__.startswith("MimicBrush")
 
     def denoiser(self, pipe: Any) -> nn.Module:
+        if not self._holds_both(pipe):
+            raise CaptureError(
+                f"adapter {self.name!r}: the pipeline",
+                expected="an object that holds it as pipe, and the reference's UNet as referencenet",
+                got=type(pipe).__name__,
+                remedy="give the MimicBrush_RefNet, or an object of your own with both",
+            )
         return super().denoiser(pipe.pipe)
+
+    def _holds_both(self, pipe: Any) -> bool:
+        unet = getattr(getattr(pipe, "pipe", None), self.part, None)
+        return isinstance(unet, nn.Module) and isinstance(getattr(pipe, self.encoder, None), nn.Module)
 
     def sites(self, pipe: Any) -> Sequence[JointSite]:
         """The middle and the way up, where the bank is read; a site's module is its block."""

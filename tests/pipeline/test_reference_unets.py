@@ -160,6 +160,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
     pipe.unet_garm._call_impl = lambda *args: (None, features)  # of another time: no hook sees a call
     with pytest.raises(CaptureError, match=r"kept from an earlier call.*one sample context"):
         record(pipe, tmp_path / "elsewhere.zarr", guidance=1.0)
+    alone = type("MimicBrushPipeline", (), {"unet": make("MimicBrush").pipe.unet})()
+    with pytest.raises(CaptureError, match=r"got MimicBrushPipeline; give the MimicBrush_RefNet"):
+        capture(alone, tmp_path / "alone.zarr", ["a"])
     with pytest.raises(UnknownName, match="without_reference"):
         record(make("MimicBrush"), tmp_path / "dropped.zarr", roles=("uncond",))
 
