@@ -52,7 +52,11 @@ def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str | list[str]]:
     from i2am.pipeline.adapters.registry import find_adapter
 
     known = find_adapter(pipe, config.adapter, config.reference_region).inputs(pipe)
-    return {argument: name for argument, name in known.items() if argument not in config.call}
+    return {
+        argument: names if isinstance(names, str) else list(names)
+        for argument, names in known.items()
+        if argument not in config.call
+    }
 
 
 def _check_device(device: str) -> None:

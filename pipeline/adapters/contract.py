@@ -53,7 +53,9 @@ class JointSite:
     output: nn.Module | None = None
     """The linear projection whose first inputs are the heads' mixed values; None: no norms are read."""
     stream: nn.Module | None = None
-    """As in `Site`; its tokens are the generated ones, all of the joint sequence, or its last ones."""
+    """As in `Site`; its tokens are all of the joint sequence, or its last ones."""
+    stream_first: bool = False
+    """The stream's tokens are the sequence's first ones, not its last."""
     gain: float = 1.0
     """Factor on what ``output`` makes of the call, where other calls have a part in it."""
 
@@ -89,6 +91,14 @@ class Tokens:
         """All tokens of a layout, one after the other."""
         return cls(slice(start, start + layout.tokens), layout)
 
+    @classmethod
+    def at(cls, places: torch.Tensor, layout: TokenLayout) -> Tokens:
+        """Tokens at these places, in this order: a slice where they stand together."""
+        places = places.cpu()
+        start = int(places[0]) if len(places) else 0
+        together = torch.equal(places, torch.arange(start, start + len(places)))
+        return cls(slice(start, start + len(places)) if together else places, layout)
+
     def moved(self, by: int) -> Tokens:
         """The same tokens where others have come before them, or have gone."""
         where = self.where
@@ -110,9 +120,15 @@ class Spans:
     keys: int
     generated: Tokens  # of the queries
     references: tuple[Tokens, ...]  # of the keys, in the order of the pipeline's images
-    text: slice | None = None  # of the keys: those of words
+    text: slice | torch.Tensor | None = None  # of the keys: those of words, from where to where, or which
     static_keys: bool = False  # the references' keys are those of an earlier call: they are stored once
     before: int = 0  # calls of the module with as many queries and keys that come before the layer's own
+    # Further calls of the module that see some of these keys: their queries, and from which key to which.
+    others: tuple[tuple[int, slice], ...] = ()
+    # Where each reference's tokens stand in the denoiser's ``hidden_states``, [row, token, ...]; (): as the
+    # keys do, after those of ``encoder_hidden_states``.
+    inputs: tuple[slice, ...] = ()
+    roles: tuple[str, ...] = ()  # whose rows these places are of, where others have other ones; (): of all
 
 
 def patches_per_side(config: Any) -> int | None:
@@ -138,6 +154,9 @@ class Adapter:
 
     reads = "reference"
     """``"text"`` where the keys are words: a pipeline that is given an image has to name such an adapter."""
+
+    removable = True
+    """False where no step's call has the reference's tokens: an ablation cannot reach them."""
 
     part = "unet"
     """Attribute of the pipeline that holds the denoiser."""
@@ -208,6 +227,10 @@ class Adapter:
         """
         raise NotImplementedError(f"adapter {self.name!r} has no joint attention")
 
+    def prepares(self, pipe: Any, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call of the denoiser comes before the steps, to keep a reference's keys, say."""
+        return False
+
     def shared_reference(self, pipe: Any) -> bool:
         """Where latents are tiled: True if all tiles see the whole reference, False if each sees its part."""
         return True
@@ -249,8 +272,8 @@ class Adapter:
         """Whether a list of images is the references of one prompt to the pipeline, not one for each."""
         return False
 
-    def inputs(self, pipe: Any) -> Mapping[str, str]:
-        """The pipeline's argument for each image that it takes: ``{"image": "source", ...}``."""
+    def inputs(self, pipe: Any) -> Mapping[str, str | Sequence[str]]:
+        """The pipeline's argument for each image, or list of them, that it takes: ``{"image": "source"}``."""
         return {}
 
     def _known_roles(self, rows: int, known: Mapping[int, tuple[str, ...]]) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+from i2am.pipeline.adapters.bria_fibo2 import BriaFibo2
+from i2am.pipeline.adapters.bria_fibo_edit import BriaFiboEdit
 from i2am.pipeline.adapters.census import entry_of
 from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.diffusers_text import DiffusersText
@@ -18,10 +20,14 @@ from i2am.pipeline.adapters.flux_ip_adapter import FluxIPAdapter
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
 from i2am.pipeline.adapters.flux_redux import FluxRedux
 from i2am.pipeline.adapters.flux_references import UNO, DreamO
+from i2am.pipeline.adapters.glm_image import GlmImage
 from i2am.pipeline.adapters.ip_adapter import IPAdapter
+from i2am.pipeline.adapters.joyimage import JoyImageEdit, JoyImageEditPlus
 from i2am.pipeline.adapters.ldm import LatentDiffusion
+from i2am.pipeline.adapters.omnigen import OmniGen
 from i2am.pipeline.adapters.pasd import PASD
 from i2am.pipeline.adapters.qwen_image import QwenImageEdit
+from i2am.pipeline.adapters.qwen_image21 import QwenImage21
 from i2am.pipeline.adapters.reference_unet import IDMVTON, Leffa, MimicBrush, OOTDiffusion
 from i2am.pipeline.adapters.region import RegionLike
 from i2am.pipeline.adapters.seesr import SeeSR
@@ -56,6 +62,13 @@ _BUILT_IN: tuple[type[Adapter], ...] = (
     VisualCloze,
     DreamO,
     UNO,
+    QwenImage21,
+    BriaFiboEdit,
+    BriaFibo2,
+    JoyImageEdit,
+    JoyImageEditPlus,
+    OmniGen,
+    GlmImage,
 )
 
 

@@ -111,7 +111,7 @@ def projection_site(
 def self_attentions(unet: nn.Module, part: str = "unet") -> list[JointSite]:
     """Self-attention that further tokens may have joined, in the order of its calls: down, middle, up."""
     found = [
-        JointSite(f"{part}.{path}", original(attention), _output(attention), _stream(grid, attention))
+        JointSite(f"{part}.{path}", original(attention), _output(attention), _stream(grid, attention), True)
         for path, attention, grid in attentions(unet, ATTN1)
     ]
     return sorted(found, key=lambda site: _BLOCKS.index(site.name.split(".")[1]))

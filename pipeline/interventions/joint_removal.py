@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,12 +23,12 @@ class JointRemoval(Removal):
 
     _spans: Mapping[str, Spans] = {}
     _latest: Mapping[str, Spans] = {}
-    _masked = False
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         denoiser = original(self._adapter.denoiser(self._pipe))
         self._encoders = EncoderCalls([*map(original, self._adapter.encoders(self._pipe))])
+        self._calls = Counter[tuple[str, int, int]]()  # of a site's module, by queries and keys
         with ExitStack() as hooks:
             hooks.enter_context(self._encoders.attached())
             hooks.callback(denoiser.register_forward_pre_hook(self._on_call, with_kwargs=True).remove)
@@ -76,41 +77,53 @@ class JointRemoval(Removal):
     ) -> tuple[str, torch.Tensor]:
         """The denoiser's argument that holds a reference's tokens, and where.
 
-        The keys of a joint sequence are the encoder's tokens, then the denoiser's own input.
+        The adapter says it, or keys are the encoder's tokens, words first, then the denoiser's own input.
         """
+        if spans.inputs:
+            part = spans.inputs[self._reference]
+            return "hidden_states", torch.arange(part.start, part.stop)
         given = (arguments.get(name) for name in ("encoder_hidden_states", "hidden_states"))
         encoded, own = (tokens.shape[1] if isinstance(tokens, torch.Tensor) else 0 for tokens in given)
-        places = reference.positions()
-        if spans.keys == encoded + own:
+        places, text = reference.positions(), spans.text
+        words_first = text is None or (isinstance(text, slice) and not text.start)
+        if words_first and spans.keys == encoded + own:
             if places.max() < encoded:
                 return "encoder_hidden_states", places
             if places.min() >= encoded:
                 return "hidden_states", places - encoded
         raise CaptureError(
             "ablation of reference tokens in the denoiser's input",
-            expected=f"the {spans.keys} keys of its attention, references together",
+            expected=f"the {spans.keys} keys of its attention, words first, references together",
             got=f"{encoded} tokens of an encoder and {own} of its own",
             remedy="hide them at the layers: mode='mask'",
         )
 
-    def _hidden(self, site: str, tokens: int, keys: torch.Tensor | None) -> torch.Tensor | None:
+    def _hidden(self, site: str, queries: int, tokens: int, keys: torch.Tensor | None) -> torch.Tensor | None:
+        """Hidden keys of the layer's own call, and of others that see some of its keys."""
         spans = self._spans.get(site)
-        if spans is None or tokens != spans.keys or keys is None or self._masked:
+        rows = None if spans is None or keys is None else self._roles.rows(len(keys))
+        if spans is None or keys is None or rows is None:
             return None
-        rows = self._roles.rows(len(keys))
-        if rows is None:
+        number = self._calls[site, queries, tokens]
+        self._calls[site, queries, tokens] += 1
+        own = (queries, tokens, number) == (spans.queries, spans.keys, spans.before)
+        seen = {(count, part.stop - part.start): part for count, part in spans.others}
+        part = slice(None) if own else seen.get((queries, tokens))
+        if part is None:
             return None
-        self._masked = True
         reference = self._chosen(spans)
-        hidden = torch.zeros(len(keys), tokens, dtype=torch.bool, device=keys.device)
+        hidden = torch.zeros(len(keys), spans.keys, dtype=torch.bool, device=keys.device)
         gone = self.gone("of joint attention", reference.layout)
         hidden[rows, reference.where] = gone.to(keys.device)
-        return hidden
+        return hidden[:, part]
 
     def _check(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            masked, self._masked = self._masked, False
-            if name in self._spans and not masked:
+            calls = {each: count for each, count in self._calls.items() if each[0] == name}
+            for each in calls:
+                del self._calls[each]
+            spans = self._spans.get(name)
+            if spans is not None and calls.get((name, spans.queries, spans.keys), 0) <= spans.before:
                 raise self.unmasked(name)
 
         return hook

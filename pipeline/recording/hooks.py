@@ -159,11 +159,13 @@ class PipelineHooks:
             self._tiles.pause()
         if self._inside_call:  # a companion began this call
             return
+        arguments = call_arguments(module, args, kwargs)
+        if self._adapter.prepares(self._pipe, arguments):
+            return
         self._inside_call = True
         self._projections.reset()
         if self._flows is not None:
             self._flows.reset()
-        arguments = call_arguments(module, args, kwargs)
         now = read_timestep(self._adapter.timestep(arguments))
         recording.begin_call(now, self._tile(arguments), self._label, _latents(arguments))
         if self._joint is not None:

@@ -165,10 +165,12 @@ class FlowTap:
     ) -> None:
         """A joint attention call: values of one reference's tokens, and how they are mixed."""
         stream = self._found.get((site.name, "stream"))
-        alone = spans.generated.layout.tokens if spans.generated.layout.tokens < spans.queries else None
-        if stream is not None and stream.shape[1] != alone:  # of all queries, or of the last ones
-            generated = spans.generated.moved(stream.shape[1] - spans.queries)
-            stream = stream[:, generated.where] if int(generated.positions().min()) >= 0 else None
+        if stream is not None:  # of all queries, or of the last ones or the first
+            moved = 0 if site.stream_first else stream.shape[1] - spans.queries
+            generated = spans.generated.moved(moved)
+            places = generated.positions()
+            inside = int(places.min()) >= 0 and int(places.max()) < stream.shape[1]
+            stream = stream[:, generated.where] if inside else None
         self._pass_on(site, value.detach(), lambda row: added(row) * site.gain, stream, part)
 
     def _pass_on(

@@ -45,7 +45,8 @@ def test_the_census_is_listed_with_its_answers(i2am: I2am) -> None:
     assert (
         answers["StableDiffusionInpaintPipeline"] == "attention cannot answer; with an IP-Adapter: ip-adapter"
     )
-    assert answers["Flux2Pipeline"] == "no adapter yet"
+    assert answers["Flux2Pipeline"] == "flux2"
+    assert answers["ZImageOmniPipeline"] == "no adapter yet"
     assert answers["SanaPipeline"] == "no image"
     shown = i2am("adapters", "--pipelines").out
     assert all(name in shown for name in answers)

@@ -162,6 +162,7 @@ def test_real_pipelines_are_told_what_to_load(kind):
         joint_models.longcat_edit,
         joint_models.qwen_edit,
         joint_models.qwen_edit_plus,
+        joint_models.flux2,
     ],
 )
 def test_real_pipelines_are_taken_by_the_adapter_that_the_census_names(make):
