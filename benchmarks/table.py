@@ -84,7 +84,24 @@ SYSTEMS: dict[str, tuple[int, list[Group]]] = {
             Group(1, (8, 8), (12, 12), 1, 20, 64),
         ],
     ),
+    "AnyDoor, UNet and ControlNet, 512²": (
+        50,
+        [
+            *_unet((5, 10, 20, 20), (64,) * 4, (64, 64), (16, 16), 1),
+            *(Group(2, (64 >> n, 64 >> n), (16, 16), 1, heads, 64) for n, heads in enumerate((5, 10, 20))),
+            Group(1, (8, 8), (16, 16), 1, 20, 64),
+        ],
+    ),
+    "SUPIR, 1024²": (
+        50,
+        [Group(1, (32, 32), (32, 32), 0, 20, 64, False), Group(1, (64, 64), (64, 64), 0, 10, 64, False)],
+    ),
     "IP-Adapter full, SD 1.5, 512²": (50, _unet(*SD, (64, 64), (16, 16), 1)),
+    "IP-Adapter, FLUX.1, 1024²": (28, [Group(19, (64, 64), (0, 0), 4, 24, 128, True, True, "bfloat16")]),
+    "IP-Adapter, Stable Diffusion 3.5 large, 1024²": (
+        28,
+        [Group(38, (64, 64), (0, 0), 64, 38, 64, False, True, "bfloat16")],
+    ),
     "CatVTON, 1024×768": (50, _joined((5, 5, 5, 1), *SD, (128, 96))),
     "IDM-VTON, 1024×768": (30, _joined((0, 10, 60), (5, 10, 20), (64, 64, 64), (128, 96))),
     "FLUX Fill with ICEdit, 512²": (28, [Group(57, (32, 32), (32, 32), 0, 24, 128, False, True, "bfloat16")]),

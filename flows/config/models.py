@@ -43,7 +43,8 @@ class PretrainedSource(Strict):
     trust_remote_code: bool = False
     ip_adapters: Annotated[list[IPAdapterWeights], Field(description="loaded after the pipeline")] = []
     image_encoder_folder: Annotated[
-        str | None, Field(description="of the IP-Adapters' image encoder; None: the pipeline has one")
+        str | None,
+        Field(description="of the IP-Adapters' image encoder, or its hub id; None: the pipeline has one"),
     ] = None
 
 

@@ -51,13 +51,20 @@ class JointSite:
     attention: nn.Module
     """The attention module; its processor makes the call."""
     output: nn.Module | None = None
-    """The linear projection whose first inputs are the heads' mixed values; None: no norms are read."""
+    """The linear projection whose first inputs are the heads' mixed values; None: no norms are read.
+
+    An ``nn.Identity``: the mixed values are added as they are.
+    """
     stream: nn.Module | None = None
     """As in `Site`; its tokens are all of the joint sequence, or its last ones."""
     stream_first: bool = False
     """The stream's tokens are the sequence's first ones, not its last."""
-    gain: float = 1.0
-    """Factor on what ``output`` makes of the call, where other calls have a part in it."""
+    block: nn.Module | None = None
+    """In place of `stream`: the block at whose very end the attention's last output is added."""
+    gain: Callable[[], float | None] | None = None
+    """As in `Site`."""
+    reference_index: int = 0
+    """Which of several references the first of its keys' references is."""
 
     @property
     def module_class(self) -> str:
@@ -136,6 +143,15 @@ def patches_per_side(config: Any) -> int | None:
     config = getattr(config, "vision_config", config)
     size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
     return size // patch if size and patch else None
+
+
+def _says(pipe: Any, name: str) -> bool | None:
+    """A yes or no of the pipeline's own; None if it has none, or none before its first call."""
+    try:
+        found = getattr(pipe, name, None)
+    except AttributeError:
+        return None
+    return found if isinstance(found, bool) else None
 
 
 class Adapter:
@@ -237,15 +253,15 @@ class Adapter:
 
     def roles(self, pipe: Any, rows_per_sample: int) -> tuple[str, ...]:
         """Guidance role of each block of rows in a denoiser call, in order: ``("uncond", "cond")``, say."""
-        return self._known_roles(rows_per_sample, {1: ("cond",), 2: ("uncond", "cond")})
+        known: dict[int, tuple[str, ...]] = {1: ("cond",), 2: ("uncond", "cond")}
+        if _says(pipe, "do_perturbed_attention_guidance"):
+            guided = _says(pipe, "do_classifier_free_guidance")
+            known = {3: ("uncond", "cond", "perturbed")} if guided else {2: ("cond", "perturbed")}
+        return self._known_roles(rows_per_sample, known)
 
     def guidance_is_on(self, pipe: Any) -> bool | None:
-        """Whether the pipeline says that it uses classifier-free guidance now; None if it does not say."""
-        try:
-            found = getattr(pipe, "do_classifier_free_guidance", None)
-        except AttributeError:  # before its first call
-            return None
-        return found if isinstance(found, bool) else None
+        """Whether the pipeline says that it uses guidance of any kind now; None if it does not say."""
+        return _says(pipe, "do_perturbed_attention_guidance") or _says(pipe, "do_classifier_free_guidance")
 
     def empty_reference(
         self, pipe: Any, tokens: torch.Tensor, uncond: torch.Tensor | None

@@ -43,7 +43,7 @@ class JointAdapter(Adapter):
         return found
 
     def _site(self, name: str, block: nn.Module, attention: nn.Module) -> JointSite:
-        return JointSite(name, attention, *_output_and_stream(block, attention))
+        return JointSite(name, attention, *output_and_stream(block, attention))
 
     def spans(
         self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]
@@ -101,7 +101,7 @@ _OUTPUTS = ("to_out", "img_attn_proj")
 _NORMS = ("norm1", "img_norm1", "norm", "input_layernorm", "attention_norm1")
 
 
-def _output_and_stream(block: nn.Module, attention: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+def output_and_stream(block: nn.Module, attention: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
     """What takes the mixed values of image tokens, and the norm that their stream goes through."""
     outputs = (*(getattr(attention, name, None) for name in _OUTPUTS), getattr(block, "proj_out", None))
     output = next((module for module in outputs if isinstance(module, nn.Module)), None)

@@ -152,7 +152,7 @@ class MimicBrush(ReferenceUNet):
         """The middle and the way up, where the bank is read; a site's module is its block."""
         modules = dict(original(self.denoiser(pipe)).named_modules())
         return [
-            replace(site, attention=modules[site.name.partition(".")[2].rpartition(".")[0]], gain=0.5)
+            replace(site, attention=modules[site.name.partition(".")[2].rpartition(".")[0]], gain=lambda: 0.5)
             for site in super().sites(pipe)
             if ".down_blocks." not in site.name
         ]

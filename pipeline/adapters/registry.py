@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+from i2am.pipeline.adapters.anydoor import AnyDoor
 from i2am.pipeline.adapters.bria_fibo2 import BriaFibo2
 from i2am.pipeline.adapters.bria_fibo_edit import BriaFiboEdit
 from i2am.pipeline.adapters.census import entry_of
@@ -18,9 +19,11 @@ from i2am.pipeline.adapters.flux2 import Flux2
 from i2am.pipeline.adapters.flux_canvas import FluxCanvas
 from i2am.pipeline.adapters.flux_ip_adapter import FluxIPAdapter
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
+from i2am.pipeline.adapters.flux_kontext_ip_adapter import FluxKontextIPAdapter
 from i2am.pipeline.adapters.flux_redux import FluxRedux
 from i2am.pipeline.adapters.flux_references import UNO, DreamO
 from i2am.pipeline.adapters.glm_image import GlmImage
+from i2am.pipeline.adapters.instantid import InstantID
 from i2am.pipeline.adapters.ip_adapter import IPAdapter
 from i2am.pipeline.adapters.joyimage import JoyImageEdit, JoyImageEditPlus
 from i2am.pipeline.adapters.ldm import LatentDiffusion
@@ -30,8 +33,10 @@ from i2am.pipeline.adapters.qwen_image import QwenImageEdit
 from i2am.pipeline.adapters.qwen_image21 import QwenImage21
 from i2am.pipeline.adapters.reference_unet import IDMVTON, Leffa, MimicBrush, OOTDiffusion
 from i2am.pipeline.adapters.region import RegionLike
+from i2am.pipeline.adapters.sd3_ip_adapter import SD3IPAdapter
 from i2am.pipeline.adapters.seesr import SeeSR
 from i2am.pipeline.adapters.stableviton import StableVITON
+from i2am.pipeline.adapters.supir import SUPIR
 from i2am.pipeline.adapters.unet_canvas import CatVTON, UNetCanvas
 from i2am.pipeline.adapters.visualcloze import VisualCloze
 from i2am.storage.errors import CaptureError, UnknownName
@@ -43,13 +48,18 @@ _BUILT_IN: tuple[type[Adapter], ...] = (
     DiffusersUNet,
     DiffusersText,
     IPAdapter,
+    InstantID,
     LatentDiffusion,
+    AnyDoor,
+    SUPIR,
     StableVITON,
     PASD,
     SeeSR,
     FluxKontext,
     FluxRedux,
     FluxIPAdapter,
+    FluxKontextIPAdapter,
+    SD3IPAdapter,
     Flux2,
     QwenImageEdit,
     IDMVTON,

@@ -181,8 +181,7 @@ class BatchSplitter:
 def _reference(site: AnySite) -> str:
     if isinstance(site, Site) and site.text:
         return TEXT
-    number = site.reference_index if isinstance(site, Site) else 0
-    return f"reference-{number}" if number else "reference"
+    return f"reference-{site.reference_index}" if site.reference_index else "reference"
 
 
 def _name(layer: str, part: str, tile: Tile | None, role: str) -> str:

@@ -175,7 +175,7 @@ class CallTap:
     def _parts(self, site: JointSite, spans: Spans) -> Iterator[tuple[str, Tokens]]:
         """The keys that are received: those of each reference, and of words where they are asked for."""
         for number, tokens in enumerate(spans.references):
-            yield f"reference-{number}" if number else "", tokens
+            yield f"reference-{site.reference_index + number}" if number else "", tokens
         if self._text and (count := _words(spans)) and spans.text is not None:
             yield TEXT, Tokens(spans.text, TokenLayout((0, 0), count))
         elif self._text and not any(map(_words, self._spans.values())):

@@ -141,9 +141,13 @@ def watch_joint(transformer: nn.Module, monkeypatch: Any) -> Iterator[dict[str, 
         if name is None:
             continue
         hooks.append(block.register_forward_pre_hook(keep_stream, with_kwargs=True))
-        attention, entry = getattr(block, name), (f"{path}.{name}", block)
-        hooks.append(attention.register_forward_pre_hook(lambda *_, entry=entry: inside.append(entry)))
-        hooks.append(attention.register_forward_hook(lambda *_: inside.pop() and None))
+        for each in (name, "attn2"):  # Stable Diffusion 3 has blocks of two
+            attention, entry = getattr(block, each, None), (f"{path}.{each}", block)
+            if attention is not None:
+                hooks.append(
+                    attention.register_forward_pre_hook(lambda *_, entry=entry: inside.append(entry))
+                )
+                hooks.append(attention.register_forward_hook(lambda *_: inside.pop() and None))
     with monkeypatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", spy)
         yield found
@@ -151,8 +155,33 @@ def watch_joint(transformer: nn.Module, monkeypatch: Any) -> Iterator[dict[str, 
         hook.remove()
 
 
-def joint_norms(call: Any, row: int, gen: Any, ref: Any) -> Norms:
-    """Of one call and row: generated tokens and one reference's, by their places in the joint sequence."""
+@contextmanager
+def watch_ends(transformer: nn.Module) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """The stream of FLUX's double blocks after their feed-forward part, of each call, by path."""
+    found: dict[str, list[torch.Tensor]] = {}
+    hooks = []
+    for number, block in enumerate(transformer.transformer_blocks):
+        ends = found.setdefault(f"transformer_blocks.{number}.attn", [])
+        last: dict[str, Any] = {}
+
+        def on_end(module, args, output, ends=ends, last=last):
+            ends.append(last["before"] + last["gate"][:, None] * output)
+
+        hooks += [
+            block.norm1.register_forward_hook(lambda *a, last=last: last.update(gate=a[-1][4])),
+            block.norm2.register_forward_pre_hook(lambda _, args, last=last: last.update(before=args[0])),
+            block.ff.register_forward_hook(on_end),
+        ]
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+def joint_norms(call: Any, row: int, gen: Any, ref: Any, gain: float = 1.0, projected: bool = True) -> Norms:
+    """Of one call and row: generated tokens and one reference's, by their places in the joint sequence.
+
+    `gain` is on what is added; where it is not `projected`, it is added as it is.
+    """
     block, query, key, value, mask, stream = call
     q, k, v = (_numbers(x[row]) for x in (query, key, value))
     logits = q[:, gen] @ k.transpose(0, 2, 1) * q.shape[-1] ** -0.5
@@ -163,9 +192,12 @@ def joint_norms(call: Any, row: int, gen: Any, ref: Any) -> Norms:
     powers = np.exp(logits)
     weights = (powers / powers.sum(-1, keepdims=True))[..., ref]
     inner = v.shape[0] * v.shape[2]
+    gives = weights @ v[:, ref] * gain
+    if not projected:
+        return _given(gives, v[:, ref], np.eye(inner), _numbers(stream[row])[gen])
     attention = attention_of(block)
     other = getattr(attention, "img_attn_proj", None) or getattr(block, "proj_out", None)
     output = attention.to_out if has_own_output(attention) else other
     output = output if isinstance(output, nn.Linear) else output[0]
     own = _numbers(stream[row])[np.arange(q.shape[1])[gen] - (q.shape[1] - stream.shape[1])]
-    return _given(weights @ v[:, ref], v[:, ref], _numbers(output.weight)[:, :inner], own)
+    return _given(gives, v[:, ref], _numbers(output.weight)[:, :inner], own)

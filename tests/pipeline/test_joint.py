@@ -361,65 +361,6 @@ def test_keys_that_flux2_keeps_are_stored_once(tmp_path, monkeypatch, count, ste
     assert verify(path).ok
 
 
-@pytest.mark.parametrize(
-    ("adapters", "count", "guidance", "size"),
-    [
-        ((0,), 1, 1.0, (16, 24)),
-        ((0, 1), 1, 2.0, (16, 16)),
-        ((0,), 3, 2.0, (24, 16)),
-        ((1,), 1, 1.0, (16, 16)),
-    ],
-)
-def test_ip_adapters_of_flux_have_a_softmax_of_their_own(
-    tmp_path, monkeypatch, adapters, count, guidance, size
-):
-    pipe, ids, path = (
-        joint_models.flux_ip_adapter(max(adapters) + 1),
-        [f"s{i}" for i in range(count)],
-        tmp_path / "r.zarr",
-    )
-    sizes = (2, 2) if adapters == (1,) else (1, 2)  # those of one size are told apart by their order
-    roles = ("cond", "uncond") if guidance > 1 else ("cond",)
-    draw = torch.Generator().manual_seed(4)
-    # The pipeline gives every image of a call the same embeddings: one row of them.
-    images = [torch.randn(1, n, joint_models.WIDTH, generator=draw) for n in sizes[: max(adapters) + 1]]
-    given = embeddings(count, 1) | {"ip_adapter_image_embeds": images}
-    given["negative_ip_adapter_image_embeds"] = [torch.zeros_like(image) for image in images]
-    if guidance > 1:
-        given |= {f"negative_{name}": value for name, value in embeddings(count, 2).items()}
-
-    def call():
-        return pipe(
-            **given, true_cfg_scale=guidance, height=size[0], width=size[1], num_inference_steps=STEPS,
-            generator=torch.Generator().manual_seed(0), output_type="np",
-        ).images  # fmt: skip
-
-    plain = call()
-    layers = [f"*.to_k_ip.{number}" for number in adapters]
-    with capture(pipe, path, samples=ids, roles=roles, layers=layers) as cap, cap.samples(ids) as handles:
-        captured = call()
-        for handle, image in zip(handles, captured, strict=True):
-            handle.generated = image
-    np.testing.assert_array_equal(captured, plain)
-    with kernel_witness(pipe.transformer, r"transformer_blocks\.\d+\.attn", monkeypatch) as seen:
-        call()
-    run = open_run(path)
-    assert len(run.layers) == 2 * len(adapters) * len(roles)
-    for layer, spec in run.layers.items():
-        path_of, number = layer.partition("@")[0].split(".processor.to_k_ip.")
-        name = path_of.removeprefix("transformer.")
-        assert (spec.gen_grid, spec.ref_grid) == ((size[0] // 2, size[1] // 2), (0, 0))
-        assert (spec.ref_prefix, spec.static_key) == (4 * sizes[int(number)], True)
-        forwards = seen[name][roles.index(spec.role) :: len(roles)]
-        logits = np.stack([forward[1 + int(number)].logits.numpy() for forward in forwards], 1)
-        scores = run.scores(layer).compute()
-        np.testing.assert_allclose(scores, logits, rtol=1e-5, atol=1e-5 * np.abs(logits).max())
-        for sample in ids:
-            agreement = run.record(sample)["witness"][layer]
-            assert (agreement["steps"], agreement["unwitnessed_steps"]) == (STEPS, 0)
-    assert verify(path).ok
-
-
 def test_redux_tokens_stand_at_the_end_of_the_text(tmp_path, monkeypatch):
     pipe = joint_models.Redux()
     out = record(pipe, tmp_path / "r.zarr")
