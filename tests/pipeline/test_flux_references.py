@@ -112,3 +112,15 @@ def test_norms_of_blocks_that_call_attention_themselves(tmp_path, monkeypatch):
 def test_without_a_reference_there_is_nothing_to_capture(tmp_path, system):
     with pytest.raises(CaptureError, match="generated ones alone; give the pipeline a reference"):
         record(SYSTEMS[system](), tmp_path / "r.zarr", [(3, 4)])
+
+
+def test_inference_mode_is_captured_too(tmp_path):
+    pipe, grids = UNOPipeline(), [(3, 4), (4, 3), (2, 2)]
+    with torch.inference_mode():
+        plain = generate(pipe, grids)
+        images, run = record(pipe, tmp_path / "i.zarr", grids)
+    _, other = record(pipe, tmp_path / "n.zarr", grids)
+    np.testing.assert_array_equal(images, plain)
+    assert run.layers == other.layers
+    for layer in run.layers:
+        np.testing.assert_array_equal(run.scores(layer), other.scores(layer))
