@@ -112,6 +112,12 @@ class CaptureConfig(Strict):
     adapter: Annotated[
         str | None, Field(description="a name, or a YAML file that describes one; None: the pipeline's")
     ] = None
+    reference_region: Annotated[
+        Literal["left", "right", "top", "bottom"]
+        | dict[Literal["left", "right", "top", "bottom"], Annotated[float, Field(gt=0, lt=1)]]
+        | None,
+        Field(description="side of the model's picture that is the reference: half of it, or its share"),
+    ] = None
     roles: Annotated[list[Name], Field(min_length=1)] = ["cond"]
     guidance: Annotated[
         list[Annotated[list[Name], Field(min_length=1)]] | None,
