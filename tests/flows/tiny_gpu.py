@@ -7,7 +7,7 @@ from typing import Any
 from i2am.flows.capture import load_pipeline
 from tests.flows import tiny
 
-load_pipeline._check_device = lambda device: None
+load_pipeline.check_device = lambda device: None
 
 
 def build(device: str, dtype: str, **arguments: Any) -> Any:
