@@ -50,7 +50,7 @@ test: lint unit
 T ?= tests
 JOBS ?= 2
 unit: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(T)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(T)
 
 lint: setup
 	$(BIN)/ruff check $(SOURCES)

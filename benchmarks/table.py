@@ -1,13 +1,14 @@
 """Bytes of one sample for each system's real geometry: predicted by the plan, as factors and as full scores.
 
 `python -m benchmarks.table` prints the README's table; `--write SYSTEM` writes one sample of random factors
-and compares its size on disk with the prediction.
+and compares its size on disk with the prediction, `--layers N` of the first N layers alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Group:
     static: bool = True
     lse: bool = False
     dtype: str = "float16"
+    references: int = 1  # each is a layer of its own in the store
 
 
 def _unet(heads: tuple[int, ...], dims: tuple[int, ...], base: Grid, ref: Grid, prefix: int) -> list[Group]:
@@ -73,26 +75,61 @@ SYSTEMS: dict[str, tuple[int, list[Group]]] = {
             Group(1, (8, 8), (12, 12), 1, 20, 64),
         ],
     ),
+    "AnyDoor, UNet and ControlNet, 512²": (
+        50,
+        [
+            *_unet((5, 10, 20, 20), (64,) * 4, (64, 64), (16, 16), 1),
+            *(Group(2, (64 >> n, 64 >> n), (16, 16), 1, heads, 64) for n, heads in enumerate((5, 10, 20))),
+            Group(1, (8, 8), (16, 16), 1, 20, 64),
+        ],
+    ),
+    "SUPIR, 1024²": (
+        50,
+        [Group(1, (32, 32), (32, 32), 0, 20, 64, False), Group(1, (64, 64), (64, 64), 0, 10, 64, False)],
+    ),
     "IP-Adapter full, SD 1.5, 512²": (50, _unet(*SD, (64, 64), (16, 16), 1)),
+    "IP-Adapter, FLUX.1, 1024²": (28, [Group(19, (64, 64), (0, 0), 4, 24, 128, True, True, "bfloat16")]),
+    "IP-Adapter, Stable Diffusion 3.5 large, 1024²": (
+        28,
+        [Group(38, (64, 64), (0, 0), 64, 38, 64, False, True, "bfloat16")],
+    ),
     "FLUX Kontext, 1024²": (28, [Group(57, (64, 64), (64, 64), 0, 24, 128, False, True, "bfloat16")]),
     "FLUX.2 dev, one reference, 1024²": (
         50,
         [Group(56, (64, 64), (64, 64), 0, 48, 128, False, True, "bfloat16")],
     ),
+    "FLUX.2 dev, three references, 1024²": (
+        50,
+        [Group(56, (64, 64), (64, 64), 0, 48, 128, False, True, "bfloat16", 3)],
+    ),
+    "FLUX.2 klein 9B KV, three references, 1024²": (
+        4,
+        [Group(32, (64, 64), (64, 64), 0, 32, 128, True, True, "bfloat16", 3)],
+    ),
     "Qwen-Image-Edit, 1024²": (50, [Group(60, (64, 64), (64, 64), 0, 24, 128, False, True, "bfloat16")]),
+    "Qwen-Image-2.1, three references, 1024²": (
+        40,
+        [Group(32, (64, 64), (64, 64), 0, 32, 128, True, True, "bfloat16", 3)],
+    ),
 }
 """Steps and layers: the conditional rows of one sample."""
 
 
-def specs(groups: list[Group]) -> list[LayerSpec]:
+def specs(groups: list[Group], layers: int | None = None) -> list[LayerSpec]:
+    """Layers of the store: those of the model, or its first ``layers``, once for each reference."""
+    names = [
+        (group, f"layer{number}.{copy}") for number, group in enumerate(groups) for copy in range(group.count)
+    ]
     return [
         LayerSpec(
-            f"layer{number}.{copy}", group.heads, group.dim, group.gen, group.ref, group.prefix,
+            f"{name}@reference-{number}" if number else name,
+            group.heads, group.dim, group.gen, group.ref, group.prefix,
             static_key=group.static, lse=group.lse, dtype=group.dtype,  # type: ignore[arg-type]
-            value_norm=True, contribution=True,
+            value_norm=True, contribution=True, query_of=name if number else "",
+            reference=f"reference-{number}" if number else "reference",
         )
-        for number, group in enumerate(groups)
-        for copy in range(group.count)
+        for group, name in names[:layers]
+        for number in range(group.references)
     ]  # fmt: skip
 
 
@@ -100,37 +137,49 @@ def write(steps: int, layers: list[LayerSpec]) -> tuple[int, int]:
     """Predicted and measured bytes of a run of one sample of random factors."""
     times = list(range(steps, 0, -1))
     predicted = plan(layers, times, ["a"], {}).total_bytes
-    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "one.zarr"
         with create_run(path, layers, times, ["a"]) as run, run.sample("a") as sink:
             for spec in layers:
-                key = rng.standard_normal((spec.heads, spec.ref, spec.head_dim), np.float32).astype(
-                    np.float16
-                )
-                query = rng.standard_normal((spec.heads, spec.gen, spec.head_dim), np.float32).astype(
-                    np.float16
-                )
-                norms = np.ones((spec.heads, spec.ref), np.float32)
-                for step in range(steps):
-                    sink.put(
-                        spec.name,
-                        step,
-                        query=np.roll(query, step, 1),
-                        key=key,
-                        value_norm=norms if step == 0 or not spec.static_key else None,
-                        contribution=norms.mean() * np.ones(spec.gen, np.float32),
-                    )
+                for step, arrays in enumerate(_random(spec, steps)):
+                    sink.put(spec.name, step, **arrays)
         return predicted, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _random(spec: LayerSpec, steps: int) -> Iterator[dict[str, np.ndarray]]:
+    """What a layer is given at each step."""
+    rng = np.random.default_rng(0)
+    query, key = (
+        _rounded(rng.standard_normal((spec.heads, tokens, spec.head_dim), np.float32), spec.dtype)
+        for tokens in (spec.gen, spec.ref)
+    )
+    norms = np.ones((spec.heads, spec.ref), np.float32)
+    for step in range(steps):
+        arrays = {"key": key, "contribution": np.full(spec.gen, norms.mean())}
+        if not spec.query_of:
+            arrays["query"] = np.roll(query, step, 1)
+        if step == 0 or not spec.static_key:
+            arrays["value_norm"] = norms
+        if spec.lse:
+            arrays["lse"] = rng.standard_normal((spec.heads, spec.gen), np.float32)
+        yield arrays
+
+
+def _rounded(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    """Float16; bfloat16 as float32 whose last 16 bits are zero."""
+    if dtype != "bfloat16":
+        return numbers.astype(dtype)
+    return (numbers.view(np.uint32) & 0xFFFF0000).view(np.float32)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", choices=list(SYSTEMS))
+    parser.add_argument("--layers", type=int, help="of the model, to write; all of them where it is left out")
     args = parser.parse_args()
     if args.write:
         steps, groups = SYSTEMS[args.write]
-        predicted, measured = write(steps, specs(groups))
+        predicted, measured = write(steps, specs(groups, args.layers))
         print(f"{args.write}: predicted {predicted:,}, measured {measured:,}: {measured / predicted:.4f}")
         return
     print("| system | layers | steps | stored | full scores |\n|---|---|---|---|---|")
@@ -138,7 +187,7 @@ def main() -> None:
         layers = specs(groups)
         found = plan(layers, list(range(steps, 0, -1)), ["a"], {})
         stored, full = (f"{n / 1e9:,.2f} GB" for n in (found.sample_bytes, found.score_bytes))
-        print(f"| {name} | {len(layers)} | {steps} | {stored} | {full} |")
+        print(f"| {name} | {sum(group.count for group in groups)} | {steps} | {stored} | {full} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Factories for CompVis-style repositories: Paint-by-Example, DCI-VTON and StableVITON in their own code.
+"""Factories for CompVis-style repositories: Paint-by-Example, DCI-VTON, StableVITON, AnyDoor.
 
 Each adds the user's checkout to the path, builds the repository's model from its own configuration and
 checkpoint, and returns a callable with ``model`` and ``sampler``, which is all that capture needs. Paths are
@@ -38,6 +38,14 @@ def stableviton(
 ) -> Any:
     """StableVITON: PLMS; guidance, if on, in separate calls. Its images have 512 rows and 384 columns."""
     return _StableVITON(_load(device, checkout, config, checkpoint, trust), device, dtype)
+
+
+def anydoor(device: str, dtype: str, checkout: str) -> Any:
+    """AnyDoor: DDIM of 50 steps, guidance in separate calls; its ``configs/inference.yaml`` has the paths."""
+    with inside(checkout):
+        import run_inference  # the repository's own: it loads the model
+
+    return _AnyDoor(run_inference, device)
 
 
 def _load(device: str, checkout: str, config: str, checkpoint: str, trust: bool) -> Any:
@@ -166,6 +174,31 @@ class _StableVITON:
                 eta=0.0, unconditional_guidance_scale=guidance_scale, unconditional_conditioning=uncond,
             )[0]  # fmt: skip
             return SimpleNamespace(images=_images(self.model.decode_first_stage(found)))
+
+
+class _AnyDoor:
+    """AnyDoor's ``inference_single_image`` as a callable: one image in each call."""
+
+    def __init__(self, code: Any, device: str) -> None:
+        self.model, self.sampler = code.model, code.ddim_sampler
+        self._paint, self._device = code.inference_single_image, device
+
+    @torch.no_grad()
+    def __call__(
+        self, image: Any, mask_image: Any, reference_image: Any, reference_mask: Any, generator: Any = None,
+        guidance_scale: float = 5.0,
+    ) -> Any:  # fmt: skip
+        pairs = (reference_image, reference_mask), (image, mask_image)
+        given = [
+            array
+            for picture, mask in pairs
+            for array in (
+                np.asarray(picture.convert("RGB")).copy(),
+                _mask(mask)[0, 0].numpy().astype(np.uint8),
+            )
+        ]
+        with seeded(generator, self._device):
+            return SimpleNamespace(images=[Image.fromarray(self._paint(*given, guidance_scale))])
 
 
 def _list(images: Any) -> list[Image.Image]:

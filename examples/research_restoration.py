@@ -1,6 +1,7 @@
-"""Factories for PASD and SeeSR in their own code: the repository's pipeline, from the user's checkout.
+"""Factories for PASD, SeeSR and SUPIR in their own code: the repository's pipeline, from the user's checkout.
 
-The returned object has the repository's ``unet``, ``controlnet`` and ``scheduler``; capture finds the rest.
+The returned object has the repository's ``unet``, ``controlnet`` and ``scheduler``, or SUPIR's ``model``;
+capture finds the rest.
 """
 
 from __future__ import annotations
@@ -77,6 +78,39 @@ def seesr(
             )  # fmt: skip
 
     return _Restoration(pipe, call, device)
+
+
+def supir(device: str, dtype: str, checkout: str, sign: str = "Q", **options: Any) -> Any:
+    """SUPIR; ``options/SUPIR_v0.yaml`` and ``CKPT_PTH.py`` of the checkout name its weights.
+
+    ``sign`` is "Q" for quality or "F" for fidelity, ``options`` more arguments of ``batchify_sample``.
+    """
+    with inside(checkout):
+        from SUPIR.util import PIL2Tensor, Tensor2PIL, create_SUPIR_model
+
+        model = create_SUPIR_model("options/SUPIR_v0.yaml", SUPIR_sign=sign).to(device)
+    model.ae_dtype, model.model.dtype = torch.bfloat16, getattr(torch, dtype)
+    return _SUPIR(model, PIL2Tensor, Tensor2PIL, options, device)
+
+
+class _SUPIR:
+    """SUPIR's ``test.py`` without a captioner, as a callable: one image in each call."""
+
+    def __init__(self, model: Any, to_tensor: Any, to_image: Any, options: Any, device: str) -> None:
+        self.model, self._options, self._device = model, options, device
+        self._to_tensor, self._to_image = to_tensor, to_image
+
+    @torch.no_grad()
+    def __call__(
+        self, image: Any, prompt: str = "", generator: Any = None, num_inference_steps: int = 50,
+        guidance_scale: float = 4.0,
+    ) -> Any:  # fmt: skip
+        pixels, rows, columns = self._to_tensor(image.convert("RGB"))
+        found = self.model.batchify_sample(
+            pixels[None].to(self._device), [prompt], num_steps=num_inference_steps, cfg_scale=guidance_scale,
+            seed=-1 if generator is None else generator.initial_seed(), **self._options,
+        )  # fmt: skip
+        return SimpleNamespace(images=[self._to_image(found[0], rows, columns)])
 
 
 class _Restoration:

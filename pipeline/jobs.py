@@ -62,16 +62,18 @@ class Task(Protocol):
 class Call:
     """How to call a pipeline.
 
-    ``inputs`` maps an argument of the call to the name of the task's image or text that it takes;
-    ``arguments`` are the other ones: steps, guidance scale, size.
+    ``inputs`` maps an argument of the call to the name of the task's image or text that it takes, or to the
+    names of several; ``arguments`` are the other ones: steps, guidance scale, size.
     """
 
-    inputs: Mapping[str, str]
+    inputs: Mapping[str, str | Sequence[str]]
     arguments: Mapping[str, Any]
 
     def __call__(self, pipe: Any, tasks: Sequence[Task]) -> Any:
         """The pipeline's ``images`` for ``tasks``, in order; each has its own noise, whatever its batch."""
-        given = {argument: [_input(task, name) for task in tasks] for argument, name in self.inputs.items()}
+        given = {
+            argument: [_inputs(task, names) for task in tasks] for argument, names in self.inputs.items()
+        }
         generators = [torch.Generator("cpu").manual_seed(task.seed) for task in tasks]
         single = {argument: batch[0] for argument, batch in given.items()} if len(tasks) == 1 else given
         generator = generators[0] if len(tasks) == 1 else generators
@@ -250,6 +252,10 @@ def _generate(cap: Capture, pipe: Any, call: Call, tasks: Sequence[Task], missin
         for handle, task, image in zip(handles, tasks, call(pipe, tasks), strict=True):
             handle.generated = image
             handle.annotate({**task.texts, "seed": task.seed})
+
+
+def _inputs(task: Task, names: str | Sequence[str]) -> Any:
+    return _input(task, names) if isinstance(names, str) else [_input(task, name) for name in names]
 
 
 def _input(task: Task, name: str) -> Any:

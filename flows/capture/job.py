@@ -114,7 +114,7 @@ def capture_arguments(config: CaptureConfig) -> dict[str, Any]:
         "timesteps": config.timesteps,
         "guidance": config.guidance,
         "value_norms": config.value_norms,
-        "text": config.text,
+        "text": config.text is True,
     }
 
 
@@ -128,6 +128,7 @@ def prepare(config: CaptureConfig) -> tuple[Any, Call]:
     from i2am.flows.capture.load_pipeline import call_inputs, load_pipeline
 
     pipe = load_pipeline(config)
+    from i2am.pipeline.adapters.registry import find_adapter
     from i2am.pipeline.jobs import Call
 
     inputs = call_inputs(config, pipe)
@@ -136,6 +137,12 @@ def prepare(config: CaptureConfig) -> tuple[Any, Call]:
         for name in (*inputs, *config.call, "generator"):
             if name not in parameters:
                 raise UnknownName(f"argument of {type(pipe).__name__}'s call", name, parameters)
+    lists = any(not isinstance(names, str) for names in inputs.values())
+    if config.batch_size > 1 and (lists or find_adapter(pipe, config.adapter).takes_lists(pipe)):
+        raise ConfigError(
+            "batch_size", expected="1: the pipeline takes a list of images for the references of one prompt",
+            got=str(config.batch_size), remedy="leave batch_size out",
+        )  # fmt: skip
     return pipe, Call(inputs, config.call)
 
 

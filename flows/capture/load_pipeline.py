@@ -56,14 +56,18 @@ def check_installed() -> None:
             raise MissingDependency(f"capture needs {package}", remedy="pip install 'i2am[capture]'")
 
 
-def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str]:
-    """Which argument of the pipeline's call takes which image or text of a sample."""
+def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str | list[str]]:
+    """Which argument of the pipeline's call takes which image or text of a sample, or a list of them."""
     if config.inputs is not None:
         return dict(config.inputs)
     from i2am.pipeline.adapters.registry import find_adapter
 
     known = find_adapter(pipe, config.adapter).inputs(pipe)
-    return {argument: name for argument, name in known.items() if argument not in config.call}
+    return {
+        argument: names if isinstance(names, str) else list(names)
+        for argument, names in known.items()
+        if argument not in config.call
+    }
 
 
 def _check_device(device: str) -> None:
@@ -146,13 +150,25 @@ def _load_ip_adapters(pipe: Any, source: PretrainedSource) -> None:
             remedy="leave out pipeline.ip_adapters",
         )  # fmt: skip
     adapters = source.ip_adapters
+    parents = {parent.__name__ for parent in type(pipe).__mro__}
+    alone = "SD3IPAdapterMixin" in parents
+    if alone and len(adapters) > 1:
+        raise ConfigError(
+            "pipeline.ip_adapters", expected=f"one, for a {source.class_name}", got=str(len(adapters)),
+            remedy="leave the others out",
+        )  # fmt: skip
+
+    def each(name: str) -> Any:
+        values = [getattr(adapter, name) for adapter in adapters]
+        return values[0] if alone else values
+
+    repository = "FluxIPAdapterMixin" in parents  # FLUX's encoder is not in the IP-Adapter's own
+    encoder = "image_encoder_pretrained_model_name_or_path" if repository else "image_encoder_folder"
     try:
         pipe.load_ip_adapter(
-            [adapter.location for adapter in adapters],
-            subfolder=[adapter.subfolder for adapter in adapters],
-            weight_name=[adapter.weight_name for adapter in adapters],
-            image_encoder_folder=source.image_encoder_folder,
-        )
+            each("location"), subfolder=each("subfolder"), weight_name=each("weight_name"),
+            **{encoder: source.image_encoder_folder},
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             "pipeline.ip_adapters " + ", ".join(adapter.weight_name for adapter in adapters),
@@ -160,7 +176,8 @@ def _load_ip_adapters(pipe: Any, source: PretrainedSource) -> None:
             got=" ".join(str(error).split())[:200],
         ) from error
     with as_capture_error("pipeline.ip_adapters: scale", "correct scale, a number or blocks of the UNet"):
-        pipe.set_ip_adapter_scale([adapter.scale for adapter in adapters])
+        # FLUX takes a list of one for the scales of its blocks.
+        pipe.set_ip_adapter_scale(adapters[0].scale if repository and len(adapters) == 1 else each("scale"))
 
 
 def _of_the_function(source: FactorySource) -> AbstractContextManager[None]:

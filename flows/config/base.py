@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializationInfo,
@@ -23,6 +25,19 @@ Seed: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 63)]
 """What torch and NumPy both take."""
 
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+IMAGE_NAME = r"[A-Za-z_]\w*(-\d(_mask)?)?"
+"""As `Name`, or that of a further reference: reference-1."""
+
+
+def _image_names(value: Any) -> Any:
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) and re.fullmatch(IMAGE_NAME, name) for name in names):
+        raise ValueError(f"a name of pattern {IMAGE_NAME}, or a list of them")
+    return value
+
+
+ImageNames: TypeAlias = Annotated[str | list[str], BeforeValidator(_image_names)]
+"""An image or a text of a sample, or several."""
 Size: TypeAlias = tuple[Positive, Positive]
 """Rows and columns."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from i2am.flows.config.base import Free, Name, Seed, Size, Strict
+from i2am.flows.config.base import Free, ImageNames, Name, Seed, Size, Strict
 from i2am.flows.config.call import check_call
 from i2am.flows.config.memory import Offload, Quantization, check_devices
 from i2am.flows.config.samples import Samples
@@ -44,7 +44,8 @@ class PretrainedSource(Strict):
     trust_remote_code: bool = False
     ip_adapters: Annotated[list[IPAdapterWeights], Field(description="loaded after the pipeline")] = []
     image_encoder_folder: Annotated[
-        str | None, Field(description="of the IP-Adapters' image encoder; None: the pipeline has one")
+        str | None,
+        Field(description="of the IP-Adapters' image encoder, or its hub id; None: the pipeline has one"),
     ] = None
     offload: Offload | None = None
     quantization: Quantization | None = None
@@ -106,8 +107,8 @@ class CaptureConfig(Strict):
         Free, AfterValidator(check_call), Field(description="arguments of the pipeline's call")
     ] = {}
     inputs: Annotated[
-        dict[str, Name] | None,
-        Field(description="call argument -> image or text of the sample; None: the family's"),
+        dict[str, ImageNames] | None,
+        Field(description="call argument -> image or text of the sample, or several; None: the family's"),
     ] = None
     seed: Annotated[Seed, Field(description="of samples that name none of their own: seed + position")] = 0
     batch_size: Annotated[int, Field(ge=1)] = 1
@@ -128,8 +129,10 @@ class CaptureConfig(Strict):
         bool, Field(description="keep norms of values and of what the reference adds; a run goes on as begun")
     ] = True
     text: Annotated[
-        bool, Field(description="keep the keys of words too, as layers of the reference 'text'")
-    ] = False
+        bool | None,
+        AfterValidator(lambda wanted: wanted or None),  # runs from before this field have none either
+        Field(description="keep the keys of words too, as layers NAME@text"),
+    ] = None
     device: str = "cpu"
     dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     storage_options: Free = {}

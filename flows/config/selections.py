@@ -66,8 +66,8 @@ def parse_indices(option: str, text: str) -> list[int] | slice | None:
 
 
 def parse_region(option: str, text: str) -> tuple[int, ...] | list[tuple[int, ...]] | str:
-    """Patch ``12,8``, box ``2,3,9,12`` (top, left, bottom, right), patches ``1,2;1,3``, or a mask's name."""
-    if re.fullmatch(r"[A-Za-z_]\w*", text):
+    """Patch ``12,8``, box ``2,3,9,12`` (top left, bottom right), ``1,2;1,3``, a mask's name, ``tokens 3``."""
+    if re.fullmatch(r"[A-Za-z_]\w*(-\d_mask)?|tokens? \d+(,\d+)*", text):
         return text
     try:
         patches = [tuple(int(number) for number in part.split(",")) for part in text.split(";")]
@@ -79,7 +79,8 @@ def parse_region(option: str, text: str) -> tuple[int, ...] | list[tuple[int, ..
         return patches
     raise ConfigError(
         option,
-        expected="row,column such as 12,8, a box 2,3,9,12, patches 12,8;12,9, or the name of a mask image",
+        expected="row,column such as 12,8, a box 2,3,9,12, patches 12,8;12,9, the name of a mask image, or "
+        "tokens 3,5",
         got=repr(text),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from i2am.flows.config.bounded_file import read_bounded
 from i2am.flows.console.output import one_line
 from i2am.flows.datasets.images import Source, read_image
-from i2am.pipeline.recording.images import MASKS, check_sizes, size_of
+from i2am.pipeline.recording.images import MASKS, PICTURES, check_sizes, size_of
 from i2am.storage.errors import ConfigError, NotFound
 from i2am.storage.format.file_names import sample_file
 
@@ -111,8 +111,7 @@ def check_ids(ids: list[str], what: str) -> None:
 def check_images(sample: str, images: Mapping[str, Source], *, masks: bool) -> None:
     """Compare the sizes of masks and pictures in files, by headers; with `masks`, look into the masks."""
     files = {name: path for name, path in images.items() if isinstance(path, Path)}
-    pairs = {"mask": "source", "reference_mask": "reference", "warped_mask": "warped"}
-    compared = {each for pair in pairs.items() if set(pair) <= set(files) for each in pair}
+    compared = {each for pair in PICTURES.items() if set(pair) <= set(files) for each in pair}
     check_sizes(f"sample {sample!r}", {name: size_of(files[name]) for name in sorted(compared)})
     for name in set(MASKS) & set(files) if masks else ():
         read_image(files[name], name)

@@ -21,7 +21,8 @@ def open_samples(config: CaptureConfig) -> SampleSet:
     common = (config.seed, samples.limit, samples.size)
     if samples.scenes is not None:
         return open_scenes(samples.scenes)
-    needed = set((config.inputs or {}).values())
+    asked = (config.inputs or {}).values()
+    needed = {name for names in asked for name in ([names] if isinstance(names, str) else names)}
     if samples.manifest is not None:
         return open_manifest(samples.manifest, needed, *common)
     if samples.datasets is not None:

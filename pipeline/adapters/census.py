@@ -1,8 +1,8 @@
 """How each pipeline of diffusers sees the image that it is given, and which adapter reads that.
 
-``census.tsv`` has a line for every pipeline that diffusers 0.42 exports, from reading its code, ``modular.tsv``
-for every modular one, with its own blocks. ``adapter``: what reads its tokens of the image; ``ip_adapter``: what
-reads an IP-Adapter that may be loaded; "-": nothing.
+``census.tsv`` has a line for every pipeline that diffusers 0.42 exports, from reading its code, and
+``modular.tsv`` for every modular one with its own blocks. ``adapter``: what reads its tokens of the image;
+``ip_adapter``: what reads an IP-Adapter that may be loaded; "-": nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from i2am.storage.errors import CaptureError
 
-NOT_YET = "not yet"
-"""In ``ip_adapter``: one may be loaded, and no adapter reads it."""
+NOT_GIVEN = "not given"
+"""In ``ip_adapter``: one may be loaded, and the pipeline's call takes no image for it."""
 
 ATTENDED = {
     "cross": "cross-attention to tokens of the image",
@@ -70,7 +70,7 @@ class Entry:
         """Who answers for the image, in the words of a table."""
         own = self.adapter or ("no adapter yet" if self.attended else "attention cannot answer")
         own = own if self.takes_image else "no image"
-        loaded = {None: "", NOT_YET: "; with an IP-Adapter: no adapter yet"}
+        loaded = {None: "", NOT_GIVEN: "; an IP-Adapter is given no image"}
         return own + loaded.get(self.ip_adapter, f"; with an IP-Adapter: {self.ip_adapter}")
 
     def refusal(self, pipe: Any, words: Sequence[str]) -> CaptureError:
@@ -81,8 +81,8 @@ class Entry:
             why, remedies = "", [f"capture it with adapter={self.adapter!r}", *remedies]
         elif self.attended:
             remedies.append("write an adapter (CONTRIBUTING.md)")
-        if self.ip_adapter == NOT_YET:
-            why += ", and no adapter reads its IP-Adapter yet"
+        if self.ip_adapter == NOT_GIVEN:
+            why += ", and its call takes no image for an IP-Adapter"
         elif self.ip_adapter:
             remedies.insert(0, "load an IP-Adapter: pipe.load_ip_adapter(...)")
         return CaptureError(

@@ -49,9 +49,20 @@ class JointSite:
     attention: nn.Module
     """The attention module; its processor makes the call."""
     output: nn.Module | None = None
-    """The linear projection whose first inputs are the heads' mixed values; None: no norms are read."""
+    """The linear projection whose first inputs are the heads' mixed values; None: no norms are read.
+
+    An ``nn.Identity``: the mixed values are added as they are.
+    """
     stream: nn.Module | None = None
     """As in `Site`; its tokens are all of the joint sequence, or its last ones."""
+    stream_first: bool = False
+    """The stream's tokens are the sequence's first ones, not its last."""
+    block: nn.Module | None = None
+    """In place of `stream`: the block at whose very end the attention's last output is added."""
+    gain: Callable[[], float | None] | None = None
+    """As in `Site`."""
+    reference_index: int = 0
+    """Which of several references the first of its keys' references is."""
 
     @property
     def module_class(self) -> str:
@@ -85,6 +96,14 @@ class Tokens:
         """All tokens of a layout, one after the other."""
         return cls(slice(start, start + layout.tokens), layout)
 
+    @classmethod
+    def at(cls, places: torch.Tensor, layout: TokenLayout) -> Tokens:
+        """Tokens at these places, in this order: a slice where they stand together."""
+        places = places.cpu()
+        start = int(places[0]) if len(places) else 0
+        together = torch.equal(places, torch.arange(start, start + len(places)))
+        return cls(slice(start, start + len(places)) if together else places, layout)
+
     def moved(self, by: int) -> Tokens:
         """The same tokens where others have come before them, or have gone."""
         where = self.where
@@ -106,9 +125,15 @@ class Spans:
     keys: int
     generated: Tokens  # of the queries
     references: tuple[Tokens, ...]  # of the keys, in the order of the pipeline's images
-    text: slice | None = None  # of the keys: those of words
+    text: slice | torch.Tensor | None = None  # of the keys: those of words, from where to where, or which
     static_keys: bool = False  # the references' keys are those of an earlier call: they are stored once
     before: int = 0  # calls of the module with as many queries and keys that come before the layer's own
+    # Further calls of the module that see some of these keys: their queries, and from which key to which.
+    others: tuple[tuple[int, slice], ...] = ()
+    # Where each reference's tokens stand in the denoiser's ``hidden_states``, [row, token, ...]; (): as the
+    # keys do, after those of ``encoder_hidden_states``.
+    inputs: tuple[slice, ...] = ()
+    roles: tuple[str, ...] = ()  # whose rows these places are of, where others have other ones; (): of all
 
 
 def patches_per_side(config: Any) -> int | None:
@@ -116,6 +141,15 @@ def patches_per_side(config: Any) -> int | None:
     config = getattr(config, "vision_config", config)
     size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
     return size // patch if size and patch else None
+
+
+def _says(pipe: Any, name: str) -> bool | None:
+    """A yes or no of the pipeline's own; None if it has none, or none before its first call."""
+    try:
+        found = getattr(pipe, name, None)
+    except AttributeError:
+        return None
+    return found if isinstance(found, bool) else None
 
 
 class Adapter:
@@ -134,6 +168,9 @@ class Adapter:
 
     reads = "reference"
     """``"text"`` where the keys are words: a pipeline that is given an image has to name such an adapter."""
+
+    removable = True
+    """False where no step's call has the reference's tokens: an ablation cannot reach them."""
 
     part = "unet"
     """Attribute of the pipeline that holds the denoiser."""
@@ -179,21 +216,25 @@ class Adapter:
         """
         raise NotImplementedError(f"adapter {self.name!r} has no joint attention")
 
+    def prepares(self, pipe: Any, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call of the denoiser comes before the steps, to keep a reference's keys, say."""
+        return False
+
     def shared_reference(self, pipe: Any) -> bool:
         """Where latents are tiled: True if all tiles see the whole reference, False if each sees its part."""
         return True
 
     def roles(self, pipe: Any, rows_per_sample: int) -> tuple[str, ...]:
         """Guidance role of each block of rows in a denoiser call, in order: ``("uncond", "cond")``, say."""
-        return self._known_roles(rows_per_sample, {1: ("cond",), 2: ("uncond", "cond")})
+        known: dict[int, tuple[str, ...]] = {1: ("cond",), 2: ("uncond", "cond")}
+        if _says(pipe, "do_perturbed_attention_guidance"):
+            guided = _says(pipe, "do_classifier_free_guidance")
+            known = {3: ("uncond", "cond", "perturbed")} if guided else {2: ("cond", "perturbed")}
+        return self._known_roles(rows_per_sample, known)
 
     def guidance_is_on(self, pipe: Any) -> bool | None:
-        """Whether the pipeline says that it uses classifier-free guidance now; None if it does not say."""
-        try:
-            found = getattr(pipe, "do_classifier_free_guidance", None)
-        except AttributeError:  # before its first call
-            return None
-        return found if isinstance(found, bool) else None
+        """Whether the pipeline says that it uses guidance of any kind now; None if it does not say."""
+        return _says(pipe, "do_perturbed_attention_guidance") or _says(pipe, "do_classifier_free_guidance")
 
     def empty_reference(
         self, pipe: Any, tokens: torch.Tensor, uncond: torch.Tensor | None
@@ -217,8 +258,12 @@ class Adapter:
         """The timestep in the ``arguments`` of a denoiser call, in the unit of the schedule."""
         return arguments.get("timestep")
 
-    def inputs(self, pipe: Any) -> Mapping[str, str]:
-        """The pipeline's argument for each image that it takes: ``{"image": "source", ...}``."""
+    def takes_lists(self, pipe: Any) -> bool:
+        """Whether a list of images is the references of one prompt to the pipeline, not one for each."""
+        return False
+
+    def inputs(self, pipe: Any) -> Mapping[str, str | Sequence[str]]:
+        """The pipeline's argument for each image, or list of them, that it takes: ``{"image": "source"}``."""
         return {}
 
     def _known_roles(self, rows: int, known: Mapping[int, tuple[str, ...]]) -> tuple[str, ...]:

@@ -32,10 +32,9 @@ class DiffusersText(UNetAdapter):
         return [replace(site, text=True) for site in super().sites(pipe)]
 
     def roles(self, pipe: Any, rows_per_sample: int) -> tuple[str, ...]:
-        known: dict[int, tuple[str, ...]] = {1: ("cond",), 2: ("uncond", "cond")}
-        if "Pix2Pix" in type(pipe).__name__:
-            known[3] = ("cond", "image", "uncond")
-        return self._known_roles(rows_per_sample, known)
+        if "Pix2Pix" in type(pipe).__name__ and rows_per_sample == 3:
+            return ("cond", "image", "uncond")
+        return super().roles(pipe, rows_per_sample)
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:
         return {"prompt": "prompt", **edit_inputs(pipe)}

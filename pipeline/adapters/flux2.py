@@ -21,6 +21,7 @@ class Flux2(FluxKontext):
 
     name = "flux2"
     pipelines = ("Flux2Pipeline", "Flux2Klein", "Flux2Modular")
+    lists = True
 
     def spans(
         self, pipe: Any, arguments: Mapping[str, Any], sites: Sequence[JointSite]
@@ -30,10 +31,13 @@ class Flux2(FluxKontext):
         return super().spans(pipe, arguments, sites)
 
     def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
-        """References whose keys are to be kept are no queries of the generated tokens' call."""
+        """References whose keys are to be kept are queries of a call of their own, which sees them alone."""
         found = super().sequence(pipe, arguments)
         if arguments.get("kv_cache_mode") != "extract":
             return found
         kept = sum(reference.layout.tokens for reference in found.references)
-        queries, generated = found.queries - kept, found.generated.moved(-kept)
-        return replace(found, queries=queries, generated=generated, static_keys=True)
+        text = found.keys - kept - found.generated.layout.tokens
+        return replace(
+            found, queries=found.queries - kept, generated=found.generated.moved(-kept), static_keys=True,
+            others=((kept, slice(text, text + kept)),),
+        )  # fmt: skip

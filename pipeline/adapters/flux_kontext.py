@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from i2am.pipeline.adapters.contract import Spans, TokenLayout, Tokens
+from i2am.pipeline.adapters.flux_ip_adapter import TO_K_IP
 from i2am.pipeline.adapters.joint import JointAdapter, grid_of
+from i2am.pipeline.adapters.unet import has_path
 
 
 class FluxKontext(JointAdapter):
@@ -20,6 +22,9 @@ class FluxKontext(JointAdapter):
     name = "flux-kontext"
     blocks = ("transformer_blocks", "single_transformer_blocks")
     pipelines: tuple[str, ...] = ("FluxKontext", "LongCatImageEdit")
+
+    def matches(self, pipe: Any) -> bool:
+        return super().matches(pipe) and not has_path(getattr(pipe, self.part, None), TO_K_IP)
 
     def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
         """Tokens of one stream stand together in ``img_ids``; the generated ones have the lowest."""

@@ -4,7 +4,7 @@ Query: ``attn2.to_q``; key: ``attn2.processor.to_k_ip.{i}`` of the i-th adapter.
 Plus models the latents of a resampler (16), neither with a place; full models keep CLIP's class token and its
 patch grid (257 tokens for ViT-H/14). An adapter of scale 0 is not called by the model and is left out.
 AnimateDiff's frames are rows of their own: declare a sample for each. Perturbed-attention guidance adds a
-block of rows: ``guidance=[["uncond", "cond", "perturbed"]]``.
+block of rows, whose role is "perturbed".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from i2am.pipeline.adapters.contract import Adapter, Site, TokenLayout, patches_
 from i2am.pipeline.adapters.unet import ATTN2, attentions, edit_inputs, has_path, projection_site, text_sites
 from i2am.storage.errors import CaptureError
 
-_TO_K_IP = r".+\.attn2\.processor\.to_k_ip(\.\d+)?"
+TO_K_IP = r".+\.attn2\.processor\.to_k_ip(\.\d+)?"
 
 
 class IPAdapter(Adapter):
@@ -29,7 +29,7 @@ class IPAdapter(Adapter):
     name = "ip-adapter"
 
     def matches(self, pipe: Any) -> bool:
-        return has_path(getattr(pipe, "unet", None), _TO_K_IP)
+        return has_path(getattr(pipe, "unet", None), TO_K_IP) and not of_instantid(pipe)
 
     def sites(self, pipe: Any) -> Sequence[Site]:
         """Each cross-attention once for each IP-Adapter whose scale is not 0."""
@@ -41,7 +41,7 @@ class IPAdapter(Adapter):
                     off += 1
                     continue
                 name = f"unet.{path}.processor.to_k_ip.{index}"
-                gain = partial(_scale, attention, index)
+                gain = partial(scale_of, attention, index)
                 found.append(
                     projection_site(
                         name, attention, grid, key=key, value=value, reference_index=index, gain=gain
@@ -77,6 +77,11 @@ class IPAdapter(Adapter):
         return {"ip_adapter_image": "reference", "prompt": "prompt", **edit_inputs(pipe)}
 
 
+def of_instantid(pipe: Any) -> bool:
+    """Whether a pipeline is of InstantID's repository, whose ControlNet attends to the image tokens too."""
+    return any("InstantID" in parent.__name__ for parent in type(pipe).__mro__)
+
+
 def _adapters(processor: Any) -> list[tuple[nn.Module, nn.Module, Any]]:
     """Key projection, value projection and scale of each IP-Adapter of an attention processor."""
     keys = getattr(processor, "to_k_ip", None)
@@ -87,7 +92,7 @@ def _adapters(processor: Any) -> list[tuple[nn.Module, nn.Module, Any]]:
     return list(zip(keys, processor.to_v_ip, processor.scale, strict=True))
 
 
-def _scale(attention: Any, index: int) -> float | None:
+def scale_of(attention: Any, index: int) -> float | None:
     """The scale of an IP-Adapter now; None if each of its images has one."""
     scale = _adapters(attention.processor)[index][2]
     return None if isinstance(scale, list) else float(scale)

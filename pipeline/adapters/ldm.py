@@ -17,16 +17,18 @@ from i2am.pipeline.timesteps import starting_at
 
 UNET_ATTN2 = r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.transformer_blocks\.\d+\.attn2"
 WARP_ATTN2 = r"warp_flow_blks\.\d+\.transformer_blocks\.\d+\.attn2"
+ZERO_ATTN = r"project_modules\.\d+\.attn"
 
 
 class LatentDiffusion(Adapter):
-    """``ldm`` models without warping blocks."""
+    """``ldm`` models of no family of their own."""
 
     name = "ldm"
 
     def matches(self, pipe: Any) -> bool:
         found = diffusion_model(pipe)
-        return has_path(found, UNET_ATTN2) and not has_path(found, WARP_ATTN2)
+        others = has_path(found, WARP_ATTN2) or has_path(found, ZERO_ATTN) or sees_patches(pipe)
+        return has_path(found, UNET_ATTN2) and not others
 
     def denoiser(self, pipe: Any) -> nn.Module:
         found = diffusion_model(pipe)
@@ -61,10 +63,21 @@ class LatentDiffusion(Adapter):
         return {"image": "source", "mask_image": "mask", "reference_image": "reference"}
 
 
-def diffusion_model(pipe: Any) -> nn.Module | None:
-    """The UNet of a LatentDiffusion, of a sampler, or of a pipeline that holds one."""
+def latent_diffusion(pipe: Any) -> Any:
+    """A LatentDiffusion, that of a sampler, or that of a pipeline that holds one; None if there is none."""
     for holder in (pipe, getattr(pipe, "model", None)):
-        found = getattr(getattr(holder, "model", None), "diffusion_model", None)
-        if isinstance(found, nn.Module):
-            return found
+        if isinstance(getattr(getattr(holder, "model", None), "diffusion_model", None), nn.Module):
+            return holder
     return None
+
+
+def diffusion_model(pipe: Any) -> nn.Module | None:
+    """The UNet of a `latent_diffusion`."""
+    found = latent_diffusion(pipe)
+    return None if found is None else found.model.diffusion_model
+
+
+def sees_patches(pipe: Any) -> bool:
+    """Whether the UNet's context is DINOv2's class token and patches, as in AnyDoor."""
+    encoder = getattr(latent_diffusion(pipe), "cond_stage_model", None)
+    return any("DinoV2" in parent.__name__ for parent in type(encoder).__mro__)

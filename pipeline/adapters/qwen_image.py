@@ -21,6 +21,9 @@ class QwenImageEdit(JointAdapter):
     name = "qwen-image-edit"
     pipelines = ("QwenImageEdit",)
 
+    def takes_lists(self, pipe: Any) -> bool:
+        return any(parent.__name__ == "QwenImageEditPlusPipeline" for parent in type(pipe).__mro__)
+
     def sequence(self, pipe: Any, arguments: Mapping[str, Any]) -> Spans:
         """The first of ``img_shapes`` is the generated image, the others are references."""
         text = int(arguments["encoder_hidden_states"].shape[1])

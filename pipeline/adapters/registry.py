@@ -7,6 +7,9 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+from i2am.pipeline.adapters.anydoor import AnyDoor
+from i2am.pipeline.adapters.bria_fibo2 import BriaFibo2
+from i2am.pipeline.adapters.bria_fibo_edit import BriaFiboEdit
 from i2am.pipeline.adapters.census import entry_of
 from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.diffusers_text import DiffusersText
@@ -14,13 +17,21 @@ from i2am.pipeline.adapters.diffusers_unet import DiffusersUNet
 from i2am.pipeline.adapters.flux2 import Flux2
 from i2am.pipeline.adapters.flux_ip_adapter import FluxIPAdapter
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
+from i2am.pipeline.adapters.flux_kontext_ip_adapter import FluxKontextIPAdapter
 from i2am.pipeline.adapters.flux_redux import FluxRedux
+from i2am.pipeline.adapters.glm_image import GlmImage
+from i2am.pipeline.adapters.instantid import InstantID
 from i2am.pipeline.adapters.ip_adapter import IPAdapter
+from i2am.pipeline.adapters.joyimage import JoyImageEdit, JoyImageEditPlus
 from i2am.pipeline.adapters.ldm import LatentDiffusion
+from i2am.pipeline.adapters.omnigen import OmniGen
 from i2am.pipeline.adapters.pasd import PASD
 from i2am.pipeline.adapters.qwen_image import QwenImageEdit
+from i2am.pipeline.adapters.qwen_image21 import QwenImage21
+from i2am.pipeline.adapters.sd3_ip_adapter import SD3IPAdapter
 from i2am.pipeline.adapters.seesr import SeeSR
 from i2am.pipeline.adapters.stableviton import StableVITON
+from i2am.pipeline.adapters.supir import SUPIR
 from i2am.storage.errors import CaptureError, UnknownName
 
 GROUP = "i2am.adapters"
@@ -30,15 +41,27 @@ _BUILT_IN: tuple[type[Adapter], ...] = (
     DiffusersUNet,
     DiffusersText,
     IPAdapter,
+    InstantID,
     LatentDiffusion,
+    AnyDoor,
+    SUPIR,
     StableVITON,
     PASD,
     SeeSR,
     FluxKontext,
     FluxRedux,
     FluxIPAdapter,
+    FluxKontextIPAdapter,
+    SD3IPAdapter,
     Flux2,
     QwenImageEdit,
+    QwenImage21,
+    BriaFiboEdit,
+    BriaFibo2,
+    JoyImageEdit,
+    JoyImageEditPlus,
+    OmniGen,
+    GlmImage,
 )
 
 

@@ -55,6 +55,13 @@ def ablation(
             "removed", expected=expected, got=f"{gone.dtype} {gone.shape}", remedy="give a boolean array"
         )
     family = find_adapter(pipe, adapter)
+    if not family.removable:
+        raise InputError(
+            f"ablation with adapter {family.name!r}",
+            expected="reference tokens in the denoiser's calls of the steps",
+            got="keys that were kept before",
+            remedy="change the reference image itself",
+        )
     sites = select_layers(layers, family.sites(pipe))
     joint = any(isinstance(site, JointSite) for site in sites)
     if mode == ("empty" if joint else "latent"):

@@ -70,6 +70,13 @@ class AttentionLoss:
         if not torch.is_grad_enabled():
             return
         layout = self._layout(layer)
+        if layer.roles:
+            raise CaptureError(
+                f"layer {layer.site.name!r}: attention loss",
+                expected="reference tokens at the same places in all rows",
+                got=f"places known of rows {', '.join(layer.roles)} alone",
+                remedy="train a model of another family",
+            )
         if self.kind == "centre_variation" and not layout.grid[0] * layout.grid[1]:
             raise CaptureError(
                 f"layer {layer.site.name!r}: the centre of its attention",

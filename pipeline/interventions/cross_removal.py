@@ -109,7 +109,7 @@ class CrossRemoval(Removal):
         return hook
 
     def _hidden_of(self, names: Sequence[str]) -> Hidden:
-        def hidden(tokens: int, keys: torch.Tensor | None) -> torch.Tensor | None:
+        def hidden(queries: int, tokens: int, keys: torch.Tensor | None) -> torch.Tensor | None:
             fitting = {
                 name: self._waiting[name]
                 for name in names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from i2am.pipeline.adapters.contract import Spans, Tokens
+from i2am.pipeline.adapters.contract import JointSite, Spans
 from i2am.pipeline.compilation import original
 from i2am.pipeline.interventions.removal import Removal, replaced
 from i2am.pipeline.taps.call_arguments import call_arguments, with_argument
@@ -22,11 +23,11 @@ class JointRemoval(Removal):
 
     _spans: Mapping[str, Spans] = {}
     _latest: Mapping[str, Spans] = {}
-    _masked = False
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         denoiser = original(self._adapter.denoiser(self._pipe))
+        self._calls = Counter[tuple[str, int, int]]()  # of a site's module, by queries and keys
         with ExitStack() as hooks:
             hooks.callback(denoiser.register_forward_pre_hook(self._on_call, with_kwargs=True).remove)
             for site in self._sites if self._mode == "mask" else ():
@@ -42,15 +43,16 @@ class JointRemoval(Removal):
         self._latest = self._latest if now is None else now
         latents = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
         rows = self._roles.rows(len(latents))
-        self._spans = {} if rows is None else self._latest
+        numbers = {} if rows is None or not self._latest else self._numbers(self._latest)
+        self._spans = {site: self._latest[site] for site in numbers}
         if not self._spans:
             return None
-        found = {site: self._chosen(spans) for site, spans in self._spans.items()}
-        site, reference = next(iter(found.items()))
+        site, number = next(iter(numbers.items()))
+        reference = self._spans[site].references[number]
         gone = self.gone(f"the {len(self._sites)} joint layers", reference.layout)
         if self._mode == "mask" or now is None:  # or keys are kept of tokens that were already removed
             return None
-        name, part = self._in_input(arguments, self._spans[site], reference)
+        name, part = self._in_input(arguments, self._spans[site], number)
         tokens = arguments[name]
         own = tokens[rows, part]
         new = own.mean(1, keepdim=True) if self._mode == "mean" else torch.zeros_like(own)
@@ -58,56 +60,73 @@ class JointRemoval(Removal):
         changed[rows, part] = replaced(own, gone, new)
         return with_argument(module, args, kwargs, name, changed)
 
-    def _chosen(self, spans: Spans) -> Tokens:
-        if self._reference >= len(spans.references):
+    def _numbers(self, spans: Mapping[str, Spans]) -> dict[str, int]:
+        """Which of its own references the chosen one is to each layer that attends to it."""
+        first = {site.name: site.reference_index for site in self._sites if isinstance(site, JointSite)}
+        numbers = {name: self._reference - first[name] for name in spans}
+        found = {
+            name: number for name, number in numbers.items() if 0 <= number < len(spans[name].references)
+        }
+        if not found:
+            last = max(first[name] + len(own.references) for name, own in spans.items()) - 1
             raise InputError(
                 "reference",
-                expected=f"0 to {len(spans.references) - 1}",
+                expected=f"0 to {last}",
                 got=str(self._reference),
                 remedy="choose one of the call's references",
             )
-        return spans.references[self._reference]
+        return found
 
-    def _in_input(
-        self, arguments: Mapping[str, Any], spans: Spans, reference: Tokens
-    ) -> tuple[str, torch.Tensor]:
+    def _in_input(self, arguments: Mapping[str, Any], spans: Spans, number: int) -> tuple[str, torch.Tensor]:
         """The denoiser's argument that holds a reference's tokens, and where.
 
-        The keys of a joint sequence are the encoder's tokens, then the denoiser's own input.
+        The adapter says it, or keys are the encoder's tokens, words first, then the denoiser's own input.
         """
+        if spans.inputs:
+            part = spans.inputs[number]
+            return "hidden_states", torch.arange(part.start, part.stop)
         given = (arguments.get(name) for name in ("encoder_hidden_states", "hidden_states"))
         encoded, own = (tokens.shape[1] if isinstance(tokens, torch.Tensor) else 0 for tokens in given)
-        places = reference.positions()
-        if spans.keys == encoded + own:
+        places, text = spans.references[number].positions(), spans.text
+        words_first = text is None or (isinstance(text, slice) and not text.start)
+        if words_first and spans.keys == encoded + own:
             if places.max() < encoded:
                 return "encoder_hidden_states", places
             if places.min() >= encoded:
                 return "hidden_states", places - encoded
         raise CaptureError(
             "ablation of reference tokens in the denoiser's input",
-            expected=f"the {spans.keys} keys of its attention, references together",
+            expected=f"the {spans.keys} keys of its attention, words first, references together",
             got=f"{encoded} tokens of an encoder and {own} of its own",
             remedy="hide them at the layers: mode='mask'",
         )
 
-    def _hidden(self, site: str, tokens: int, keys: torch.Tensor | None) -> torch.Tensor | None:
+    def _hidden(self, site: str, queries: int, tokens: int, keys: torch.Tensor | None) -> torch.Tensor | None:
+        """Hidden keys of the layer's own call, and of others that see some of its keys."""
         spans = self._spans.get(site)
-        if spans is None or tokens != spans.keys or keys is None or self._masked:
+        rows = None if spans is None or keys is None else self._roles.rows(len(keys))
+        if spans is None or keys is None or rows is None:
             return None
-        rows = self._roles.rows(len(keys))
-        if rows is None:
+        number = self._calls[site, queries, tokens]
+        self._calls[site, queries, tokens] += 1
+        own = (queries, tokens, number) == (spans.queries, spans.keys, spans.before)
+        seen = {(count, part.stop - part.start): part for count, part in spans.others}
+        part = slice(None) if own else seen.get((queries, tokens))
+        if part is None:
             return None
-        self._masked = True
-        reference = self._chosen(spans)
-        hidden = torch.zeros(len(keys), tokens, dtype=torch.bool, device=keys.device)
+        reference = spans.references[self._numbers({site: spans})[site]]
+        hidden = torch.zeros(len(keys), spans.keys, dtype=torch.bool, device=keys.device)
         gone = self.gone("of joint attention", reference.layout)
         hidden[rows, reference.where] = gone.to(keys.device)
-        return hidden
+        return hidden[:, part]
 
     def _check(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            masked, self._masked = self._masked, False
-            if name in self._spans and not masked:
+            calls = {each: count for each, count in self._calls.items() if each[0] == name}
+            for each in calls:
+                del self._calls[each]
+            spans = self._spans.get(name)
+            if spans is not None and calls.get((name, spans.queries, spans.keys), 0) <= spans.before:
                 raise self.unmasked(name)
 
         return hook

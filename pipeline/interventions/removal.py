@@ -96,5 +96,6 @@ class Removal:
 
 
 def replaced(tokens: torch.Tensor, gone: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Tokens [sample, token, width], those that are gone replaced by ``new``."""
-    return torch.where(gone.to(tokens.device)[..., None], new.to(tokens), tokens)
+    """Tokens [sample, token, ...], those that are gone replaced by ``new``."""
+    gone = gone.to(tokens.device)[(..., *[None] * (tokens.ndim - 2))]
+    return torch.where(gone, new.to(tokens), tokens)

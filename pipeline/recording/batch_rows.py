@@ -108,6 +108,13 @@ class BatchSplitter:
         for role in self.roles:
             if role not in rows:
                 continue
+            if layer.roles and role not in layer.roles:
+                raise CaptureError(
+                    f"layer {layer.site.name!r}: rows of role {role!r}",
+                    expected=f"rows whose reference tokens' places are known: {', '.join(layer.roles)}",
+                    got="rows that have them elsewhere, or have none",
+                    remedy="leave the role out with roles=",
+                )
             spec = self._spec(layer, role, len(kept), tile)
             first = rows.index(role) * samples
             for sample in range(samples):
@@ -174,8 +181,7 @@ class BatchSplitter:
 def _reference(site: AnySite) -> str:
     if isinstance(site, Site) and site.text:
         return TEXT
-    number = site.reference_index if isinstance(site, Site) else 0
-    return f"reference-{number}" if number else "reference"
+    return f"reference-{site.reference_index}" if site.reference_index else "reference"
 
 
 def _name(layer: str, part: str, tile: Tile | None, role: str) -> str:

@@ -156,11 +156,13 @@ class PipelineHooks:
             self._tiles.pause()
         if self._inside_call:  # a companion began this call
             return
+        arguments = call_arguments(module, args, kwargs)
+        if self._adapter.prepares(self._pipe, arguments):
+            return
         self._inside_call = True
         self._projections.reset()
         if self._flows is not None:
             self._flows.reset()
-        arguments = call_arguments(module, args, kwargs)
         now = read_timestep(self._adapter.timestep(arguments))
         recording.begin_call(now, self._tile(arguments), self._label, _latents(arguments))
         if self._joint is not None:
@@ -190,7 +192,7 @@ class PipelineHooks:
         return self._tiles.last_cut(int(latents.shape[-2]), int(latents.shape[-1]))
 
     def _set_label(self, name: str, **kwargs: Any) -> None:
-        self._label = name
+        self._label = name.removeprefix("pred_")  # as the guiders of modular pipelines name it
 
 
 def all_sites(adapter: Adapter, pipe: Any, text: bool) -> list[AnySite]:

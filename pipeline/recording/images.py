@@ -25,11 +25,17 @@ from i2am.storage.errors import ConfigError, InputError, NoPermission, NotFound,
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Any
 """A file or its bytes, a PIL image, an array [y, x] or [y, x, channel], or a tensor [channel, y, x]."""
 
-MASKS = ("mask", "reference_mask", "warped_mask")
+FURTHER = tuple(f"reference-{number}" for number in range(1, 10))
+"""Pictures of the references after the first; no pipeline takes more than ten."""
+
+MASKS = ("mask", "reference_mask", "warped_mask", *(f"{name}_mask" for name in FURTHER))
 """Images of one channel, resized without interpolation."""
 
-IMAGES = (*MASKS, "source", "reference", "agnostic", "densepose", "warped")
+IMAGES = (*MASKS, "source", "reference", *FURTHER, "agnostic", "densepose", "warped")
 """Names of images that a sample is made from; a capture may keep others."""
+
+PICTURES = {"mask": "source", **{name: name.removesuffix("_mask") for name in MASKS if name != "mask"}}
+"""Mask to the picture that it lies on."""
 
 SCORED = ("mask", "reference_mask")
 """Masks that maps are scored against: both sides are needed."""
@@ -100,7 +106,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def check_sizes(what: str, sizes: dict[str, tuple[int, int]]) -> None:
     """Refuse a mask of another size than its picture; sizes are columns and rows."""
-    for mask, picture in (("mask", "source"), ("reference_mask", "reference"), ("warped_mask", "warped")):
+    for mask, picture in PICTURES.items():
         if mask in sizes and picture in sizes and sizes[mask] != sizes[picture]:
             columns, rows = sizes[picture]
             raise ShapeMismatch(

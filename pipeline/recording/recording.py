@@ -162,6 +162,7 @@ class Recording:
             self._end_steps(before)
         self._call, self._tile, self._latents = call, tile, latents
         self._seen.clear()
+        self._attention = None
         self.norms.begin_call()
 
     def receive(self, layer: QueryKey) -> None:

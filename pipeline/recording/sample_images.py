@@ -18,7 +18,7 @@ from i2am.storage.format.file_names import check_segment
 
 def by_name(others: Mapping[str, Any] | None, named: Mapping[str, Any]) -> dict[str, Any]:
     """All images of a call; a keyword that no image has is likely misspelt."""
-    known = (*IMAGES, "generated")
+    known = (*filter(str.isidentifier, IMAGES), "generated")  # others are given with images={...}
     for name in named:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

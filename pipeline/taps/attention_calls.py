@@ -156,7 +156,7 @@ class CallTap:
                 QueryKey(
                     site, generated, reference, spans.generated.layout.grid, factor, tokens.layout, lse, part,
                     owner if part or owner != site.name else "", spans.static_keys and part != TEXT,
-                    (spans.generated, tokens), (spans.queries, spans.keys),
+                    (spans.generated, tokens), (spans.queries, spans.keys), spans.roles,
                 )
             )  # fmt: skip
             if self._flows is not None and lse is not None:
@@ -168,14 +168,14 @@ class CallTap:
     def _parts(self, site: JointSite, spans: Spans) -> Iterator[tuple[str, Tokens]]:
         """The keys that are received: those of each reference, and of words where they are asked for."""
         for number, tokens in enumerate(spans.references):
-            yield f"reference-{number}" if number else "", tokens
-        if self._text:
-            if spans.text is None or spans.text.stop <= spans.text.start:
-                raise CaptureError(
-                    f"layer {site.name!r}: keys of words", expected="some in its attention call",
-                    got="none that its adapter knows of", remedy="leave text=True out",
-                )  # fmt: skip
-            yield TEXT, Tokens(spans.text, TokenLayout((0, 0), spans.text.stop - spans.text.start))
+            yield f"reference-{site.reference_index + number}" if number else "", tokens
+        if self._text and (count := _words(spans)) and spans.text is not None:
+            yield TEXT, Tokens(spans.text, TokenLayout((0, 0), count))
+        elif self._text and not any(map(_words, self._spans.values())):
+            raise CaptureError(
+                f"layer {site.name!r}: keys of words", expected="some in its attention call",
+                got="none that its adapter knows of", remedy="leave text=True out",
+            )  # fmt: skip
 
     def _owner(self, site: JointSite, query: torch.Tensor, generated: Tokens) -> str:
         """The layer of this module that was received first with these queries, else ``site`` itself."""
@@ -185,6 +185,14 @@ class CallTap:
                 return name
         self._queries.append((query, query._version, generated, site.name))
         return site.name
+
+
+def _words(spans: Spans) -> int:
+    """How many keys of a call are of words."""
+    text = spans.text
+    if text is None:
+        return 0
+    return len(text) if isinstance(text, torch.Tensor) else max(0, text.stop - text.start)
 
 
 def _columns(

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from i2am.pipeline.taps.kernels import SDPA, SOFTMAX
 
-Hidden: TypeAlias = Callable[[int, torch.Tensor | None], torch.Tensor | None]
-"""From the number of keys of a call, and the keys themselves where they are known, to the hidden ones.
+Hidden: TypeAlias = Callable[[int, int, torch.Tensor | None], torch.Tensor | None]
+"""From the numbers of queries and keys of a call, and the keys where they are known, to the hidden ones.
 
 [row, key] bool; None: not a call of interest.
 """
@@ -42,7 +42,7 @@ class KeyMasks(TorchFunctionMode):
 
     def _attention(self, given: dict[str, Any]) -> Any:
         key = given["key"]
-        hidden = self._hidden(key.shape[-2], key) if key.ndim == 4 else None
+        hidden = self._hidden(given["query"].shape[-2], key.shape[-2], key) if key.ndim == 4 else None
         if hidden is None:
             return SDPA(**given)
         hide, nothing = _for_heads(hidden)
@@ -57,7 +57,7 @@ class KeyMasks(TorchFunctionMode):
 
     def _softmax(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         logits = args[0] if args else kwargs.pop("input")
-        hidden = self._hidden(logits.shape[-1], None) if logits.ndim >= 3 else None
+        hidden = self._hidden(logits.shape[-2], logits.shape[-1], None) if logits.ndim >= 3 else None
         if hidden is None:
             return func(logits, *args[1:], **kwargs)
         hide, nothing = _for_heads(hidden)

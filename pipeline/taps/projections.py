@@ -35,6 +35,7 @@ class QueryKey:
     static_key: bool = False  # the key does not change over time
     places: tuple[Tokens, Tokens] | None = None  # (query, key) among the kernel's; None: they are all of them
     tokens: tuple[int, int] | None = None  # (queries, keys) of the kernel, where there are places
+    roles: tuple[str, ...] = ()  # as in `Spans`
 
 
 Receive: TypeAlias = Callable[[QueryKey], None]

@@ -32,7 +32,7 @@ class ValueFlow:
 
     site: AnySite
     value: torch.Tensor  # of the reference tokens, [row, token, head, dim]
-    weight: torch.Tensor  # of the output projection, [channel, head * dim]
+    weight: torch.Tensor | None  # of the output projection, [channel, head * dim]; None: there is none
     added: Callable[[int], torch.Tensor] | None  # row to the reference's part before it, [gen, head * dim]
     stream: torch.Tensor | None  # norms of what it is added to, [row, gen]
     part: str = ""  # as in `QueryKey`
@@ -40,8 +40,11 @@ class ValueFlow:
     def value_norm(self, row: int, heads: Sequence[int]) -> torch.Tensor:
         """Norm of W_o v of some heads, [head, token] float32."""
         dim = self.value.shape[-1]
-        weight = self.weight.reshape(len(self.weight), -1, dim).permute(1, 2, 0)  # [head, dim, channel]
         value = self.value[row].transpose(0, 1)
+        if self.weight is None:
+            norms: torch.Tensor = torch.linalg.vector_norm(value[list(heads)].float(), dim=-1)
+            return norms
+        weight = self.weight.reshape(len(self.weight), -1, dim).permute(1, 2, 0)  # [head, dim, channel]
         if len(heads) < len(value):
             value, weight = value[list(heads)], weight[list(heads)]
         many = max(1, _limit(value) // (4 * value.shape[1] * weight.shape[2]))
@@ -56,9 +59,10 @@ class ValueFlow:
         """Norm of what the reference adds to each token over that of the stream, [gen] float32."""
         if self.added is None or self.stream is None:
             return None
-        weight = self.weight
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            given = torch.matmul(self.added(row).float(), weight.float().T)
+        with torch.no_grad(), torch.autocast(self.stream.device.type, enabled=False):
+            given = self.added(row).float()
+            if self.weight is not None:
+                given = torch.matmul(given, self.weight.float().T)
             share: torch.Tensor = torch.linalg.vector_norm(given, dim=-1) / self.stream[row]
         return share
 
@@ -85,6 +89,8 @@ class FlowTap:
         self._sites, self._receive, self._lack = tuple(sites), receive, lack
         self._keeps_call, self._guard = keeps_call, guard
         self._found: dict[tuple[str, str], torch.Tensor] = {}  # (layer, what) to its latest tensor
+        # Layers that wait for the end of their block, and what to do then with the stream.
+        self._ending: dict[str, list[Callable[[torch.Tensor], None]]] = {}
         self._masked: set[str] = set()
 
     @contextmanager
@@ -96,6 +102,11 @@ class FlowTap:
                 if site.stream is not None:
                     before = self._guard(partial(self._on_stream, site))
                     hooks.callback(site.stream.register_forward_pre_hook(before, with_kwargs=True).remove)
+                if isinstance(site, JointSite) and site.block is not None:
+                    keep = self._guard(partial(self._keep_last, site))
+                    hooks.callback(site.attention.register_forward_hook(keep).remove)
+                    end = self._guard(partial(self._on_block_end, site))
+                    hooks.callback(site.block.register_forward_hook(end).remove)
                 if isinstance(site, JointSite) or site.value is None or site.output is None:
                     continue
                 watched = {"value": site.value}
@@ -113,6 +124,7 @@ class FlowTap:
     def reset(self) -> None:
         """Forget what a crashed or finished call of the denoiser left behind."""
         self._found.clear()
+        self._ending.clear()
         self._masked.clear()
 
     def _on_stream(self, site: AnySite, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
@@ -121,6 +133,16 @@ class FlowTap:
             wide = torch.promote_types(stream.dtype, torch.float32)
             norms = torch.linalg.vector_norm(stream.detach(), dim=-1, dtype=wide)
             self._found[site.name, "stream"] = norms.float()
+
+    def _keep_last(self, site: JointSite, module: nn.Module, args: Any, outputs: Any) -> None:
+        if self._keeps_call():
+            self._found[site.name, "last"] = outputs[-1].detach()
+
+    def _on_block_end(self, site: JointSite, module: nn.Module, args: Any, outputs: Any) -> None:
+        added = self._found.pop((site.name, "last"), None)
+        for end in self._ending.pop(site.name, ()):
+            if added is not None:
+                end(torch.linalg.vector_norm(outputs[-1].detach().float() - added.float(), dim=-1))
 
     def _on_attention(self, site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         self._masked.discard(site.name)
@@ -168,11 +190,24 @@ class FlowTap:
         added: Callable[[int], torch.Tensor],
     ) -> None:
         """A joint attention call: values of one reference's tokens, and how they are mixed."""
-        stream = self._found.get((site.name, "stream"))
-        if stream is not None:  # of all queries, or of the last ones
-            generated = spans.generated.moved(stream.shape[1] - spans.queries)
-            stream = stream[:, generated.where] if int(generated.positions().min()) >= 0 else None
-        self._pass_on(site, value.detach(), added, stream, part)
+        gain = 1.0 if site.gain is None else site.gain()
+        scaled = added if gain == 1 else None if gain is None else lambda row: added(row) * gain
+        if gain is None:
+            self._lack(site.name, "its part of the output has no single factor")
+
+        def pass_on(stream: torch.Tensor | None) -> None:
+            if stream is not None:  # of all queries, or of the last ones or the first
+                moved = 0 if site.stream_first else stream.shape[1] - spans.queries
+                generated = spans.generated.moved(moved)
+                places = generated.positions()
+                inside = int(places.min()) >= 0 and int(places.max()) < stream.shape[1]
+                stream = stream[:, generated.where] if inside else None
+            self._pass_on(site, value.detach(), scaled, stream, part)
+
+        if site.block is not None:
+            self._ending.setdefault(site.name, []).append(pass_on)
+        else:
+            pass_on(self._found.get((site.name, "stream")))
 
     def _pass_on(
         self,
@@ -183,14 +218,17 @@ class FlowTap:
         part: str = "",
     ) -> None:
         inner = value.shape[2] * value.shape[3]
-        weight = projection_weight(site.output)
-        if isinstance(weight, torch.Tensor) and isinstance(site, JointSite):
-            weight = weight[:, :inner]  # a single block projects heads and its MLP at once
-        if isinstance(weight, str) or weight.shape[1] != inner:
-            why = weight if isinstance(weight, str) else "takes another number of values"
-            self._lack(site.name, f"its output projection, a {type(site.output).__name__}, {why}")
-            return
-        weight = weight.to(value.device)  # an offloaded one comes only as the projection runs
+        weight = None
+        if not isinstance(site.output, nn.Identity):
+            found = projection_weight(site.output)
+            if isinstance(found, torch.Tensor):
+                # A single block projects heads and its MLP at once; an offloaded weight comes as it runs.
+                found = (found[:, :inner] if isinstance(site, JointSite) else found).to(value.device)
+            if isinstance(found, str) or found.shape[1] != inner:
+                why = found if isinstance(found, str) else "takes another number of values"
+                self._lack(site.name, f"its output projection, a {type(site.output).__name__}, {why}")
+                return
+            weight = found
         if stream is None:
             self._lack(site.name, "the stream that it is added to is not seen")
         self._receive(ValueFlow(site, value, weight, added, stream, part))

@@ -41,11 +41,12 @@ def test_the_census_is_listed_with_its_answers(i2am: I2am) -> None:
     assert [each["pipeline"] for each in facts["pipelines"]] == list(census())
     assert facts["mechanisms"] == MECHANISMS
     answers = {each["pipeline"]: each["answer"] for each in facts["pipelines"]}
-    assert answers["FluxKontextPipeline"] == "flux-kontext; with an IP-Adapter: no adapter yet"
+    assert answers["FluxKontextPipeline"] == "flux-kontext; with an IP-Adapter: flux-kontext-ip-adapter"
     assert (
         answers["StableDiffusionInpaintPipeline"] == "attention cannot answer; with an IP-Adapter: ip-adapter"
     )
-    assert answers["Flux2Pipeline"] == "no adapter yet"
+    assert answers["Flux2Pipeline"] == "flux2"
+    assert answers["ZImageOmniPipeline"] == "no adapter yet"
     assert answers["SanaPipeline"] == "no image"
     shown = i2am("adapters", "--pipelines").out
     assert all(name in shown for name in answers)

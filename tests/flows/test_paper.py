@@ -69,13 +69,13 @@ def tables(folder: Path, ours: float = 0.5, blind: float = 0.2, causal: float = 
     (folder / "quality" / "quality.json").write_text(json.dumps(mark))
     for name, facts in (
         ("detection", {"absent": ["none"]}),
-        ("faithfulness", {"mode": "empty", "notes": []}),
+        ("faithfulness", {"mode": "mask", "notes": []}),
     ):
         (folder / name).mkdir()
         (folder / name / f"{name}.json").write_text(json.dumps(facts))
     frames = {
         "detection": detection(boxes), "text_to_image": detection(compared), "quality": quality,
-        "faithfulness": removed,
+        "faithfulness": removed, "replacement": removed,
     }  # fmt: skip
     found = {}
     for name, frame in frames.items():
@@ -146,9 +146,9 @@ def test_what_is_done_stays(tmp_path: Path, counted: list[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
         experiments.make_paper(tmp_path / "p", **arguments)
     experiments.make_paper(tmp_path / "p", **arguments)
-    assert counted == ["detection", "quality", "quality", "faithfulness"]
+    assert counted == ["detection", "quality", "quality", "faithfulness", "replacement"]
     experiments.make_paper(tmp_path / "p", **arguments)
-    assert len(counted) == 4
+    assert len(counted) == 5
     with pytest.raises(AlreadyExists, match="2 samples and 1 steps; expected 3 samples and 1 steps"):
         experiments.make_paper(tmp_path / "p", samples=3, steps=1)
 
@@ -167,7 +167,7 @@ def test_every_experiment_runs_and_a_second_call_makes_nothing_anew(
     first = i2am("paper", "--out", tmp_path / "p", "--samples", 2, "--steps", 2, "--json")
     assert first.status == 0
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "p").glob("*/tables/*.parquet")}
-    for table in ("detection", "text_to_image", "quality", "refinement", "faithfulness"):
+    for table in ("detection", "text_to_image", "quality", "refinement", "faithfulness", "replacement"):
         assert pl.read_parquet(first.json["tables"][table]).height
     assert i2am("paper", "--out", tmp_path / "p", "--samples", 2, "--steps", 2).status == 0
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "p").glob("*/tables/*.parquet")}

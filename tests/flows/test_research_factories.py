@@ -16,10 +16,14 @@ from PIL import Image
 from i2am.flows.capture.load_pipeline import load_pipeline
 from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.models import CaptureConfig, FactorySource
+from i2am.pipeline.adapters.anydoor import AnyDoor
+from i2am.pipeline.adapters.instantid import InstantID
+from i2am.pipeline.adapters.ip_adapter import of_instantid
 from i2am.pipeline.adapters.ldm import LatentDiffusion
 from i2am.pipeline.adapters.pasd import PASD
 from i2am.pipeline.adapters.seesr import SeeSR
 from i2am.pipeline.adapters.stableviton import StableVITON
+from i2am.pipeline.adapters.supir import SUPIR
 from i2am.storage.errors import ConfigError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -79,6 +83,57 @@ class PLMSSampler:
 """
 
 
+ANYDOOR = """
+import numpy as np, torch
+model, ddim_sampler, calls = "model", "sampler", []
+def inference_single_image(ref_image, ref_mask, tar_image, tar_mask, guidance_scale):
+    calls.append((ref_image, ref_mask, tar_image, tar_mask, guidance_scale))
+    return (torch.rand(tar_image.shape) * 255).numpy().astype(np.uint8)
+"""
+
+SUPIR_UTIL = """
+from pathlib import Path
+import torch
+from torch import nn
+class Model(nn.Module):
+    def __init__(self, sign):
+        super().__init__()
+        self.sign, self.calls, self.model = sign, [], nn.Module()
+    def batchify_sample(self, *given, **named):
+        self.calls.append((given, named))
+        return given[0]
+def create_SUPIR_model(path, SUPIR_sign):
+    return Model(SUPIR_sign)
+def PIL2Tensor(image): return torch.zeros(3, image.height, image.width), image.height, image.width
+def Tensor2PIL(pixels, rows, columns): return f"image {rows}x{columns}"
+"""
+
+FACES = """
+import numpy as np
+class FaceAnalysis:
+    def __init__(self, name, root, providers): pass
+    def prepare(self, ctx_id, det_size): pass
+    def get(self, image):
+        sizes = {"small": 3, "large": 9}
+        return [{"embedding": k, "kps": k, "bbox": np.array([1, 1, 1 + n, 1 + n])} for k, n in sizes.items()]
+"""
+
+INSTANTID = """
+class StableDiffusionXLInstantIDPipeline:
+    @classmethod
+    def from_pretrained(cls, base, controlnet, torch_dtype):
+        pipe = cls()
+        pipe.controlnet = controlnet
+        return pipe
+    def to(self, device): return self
+    def load_ip_adapter_instantid(self, path): self.face = path
+    def __call__(self, prompt, **named): return named
+def draw_kps(image, points): return f"points of {points}"
+"""
+
+OWN = "run_inference", "SUPIR", "insightface", "pipeline_stable_diffusion_xl_instantid"
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[Path]:
     """Both kinds of repository in one folder; what they add to Python is taken away again."""
@@ -94,7 +149,9 @@ class PLMSSampler(Plain):
     )
     texts = {
         "test_pasd.py": RESTORATION, "test_seesr.py": RESTORATION, "ldm/util.py": LDM, "omegaconf.py": config,
-        "ldm/models/diffusion/plms.py": plms, "cldm/plms_hacked.py": hacked,
+        "ldm/models/diffusion/plms.py": plms, "cldm/plms_hacked.py": hacked, "run_inference.py": ANYDOOR,
+        "SUPIR/util.py": SUPIR_UTIL, "insightface/app.py": FACES,
+        "pipeline_stable_diffusion_xl_instantid.py": INSTANTID,
     }  # fmt: skip
     for name, text in texts.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +159,7 @@ class PLMSSampler(Plain):
     yield tmp_path
     sys.path[:] = path
     for name in set(sys.modules) - modules:
-        if name.partition(".")[0] in {"ldm", "cldm", "omegaconf", "test_pasd", "test_seesr"} | {
+        if name.partition(".")[0] in {"ldm", "cldm", "omegaconf", "test_pasd", "test_seesr", *OWN} | {
             file.stem for file in EXAMPLES.glob("*.py")
         }:
             del sys.modules[name]
@@ -218,6 +275,39 @@ def test_stableviton(checkout: Path) -> None:
     assert named["unconditional_conditioning"]["first_stage_cond"] == 0
 
 
+def test_anydoor(checkout: Path) -> None:
+    pipe = build("research_ldm:anydoor", checkout=str(checkout))
+    assert (pipe.model, pipe.sampler) == ("model", "sampler")
+    given = grey(255), left_half(), grey(9), Image.new("L", (24, 32), 255)
+    found = [np.asarray(pipe(*given, generator=seed(n), guidance_scale=3.0).images[0]) for n in (1, 1, 2)]
+    assert np.array_equal(*found[:2])
+    assert not np.array_equal(*found[1:])
+    reference, whole, source, hole, scale = sys.modules["run_inference"].calls[0]
+    assert (reference[0, 0, 0], source[0, 0, 0], scale) == (9, 255, 3.0)
+    assert (whole.sum(), hole.sum()) == (32 * 24, 32 * 8)
+
+
+def test_supir(checkout: Path) -> None:
+    pipe = build("research_restoration:supir", checkout=str(checkout), sign="F", s_churn=5)
+    assert pipe(grey(9), "a wall", seed(7), num_inference_steps=3).images == ["image 32x24"]
+    (pixels, prompt), named = pipe.model.calls[0]
+    assert (tuple(pixels.shape), prompt) == ((1, 3, 32, 24), ["a wall"])
+    assert named == {"num_steps": 3, "cfg_scale": 4.0, "seed": 7, "s_churn": 5}
+    assert (pipe.model.model.dtype, pipe.model.sign) == (torch.float32, "F")
+
+
+def test_instantid_sees_the_largest_face(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusers.ControlNetModel.from_pretrained", lambda path, **_: f"net of {path}")
+    pipe = build("research_instantid:instantid", checkout=str(checkout), base="sdxl")
+    named = pipe("a man", grey(9), guidance_scale=5.0)
+    assert (named["image_embeds"], named["image"]) == ("large", "points of large")
+    assert (pipe.controlnet, pipe.face) == (
+        "net of checkpoints/ControlNetModel",
+        "checkpoints/ip-adapter.bin",
+    )
+    assert of_instantid(pipe)
+
+
 @pytest.mark.parametrize(
     ("name", "adapter"),
     [
@@ -227,15 +317,21 @@ def test_stableviton(checkout: Path) -> None:
         ("pasd", PASD()),
         ("pasd-light", PASD()),
         ("seesr", SeeSR()),
+        ("anydoor", AnyDoor()),
+        ("supir", SUPIR()),
+        ("instantid", InstantID()),
     ],
 )
-def test_an_example_calls_its_pipeline_with_what_it_takes(checkout: Path, name: str, adapter: Any) -> None:
+def test_an_example_calls_its_pipeline_with_what_it_takes(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str, adapter: Any
+) -> None:
     config = load_capture(EXAMPLES / f"capture-{name}.yaml")
     assert isinstance(config.pipeline, FactorySource)
     arguments = {**config.pipeline.arguments, "checkout": str(checkout)}
+    monkeypatch.setattr("diffusers.ControlNetModel.from_pretrained", lambda path, **_: path)
     if "base" in arguments:
         (checkout / arguments["base"]).mkdir(parents=True)
-    else:
+    elif "checkpoint" in arguments:
         ldm(checkout, "paint_by_example")
         arguments["checkpoint"] = "m.ckpt"
     pipe = build(config.pipeline.function, **arguments)

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from i2am.flows.capture.load_pipeline import call_inputs, load_pipeline
+from i2am.flows.capture.load_pipeline import _load_ip_adapters, call_inputs, load_pipeline
 from i2am.flows.config.load_yaml import load_capture
-from i2am.flows.config.models import CaptureConfig
+from i2am.flows.config.models import CaptureConfig, PretrainedSource
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.storage.errors import CaptureError, ConfigError
-from tests.pipeline import unet_models
+from tests.pipeline import joint_models, unet_models
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -100,6 +100,29 @@ def test_what_cannot_be_loaded_is_one_error(folders: Path, tmp_path: Path) -> No
     pipe_without = settings(folders, **{"class": "DDIMPipeline"}, ip_adapters=adapters(folders, 1.0))
     with pytest.raises(CaptureError, match="expected one that takes IP-Adapters"):
         load_pipeline(pipe_without)
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_ip_adapters_of_transformers_are_loaded_with_their_scales(tmp_path: Path, kind: str) -> None:
+    """FLUX's loader takes a repository of the encoder, Stable Diffusion 3's one adapter alone."""
+    pipe = joint_models.flux() if kind == "flux" else joint_models.sd3()
+    files = [
+        {"location": str(tmp_path), "weight_name": f"{n}.safetensors", "scale": 0.5 - n / 4} for n in (0, 1)
+    ]
+    state_of = joint_models.flux_ip_adapter_state if kind == "flux" else joint_models.sd3_ip_adapter_state
+    for file in files:
+        state = {f"{part}.{k}": v for part, own in state_of(pipe).items() for k, v in own.items()}
+        save_file(state, tmp_path / file["weight_name"])
+    name = type(pipe).__name__
+    source = {"kind": "pretrained", "location": "x", "class": name, "ip_adapters": files}
+    if kind == "sd3":
+        with pytest.raises(ConfigError, match="expected one, for a StableDiffusion3Pipeline; got 2"):
+            _load_ip_adapters(pipe, PretrainedSource.model_validate(source))
+        source["ip_adapters"] = files[:1]
+    _load_ip_adapters(pipe, PretrainedSource.model_validate(source))
+    assert find_adapter(pipe).name == f"{kind}-ip-adapter"
+    scale = pipe.transformer.transformer_blocks[1].attn.processor.scale
+    assert scale == ([0.5, 0.25] if kind == "flux" else 0.5)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("capture-*.yaml")), ids=lambda p: p.stem)

@@ -139,3 +139,21 @@ def inpainting_with_ip_adapter(kind: str) -> Any:
         feature_extractor=CLIPImageProcessor(crop_size=32, size=32),
     )
     return pipe
+
+
+def flux2(device: str, dtype: str) -> Any:
+    """FLUX.2 klein's real classes, undistilled; the text is fixed."""
+    from tests.pipeline import joint_models
+    from tests.pipeline.test_joint import embeddings
+
+    pipe = joint_models.flux2()
+
+    class Flux2KleinOfImages(type(pipe)):  # type: ignore[misc]
+        def __call__(self, image: Any, generator: Any, **options: Any) -> Any:
+            return super().__call__(
+                image=image, generator=generator, guidance_scale=1.0, height=16, width=24,
+                prompt_embeds=embeddings(1, 1)["prompt_embeds"], **options,
+            )  # fmt: skip
+
+    pipe.__class__ = Flux2KleinOfImages
+    return pipe

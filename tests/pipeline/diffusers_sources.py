@@ -52,6 +52,12 @@ def inherited(known: dict[str, Declared], name: str) -> Declared | None:
     )
 
 
+def parents(known: dict[str, Declared], name: str) -> set[str]:
+    """The names of all that a class derives from."""
+    direct = known[name].bases if name in known else ()
+    return {*direct, *(up for base in direct for up in parents(known, base))}
+
+
 def pipelines(known: dict[str, Declared], exported: set[str]) -> dict[str, Declared]:
     """The exported pipelines that can be called."""
     return {

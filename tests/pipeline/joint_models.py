@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
@@ -22,7 +25,11 @@ from diffusers import (
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
 )
+from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.embeddings import IPAdapterTimeImageProjection
 from diffusers.pipelines.longcat_image.pipeline_longcat_image_edit import prepare_pos_ids
 
 WIDTH = 32
@@ -116,30 +123,110 @@ def flux2(family: Any = Flux2KleinPipeline, **settings: Any) -> Any:
     return pipe
 
 
-def flux_ip_adapter(adapters: int = 1) -> FluxPipeline:
-    """FLUX with IP-Adapters of four tokens, loaded the way ``load_ip_adapter`` does."""
+def chroma() -> ChromaPipeline:
+    """As FLUX, with one text encoder and its modulation from one small network."""
     torch.manual_seed(0)
-    pipe = FluxPipeline(**_flux_parts())
-    blocks = range(len(pipe.transformer.transformer_blocks))
-    inner = pipe.transformer.inner_dim
+    parts = {name: part for name, part in _flux_parts().items() if not name.endswith("_2")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # diffusers' own
+        parts["transformer"] = ChromaTransformer2DModel(
+            in_channels=4,
+            num_layers=2,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=16,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        )
+    return ChromaPipeline(**parts)
+
+
+State = dict[str, dict[str, torch.Tensor]]
+
+
+def flux_ip_adapter_state(pipe: Any) -> State:
+    """Random weights of an IP-Adapter of four tokens, by the names of a file."""
+    inner, blocks = pipe.transformer.inner_dim, range(len(pipe.transformer.transformer_blocks))
     sizes = {"weight": (inner, WIDTH), "bias": (inner,)}
     layers = [f"{number}.to_{half}_ip" for number in blocks for half in "kv"]
     names = {f"{layer}.{kind}": size for layer in layers for kind, size in sizes.items()}
-    states = [
-        {
-            "image_proj": {
-                "proj.weight": torch.randn(4 * WIDTH, WIDTH),
-                "proj.bias": torch.randn(4 * WIDTH),
-                "norm.weight": torch.ones(WIDTH),
-                "norm.bias": torch.zeros(WIDTH),
-            },
-            "ip_adapter": {name: torch.randn(size) * 0.3 for name, size in names.items()},
-        }
-        for _ in range(adapters)
-    ]
+    return {
+        "image_proj": {
+            "proj.weight": torch.randn(4 * WIDTH, WIDTH),
+            "proj.bias": torch.randn(4 * WIDTH),
+            "norm.weight": torch.ones(WIDTH),
+            "norm.bias": torch.zeros(WIDTH),
+        },
+        "ip_adapter": {name: torch.randn(size) * 0.3 for name, size in names.items()},
+    }
+
+
+def flux() -> FluxPipeline:
+    torch.manual_seed(0)
+    return FluxPipeline(**_flux_parts())
+
+
+def flux_ip_adapter(adapters: int = 1, pipe: Any = None) -> Any:
+    """FLUX or a relative with IP-Adapters, loaded the way ``load_ip_adapter`` does."""
+    pipe = pipe or flux()
+    states = [flux_ip_adapter_state(pipe) for _ in range(adapters)]
     pipe.transformer._load_ip_adapter_weights(states, low_cpu_mem_usage=False)
+    pipe.set_ip_adapter_scale([0.7, 0.5] if adapters == 2 else 0.7)
     pipe.transformer.eval()
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sd3() -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3; the first of two blocks has dual attention."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=32,
+        pooled_projection_dim=WIDTH,
+        pos_embed_max_size=24,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(4,), latent_channels=4, norm_num_groups=1, use_quant_conv=False,
+        use_post_quant_conv=False, shift_factor=0.06,
+    )  # fmt: skip
+    pipe = StableDiffusion3Pipeline(
+        transformer.eval(), FlowMatchEulerDiscreteScheduler(), vae.eval(), *[None] * 6
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sd3_ip_adapter_state(pipe: Any) -> State:
+    """As `flux_ip_adapter_state`, of five tokens."""
+    projection = IPAdapterTimeImageProjection(
+        embed_dim=WIDTH, output_dim=32, hidden_dim=32, heads=1, num_queries=5, timestep_in_dim=16
+    )
+    processors = [SD3IPAdapterJointAttnProcessor2_0(32, 32, 16, 32) for _ in pipe.transformer.attn_processors]
+    own = {
+        f"{number}.{name}": value
+        for number, processor in enumerate(processors)
+        for name, value in processor.state_dict().items()
+    }
+    return {"image_proj": projection.state_dict(), "ip_adapter": own}
+
+
+def sd3_ip_adapter() -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3 with an IP-Adapter of scale 0.5."""
+    pipe = sd3()
+    pipe.transformer._load_ip_adapter_weights(sd3_ip_adapter_state(pipe), low_cpu_mem_usage=False)
+    pipe.transformer.eval()
     return pipe
 
 

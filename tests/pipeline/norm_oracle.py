@@ -101,32 +101,53 @@ def cross_norms(
     return _given(mixed, v, _numbers(module.to_out[0].weight), _numbers(stream[row]))
 
 
+ATTENTION = ("attn", "attention", "self_attn", "attn1")
+"""What blocks call their joint attention."""
+
+
+def attention_of(block: nn.Module) -> Any:
+    return next(getattr(block, name) for name in ATTENTION if hasattr(block, name))
+
+
+def has_own_output(attention: Any) -> bool:
+    return getattr(attention, "to_out", None) is not None
+
+
 @contextmanager
 def watch_joint(transformer: nn.Module, monkeypatch: Any) -> Iterator[dict[str, list[Any]]]:
     """Kernel arguments and stream of each call, (block, query, key, value, mask, stream), by path."""
     found: dict[str, list[Any]] = {}
-    inside: list[tuple[str, Any, Any]] = []
+    inside: list[tuple[str, Any]] = []
+    streams: dict[Any, torch.Tensor] = {}
     kernel, hooks = F.scaled_dot_product_attention, []
 
     def spy(query, key, value, attn_mask=None, *args, **kwargs):
         if inside:
-            path, block, stream = inside[-1]
-            found.setdefault(f"{path}.attn", []).append((block, query, key, value, attn_mask, stream))
+            path, block = inside[-1]
+            found.setdefault(path, []).append((block, query, key, value, attn_mask, streams[block]))
         return kernel(query, key, value, attn_mask, *args, **kwargs)
 
-    def enter(path):
-        def hook(block, args, kwargs):
-            stream = kwargs["hidden_states"]
-            if not hasattr(block.attn, "to_out"):  # a single block's stream has the text in front
-                stream = torch.cat([kwargs["encoder_hidden_states"], stream], 1)
-            inside.append((path, block, stream.clone()))
-
-        return hook
+    def keep_stream(block, args, kwargs):
+        stream = args[0] if args else kwargs["hidden_states"]
+        words = kwargs.get("encoder_hidden_states")
+        if words is not None and not has_own_output(attention_of(block)):
+            # In FLUX's single blocks the words are in front of the stream, in JoyImage's behind it.
+            behind = hasattr(attention_of(block), "img_attn_proj")
+            stream = torch.cat([stream, words] if behind else [words, stream], 1)
+        streams[block] = stream.clone()
 
     for path, block in transformer.named_modules():
-        if hasattr(block, "attn"):
-            hooks.append(block.register_forward_pre_hook(enter(path), with_kwargs=True))
-            hooks.append(block.register_forward_hook(lambda *_: inside.pop() and None))
+        name = next((name for name in ATTENTION if hasattr(block, name)), None)
+        if name is None:
+            continue
+        hooks.append(block.register_forward_pre_hook(keep_stream, with_kwargs=True))
+        for each in (name, "attn2"):  # Stable Diffusion 3 has blocks of two
+            attention, entry = getattr(block, each, None), (f"{path}.{each}", block)
+            if attention is not None:
+                hooks.append(
+                    attention.register_forward_pre_hook(lambda *_, entry=entry: inside.append(entry))
+                )
+                hooks.append(attention.register_forward_hook(lambda *_: inside.pop() and None))
     with monkeypatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", spy)
         yield found
@@ -134,18 +155,49 @@ def watch_joint(transformer: nn.Module, monkeypatch: Any) -> Iterator[dict[str, 
         hook.remove()
 
 
-def joint_norms(call: Any, row: int, gen: Any, ref: Any) -> Norms:
-    """Of one call and row: generated tokens and one reference's, by their places in the joint sequence."""
+@contextmanager
+def watch_ends(transformer: nn.Module) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """The stream of FLUX's double blocks after their feed-forward part, of each call, by path."""
+    found: dict[str, list[torch.Tensor]] = {}
+    hooks = []
+    for number, block in enumerate(transformer.transformer_blocks):
+        ends = found.setdefault(f"transformer_blocks.{number}.attn", [])
+        last: dict[str, Any] = {}
+
+        def on_end(module, args, output, ends=ends, last=last):
+            ends.append(last["before"] + last["gate"][:, None] * output)
+
+        hooks += [
+            block.norm1.register_forward_hook(lambda *a, last=last: last.update(gate=a[-1][4])),
+            block.norm2.register_forward_pre_hook(lambda _, args, last=last: last.update(before=args[0])),
+            block.ff.register_forward_hook(on_end),
+        ]
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+def joint_norms(call: Any, row: int, gen: Any, ref: Any, gain: float = 1.0, projected: bool = True) -> Norms:
+    """Of one call and row: generated tokens and one reference's, by their places in the joint sequence.
+
+    `gain` is on what is added; where it is not `projected`, it is added as it is.
+    """
     block, query, key, value, mask, stream = call
     q, k, v = (_numbers(x[row]) for x in (query, key, value))
     logits = q[:, gen] @ k.transpose(0, 2, 1) * q.shape[-1] ** -0.5
     if mask is not None:
         seen = mask.expand(len(query), -1, -1, -1)[row].numpy()
-        logits = np.where(seen if seen.shape[1] == 1 else seen[:, gen], logits, -np.inf)
+        seen = seen if seen.shape[1] == 1 else seen[:, gen]
+        logits = np.where(seen, logits, -np.inf) if seen.dtype == bool else logits + seen
     powers = np.exp(logits)
     weights = (powers / powers.sum(-1, keepdims=True))[..., ref]
     inner = v.shape[0] * v.shape[2]
-    output = block.attn.to_out if hasattr(block.attn, "to_out") else block.proj_out
+    gives = weights @ v[:, ref] * gain
+    if not projected:
+        return _given(gives, v[:, ref], np.eye(inner), _numbers(stream[row])[gen])
+    attention = attention_of(block)
+    other = getattr(attention, "img_attn_proj", None) or getattr(block, "proj_out", None)
+    output = attention.to_out if has_own_output(attention) else other
     output = output if isinstance(output, nn.Linear) else output[0]
     own = _numbers(stream[row])[np.arange(q.shape[1])[gen] - (q.shape[1] - stream.shape[1])]
-    return _given(weights @ v[:, ref], v[:, ref], _numbers(output.weight)[:, :inner], own)
+    return _given(gives, v[:, ref], _numbers(output.weight)[:, :inner], own)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from diffusers import (
     ControlNetModel,
+    Flux2KleinKVPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -156,8 +157,23 @@ def _joint(pipe: Any, prompts: int, each: int, guidance: float, dtype: torch.dty
         ).images  # fmt: skip
 
 
+def _flux2(pipe: Any, prompts: int, each: int, guidance: float, dtype: torch.dtype, **more: Any) -> Any:
+    """Klein; its variant that keeps keys has no guidance."""
+    given: dict[str, Any] = {"prompt_embeds": _text(1, prompts, TEXT, dtype)}
+    if "KV" not in type(pipe).__name__:
+        given |= {"guidance_scale": guidance, "negative_prompt_embeds": _text(2, prompts, TEXT, dtype)}
+    return pipe(
+        [models.picture(5 + n, 64, 72) for n in range(2)], **given, height=16, width=24,
+        num_inference_steps=STEPS, num_images_per_prompt=each, generator=_noise(0), output_type="np", **more,
+    ).images  # fmt: skip
+
+
 def _after_generated(spec: Any, number: int) -> tuple[int, int]:
     return TEXT, TEXT + spec.gen + number * spec.ref
+
+
+def _after_text(spec: Any, number: int) -> tuple[int, int]:
+    return TEXT, TEXT + number * spec.ref
 
 
 def _end_of_text(spec: Any, number: int) -> tuple[int, int]:
@@ -202,6 +218,12 @@ FAMILIES = {
     "redux": _transformer(joint_models.Redux, _end_of_text, "base.transformer"),
     "qwen-edit": _transformer(joint_models.qwen_edit),
     "qwen-edit-plus": _transformer(joint_models.qwen_edit_plus),
+    "flux2": replace(_transformer(joint_models.flux2), run=_flux2),
+    "flux2-kv": replace(
+        _transformer(lambda: joint_models.flux2(Flux2KleinKVPipeline), _after_text),
+        run=_flux2,
+        separate=False,
+    ),
     "ldm": _latent(ldm.Pipeline),
     "ldm, memory efficient": _latent(
         lambda: ldm.Pipeline(ldm.PLMSSampler, ldm.MemoryEfficientCrossAttention)

@@ -424,6 +424,18 @@ def test_patches_whose_keys_flux2_keeps_are_removed_where_they_are_computed():
     assert [tokens.shape[1] for tokens in seen] == [128 + 6, 6]
     with ablation(pipe, gone, "mask", reference=1):
         masked = call()
+
+    def hidden_otherwise(module, args, kwargs):
+        tokens = kwargs["hidden_states"]
+        if tokens.shape[1] > 6:
+            tokens[:, 64:128][torch.from_numpy(gone).flatten(1)] = 9.0
+
+    with ablation(pipe, gone, "mask", reference=1):
+        change = pipe.transformer.register_forward_pre_hook(hidden_otherwise, with_kwargs=True)
+        otherwise = call()
+        change.remove()
+    # Patches that are hidden say nothing: neither to the image, nor to others, whose keys are kept.
+    np.testing.assert_allclose(otherwise, masked, atol=1e-6)
     for other in (removed, masked):
         assert np.abs(other - before).max() > 1e-5
     np.testing.assert_array_equal(call(), before)

@@ -16,7 +16,7 @@ from diffusers import (
 )
 from torch import nn
 
-from i2am.pipeline.adapters.census import ATTENDED, MECHANISMS, NOT_YET, UNATTENDED, census, entry_of
+from i2am.pipeline.adapters.census import ATTENDED, MECHANISMS, NOT_GIVEN, UNATTENDED, census, entry_of
 from i2am.pipeline.adapters.registry import adapters, find_adapter
 from i2am.storage.errors import CaptureError
 from tests.pipeline import diffusers_sources, joint_models, models, unet_models
@@ -108,11 +108,40 @@ def test_entries_agree_with_the_arguments_of_the_calls():
         takes = [each for each in arguments if IMAGE.fullmatch(each) and not NOT_IMAGE.fullmatch(each)]
         if name not in ("StableDiffusionPix2PixZeroPipeline",) and entry.mechanisms != ("other",):
             assert bool(takes) is entry.takes_image, (name, takes)  # Pix2Pix Zero: its `invert` takes it
-        assert (entry.ip_adapter is not None) is ("ip_adapter_image" in arguments), name
-        of_transformer = ("flux-ip-adapter", NOT_YET)
-        read = ("ip-adapter",) if "UNet" in declared.unet else of_transformer
-        assert entry.ip_adapter in (None, *read), name
+        given = entry.ip_adapter not in (None, NOT_GIVEN)
+        assert given is ("ip_adapter_image" in arguments), name
     assert ATTENDED.keys().isdisjoint(UNATTENDED)
+
+
+LOADED = {
+    "ip-adapter": ("unet", f"{ATTN2}.processor.to_k_ip.0", "IPAdapterMixin"),
+    "sd3-ip-adapter": ("transformer", "transformer_blocks.0.attn.processor.to_k_ip", "SD3IPAdapterMixin"),
+    **dict.fromkeys(
+        ("flux-ip-adapter", "flux-kontext-ip-adapter"),
+        ("transformer", "transformer_blocks.0.attn.processor.to_k_ip.0", "FluxIPAdapterMixin"),
+    ),
+}
+"""What reads an IP-Adapter, to the model and the module that there are once one is loaded, and by whom."""
+
+
+def test_every_pipeline_that_may_load_an_ip_adapter_is_captured_with_it_or_answered():
+    source = (Path(diffusers.__file__).parent / "loaders" / "ip_adapter.py").read_text(encoding="utf-8")
+    loaders = {
+        part.partition(":")[0] for part in source.split("\nclass ")[1:] if "def load_ip_adapter(" in part
+    }
+    assert loaders - {"ModularIPAdapterMixin"} == {mixin for *_, mixin in LOADED.values()}
+    answers = dict.fromkeys([None, NOT_GIVEN, *LOADED], 0)
+    for name in installed().keys() & census().keys():
+        entry, own = census()[name], loaders & diffusers_sources.parents(known(), name)
+        answers[entry.ip_adapter] += 1
+        if entry.ip_adapter in LOADED:
+            model, path, mixin = LOADED[entry.ip_adapter]
+            assert {each.removeprefix("Modular") for each in own} == {mixin}, name
+            loaded = pipe_of(name, **{model: unet(path)}, text_encoder=nn.Module())
+            assert find_adapter(loaded).name == entry.ip_adapter, name
+        else:
+            assert bool(own) is (entry.ip_adapter == NOT_GIVEN), name
+    assert min(answers.values()) > 0
 
 
 def test_each_pipeline_is_captured_or_answered_with_its_reason():
@@ -122,12 +151,6 @@ def test_each_pipeline_is_captured_or_answered_with_its_reason():
 
 def check_answer(name):
     entry = census()[name]
-    if entry.ip_adapter not in (None, NOT_YET):
-        keys = f"{ATTN2}.processor.to_k_ip.0", "transformer_blocks.0.attn.processor.to_k_ip.0"
-        of_unet = entry.ip_adapter == "ip-adapter"
-        parts = {"unet": unet(keys[0])} if of_unet else {"transformer": unet(keys[1])}
-        loaded = pipe_of(name, **parts, text_encoder=nn.Module())
-        assert find_adapter(loaded).name == entry.ip_adapter, name
     pipe = pipe_of(name)
     try:
         assert find_adapter(pipe).name == entry.adapter, name
@@ -141,7 +164,7 @@ def check_answer(name):
         else:
             assert ("no adapter reads that yet" if entry.attended else "attention cannot answer") in says
             assert ("write an adapter" in remedy) is entry.attended
-            assert ("load_ip_adapter" in remedy) is (entry.ip_adapter not in (None, NOT_YET))
+            assert ("load_ip_adapter" in remedy) is (entry.ip_adapter not in (None, NOT_GIVEN))
         assert ("IP-Adapter" in says) is (entry.ip_adapter is not None)
         assert len(says) < 600
         assert "\n" not in says
@@ -180,6 +203,7 @@ def test_real_pipelines_are_told_what_to_load(kind):
         joint_models.longcat_edit,
         joint_models.qwen_edit,
         joint_models.qwen_edit_plus,
+        joint_models.flux2,
     ],
 )
 def test_real_pipelines_are_taken_by_the_adapter_that_the_census_names(make):

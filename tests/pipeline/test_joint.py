@@ -11,6 +11,7 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Pipeline,
     FluxKontextPipeline,
+    QwenImageEditInpaintPipeline,
 )
 
 from i2am.pipeline.capture import capture
@@ -103,6 +104,9 @@ def check(run, seen, start, references, roles, count):
                 np.testing.assert_allclose(scores, own, rtol=1e-5, atol=1e-5 * np.abs(own).max())
                 lse = np.logaddexp.reduce(logits + masked, axis=-1)
                 np.testing.assert_allclose(run.lse(layer), lse, rtol=1e-5, atol=1e-5)
+                for sample in run.samples:
+                    agreement = run.record(sample)["witness"][layer]
+                    assert (agreement["steps"], agreement["unwitnessed_steps"]) == (STEPS, 0)
     assert len(run.samples) == count
 
 
@@ -163,38 +167,86 @@ def test_longcat_has_kontexts_layout(tmp_path, monkeypatch, count, guidance, siz
     check(run, seen, TEXT, [(TEXT + tokens, tokens)], roles, count)
 
 
-def test_several_references_are_layers_of_their_own(tmp_path, monkeypatch, small_references):
-    pipe = joint_models.qwen_edit_plus()
-    images = [models.picture(1, 24, 32), models.picture(2, 24, 32)]
+@pytest.mark.parametrize(
+    ("references", "count", "guidance", "size"),
+    [(1, 1, 2.0, (24, 16)), (2, 3, 1.0, (16, 24)), (3, 3, 2.0, (16, 32))],
+)
+def test_several_references_are_layers_of_their_own(tmp_path, monkeypatch, references, count, guidance, size):
+    module = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus"
+    resized = lambda area, ratio: (32, 24) if ratio > 1 else (16, 24)  # noqa: E731 - (width, height)
+    monkeypatch.setattr(f"{module}.calculate_dimensions", resized)
+    pipe, grids = joint_models.qwen_edit_plus(), [(6, 8), (6, 4), (6, 8)][:references]
+    images = [models.picture(n, 4 * rows, 4 * columns) for n, (rows, columns) in enumerate(grids)]
+    roles = ("cond", "uncond") if guidance > 1 else ("cond",)
+    given = embeddings(1, 1, mask=True)  # the pipeline takes one prompt
+    if guidance > 1:
+        given |= {f"negative_{name}": value for name, value in embeddings(1, 2, mask=True).items()}
 
     def generate():
-        keep = embeddings(1, 1, mask=True)
         return pipe(
-            image=images, **keep, true_cfg_scale=1.0, height=24, width=16, num_inference_steps=STEPS,
-            generator=torch.Generator().manual_seed(0), output_type="np",
+            image=images, **given, true_cfg_scale=guidance, height=size[0], width=size[1],
+            num_images_per_prompt=count, num_inference_steps=STEPS, output_type="np",
+            generator=torch.Generator().manual_seed(0),
         ).images  # fmt: skip
 
-    with capture(pipe, tmp_path / "r.zarr", samples=["a"]) as cap, cap.sample("a") as sample:
-        sample.generated = generate()[0]
+    plain, ids, path = generate(), [f"s{i}" for i in range(count)], tmp_path / "r.zarr"
+    with capture(pipe, path, samples=ids, roles=roles) as cap, cap.samples(ids) as handles:
+        out = generate()
+        for handle, image in zip(handles, out, strict=True):
+            handle.generated = image
+    np.testing.assert_array_equal(out, plain)
     with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
         generate()
-    run = open_run(tmp_path / "r.zarr")
-    assert len(run.layers) == 2 * len(seen)
-    check(run, seen, TEXT, [(TEXT + 24, 48), (TEXT + 72, 48)], ("cond",), 1)
+    run, generated = open_run(path), (size[0] // 4, size[1] // 4)
+    assert len(run.layers) == len(roles) * references * len(seen)
+    for name, spec in run.layers.items():
+        number = int(name.partition("reference-")[2][:1] or 0)
+        assert (spec.gen_grid, spec.ref_grid) == (generated, grids[number])
+    first = TEXT + generated[0] * generated[1]
+    places = [(first + sum(r * c for r, c in grids[:n]), r * c) for n, (r, c) in enumerate(grids)]
+    check(run, seen, TEXT, places, roles, count)
+
+
+def test_qwen_inpainting_begins_late_and_sees_its_image(tmp_path, monkeypatch):
+    module = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_inpaint"
+    monkeypatch.setattr(f"{module}.calculate_dimensions", lambda area, ratio: (32, 24, None))
+    pipe = QwenImageEditInpaintPipeline(**joint_models.qwen_edit().components)
+    given = embeddings(1, 1, mask=True)
+    given |= {f"negative_{name}": value for name, value in embeddings(1, 2, mask=True).items()}
+
+    def call():
+        return pipe(
+            models.picture(5, 24, 32), mask_image=models.hole(24, 32), **given, true_cfg_scale=2.0,
+            strength=0.75, num_inference_steps=4, output_type="np",
+            generator=torch.Generator().manual_seed(0),
+        ).images  # fmt: skip
+
+    pipe.set_progress_bar_config(disable=True)
+    plain, path, roles = call(), tmp_path / "r.zarr", ("cond", "uncond")
+    with capture(pipe, path, samples=["a"], roles=roles) as cap, cap.sample("a") as sample:
+        captured = call()
+        sample.generated = captured[0]
+    np.testing.assert_array_equal(captured, plain)
+    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
+        call()
+    run = open_run(path)
+    assert list(run.timesteps) == [float(t) for t in pipe.scheduler.timesteps[-STEPS:]]
+    assert all(spec.gen_grid == spec.ref_grid == (6, 8) for spec in run.layers.values())
+    check(run, seen, TEXT, [(TEXT + 48, 48)], roles, 1)
 
 
 @pytest.mark.parametrize(
-    ("family", "count", "guidance", "references"),
+    ("family", "count", "guidance", "references", "size"),
     [
-        ("klein", 1, 4.0, 1),
-        ("klein", 3, 4.0, 2),
-        ("klein", 1, 1.0, 3),
-        ("dev", 3, 4.0, 3),
-        ("dev", 1, 1.0, 1),
+        ("klein", 1, 4.0, 1, (16, 24)),
+        ("klein", 3, 4.0, 2, (24, 16)),
+        ("klein", 1, 1.0, 3, (16, 16)),
+        ("dev", 3, 4.0, 3, (32, 16)),
+        ("dev", 1, 1.0, 1, (24, 24)),
     ],
 )
 def test_flux2_has_several_references_of_grids_of_their_own(
-    tmp_path, monkeypatch, family, count, guidance, references
+    tmp_path, monkeypatch, family, count, guidance, references, size
 ):
     pipe = joint_models.flux2(Flux2KleinPipeline if family == "klein" else Flux2Pipeline)
     sizes = [(64, 64), (96, 64), (64, 80)][:references]
@@ -206,7 +258,7 @@ def test_flux2_has_several_references_of_grids_of_their_own(
 
     def call():
         return pipe(
-            **given, guidance_scale=guidance, height=16, width=24, num_inference_steps=STEPS,
+            **given, guidance_scale=guidance, height=size[0], width=size[1], num_inference_steps=STEPS,
             generator=torch.Generator().manual_seed(0), output_type="np",
         ).images  # fmt: skip
 
@@ -222,10 +274,12 @@ def test_flux2_has_several_references_of_grids_of_their_own(
     run, grids = open_run(path), [(rows // 8, columns // 8) for rows, columns in sizes]
     assert len(run.layers) == 4 * len(roles) * references
     assert list(run.timesteps) == [float(t) for t in pipe.scheduler.timesteps]
-    places = [(TEXT + 6 + sum(r * c for r, c in grids[:n]), r * c) for n, (r, c) in enumerate(grids)]
+    generated = size[0] // 8, size[1] // 8
+    first = TEXT + generated[0] * generated[1]
+    places = [(first + sum(r * c for r, c in grids[:n]), r * c) for n, (r, c) in enumerate(grids)]
     for name, spec in run.layers.items():
         number = int(name.partition("reference-")[2][:1] or 0)
-        assert (spec.gen_grid, spec.ref_grid, spec.contribution) == ((2, 3), grids[number], True)
+        assert (spec.gen_grid, spec.ref_grid, spec.contribution) == (generated, grids[number], True)
     check(run, seen, TEXT, places, roles, count)
     assert verify(path).ok
 
@@ -267,14 +321,16 @@ def test_flux2_inpainting_sees_the_image_and_a_reference(tmp_path, monkeypatch):
     check(run, seen, TEXT, [(TEXT + 6, 6), (TEXT + 12, 12)], roles, 1)
 
 
-@pytest.mark.parametrize(("count", "steps"), [(1, None), (3, slice(1, None))])
-def test_keys_that_flux2_keeps_are_stored_once(tmp_path, monkeypatch, count, steps):
+@pytest.mark.parametrize(
+    ("count", "steps", "size"), [(1, None, (16, 24)), (3, slice(1, None), (24, 16)), (1, None, (16, 16))]
+)
+def test_keys_that_flux2_keeps_are_stored_once(tmp_path, monkeypatch, count, steps, size):
     pipe, sizes = joint_models.flux2(Flux2KleinKVPipeline), [(64, 64), (96, 64)]
     images = [models.picture(n, *size) for n, size in enumerate(sizes)]
 
     def call():
         return pipe(
-            images, prompt_embeds=embeddings(count, 1)["prompt_embeds"], height=16, width=24,
+            images, prompt_embeds=embeddings(count, 1)["prompt_embeds"], height=size[0], width=size[1],
             num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0), output_type="np",
         ).images  # fmt: skip
 
@@ -291,7 +347,8 @@ def test_keys_that_flux2_keeps_are_stored_once(tmp_path, monkeypatch, count, ste
     for name, forwards in seen.items():
         for layer, grid, first in (("", (8, 8), TEXT), ("@reference-1", (12, 8), TEXT + 64)):
             spec = run.layers[f"transformer.{name}{layer}"]
-            assert (spec.static_key, spec.gen_grid, spec.ref_grid) == (True, (2, 3), grid)
+            generated = size[0] // 8, size[1] // 8
+            assert (spec.static_key, spec.gen_grid, spec.ref_grid) == (True, generated, grid)
             assert (spec.value_norm, spec.contribution) == (True, True)
             logits = np.stack([forwards[n][0].logits[:, :, TEXT:].numpy() for n in kept], 1)
             own = logits[..., first : first + grid[0] * grid[1]]
@@ -301,65 +358,6 @@ def test_keys_that_flux2_keeps_are_stored_once(tmp_path, monkeypatch, count, ste
             for sample in ids:
                 agreement = run.record(sample)["witness"][spec.name]
                 assert (agreement["steps"], agreement["unwitnessed_steps"]) == (len(kept), 0)
-    assert verify(path).ok
-
-
-@pytest.mark.parametrize(
-    ("adapters", "count", "guidance", "size"),
-    [
-        ((0,), 1, 1.0, (16, 24)),
-        ((0, 1), 1, 2.0, (16, 16)),
-        ((0,), 3, 2.0, (24, 16)),
-        ((1,), 1, 1.0, (16, 16)),
-    ],
-)
-def test_ip_adapters_of_flux_have_a_softmax_of_their_own(
-    tmp_path, monkeypatch, adapters, count, guidance, size
-):
-    pipe, ids, path = (
-        joint_models.flux_ip_adapter(max(adapters) + 1),
-        [f"s{i}" for i in range(count)],
-        tmp_path / "r.zarr",
-    )
-    sizes = (2, 2) if adapters == (1,) else (1, 2)  # those of one size are told apart by their order
-    roles = ("cond", "uncond") if guidance > 1 else ("cond",)
-    draw = torch.Generator().manual_seed(4)
-    # The pipeline gives every image of a call the same embeddings: one row of them.
-    images = [torch.randn(1, n, joint_models.WIDTH, generator=draw) for n in sizes[: max(adapters) + 1]]
-    given = embeddings(count, 1) | {"ip_adapter_image_embeds": images}
-    given["negative_ip_adapter_image_embeds"] = [torch.zeros_like(image) for image in images]
-    if guidance > 1:
-        given |= {f"negative_{name}": value for name, value in embeddings(count, 2).items()}
-
-    def call():
-        return pipe(
-            **given, true_cfg_scale=guidance, height=size[0], width=size[1], num_inference_steps=STEPS,
-            generator=torch.Generator().manual_seed(0), output_type="np",
-        ).images  # fmt: skip
-
-    plain = call()
-    layers = [f"*.to_k_ip.{number}" for number in adapters]
-    with capture(pipe, path, samples=ids, roles=roles, layers=layers) as cap, cap.samples(ids) as handles:
-        captured = call()
-        for handle, image in zip(handles, captured, strict=True):
-            handle.generated = image
-    np.testing.assert_array_equal(captured, plain)
-    with kernel_witness(pipe.transformer, r"transformer_blocks\.\d+\.attn", monkeypatch) as seen:
-        call()
-    run = open_run(path)
-    assert len(run.layers) == 2 * len(adapters) * len(roles)
-    for layer, spec in run.layers.items():
-        path_of, number = layer.partition("@")[0].split(".processor.to_k_ip.")
-        name = path_of.removeprefix("transformer.")
-        assert (spec.gen_grid, spec.ref_grid) == ((size[0] // 2, size[1] // 2), (0, 0))
-        assert (spec.ref_prefix, spec.static_key) == (4 * sizes[int(number)], True)
-        forwards = seen[name][roles.index(spec.role) :: len(roles)]
-        logits = np.stack([forward[1 + int(number)].logits.numpy() for forward in forwards], 1)
-        scores = run.scores(layer).compute()
-        np.testing.assert_allclose(scores, logits, rtol=1e-5, atol=1e-5 * np.abs(logits).max())
-        for sample in ids:
-            agreement = run.record(sample)["witness"][layer]
-            assert (agreement["steps"], agreement["unwitnessed_steps"]) == (STEPS, 0)
     assert verify(path).ok
 
 

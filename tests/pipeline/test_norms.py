@@ -88,7 +88,8 @@ CROSS = {
     **{
         name: (make, system, 2 if name == "dci-vton" else 1)
         for name, (make, *_) in test_research_systems.SYSTEMS.items()
-        if name != "stableviton-ddim"  # another sampler of the same modules
+        # Another sampler of the same modules; a system without contributions.
+        if name not in ("stableviton-ddim", "supir")
     },
 }
 
@@ -100,15 +101,19 @@ def test_cross_attention_of_every_family(tmp_path, family):
     run = record(pipe, tmp_path / "r.zarr", generate, count)
     assert "without_norms" not in run.record("s0")["annotations"]
     unet = pipe.unet if hasattr(pipe, "unet") else pipe.model.model.diffusion_model
-    with watch_cross(unet) as own, watch_cross(getattr(pipe, "controlnet", nn.Module())) as control:
+    controlnet = getattr(pipe, "controlnet", getattr(getattr(pipe, "model", None), "control_model", None))
+    with watch_cross(unet) as own, watch_cross(controlnet or nn.Module()) as control:
         generate(pipe, count)
     seen = {f"unet.{path}" if hasattr(pipe, "unet") else path: calls for path, calls in own.seen.items()}
-    seen |= {f"controlnet.{path}": calls for path, calls in control.seen.items()}
+    prefix = "controlnet" if hasattr(pipe, "controlnet") else "control_model"
+    seen |= {f"{prefix}.{path}": calls for path, calls in control.seen.items()}
     checked = 0
     for layer in run.layers:
         path, _, adapter = layer.partition(".processor.to_k_ip.")
         more = {"adapter": int(adapter), "gain": GAIN} if adapter else {}
-        calls = seen[path][:: 2 if "stableviton" in family else 1]  # guidance in a call of its own
+        calls = seen[path][
+            :: 2 if family in test_research_systems.SEPARATE else 1
+        ]  # guidance in a call of its own
         assert len(calls) == len(run.timesteps)
         for step in (0, len(calls) - 1):
             for sample in range(count):

@@ -1,6 +1,8 @@
-"""Capture on stand-ins of Paint-by-Example, DCI-VTON, StableVITON, PASD and SeeSR: see tests/standins."""
+"""Capture on stand-ins of research code: see tests/standins."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import pytest
@@ -16,11 +18,12 @@ from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
 from tests.pipeline import models
 from tests.pipeline.kernel_spy import kernel_witness
-from tests.standins import ldm, pasd, seesr, stableviton
+from tests.standins import anydoor, ldm, pasd, seesr, stableviton, supir
 
 LDM = [f"input_blocks.{i}.1" for i in (1, 2, 4, 5, 7, 8)] + ["middle_block.1"]
 LDM += [f"output_blocks.{i}.1" for i in range(3, 12)]
 WARPS = [f"warp_flow_blks.{i}" for i in range(9)]
+CONTROL = [f"control_model.{name}" for name in LDM if not name.startswith("output")]
 PASD = [f"unet.up_blocks.{i}.pixel_attentions.{j}" for i in range(4) for j in range(3)]
 LIGHT = [f"unet.up_blocks.{i}.attentions.{j}" for i in (1, 2, 3) for j in range(3)]
 DOWN = [f"down_blocks.{i}.image_attentions.{j}" for i in range(3) for j in range(2)]
@@ -36,7 +39,7 @@ def blocks(names, end="attn2"):
 
 def generate(pipe, count=1, guidance=2.0, size=(32, 32), seed=0, **more):
     images = {"image": [models.picture(seed + i, *size) for i in range(count)]}
-    if hasattr(pipe, "sampler"):
+    if hasattr(pipe, "sampler"):  # those with a reference beside the image
         images["mask_image"] = [models.hole(*size) for _ in range(count)]
         images["reference_image"] = [models.picture(seed + 50 + i, *size) for i in range(count)]
     single = {name: batch[0] for name, batch in images.items()} if count == 1 else images
@@ -61,8 +64,8 @@ def logits_of(monkeypatch):
     """Run a generation and give the logits of each layer's calls, seen at the model's own kernel."""
 
     def witness(pipe, path, run):
-        if hasattr(pipe, "sampler"):
-            return _ldm_logits(pipe.model.model.diffusion_model, path, run, monkeypatch)
+        if hasattr(pipe, "model"):
+            return _ldm_logits(_roots(pipe), path, run, monkeypatch)
         found = {}
         with (
             kernel_witness(pipe.unet, path, monkeypatch) as unet,
@@ -76,8 +79,8 @@ def logits_of(monkeypatch):
     return witness
 
 
-def _ldm_logits(unet, path, run, monkeypatch):
-    names = {module: name for name, module in unet.named_modules()}
+def _ldm_logits(roots, path, run, monkeypatch):
+    names = {module: prefix + name for prefix, root in roots for name, module in root.named_modules()}
     found = {}
     for kind in (ldm.CrossAttention, ldm.MemoryEfficientCrossAttention):
         original = kind.attend
@@ -89,7 +92,7 @@ def _ldm_logits(unet, path, run, monkeypatch):
 
         monkeypatch.setattr(kind, "attend", attend)
     run()
-    return {name: calls for name, calls in found.items() if name.endswith("attn2") and name}
+    return {name: calls for name, calls in found.items() if re.fullmatch(path, name)}
 
 
 SYSTEMS = {
@@ -110,7 +113,16 @@ SYSTEMS = {
     "pasd": (pasd.make, blocks(PASD), "pasd"),
     "pasd-light": (lambda: pasd.make(light=True), blocks(LIGHT, "attn2_plus"), "pasd"),
     "seesr": (seesr.make, blocks(SEESR), "seesr"),
+    "anydoor": (
+        lambda: anydoor.Pipeline(ldm.MemoryEfficientCrossAttention),
+        blocks(LDM + CONTROL),
+        "anydoor",
+    ),
+    "supir": (supir.Pipeline, {"project_modules.1.attn", "project_modules.2.attn"}, "supir"),
 }
+ATTENTION = r".*(attn2|attn2_plus|project_modules\.\d+\.attn)"
+SEPARATE = ("stableviton", "anydoor")
+"""Systems whose guidance makes calls of its own."""
 
 
 @pytest.mark.parametrize(
@@ -120,7 +132,7 @@ SYSTEMS = {
 def test_images_are_equal_and_scores_are_the_models_own(tmp_path, logits_of, system, count, guidance, size):
     make, layers, adapter = SYSTEMS[system]
     pipe = make()
-    separate = "stableviton" in system and guidance > 1
+    separate = adapter in SEPARATE and guidance > 1
     roles = ("cond", "uncond") if separate else ("cond",)
     images = {"count": count, "guidance": guidance, "size": size}
     plain = generate(pipe, **images)
@@ -128,7 +140,7 @@ def test_images_are_equal_and_scores_are_the_models_own(tmp_path, logits_of, sys
         record(pipe, tmp_path / "r.zarr", options={"roles": roles}, **images), plain
     )
     again = []
-    seen = logits_of(pipe, r".*(attn2|attn2_plus)", lambda: again.append(generate(pipe, **images)))
+    seen = logits_of(pipe, ATTENTION, lambda: again.append(generate(pipe, **images)))
     np.testing.assert_array_equal(again[0], plain)
 
     run = open_run(tmp_path / "r.zarr")
@@ -144,11 +156,13 @@ def test_images_are_equal_and_scores_are_the_models_own(tmp_path, logits_of, sys
             np.testing.assert_allclose(run.scores(layer), own, rtol=1e-5, atol=1e-5 * np.abs(own).max())
             spec = run.layers[layer]
             assert spec.gen_grid[0] * size[1] == spec.gen_grid[1] * size[0]
-            assert spec.static_key == ("warp" not in name and "pasd" not in system)
+            assert spec.static_key == ("warp" not in name and adapter not in ("pasd", "supir"))
             expected = {
                 "ldm": ((0, 0), 1),
                 "seesr": ((12, 12), 1),
                 "pasd": (spec.gen_grid, 0),
+                "supir": (spec.gen_grid, 0),
+                "anydoor": ((4, 4), 1),
                 "stableviton": (spec.gen_grid, 0) if "warp" in name else ((0, 0), 1),
             }[adapter]
             assert (spec.ref_grid, spec.ref_prefix) == expected
@@ -158,18 +172,24 @@ def test_images_are_equal_and_scores_are_the_models_own(tmp_path, logits_of, sys
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_stand_in_uses_its_reference(system):
     """Else the tests above would show nothing."""
-    pipe = SYSTEMS[system][0]()
-    name, _ = next((n, m) for n, m in _root(pipe).named_modules() if n.endswith(("attn2", "attn2_plus")))
-    before = generate(pipe)
-    wanted = [m for n, m in _root(pipe).named_modules() if n.endswith(("attn2", "attn2_plus"))]
-    for attention in wanted:
-        torch.nn.init.zeros_(attention.to_v.weight)
-    assert name
+    make, layers, _ = SYSTEMS[system]
+    pipe = make()
+    before, found = generate(pipe), 0
+    for prefix, root in _roots(pipe):
+        for name, module in root.named_modules():
+            if prefix + name in layers:
+                torch.nn.init.zeros_(module.to_v.weight)
+                found += 1
+    assert found == len(layers)
     assert (generate(pipe) != before).any()
 
 
-def _root(pipe):
-    return pipe.model.model.diffusion_model if hasattr(pipe, "sampler") else pipe.unet
+def _roots(pipe):
+    """Prefixes of layers' names, and the models that have them."""
+    if not hasattr(pipe, "model"):
+        return [("unet.", pipe.unet), ("controlnet.", pipe.controlnet)]
+    control = getattr(pipe.model, "control_model", torch.nn.Module())
+    return [("", pipe.model.model.diffusion_model), ("control_model.", control)]
 
 
 def test_plms_calls_once_more_and_every_call_is_a_step(tmp_path):
@@ -202,18 +222,19 @@ def test_separate_calls_in_the_other_order_are_told_by_the_user(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("system", "chosen"), [("pasd", ["*up_blocks.[13]*"]), ("seesr", ["*down_blocks.0*", "*up_blocks.1*"])]
+    ("system", "chosen"),
+    [("pasd", ["*up_blocks.[13]*"]), ("seesr", ["*down_blocks.0*", "*up_blocks.1*"]), ("supir", None)],
 )
 def test_tiles_are_recorded_with_their_places(tmp_path, logits_of, system, chosen):
     make, layers, _ = SYSTEMS[system]
-    layers = matching_names("layer", chosen, sorted(layers))
+    layers = matching_names("layer", chosen, sorted(layers)) if chosen else layers
     pipe = make()
     images = {"count": 2, "size": (32, 24), "tile_size": 8, "num_inference_steps": 2}
     plain = generate(pipe, **images)
     np.testing.assert_array_equal(
         record(pipe, tmp_path / "r.zarr", options={"layers": chosen}, **images), plain
     )
-    seen = logits_of(pipe, r".*(attn2|attn2_plus)", lambda: generate(pipe, **images))
+    seen = logits_of(pipe, ATTENTION, lambda: generate(pipe, **images))
     run = open_run(tmp_path / "r.zarr")
     # 16 x 12 latents, tiles of 8 that overlap by 2, column by column, the last ones moved to the edge
     corners = [(top, left) for left in (0, 4) for top in (0, 6, 8)]
@@ -224,11 +245,35 @@ def test_tiles_are_recorded_with_their_places(tmp_path, logits_of, system, chose
             layer = f"{name}@tile-{corner[0]}-{corner[1]}"
             tile = Tile(*corner, 8, 8, 16, 12)
             assert run.layers[layer].tile == tile
-            assert run.layers[layer].ref_tile == (tile if system == "pasd" else None)
+            assert run.layers[layer].ref_tile == (None if system == "seesr" else tile)
             calls = seen[name][number :: len(corners)]
             own = np.stack([call[-2:].numpy() for call in calls], axis=1)
             np.testing.assert_allclose(run.scores(layer), own, rtol=1e-5, atol=1e-5 * np.abs(own).max())
     assert verify(tmp_path / "r.zarr").ok
+
+
+def test_supir_is_recorded_with_the_steps_of_its_sampler_and_value_norms_alone(tmp_path):
+    pipe, called = supir.Pipeline(), []
+    unet = pipe.model.model.diffusion_model
+    with unet.register_forward_pre_hook(
+        lambda _, args, kwargs: called.append(int(kwargs["timesteps"][0])), with_kwargs=True
+    ):
+        record(pipe, tmp_path / "r.zarr", s_churn=1.0)
+    values, attention = [], unet.project_modules[1].attn
+    with attention.to_v.register_forward_hook(lambda *args: values.append(args[-1][-1])):
+        generate(pipe, s_churn=1.0)
+    run, layer = open_run(tmp_path / "r.zarr"), "project_modules.1.attn"
+    assert run.timesteps == tuple(called)
+    missing = run.record("s0")["annotations"]["without_norms"]
+    assert set(missing) == set(run.layers)
+    assert "stream" in missing[layer]
+    assert not run.layers[layer].contribution
+    weight = attention.to_out[0].weight.double().unflatten(1, (ldm.HEADS, -1))
+    for step, value in enumerate(values):
+        given = torch.einsum("chd,thd->htc", weight, value.double().unflatten(1, (ldm.HEADS, -1)))
+        np.testing.assert_allclose(
+            run.value_norm(layer).compute()[0, step], given.norm(dim=-1).detach(), rtol=1e-5
+        )
 
 
 def test_a_schedule_that_starts_late_is_recorded_as_it_runs(tmp_path):

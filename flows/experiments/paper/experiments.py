@@ -41,7 +41,7 @@ ABLATED = 10
 STATE = "paper.json"
 """Settings, and the fingerprint of the run of each experiment that is done."""
 
-VERSION = 2
+VERSION = 3
 """Of what the experiments write: with another one they are done again."""
 
 
@@ -166,10 +166,19 @@ def _quality(paper: Paper) -> None:
 
 
 def _faithfulness(paper: Paper) -> None:
-    """Tokens removed at generation, in the order of each map."""
+    """Tokens hidden from attention at generation, in the order of each map."""
     ablate_run(
         _config(paper), str(paper.run), paper.out / "faithfulness",
-        limit=ABLATED, features=FEATURES, overwrite=True,
+        mode="mask", limit=ABLATED, features=FEATURES, overwrite=True,
+    )  # fmt: skip
+
+
+def _replacement(paper: Paper) -> None:
+    """A tenth of the tokens replaced by the empty one, which draws attention of its own."""
+    ablate_run(
+        _config(paper), str(paper.run), paper.out / "replacement",
+        mode="empty", ranks=("g2r-painted", "lowest", "random"), fractions=(0.1,), blocks=0, limit=ABLATED,
+        overwrite=True,
     )  # fmt: skip
 
 
@@ -177,6 +186,7 @@ EXPERIMENTS: Mapping[str, Callable[[Paper], None]] = {
     "detection": _detection,
     "quality": _quality,
     "faithfulness": _faithfulness,
+    "replacement": _replacement,
 }
 """By the folder that holds what each made."""
 
@@ -185,6 +195,7 @@ TABLES = {
     "text_to_image": "detection",
     "quality": "quality",
     "faithfulness": "faithfulness",
+    "replacement": "replacement",
 }
 """Tables of the paper, and the experiments that made them."""
 
@@ -194,11 +205,12 @@ def gather(paper: Paper) -> dict[str, str]:
     folder = paper.out / "tables"
     folder.mkdir(exist_ok=True)
     places = {table: paper.out / experiment / "tables" for table, experiment in TABLES.items()}
+    written = {"replacement": "faithfulness"}  # names of the files that are the paper's tables
     places |= dict.fromkeys(SHIPPED_TABLES, SHIPPED)  # trainings take hours: results come with the project
     found = {}
     for table, place in places.items():
         with whole_file(folder / f"{table}.parquet") as made:
-            shutil.copyfile(place / f"{table}.parquet", made)
+            shutil.copyfile(place / f"{written.get(table, table)}.parquet", made)
         found[table] = str(folder / f"{table}.parquet")
     return found
 

@@ -24,6 +24,13 @@ JUDGED = ("g2r-painted", "g2r")
 """Orders of tokens that the verdict is about, the first that there is: fixed before the numbers are seen."""
 
 
+REMOVED = {
+    "mask": "A removed token is hidden from every attention layer: its key and value have no part in it.",
+    "empty": "A removed token becomes the empty token, which draws attention of its own.",
+    "mean": "A removed token becomes the mean of the reference's tokens.",
+}
+
+
 def make_page(out: Path, tables: Mapping[str, str]) -> PaperPage:
     """The page of what ``out`` holds; ``tables`` are paths of Parquet files by name."""
     read = {name: pl.read_parquet(path) for name, path in tables.items()}
@@ -32,7 +39,7 @@ def make_page(out: Path, tables: Mapping[str, str]) -> PaperPage:
         _quality(read["quality"], out),
         refinement_section(read),
         _text_to_image(read["text_to_image"], out),
-        _faithfulness(read["faithfulness"], out),
+        _faithfulness(read["faithfulness"], read["replacement"], out),
     ]
     samples = int(read["detection"]["count"].max() or 0)  # type: ignore[arg-type]
     return PaperPage(
@@ -228,14 +235,17 @@ def _text_to_image(table: pl.DataFrame, out: Path) -> Section:
 # ------------------------------------------------------------------------------------ faithfulness
 
 
-def _faithfulness(table: pl.DataFrame, out: Path) -> Section:
+def _faithfulness(table: pl.DataFrame, replaced: pl.DataFrame, out: Path) -> Section:
     mark = json.loads((out / "faithfulness" / "faithfulness.json").read_text(encoding="utf-8"))
     return Section(
         name="faithfulness",
         title="Faithfulness",
         claim="does not test whether the maps say what would happen if the reference were changed.",
         verdict=_causal_words(table),
-        ours=[_removals(table, distance) for distance in dict.fromkeys(table["distance"])],
+        ours=[
+            *(_removals(table, distance) for distance in dict.fromkeys(table["distance"])),
+            _replacements(replaced),
+        ],
         pictures=_pictures(
             out / "faithfulness" / "pictures",
             {
@@ -244,11 +254,27 @@ def _faithfulness(table: pl.DataFrame, out: Path) -> Section:
             },
         ),
         notes=[
-            f"A removed token becomes {mark['mode']}: it still draws attention, so orders compare with each "
-            "other, not with 0.",
+            REMOVED[mark["mode"]],
+            "An empty token draws attention, so that a random tenth of them changes the image too: "
+            "the smaller ratio of the last table.",
             "Deletion: more change with fewer tokens removed is better. Insertion: less change is better.",
             *mark["notes"],
         ],
+    )
+
+
+def _replacements(table: pl.DataFrame) -> TableView:
+    """A tenth of the tokens replaced by the empty token, by few orders."""
+    rows = []
+    for rank in dict.fromkeys(table["rank"]):
+        own = table.filter(rank=rank, kind="deletion", fraction=0.1, region="inside", distance=PIXELS)
+        change, times = (one_row(own, measure=measure) for measure in ("change", "times random"))
+        rows.append((rank, interval(change, 1), interval(times, 1)))
+    return TableView(
+        "The same tenth replaced by the empty token instead",
+        ("order", "tenth replaced", "times random"),
+        rows,
+        "tables/replacement.parquet",
     )
 
 
