@@ -45,6 +45,15 @@ def _unet(heads: tuple[int, ...], dims: tuple[int, ...], base: Grid, ref: Grid, 
     ]
 
 
+def _joined(
+    counts: tuple[int, ...], heads: tuple[int, ...], dims: tuple[int, ...], base: Grid
+) -> list[Group]:
+    """Self-attention, at each resolution, that a reference of the picture's own size has joined."""
+    grids = [(base[0] >> level, base[1] >> level) for level in range(len(counts))]
+    sizes = zip(counts, grids, heads, dims, strict=True)
+    return [Group(count, grid, grid, 0, own, dim, False, True) for count, grid, own, dim in sizes if count]
+
+
 SD = ((8, 8, 8, 8), (40, 80, 160, 160))
 SYSTEMS: dict[str, tuple[int, list[Group]]] = {
     "Paint-by-Example, 512²": (50, _unet(*SD, (64, 64), (0, 0), 1)),
@@ -93,6 +102,9 @@ SYSTEMS: dict[str, tuple[int, list[Group]]] = {
         28,
         [Group(38, (64, 64), (0, 0), 64, 38, 64, False, True, "bfloat16")],
     ),
+    "CatVTON, 1024×768": (50, _joined((5, 5, 5, 1), *SD, (128, 96))),
+    "IDM-VTON, 1024×768": (30, _joined((0, 10, 60), (5, 10, 20), (64, 64, 64), (128, 96))),
+    "FLUX Fill with ICEdit, 512²": (28, [Group(57, (32, 32), (32, 32), 0, 24, 128, False, True, "bfloat16")]),
     "FLUX Kontext, 1024²": (28, [Group(57, (64, 64), (64, 64), 0, 24, 128, False, True, "bfloat16")]),
     "FLUX.2 dev, one reference, 1024²": (
         50,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from i2am.pipeline.adapters.contract import Adapter
+from i2am.pipeline.adapters.region import RegionLike
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.compilation import compiled_code_left_out, is_compiled, original
 from i2am.pipeline.events import Event, Listener, ignore
@@ -52,6 +53,7 @@ def capture(
     representation: Representation = "auto",
     roles: Sequence[str] = ("cond",),
     *,
+    reference_region: RegionLike | None = None,
     timesteps: Iterable[float] | None = None,
     guidance: Sequence[Sequence[str]] | None = None,
     value_norms: bool = True,
@@ -64,10 +66,8 @@ def capture(
 
     Parameters
     ----------
-    pipe
-        A pipeline of a known family.
-    path, samples
-        The run, created at the first denoiser call, or resumed; ids of all its samples, None: as it has.
+    pipe, path, samples
+        A pipeline of a known family; the run, to be created or resumed; ids of all its samples, or None.
     layers, steps, heads
         What to keep: layers by name, pattern or number in the model's order; indices or slices.
     adapter, representation
@@ -75,13 +75,14 @@ def capture(
     roles, value_norms, text
         Guidance roles to keep, others than "cond" as ``NAME@ROLE``. Whether to keep norms of values and of
         what the reference adds (the commit record names layers without), and keys of words (``NAME@text``).
+    reference_region
+        Side of the picture that is the reference: "left", "right", "top" or "bottom", or ``{"left": 0.4}`` of
+        it, else half. Images of the whole picture are cut into the two sides.
     timesteps, guidance
         Of all steps, where the scheduler does not announce them; calls of a step, each a list of its row
         blocks, where unusual: ``[["uncond"], ["cond"]]``.
-    attrs, on_event
-        JSON values to keep with the run; called with an event for each step and sample.
-    **store
-        Passed to :func:`i2am.create_run`: ``codec``, ``shard_bytes``, ``storage_options``.
+    attrs, on_event, **store
+        JSON values for the run; a listener; ``codec``, ``storage_options``, ... of :func:`i2am.create_run`.
 
     Returns
     -------
@@ -93,7 +94,7 @@ def capture(
     InputError
         Before anything is generated: unknown names, a run of another shape, a model without the layers.
     """
-    ids, found = _checked(samples, store), find_adapter(pipe, adapter)
+    ids, found = _checked(samples, store), find_adapter(pipe, adapter, reference_region)
     steps, heads = listed_indices("step", steps), listed_indices("head", heads)
     how = (representation, roles, timesteps, guidance, value_norms, text)
     settings = make_settings(pipe, found, layers, steps, heads, *how)
@@ -137,6 +138,7 @@ def make_settings(
         new_tracker=lambda: StepTracker(layout, order, scheduler_progress(pipe)),
         interrupted=lambda: getattr(pipe, "interrupt", False) is True,
         value_norms=value_norms,
+        region=adapter.region,
         text=text,
     )
 
@@ -301,7 +303,13 @@ def _facts(adapter: Adapter, settings: CaptureSettings, steps: Indices, heads: I
     """What the run's attributes say about the capture."""
     names = [site.name for site in settings.sites]
     selection = {"layers": names, "steps": _jsonable(steps), "heads": _jsonable(heads)}
-    return {"adapter": adapter.name, "selection": selection, "roles": list(settings.splitter.roles)}
+    region = {} if adapter.region is None else {"reference_region": adapter.region.to_json()}
+    return {
+        "adapter": adapter.name,
+        **region,
+        "selection": selection,
+        "roles": list(settings.splitter.roles),
+    }
 
 
 def _jsonable(numbers: Indices) -> Any:

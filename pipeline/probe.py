@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from numpy.typing import NDArray
 
 from i2am.pipeline.adapters.contract import Adapter
+from i2am.pipeline.adapters.region import RegionLike
 from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.capture import Capture, make_settings
 from i2am.pipeline.events import ignore
@@ -32,6 +33,7 @@ def probe(
     generate: Callable[[], object],
     samples: int = 1,
     adapter: str | Adapter | None = None,
+    reference_region: RegionLike | None = None,
     **selection: Any,
 ) -> Geometry:
     """Run ``generate`` up to the end of the first kept denoiser call; what a capture would store.
@@ -39,7 +41,7 @@ def probe(
     ``generate`` calls the pipeline for as many images as ``samples`` says; its result is never reached.
     ``selection`` is what :func:`make_settings` takes.
     """
-    found = find_adapter(pipe, adapter)
+    found = find_adapter(pipe, adapter, reference_region)
     settings = make_settings(pipe, found, **selection)
     ids = [str(i) for i in range(samples)]
     try:

@@ -43,6 +43,15 @@ def read_timestep(value: Any) -> Timestep:
     return Timestep(found, 0.0 if exact else 2 * abs(found) * torch.finfo(tensor.dtype).eps)
 
 
+def scheduler_of(pipe: Any) -> Any:
+    """A pipeline's scheduler, by diffusers' name or by that of research code; None if it has none."""
+    for holder in (pipe, getattr(pipe, "pipe", None)):  # a wrapper holds the pipeline that it calls
+        for name in ("scheduler", "noise_scheduler"):
+            if (found := getattr(holder, name, None)) is not None:
+                return found
+    return None
+
+
 def remaining_timesteps(
     scheduler: Any, first: float, tolerance: float = 0.0, count: int | None = None
 ) -> list[float]:

@@ -109,6 +109,7 @@ def capture_arguments(config: CaptureConfig) -> dict[str, Any]:
         "steps": selected(config.steps),
         "heads": selected(config.heads),
         "adapter": config.adapter,
+        "reference_region": config.reference_region,
         "representation": config.representation,
         "roles": tuple(config.roles),
         "timesteps": config.timesteps,

@@ -62,7 +62,7 @@ def call_inputs(config: CaptureConfig, pipe: Any) -> dict[str, str | list[str]]:
         return dict(config.inputs)
     from i2am.pipeline.adapters.registry import find_adapter
 
-    known = find_adapter(pipe, config.adapter).inputs(pipe)
+    known = find_adapter(pipe, config.adapter, config.reference_region).inputs(pipe)
     return {
         argument: names if isinstance(names, str) else list(names)
         for argument, names in known.items()

@@ -113,6 +113,12 @@ class CaptureConfig(Strict):
     seed: Annotated[Seed, Field(description="of samples that name none of their own: seed + position")] = 0
     batch_size: Annotated[int, Field(ge=1)] = 1
     adapter: str | None = None
+    reference_region: Annotated[
+        Literal["left", "right", "top", "bottom"]
+        | dict[Literal["left", "right", "top", "bottom"], Annotated[float, Field(gt=0, lt=1)]]
+        | None,
+        Field(description="side of the model's picture that is the reference: half of it, or its share"),
+    ] = None
     roles: Annotated[list[Name], Field(min_length=1)] = ["cond"]
     guidance: Annotated[
         list[Annotated[list[Name], Field(min_length=1)]] | None,

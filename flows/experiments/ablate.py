@@ -127,9 +127,10 @@ def ablate_run(
     direction: Direction = "g2r" if has_places(opened) else "r2g"
     models = load_distances(features, weights, lpips, config.device)
     pipe, call = prepare(config)
+    from i2am.pipeline.adapters.registry import find_adapter
     from i2am.pipeline.interventions.ablation import default_mode
 
-    mode = mode or default_mode(pipe, config.adapter)
+    mode = mode or default_mode(pipe, find_adapter(pipe, config.adapter, config.reference_region))
     asked = token_ranks(opened, ranks, draws)
     masks = block_masks(asked.grid, blocks if asked.placed else 1) if blocks else {}
     cells = largest_grid(select(opened, direction).layers, "gen")

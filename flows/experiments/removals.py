@@ -121,18 +121,21 @@ class Generator:
 
     def _generate(self, sample: str, removed: Sequence[Mask]) -> list[Image]:
         """Images [y, x, channel] of one sample, without the tokens of each set."""
+        from i2am.pipeline.adapters.registry import find_adapter
         from i2am.pipeline.interventions.ablation import ablation
-        from i2am.pipeline.recording.images import to_uint8
+        from i2am.pipeline.recording.images import sides_of_canvas, to_uint8
 
         config, tasks = self.config, [self.samples.load(sample)] * len(removed)
-        gone = np.stack(removed)
+        gone, family = np.stack(removed), find_adapter(self.pipe, config.adapter, config.reference_region)
         with ablation(
             self.pipe, gone if self.placed else gone.reshape(len(gone), -1), self.mode,
-            adapter=config.adapter, guidance=config.guidance, timesteps=config.timesteps,
-            reference=self.reference,
+            adapter=family, guidance=config.guidance, timesteps=config.timesteps, reference=self.reference,
         ):  # fmt: skip
-            images = self.call(self.pipe, tasks)
-        return [to_uint8("generated", image) for image in images]
+            images = [to_uint8("generated", image) for image in self.call(self.pipe, tasks)]
+        if family.region is None:
+            return images
+        spec = next(iter(self.run.layers.values()))
+        return [sides_of_canvas({"generated": each}, family.region, spec)["generated"] for each in images]
 
     def _check_same(self, sample: str, image: Image, mask: Mask | None) -> None:
         stored = sample_image(self.run, "generated", sample)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from i2am.pipeline.adapters.region import Region, RegionLike
 from i2am.pipeline.compilation import original
-from i2am.pipeline.timesteps import announced_steps, remaining_timesteps
+from i2am.pipeline.timesteps import announced_steps, remaining_timesteps, scheduler_of
 from i2am.storage.errors import CaptureError
 
 
@@ -175,9 +177,28 @@ class Adapter:
     part = "unet"
     """Attribute of the pipeline that holds the denoiser."""
 
+    takes_region = False
+    """True where the reference is a region of the picture that is generated: a `Region`, in ``region``."""
+
+    region: Region | None = None
+    """Where it is; None: the user has to say."""
+
     def matches(self, pipe: Any) -> bool:
         """Whether this adapter is meant for ``pipe``."""
         raise NotImplementedError
+
+    def looking_at(self, region: RegionLike) -> Adapter:
+        """Make this adapter look for the reference in another region of the picture."""
+        if not self.takes_region:
+            raise CaptureError(
+                f"adapter {self.name!r}: reference_region",
+                expected="none: this family's reference is no part of the picture",
+                got=repr(region),
+                remedy="leave it out, or name an adapter of canvases: unet-canvas, flux-canvas",
+            )
+        found = copy(self)
+        found.region = Region.read(region)
+        return found
 
     def denoiser(self, pipe: Any) -> nn.Module:
         """The module whose call ends a step's work: a UNet, a transformer."""
@@ -193,6 +214,10 @@ class Adapter:
 
     def companions(self, pipe: Any) -> Sequence[nn.Module]:
         """Modules called right before the denoiser with the same timestep, such as a ControlNet."""
+        return ()
+
+    def encoders(self, pipe: Any) -> Sequence[nn.Module]:
+        """Modules whose calls make the reference's tokens before the denoiser runs, such as a second UNet."""
         return ()
 
     def sites(self, pipe: Any) -> Sequence[AnySite]:
@@ -212,7 +237,9 @@ class Adapter:
     ) -> Mapping[str, Spans] | None:
         """Where tokens stand in each site's attention call, by its name; one without a reference has none.
 
-        ``arguments`` are those of a denoiser call, by name. None: as in the call before, whose keys are kept.
+        ``arguments`` are those of a denoiser call, by name; ``encoders`` among them is a list of the
+        arguments of each encoder's latest call since the denoiser's last one, None where there was none.
+        None: as in the call before, whose keys are kept.
         """
         raise NotImplementedError(f"adapter {self.name!r} has no joint attention")
 
@@ -251,8 +278,7 @@ class Adapter:
 
     def schedule(self, pipe: Any, first: float, tolerance: float) -> list[float]:
         """Timesteps of all steps of the generation, given that of its first call."""
-        scheduler = getattr(pipe, "scheduler", None)
-        return remaining_timesteps(scheduler, first, tolerance, announced_steps(pipe))
+        return remaining_timesteps(scheduler_of(pipe), first, tolerance, announced_steps(pipe))
 
     def timestep(self, arguments: Mapping[str, Any]) -> Any:
         """The timestep in the ``arguments`` of a denoiser call, in the unit of the schedule."""

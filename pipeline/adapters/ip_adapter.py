@@ -29,7 +29,9 @@ class IPAdapter(Adapter):
     name = "ip-adapter"
 
     def matches(self, pipe: Any) -> bool:
-        return has_path(getattr(pipe, "unet", None), TO_K_IP) and not of_instantid(pipe)
+        """Not where a second UNet shows the whole reference: IDM-VTON has both."""
+        second = isinstance(getattr(pipe, "unet_encoder", None), nn.Module)
+        return has_path(getattr(pipe, "unet", None), TO_K_IP) and not of_instantid(pipe) and not second
 
     def sites(self, pipe: Any) -> Sequence[Site]:
         """Each cross-attention once for each IP-Adapter whose scale is not 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -15,10 +16,12 @@ from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.adapters.diffusers_text import DiffusersText
 from i2am.pipeline.adapters.diffusers_unet import DiffusersUNet
 from i2am.pipeline.adapters.flux2 import Flux2
+from i2am.pipeline.adapters.flux_canvas import FluxCanvas
 from i2am.pipeline.adapters.flux_ip_adapter import FluxIPAdapter
 from i2am.pipeline.adapters.flux_kontext import FluxKontext
 from i2am.pipeline.adapters.flux_kontext_ip_adapter import FluxKontextIPAdapter
 from i2am.pipeline.adapters.flux_redux import FluxRedux
+from i2am.pipeline.adapters.flux_references import UNO, DreamO
 from i2am.pipeline.adapters.glm_image import GlmImage
 from i2am.pipeline.adapters.instantid import InstantID
 from i2am.pipeline.adapters.ip_adapter import IPAdapter
@@ -28,10 +31,14 @@ from i2am.pipeline.adapters.omnigen import OmniGen
 from i2am.pipeline.adapters.pasd import PASD
 from i2am.pipeline.adapters.qwen_image import QwenImageEdit
 from i2am.pipeline.adapters.qwen_image21 import QwenImage21
+from i2am.pipeline.adapters.reference_unet import IDMVTON, Leffa, MimicBrush, OOTDiffusion
+from i2am.pipeline.adapters.region import RegionLike
 from i2am.pipeline.adapters.sd3_ip_adapter import SD3IPAdapter
 from i2am.pipeline.adapters.seesr import SeeSR
 from i2am.pipeline.adapters.stableviton import StableVITON
 from i2am.pipeline.adapters.supir import SUPIR
+from i2am.pipeline.adapters.unet_canvas import CatVTON, UNetCanvas
+from i2am.pipeline.adapters.visualcloze import VisualCloze
 from i2am.storage.errors import CaptureError, UnknownName
 
 GROUP = "i2am.adapters"
@@ -55,6 +62,16 @@ _BUILT_IN: tuple[type[Adapter], ...] = (
     SD3IPAdapter,
     Flux2,
     QwenImageEdit,
+    IDMVTON,
+    Leffa,
+    OOTDiffusion,
+    MimicBrush,
+    CatVTON,
+    UNetCanvas,
+    FluxCanvas,
+    VisualCloze,
+    DreamO,
+    UNO,
     QwenImage21,
     BriaFiboEdit,
     BriaFibo2,
@@ -93,11 +110,20 @@ def described() -> list[dict[str, str]]:
     return facts
 
 
-def find_adapter(pipe: Any, adapter: str | Adapter | None = None) -> Adapter:
+def find_adapter(
+    pipe: Any, adapter: str | Adapter | None = None, region: RegionLike | None = None
+) -> Adapter:
     """The adapter given, named, or, for None, the only one that matches ``pipe``.
 
     A pipeline that is given an image and attends to words alone is refused, unless the adapter is named.
+    ``region`` is where the picture itself holds the reference: an adapter that takes one is meant.
     """
+    if region is not None:
+        return _find(pipe, adapter, lambda known: known.takes_region).looking_at(region)
+    return _find(pipe, adapter, lambda known: known.region is not None or not known.takes_region)
+
+
+def _find(pipe: Any, adapter: str | Adapter | None, meant: Callable[[Adapter], bool]) -> Adapter:
     known = adapters()
     if isinstance(adapter, str):
         if adapter not in known:
@@ -105,7 +131,7 @@ def find_adapter(pipe: Any, adapter: str | Adapter | None = None) -> Adapter:
         return known[adapter]
     if adapter is not None:
         return adapter
-    matching = [candidate for candidate in known.values() if candidate.matches(pipe)]
+    matching = [candidate for candidate in known.values() if meant(candidate) and candidate.matches(pipe)]
     words = [candidate.name for candidate in matching if candidate.reads == "text"]
     entry = entry_of(pipe)
     if len(matching) == 1 and not (words and entry is not None and entry.takes_image):

@@ -8,12 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from i2am.pipeline.adapters.contract import Adapter, Site
+from i2am.pipeline.adapters.contract import Adapter, JointSite, Site
 from i2am.pipeline.compilation import named_modules, original
 from i2am.storage.errors import CaptureError
 
 ATTN2 = r".+\.transformer_blocks\.\d+\.attn2"
 """Paths of cross-attention in diffusers' UNets."""
+_BLOCKS = ("down_blocks", "mid_block", "up_blocks")
+ATTN1 = rf"({'|'.join(_BLOCKS)})\..+\.transformer_blocks\.\d+\.attn1"
+"""Paths of self-attention."""
 
 
 class UNetAdapter(Adapter):
@@ -99,12 +102,34 @@ def projection_site(
         reference_index=reference_index,
         text=text,
         value=_module(attention, "to_v") if value is None else value,
-        output=_module(attention, "to_out.0")
-        if getattr(attention, "rescale_output_factor", 1) == 1
-        else None,
+        output=_output(attention),
         stream=_stream(grid, attention),
         gain=gain,
     )
+
+
+def self_attentions(unet: nn.Module, part: str = "unet") -> list[JointSite]:
+    """Self-attention that further tokens may have joined, in the order of its calls: down, middle, up."""
+    found = [
+        JointSite(f"{part}.{path}", original(attention), _output(attention), _stream(grid, attention), True)
+        for path, attention, grid in attentions(unet, ATTN1)
+    ]
+    return sorted(found, key=lambda site: _BLOCKS.index(site.name.split(".")[1]))
+
+
+def level_grid(unet: Any, site: JointSite, latents: Sequence[int]) -> tuple[int, int]:
+    """(rows, columns) at a site: each block but the last halves the latents on the way down."""
+    kind, number = site.name.split(".")[1:3]
+    level = len(unet.down_blocks) - 1
+    if kind != "mid_block":
+        level = int(number) if kind == "down_blocks" else level - int(number)
+    rows, columns = (-(-side // 2**level) for side in latents)
+    return rows, columns
+
+
+def _output(attention: nn.Module) -> nn.Module | None:
+    rescaled = getattr(attention, "rescale_output_factor", 1) != 1
+    return None if rescaled else _module(attention, "to_out.0")
 
 
 def _module(root: nn.Module, path: str) -> nn.Module | None:

@@ -17,7 +17,7 @@ from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.interventions.loss_terms import centre_variation, score_variance
 from i2am.pipeline.recording.layer_selection import Layers, select_layers
 from i2am.pipeline.taps.attention_calls import CallTap
-from i2am.pipeline.taps.call_arguments import call_arguments
+from i2am.pipeline.taps.call_arguments import EncoderCalls, call_arguments
 from i2am.pipeline.taps.projections import ProjectionTap, QueryKey, Receive
 from i2am.storage.errors import CaptureError, InputError
 
@@ -173,15 +173,18 @@ def _attached(pipe: Any, family: Adapter, sites: Sequence[AnySite], receive: Rec
     projections = ProjectionTap([s for s in sites if isinstance(s, Site)], receive, _direct, detach=False)
     joint = [s for s in sites if isinstance(s, JointSite)]
     calls = CallTap(joint, receive, lambda: True, _direct, detach=False)
+    encoders = EncoderCalls(family.encoders(pipe))
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         projections.reset()
         if joint:
-            calls.begin(family.spans(pipe, call_arguments(module, args, kwargs), joint))
+            given = call_arguments(module, args, kwargs) | encoders.take()
+            calls.begin(family.spans(pipe, given, joint))
 
     with ExitStack() as hooks:
         hooks.enter_context(projections.attached())
         hooks.enter_context(calls.attached())
+        hooks.enter_context(encoders.attached())
         denoiser = family.denoiser(pipe)
         hooks.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
         yield

@@ -14,7 +14,7 @@ from torch import nn
 from i2am.pipeline.adapters.contract import JointSite, Spans
 from i2am.pipeline.compilation import original
 from i2am.pipeline.interventions.removal import Removal, replaced
-from i2am.pipeline.taps.call_arguments import call_arguments, with_argument
+from i2am.pipeline.taps.call_arguments import EncoderCalls, call_arguments, with_argument
 from i2am.storage.errors import CaptureError, InputError
 
 
@@ -27,8 +27,10 @@ class JointRemoval(Removal):
     @contextmanager
     def attached(self) -> Iterator[None]:
         denoiser = original(self._adapter.denoiser(self._pipe))
+        self._encoders = EncoderCalls([*map(original, self._adapter.encoders(self._pipe))])
         self._calls = Counter[tuple[str, int, int]]()  # of a site's module, by queries and keys
         with ExitStack() as hooks:
+            hooks.enter_context(self._encoders.attached())
             hooks.callback(denoiser.register_forward_pre_hook(self._on_call, with_kwargs=True).remove)
             for site in self._sites if self._mode == "mask" else ():
                 self.mask_attention(site.attention, partial(self._hidden, site.name), hooks)
@@ -39,7 +41,8 @@ class JointRemoval(Removal):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         arguments = call_arguments(module, args, kwargs)
-        now = self._adapter.spans(self._pipe, arguments, self._sites)  # type: ignore[arg-type]
+        given = arguments | self._encoders.take()
+        now = self._adapter.spans(self._pipe, given, self._sites)  # type: ignore[arg-type]
         self._latest = self._latest if now is None else now
         latents = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
         rows = self._roles.rows(len(latents))

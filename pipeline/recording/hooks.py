@@ -14,7 +14,7 @@ from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
 from i2am.pipeline.compilation import original
 from i2am.pipeline.recording.recording import Recording
 from i2am.pipeline.taps.attention_calls import CallTap
-from i2am.pipeline.taps.call_arguments import call_arguments
+from i2am.pipeline.taps.call_arguments import EncoderCalls, call_arguments
 from i2am.pipeline.taps.guard import make_guard
 from i2am.pipeline.taps.kernels import KernelCall, KernelTap
 from i2am.pipeline.taps.latent_tiles import TileTracker
@@ -49,6 +49,7 @@ class PipelineHooks:
         self._projections = ProjectionTap((), self._receive, self._guard)
         self._flows: FlowTap | None = None
         self._joint: CallTap | None = None
+        self._encoders = EncoderCalls((), self._guard)
         self._tiles: TileTracker | None = None
         self._denoiser = original(adapter.denoiser(pipe))
         self._label = ""
@@ -71,6 +72,7 @@ class PipelineHooks:
             self._joint = CallTap(
                 joint, self._receive, self._keeps_call, self._guard, flows=self._flows, text=self._text
             )
+        self._encoders = EncoderCalls([*map(original, self._adapter.encoders(self._pipe))], self._guard)
         kernels = KernelTap(
             [site.attention for site in sites], self._on_kernel, self._on_attention_end, self._keeps_call,
             self._guard,
@@ -80,6 +82,7 @@ class PipelineHooks:
         modules = (*map(original, self._adapter.companions(self._pipe)), self._denoiser)
         with ExitStack() as hooks:
             hooks.enter_context(kernels.attached())
+            hooks.enter_context(self._encoders.attached())
             hooks.enter_context(self._projections.attached())
             if self._flows is not None:
                 hooks.enter_context(self._flows.attached())
@@ -166,6 +169,7 @@ class PipelineHooks:
         now = read_timestep(self._adapter.timestep(arguments))
         recording.begin_call(now, self._tile(arguments), self._label, _latents(arguments))
         if self._joint is not None:
+            arguments |= self._encoders.take()
             self._joint.begin(self._adapter.spans(self._pipe, arguments, self._joint.sites))
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from i2am.pipeline.adapters.region import Region
 from i2am.storage.errors import ConfigError, InputError, NoPermission, NotFound, ShapeMismatch
+from i2am.storage.format.layer_spec import LayerSpec
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Any
 """A file or its bytes, a PIL image, an array [y, x] or [y, x, channel], or a tensor [channel, y, x]."""
@@ -45,6 +47,9 @@ MAX_PIXELS = 1 << 26
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Of files. PIL knows many more, and hands some of them to other programs."""
+
+_SAME_SHAPE = 0.02
+"""Share by which the proportions of a canvas may differ from those of its tokens."""
 
 _COLOURED = 32
 """Levels between the channels of a pixel that is not grey; a JPEG's grey differs by a few."""
@@ -115,6 +120,29 @@ def check_sizes(what: str, sizes: dict[str, tuple[int, int]]) -> None:
                 got=f"{sizes[mask][0]}×{sizes[mask][1]}",
                 remedy="resize the mask",
             )
+
+
+def sides_of_canvas(images: Mapping[str, Array], region: Region, spec: LayerSpec) -> dict[str, Array]:
+    """Images of the whole canvas without the reference's side, which is kept of a source; others as they are.
+
+    One that has the proportions of a layer's generated and reference tokens together is the whole canvas.
+    """
+    axis = 0 if region.side in ("top", "bottom") else 1
+    canvas = [*spec.gen_grid]
+    canvas[axis] += spec.ref_grid[axis]
+    found = dict(images)
+    for name in ("source", "mask", "generated"):
+        image = images.get(name)
+        if image is None or abs(image.shape[0] * canvas[1] / (image.shape[1] * canvas[0]) - 1) > _SAME_SHAPE:
+            continue
+        share = region.share if region.side in ("top", "left") else 1 - region.share
+        sides = np.array_split(image, [round(image.shape[axis] * share)], axis)
+        reference, found[name] = sides if region.side in ("top", "left") else reversed(sides)
+        if name == "source":
+            found.setdefault("reference", reference)
+        if name == "mask" and (found[name] == found[name].flat[0]).all():
+            del found[name]  # nothing, or all, is painted
+    return found
 
 
 def counts_to_one(image: ImageLike) -> bool:

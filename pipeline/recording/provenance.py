@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from i2am.pipeline.timesteps import scheduler_of
 from i2am.storage.format.signed_json import jsonable
 
 _SOFTWARE = ("i2am", "torch", "diffusers", "transformers", "zarr", "numcodecs", "numpy")
@@ -27,7 +28,7 @@ def describe(pipe: Any) -> dict[str, Any]:
 
 def scheduler_facts(pipe: Any) -> dict[str, Any] | None:
     """Class and configuration of the pipeline's scheduler, if it has one."""
-    scheduler = getattr(pipe, "scheduler", None)
+    scheduler = scheduler_of(pipe)
     if scheduler is None:
         return None
     return {"class": type(scheduler).__name__, **_jsonable(dict(getattr(scheduler, "config", {})))}

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from i2am.pipeline.adapters.contract import AnySite
+from i2am.pipeline.adapters.region import Region
 from i2am.pipeline.events import Listener, SampleDone, StepDone
 from i2am.pipeline.recording.batch_rows import BatchSplitter, SampleAttention
 from i2am.pipeline.recording.changes import StaticKeys, check_roles, check_steps, geometry_changes
-from i2am.pipeline.recording.images import ImageLike, to_uint8
+from i2am.pipeline.recording.images import ImageLike, sides_of_canvas, to_uint8
 from i2am.pipeline.recording.norms import Norms
 from i2am.pipeline.recording.step_tracker import CallPosition, StepTracker
 from i2am.pipeline.recording.witness import Expected, Part, Witness
@@ -100,6 +101,7 @@ class CaptureSettings:
     new_tracker: Callable[[], StepTracker]  # for each generation
     interrupted: Callable[[], bool]  # whether the pipeline says that its generation was ended early
     value_norms: bool = False  # measure what values become, where the model lets it be measured
+    region: Region | None = None  # of the model's picture, that is the reference
     text: bool = False  # keep the keys of words too
 
 
@@ -238,6 +240,7 @@ class Recording:
         if self._sinks is None:
             raise RuntimeError("the run is open once a kept step has ended")
         self._copies.drain()
+        self._cut_canvas()
         roles = {step: self._roles_at.get(step, set()) for step in self._kept_steps}
         notes |= check_roles(self._settings.splitter.roles, roles)
         if self._settings.value_norms:
@@ -293,6 +296,13 @@ class Recording:
         elif arrays := self.norms.declared(layer, arrays):
             self._sinks[sample].put(layer, step, **arrays, copy=False)
 
+    def _cut_canvas(self) -> None:
+        """Images of the whole canvas become its sides, as the layers' grids have them."""
+        if self._settings.region is not None:
+            spec = next(iter(self._specs.values()))
+            for handle in self._handles:
+                handle.images = sides_of_canvas(handle.images, self._settings.region, spec)
+
     def _open_target(self) -> None:
         self._copies.drain()
         calls = [self._rows[index] for index in sorted(self._rows)]
@@ -301,6 +311,7 @@ class Recording:
                 raise UnknownName("role", role, [role for rows in calls for role in rows])
         timesteps = [self._schedule[i] for i in self._kept_steps]
         specs = [self.norms.completed(spec) for spec in self._specs.values()]
+        self._cut_canvas()
         self.norms.stored = self._target.prepare(specs, timesteps, calls, self._handles[0].images)
         self._sinks = {
             index: self._target.open_sample(handle.id, self._open_sinks)

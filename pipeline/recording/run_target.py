@@ -138,6 +138,13 @@ class RunTarget:
         self._emit_opened()
 
     def _check_configuration(self) -> None:
+        region, now = (attrs.get("reference_region") for attrs in (self._opened.attrs, self._attrs))
+        if region != now:
+            self._opened.close()
+            raise ShapeMismatch(
+                f"reference_region of the run {self._path}", expected=repr(region), got=repr(now),
+                remedy="go on with that of the run, or capture into another",
+            )  # fmt: skip
         # Another process with other settings may have made the run after this one looked for it.
         stored, own = self._opened.attrs.get("configuration"), self._attrs.get("configuration")
         if own is not None and stored is not None and stored != own:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from i2am.pipeline.timesteps import Timestep
+from i2am.pipeline.timesteps import Timestep, scheduler_of
 from i2am.storage.errors import CaptureError, InputError
 
 Layout: TypeAlias = tuple[tuple[str, ...], ...]
@@ -149,7 +149,7 @@ def scheduler_progress(pipe: Any) -> Callable[[], int | None]:
     """The count of steps that the pipeline's scheduler has taken; None where it keeps no count."""
 
     def progress() -> int | None:
-        scheduler = getattr(pipe, "scheduler", None)
+        scheduler = scheduler_of(pipe)
         if scheduler is None or not hasattr(scheduler, "step_index"):
             return None
         return int(scheduler.step_index or 0)

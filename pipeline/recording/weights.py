@@ -19,7 +19,8 @@ VALUES = 1024
 
 def attention_fingerprint(pipe: Any, adapter: Adapter, layers: Sequence[str]) -> dict[str, str | None]:
     """Layer to 16 hexadecimal digits; None where its weights cannot be read now."""
-    roots = (original(adapter.denoiser(pipe)), *map(original, adapter.companions(pipe)))
+    parts = (adapter.denoiser(pipe), *adapter.companions(pipe), *vars(pipe).values())
+    roots = {original(part) for part in parts if isinstance(part, nn.Module)}
     groups = offload_groups(module for root in roots for module in root.modules())
     return {site.name: _digest(site.attention, groups) for site in adapter.sites(pipe) if site.name in layers}
 

@@ -75,6 +75,13 @@ class CallTap:
 
     def begin(self, spans: Mapping[str, Spans] | None) -> None:
         """A denoiser call begins; ``spans`` is what the adapter says of it."""
+        if spans is None and not self._latest:
+            raise CaptureError(
+                "joint attention: keys that are kept from an earlier call",
+                expected="a call in the same sample context that makes them",
+                got="none",
+                remedy="make the whole generation inside one sample context",
+            )
         self._latest = self._latest if spans is None else spans
         self._spans = self._latest
 
@@ -179,6 +186,8 @@ class CallTap:
 
     def _owner(self, site: JointSite, query: torch.Tensor, generated: Tokens) -> str:
         """The layer of this module that was received first with these queries, else ``site`` itself."""
+        if query.is_inference():  # whether it has been changed in place since is not told
+            return site.name
         for known, version, rows, name in self._queries:
             same = known.data_ptr() == query.data_ptr() and known.stride() == query.stride()
             if same and known.shape == query.shape and version == query._version and rows == generated:

@@ -11,7 +11,7 @@ from typing import Any
 from i2am.storage.errors import DamagedRun, I2AMError, InputError, NewerFormat, NotARun, NotFound, UnknownName
 from i2am.storage.format.codecs import get_codec
 from i2am.storage.format.file_names import check_segment, sample_file
-from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec, query_owner
 from i2am.storage.format.layout import ArrayLayout, image_layout, restore_layouts
 from i2am.storage.format.signed_json import DocumentError, check_digest, signed
 from i2am.storage.locations.base import Location, TooLarge
@@ -177,7 +177,7 @@ def interpret(attributes: Mapping[str, Any]) -> Header:
         if spec.representation == "auto" or spec.name in layers:
             raise ValueError(f"layer {spec.name!r} is there twice, or undecided")
         layers[spec.name] = spec
-        if spec.query_of and "scores" in (spec.representation, spec.query_owner(layers).representation):
+        if spec.query_of and "scores" in (spec.representation, query_owner(spec, layers).representation):
             raise ValueError(f"layer {spec.name!r} has no query to share")
         arrays = attributes["arrays"][spec.name]
         layouts[spec.name] = restore_layouts(spec, len(samples), len(timesteps), arrays)

@@ -171,17 +171,6 @@ class LayerSpec:
         """The factor on q·k: `scale`, or ``head_dim ** -0.5``."""
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
-    def query_owner(self, before: Mapping[str, LayerSpec]) -> LayerSpec:
-        """Return the layer that holds this one's query, itself if none is named; InputError if none can."""
-        if not self.query_of:
-            return self
-        owner = before.get(self.query_of)
-        alike = ("heads", "head_dim", "gen_grid", "dtype", "role", "tile")
-        if owner is None or owner.query_of or any(getattr(self, f) != getattr(owner, f) for f in alike):
-            expected = "a layer before it with a query of its own, and the same " + ", ".join(alike)
-            raise self._wrong("query_of", expected, self.query_of)
-        return owner
-
     def factor_bytes(self, steps: int) -> int:
         """Return the bytes of one sample's query and key over `steps` denoiser calls, before compression."""
         keys = self.ref * (1 if self.static_key else steps)
@@ -221,3 +210,18 @@ class LayerSpec:
             raise InputError(
                 "layer description", expected="the fields of a LayerSpec", got=str(error)
             ) from error
+
+
+def query_owner(spec: LayerSpec, before: Mapping[str, LayerSpec]) -> LayerSpec:
+    """Return the layer that holds the query of ``spec``, itself if none is named; InputError if none can."""
+    if not spec.query_of:
+        return spec
+    owner = before.get(spec.query_of)
+    alike = ("heads", "head_dim", "gen_grid", "dtype", "role", "tile")
+    if owner is None or owner.query_of or any(getattr(spec, f) != getattr(owner, f) for f in alike):
+        raise InputError(
+            f"layer {spec.name!r}: query_of",
+            expected="a layer before it with a query of its own, and the same " + ", ".join(alike),
+            got=repr(spec.query_of),
+        )
+    return owner

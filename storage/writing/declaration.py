@@ -14,7 +14,7 @@ from i2am.storage.errors import InputError
 from i2am.storage.format.codecs import DEFAULT_CODEC, get_codec
 from i2am.storage.format.file_names import sample_file, sample_ids
 from i2am.storage.format.header import FORMAT, OWN_KEYS, Header, Timestep, image_shape
-from i2am.storage.format.layer_spec import LayerSpec
+from i2am.storage.format.layer_spec import LayerSpec, query_owner
 from i2am.storage.format.layout import layer_layouts, shard_target
 from i2am.storage.format.signed_json import jsonable, sha256, signed
 from i2am.storage.format.zarr_metadata import hierarchy_documents
@@ -50,7 +50,7 @@ def resolve_layers(layers: Iterable[LayerSpec], steps: int) -> dict[str, LayerSp
     for spec in layers:
         if spec.name in found:
             raise InputError("layers", expected="names that differ", got=f"{spec.name!r} twice")
-        owner = spec.query_owner(found)
+        owner = query_owner(spec, found)
         resolved = spec.resolve(steps)
         if spec.query_of and "scores" in (resolved.representation, owner.representation):
             resolved = replace(spec, query_of="").resolve(steps)

@@ -69,6 +69,26 @@ def ip_adapter(device: str, dtype: str, kinds: tuple[str, ...] = ("full",), scal
     return pipe
 
 
+def diptych(device: str, dtype: str) -> Any:
+    """FLUX Fill that is given a canvas and its mask."""
+    import torch
+    from diffusers import FluxFillPipeline
+
+    from tests.pipeline import joint_models
+
+    class Diptych(FluxFillPipeline):  # type: ignore[misc]
+        def __call__(self, image: Any, mask_image: Any, generator: Any, **options: Any) -> Any:
+            text = torch.randn(1, 7, joint_models.WIDTH, generator=torch.Generator().manual_seed(1))
+            return super().__call__(
+                prompt_embeds=text, pooled_prompt_embeds=text[:, 0], image=image, mask_image=mask_image,
+                height=image.height, width=image.width, generator=generator, **options,
+            )  # fmt: skip
+
+    pipe = Diptych(**joint_models.flux_fill_parts())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def as_its_factory(make: Any, *unused: str) -> Any:
     """A stand-in that is called as its example's factory is, and makes images of the source's size.
 

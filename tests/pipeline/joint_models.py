@@ -77,6 +77,15 @@ def flux_kontext() -> FluxKontextPipeline:
     return pipe
 
 
+def flux_fill_parts() -> dict[str, Any]:
+    """As `flux_kontext`; the input is latents, kept latents and a mask."""
+    torch.manual_seed(0)
+    parts = _flux_parts()
+    config = {**parts["transformer"].config, "in_channels": 12, "out_channels": 4}
+    config.pop("_use_default_values")
+    return {**parts, "transformer": FluxTransformer2DModel.from_config(config).eval()}
+
+
 def longcat_edit() -> LongCatImageEditPipeline:
     """As `flux_kontext`, of the LongCat classes; any prompt is text of seven tokens."""
     torch.manual_seed(0)
