@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.modular_pipelines.qwenimage import encoders as qwenimage
 
 from i2am.pipeline.capture import capture
 from i2am.storage.reading.open import open_run
@@ -52,6 +53,14 @@ def qwen21():
     }  # fmt: skip
 
 
+def qwen_edit(blocks, parts, several):
+    text, picture = embeddings(1, 1, mask=True), models.picture(5, 48, 32)
+    given = {**text, **{f"negative_{name}": each for name, each in embeddings(1, 2, mask=True).items()}}
+    return blocks, parts, {
+        **given, "image": [picture] if several else picture, "height": 16, "width": 32
+    }  # fmt: skip
+
+
 @dataclass
 class Case:
     """A pipeline, and where tokens stand in the calls of its attention."""
@@ -75,12 +84,22 @@ CASES = {
     "klein base": Case(
         lambda: flux2("Flux2KleinBaseAutoBlocks", diffusers.Flux2KleinPipeline, True), "flux2", PICTURES, 2
     ),
+    "qwen edit": Case(
+        lambda: qwen_edit("QwenImageEditAutoBlocks", joint_models.qwen_edit(), False),
+        "qwen-image-edit", [(12, 8)], 2, (4, 8), references_at=TEXT + 32,
+    ),
+    "qwen edit plus": Case(
+        lambda: qwen_edit("QwenImageEditPlusAutoBlocks", joint_models.qwen_edit_plus(), True),
+        "qwen-image-edit", [(12, 8)], 2, (4, 8), references_at=TEXT + 32,
+    ),
     "qwen 2.1": Case(qwen21, "qwen-image-2.1", [(4, 4)], 2, (4, 6), 24, 0, 3, 47),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_modular_pipeline_is_captured_as_its_family(case, tmp_path, monkeypatch):
+    # References of 48x32 pixels instead of a megapixel.
+    monkeypatch.setattr(qwenimage, "calculate_dimensions", lambda area, ratio: (32, 48, None))
     case = CASES[case]
     name, parts, given = case.make()
     blocks = getattr(diffusers, name)()
