@@ -8,11 +8,20 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from i2am.flows.capture.memory import check_packages, loading_options, place
 from i2am.flows.config.models import CaptureConfig, FactorySource, PretrainedSource
-from i2am.storage.errors import CaptureError, ConfigError, MissingDependency, NotFound, UnknownName
+from i2am.storage.errors import (
+    CaptureError,
+    ConfigError,
+    InputError,
+    MissingDependency,
+    NotFound,
+    UnknownName,
+)
 
 
 def load_pipeline(config: CaptureConfig) -> Any:
@@ -25,8 +34,10 @@ def load_pipeline(config: CaptureConfig) -> Any:
     disable_progress_bar()  # of loading; the job shows its own
     source = config.pipeline
     if isinstance(source, PretrainedSource):
+        check_packages(source)
         check_device(config.device)
-        pipe = _pretrained(source, config.device, config.dtype)
+        pipe = _pretrained(source, config.dtype)
+        place(pipe, source.offload, config.device, config.dtype, partial(_denoiser, pipe, config.adapter))
     elif isinstance(source, FactorySource):
         pipe = _factory(source, config.device, config.dtype)
     else:
@@ -89,7 +100,13 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def _pretrained(source: PretrainedSource, device: str, dtype: str) -> Any:
+def _denoiser(pipe: Any, adapter: str | None) -> Any:
+    from i2am.pipeline.adapters.registry import find_adapter
+
+    return find_adapter(pipe, adapter).denoiser(pipe)
+
+
+def _pretrained(source: PretrainedSource, dtype: str) -> Any:
     import diffusers
     import torch
 
@@ -106,9 +123,12 @@ def _pretrained(source: PretrainedSource, device: str, dtype: str) -> Any:
     if (folder.is_absolute() or source.location.startswith(".")) and not folder.is_dir():
         raise NotFound(f"pipeline folder {folder} does not exist", remedy="correct pipeline.location")
     try:
+        options |= loading_options(source, cls, dtype)
         pipe = cls.from_pretrained(
             source.location, dtype=getattr(torch, dtype), use_safetensors=True, **options
         )
+    except InputError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"pipeline.location {source.location!r}",
@@ -117,7 +137,7 @@ def _pretrained(source: PretrainedSource, device: str, dtype: str) -> Any:
         ) from error
     if source.ip_adapters:
         _load_ip_adapters(pipe, source)
-    return pipe.to(device)
+    return pipe
 
 
 def _load_ip_adapters(pipe: Any, source: PretrainedSource) -> None:

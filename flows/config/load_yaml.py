@@ -26,8 +26,11 @@ def load_capture(path: str | Path, out: str | None = None) -> CaptureConfig:
             adapter.model_copy(update={"location": _local(adapter.location, base)})
             for adapter in source.ip_adapters
         ]
-        found = {"location": _local(source.location, base), "ip_adapters": adapters}
-        source = source.model_copy(update=found)
+        found: dict[str, Any] = {"location": _local(source.location, base), "ip_adapters": adapters}
+        if source.quantization is not None and source.quantization.from_single_file is not None:
+            file = {"from_single_file": _absolute(source.quantization.from_single_file, base)}
+            found["quantization"] = source.quantization.model_copy(update=file)
+        source = _absolute_paths(source, base).model_copy(update=found)
     if source.kind == "factory":
         source = source.model_copy(update={"folder": base})
     place = _absolute(config.out, base) if out is None else _absolute(out, Path.cwd())

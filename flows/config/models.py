@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from i2am.flows.config.call import check_call
+from i2am.flows.config.memory import Offload, Quantization, check_devices
 from i2am.flows.config.samples import Samples
 from i2am.flows.config.selections import IndexField, LayersField
 from i2am.storage.configuration.base import Free, ImageNames, Name, Seed, Size, Strict
@@ -46,6 +47,8 @@ class PretrainedSource(Strict):
         str | None,
         Field(description="of the IP-Adapters' image encoder, or its hub id; None: the pipeline has one"),
     ] = None
+    offload: Offload | None = None
+    quantization: Quantization | None = None
 
 
 class FactorySource(Strict):
@@ -158,7 +161,16 @@ class CaptureConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _memory_fits_the_device(self) -> CaptureConfig:
+        if isinstance(self.pipeline, PretrainedSource):
+            check_devices(self.pipeline.offload, self.pipeline.quantization, self.device)
+        return self
+
+    @model_validator(mode="after")
     def _gpus_need_a_device(self) -> CaptureConfig:
+        offload = self.pipeline.offload if isinstance(self.pipeline, PretrainedSource) else None
+        if self.sweep.gpus is not None and offload is not None and offload.device_map is not None:
+            raise ValueError("no pipeline.offload.device_map where sweep.gpus names one GPU for each process")
         if self.sweep.gpus is not None and self.device.partition(":")[0] == "cpu":
             raise ValueError("device: cuda where sweep.gpus names GPUs; for the CPU, sweep.workers instead")
         return self

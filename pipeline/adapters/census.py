@@ -1,7 +1,8 @@
 """How each pipeline of diffusers sees the image that it is given, and which adapter reads that.
 
-``census.tsv`` has a line for every pipeline that diffusers 0.42 exports, from reading its code. ``adapter``:
-what reads its tokens of the image; ``ip_adapter``: what reads an IP-Adapter that may be loaded; "-": nothing.
+``census.tsv`` has a line for every pipeline that diffusers 0.42 exports, from reading its code, and
+``modular.tsv`` for every modular one with its own blocks. ``adapter``: what reads its tokens of the image;
+``ip_adapter``: what reads an IP-Adapter that may be loaded; "-": nothing.
 """
 
 from __future__ import annotations
@@ -96,15 +97,15 @@ class Entry:
 @cache
 def census() -> dict[str, Entry]:
     """Every entry, by the name of the pipeline's class."""
-    with (Path(__file__).parent / "census.tsv").open(encoding="utf-8", newline="") as lines:
-        return {
-            row["pipeline"]: Entry(
-                row["pipeline"],
-                tuple(row["mechanisms"].split()),
-                *(None if row[column] == "-" else row[column] for column in ("adapter", "ip_adapter")),
-            )
-            for row in csv.DictReader(lines, delimiter="\t")
-        }
+    found = {}
+    for name in ("census.tsv", "modular.tsv"):
+        with (Path(__file__).parent / name).open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines, delimiter="\t"):
+                answers = (
+                    None if row[column] == "-" else row[column] for column in ("adapter", "ip_adapter")
+                )
+                found[row["pipeline"]] = Entry(row["pipeline"], tuple(row["mechanisms"].split()), *answers)
+    return found
 
 
 def entry_of(pipe: Any) -> Entry | None:

@@ -17,10 +17,10 @@ from i2am.pipeline.adapters.flux_kontext import FluxKontext
 
 
 class Flux2(FluxKontext):
-    """``Flux2Pipeline``, ``Flux2KleinPipeline``, and its variants for inpainting and with kept keys."""
+    """``Flux2Pipeline``, ``Flux2KleinPipeline``, its inpainting and kept-keys variants, the modular ones."""
 
     name = "flux2"
-    pipelines = ("Flux2Pipeline", "Flux2Klein")
+    pipelines = ("Flux2Pipeline", "Flux2Klein", "Flux2Modular")
     lists = True
 
     def spans(

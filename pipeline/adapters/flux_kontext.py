@@ -17,7 +17,7 @@ from i2am.pipeline.adapters.unet import has_path
 
 
 class FluxKontext(JointAdapter):
-    """``FluxKontextPipeline``, its inpainting variant, and ``LongCatImageEditPipeline``."""
+    """``FluxKontextPipeline``, its inpainting and modular variants, and ``LongCatImageEditPipeline``."""
 
     name = "flux-kontext"
     blocks = ("transformer_blocks", "single_transformer_blocks")

@@ -195,7 +195,7 @@ class PipelineHooks:
         return self._tiles.last_cut(int(latents.shape[-2]), int(latents.shape[-1]))
 
     def _set_label(self, name: str, **kwargs: Any) -> None:
-        self._label = name
+        self._label = name.removeprefix("pred_")  # as the guiders of modular pipelines name it
 
 
 def all_sites(adapter: Adapter, pipe: Any, text: bool) -> list[AnySite]:

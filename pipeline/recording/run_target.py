@@ -29,7 +29,7 @@ class RunTarget:
         attrs: Mapping[str, Any],
         options: Mapping[str, Any],  # of create_run
         on_event: Listener,  # told when the run is open
-        fingerprint: Callable[[], Mapping[str, str]] = dict,  # of each layer's weights
+        fingerprint: Callable[[], Mapping[str, str | None]] = dict,  # of each layer's weights, if known
     ) -> None:
         self._path, self._wanted, self._pipe = path, samples, pipe
         self._attrs, self._options, self._on_event = dict(attrs), dict(options), on_event
@@ -167,7 +167,8 @@ class RunTarget:
         if self._same_model:
             return
         stored, own = self._opened.attrs.get("attention_weights", {}), self._fingerprint()
-        changed = [layer for layer, digest in own.items() if stored.get(layer, digest) != digest]
+        known = {layer: digest for layer, digest in stored.items() if digest is not None}
+        changed = [layer for layer, digest in own.items() if digest and known.get(layer, digest) != digest]
         what = f"layer {changed[0]!r} of the run" if changed else ""
         now = scheduler_facts(self._pipe)
         if not changed and self._opened.attrs.get("scheduler", now) != now:

@@ -17,9 +17,13 @@ from torch import nn
 
 from i2am.pipeline.adapters.contract import AnySite, JointSite, Site, Spans
 from i2am.pipeline.taps.guard import Guard
+from i2am.pipeline.taps.held_weights import held, offload_groups
 
 _BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Bytes of float32 numbers that are made at a time."""
+
+_PLAIN = (torch.Tensor, nn.Parameter)
+"""Classes of weights whose numbers are what they stand for; those of quantisation are others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,26 +218,32 @@ class FlowTap:
         part: str = "",
     ) -> None:
         inner = value.shape[2] * value.shape[3]
-        plain = isinstance(site.output, nn.Identity)
-        weight = None if plain else projection_weight(site.output)
-        if weight is not None and isinstance(site, JointSite):
-            weight = weight[:, :inner]  # a single block projects heads and its MLP at once
-        if not plain and (weight is None or weight.shape[1] != inner):
-            kind = type(site.output).__name__
-            self._lack(site.name, f"its output projection, a {kind}, has no plain weight to read")
-            return
+        weight = None
+        if not isinstance(site.output, nn.Identity):
+            found = projection_weight(site.output)
+            if isinstance(found, torch.Tensor):
+                # A single block projects heads and its MLP at once; an offloaded weight comes as it runs.
+                found = (found[:, :inner] if isinstance(site, JointSite) else found).to(value.device)
+            if isinstance(found, str) or found.shape[1] != inner:
+                why = found if isinstance(found, str) else "takes another number of values"
+                self._lack(site.name, f"its output projection, a {type(site.output).__name__}, {why}")
+                return
+            weight = found
         if stream is None:
             self._lack(site.name, "the stream that it is added to is not seen")
         self._receive(ValueFlow(site, value, weight, added, stream, part))
 
 
-def projection_weight(module: nn.Module | None) -> torch.Tensor | None:
-    """The weight of a plain linear layer; None of any other: quantised, offloaded, or with a LoRA around."""
-    weight = getattr(module, "weight", None)
-    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    if not plain or not isinstance(weight, torch.Tensor):
-        return None
-    return weight.detach() if weight.is_floating_point() and not weight.is_meta else None
+def projection_weight(module: nn.Module | None) -> torch.Tensor | str:
+    """The weight of a linear layer, or why it has no plain one: a LoRA around, quantised, out of reach."""
+    if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+        return "has no plain weight to read"
+    weight = held(module, "weight", offload_groups([module]))
+    if weight is None:
+        return "is offloaded to where it cannot be read"
+    if type(weight) not in _PLAIN or not weight.is_floating_point():
+        return f"is quantised: its weight is a {type(weight).__name__} of {weight.dtype}"
+    return weight.detach()
 
 
 def mixed_values(

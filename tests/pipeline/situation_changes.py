@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers.hooks import group_offloading
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from torch import nn
 
@@ -56,6 +58,86 @@ def _offload_hook(pipe: Any, family: Family) -> None:
             part.register_forward_hook(go)
 
 
+def _groups(level: str, disk: bool = False) -> Callable[[Any, Family], None]:
+    """Groups of weights that come for their call and go after it: into memory, or into files."""
+
+    def change(pipe: Any, family: Family) -> None:
+        if not hasattr(group_offloading, "send_to_device"):  # accelerate's; everything is on the CPU already
+            group_offloading.send_to_device = lambda given, *device, **options: given
+        place = tempfile.mkdtemp() if disk else None
+        blocks = 1 if level == "block_level" else None
+        options = {"offload_type": level, "num_blocks_per_group": blocks, "offload_to_disk_path": place}
+        pipe.enable_group_offload(torch.device("cpu"), **options)
+
+    return change
+
+
+def _sequential(pipe: Any, family: Family) -> None:
+    """What `enable_sequential_cpu_offload` does; its own call has no CPU to bring the weights to."""
+    from accelerate import cpu_offload
+
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+
+
+def _torchao(pipe: Any, family: Family) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(_denoiser(pipe, family), Int8WeightOnlyConfig())
+
+
+def _quanto(pipe: Any, family: Family) -> None:
+    from optimum.quanto import freeze, qint8, quantize
+
+    quantize(_denoiser(pipe, family), weights=qint8)
+    freeze(_denoiser(pipe, family))
+
+
+def every_linear(make: Callable[[nn.Linear], nn.Module]) -> Callable[[Any, Family], None]:
+    """Another layer in place of each linear one whose weights come in blocks of 32."""
+
+    def change(pipe: Any, family: Family) -> None:
+        denoiser = _denoiser(pipe, family)
+        for path, layer in list(denoiser.named_modules()):
+            if type(layer) is nn.Linear and layer.in_features % 32 == 0:
+                parent, _, name = path.rpartition(".")
+                setattr(denoiser.get_submodule(parent), name, make(layer))
+
+    return change
+
+
+def _gguf(layer: nn.Linear) -> nn.Module:
+    import gguf
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+
+    found = GGUFLinear(layer.in_features, layer.out_features, layer.bias is not None, torch.float32)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    packed = torch.from_numpy(gguf.quants.quantize(layer.weight.detach().numpy(), kind))
+    found.weight, found.bias = GGUFParameter(packed, quant_type=kind), layer.bias
+    return found
+
+
+def _four_bits(layer: nn.Linear) -> nn.Module:
+    import bitsandbytes
+
+    found = bitsandbytes.nn.Linear4bit(
+        layer.in_features, layer.out_features, layer.bias is not None, torch.float32, quant_type="nf4"
+    )
+    found.load_state_dict(layer.state_dict())
+    return found.to("cpu")
+
+
+def _eight_bits(layer: nn.Linear) -> nn.Module:
+    import bitsandbytes
+
+    found = bitsandbytes.nn.Linear8bitLt(
+        layer.in_features, layer.out_features, layer.bias is not None, has_fp16_weights=False
+    )
+    found.load_state_dict(layer.state_dict())
+    return found.to("cpu")
+
+
 def _processor(make: Callable[[], Any]) -> Callable[[Any, Family], None]:
     return lambda pipe, family: _denoiser(pipe, family).set_attn_processor(make())
 
@@ -104,6 +186,13 @@ CHANGES: dict[str, Callable[[Any, Family], Any]] = {
     "layerwise casting": _of_model(
         "enable_layerwise_casting", storage_dtype=torch.bfloat16, compute_dtype=torch.float32
     ),
+    "layerwise casting to float8": _of_model(
+        "enable_layerwise_casting", storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
+    ),
+    "offloaded leaves": _groups("leaf_level"),
+    "offloaded blocks": _groups("block_level"),
+    "leaves on disk": _groups("leaf_level", disk=True),
+    "blocks on disk": _groups("block_level", disk=True),
     "written-out attention": _processor(AttnProcessor),
     "SDPA processor": _processor(AttnProcessor2_0),
     "processor that scales": _processor(_Own),
@@ -122,4 +211,24 @@ CHANGES: dict[str, Callable[[Any, Family], Any]] = {
     "compiled whole": _compile_whole,
     "compiled in place": _of_model("compile", backend="eager", fullgraph=True),
     "compiled blocks": _of_model("compile_repeated_blocks", backend="eager", fullgraph=True),
+}
+
+NEEDS = {
+    "model offload": "accelerate",
+    "sequential offload": "accelerate",
+    "torchao": "torchao",
+    "quanto": "optimum.quanto",
+    "gguf": "gguf",
+    "4 bits": "bitsandbytes",
+    "8 bits": "bitsandbytes",
+}
+"""Changes that need a package which may be absent, so that the table has no row of theirs."""
+CHANGES |= {
+    "model offload": _method("enable_model_cpu_offload", device="cpu"),
+    "sequential offload": _sequential,
+    "torchao": _torchao,
+    "quanto": _quanto,
+    "gguf": every_linear(_gguf),
+    "4 bits": every_linear(_four_bits),
+    "8 bits": every_linear(_eight_bits),
 }

@@ -112,6 +112,10 @@ SITUATIONS = (
     S("ip-adapter", change="IP scale 0", refused="an IP-Adapter whose scale is not 0"),
     S("kontext", change="LoRA"), S("kontext", change="hook on to_q"),
     S("kontext", change="offloaded weights"),
+    *(S(family, change=name) for family, name in (
+        ("kontext", "offloaded leaves"), ("sd", "offloaded blocks"), ("kontext", "leaves on disk"),
+        ("sd", "blocks on disk"), ("kontext", "layerwise casting to float8"), ("kontext", "vae tiling"),
+    )),
     S("kontext", change="fused projections"), S("kontext", change="math backend"),
     S("qwen-edit", change="LoRA"), S("controlnet", change="LoRA", slow=True),
     S("sdxl", change="freeu", slow=True),

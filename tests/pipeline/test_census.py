@@ -29,14 +29,30 @@ IMAGE = re.compile(
 NOT_IMAGE = re.compile(r"(negative_)?(.*attention_mask.*|.*embeds_mask|ip_adapter_.*)|num_.*|use_.*")
 
 
+FOLDER = Path(diffusers.__file__).parent
+
+
 @cache
 def known():
-    return diffusers_sources.classes(Path(diffusers.__file__).parent / "pipelines")
+    return diffusers_sources.classes(FOLDER / "modular_pipelines") | plain()
+
+
+@cache
+def plain():
+    return diffusers_sources.classes(FOLDER / "pipelines")
 
 
 @cache
 def installed():
-    return diffusers_sources.pipelines(known(), set(dir(diffusers)))
+    """Every pipeline; a modular one takes what its own blocks take."""
+    found = diffusers_sources.pipelines(plain(), set(dir(diffusers)))
+    for name in set(dir(diffusers)) - {"ModularPipeline"}:
+        if name.endswith("ModularPipeline"):
+            blocks = getattr(diffusers, getattr(diffusers, name).default_blocks_name)()
+            unet = [str(part.type_hint) for part in blocks.expected_components if part.name == "unet"]
+            call = tuple(each.name for each in blocks.inputs if each.name)
+            found[name] = diffusers_sources.Declared((), call, "".join(unet))
+    return found
 
 
 def pipe_of(name, **parts):
@@ -63,7 +79,9 @@ ATTN2 = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 
 def test_the_census_has_every_pipeline_of_the_installed_diffusers_and_no_other():
     missing, gone = installed().keys() - census().keys(), census().keys() - installed().keys()
-    assert (missing, gone) == (set(), set()), "read their code, and correct pipeline/adapters/census.tsv"
+    assert (missing, gone) == (set(), set()), (
+        "read their code, and correct pipeline/adapters/census.tsv, or modular.tsv"
+    )
 
 
 def test_a_pipeline_that_a_release_adds_is_seen_also_where_its_call_is_inherited(tmp_path):
@@ -118,7 +136,7 @@ def test_every_pipeline_that_may_load_an_ip_adapter_is_captured_with_it_or_answe
         answers[entry.ip_adapter] += 1
         if entry.ip_adapter in LOADED:
             model, path, mixin = LOADED[entry.ip_adapter]
-            assert own == {mixin}, name
+            assert {each.removeprefix("Modular") for each in own} == {mixin}, name
             loaded = pipe_of(name, **{model: unet(path)}, text_encoder=nn.Module())
             assert find_adapter(loaded).name == entry.ip_adapter, name
         else:
@@ -207,7 +225,9 @@ def test_a_subclass_is_answered_as_its_parent_and_modular_pipelines_by_their_blo
         pass
 
     assert entry_of(Mine()) is census()["LucyEditPipeline"]
-    modular = type("Flux3ModularPipeline", (type("ModularPipeline", (), {}),), {})()
-    with pytest.raises(CaptureError, match=r"Flux3ModularPipeline.*modular \(the blocks.*no adapter reads"):
-        find_adapter(modular)
+    own = type("MyModularPipeline", (type("ModularPipeline", (), {}),), {})()  # of the user's own blocks
+    with pytest.raises(CaptureError, match=r"MyModularPipeline.*modular \(the blocks.*no adapter reads"):
+        find_adapter(own)
+    with pytest.raises(CaptureError, match=r"Flux3ModularPipeline.*joint \(tokens.*no adapter reads"):
+        find_adapter(pipe_of("Flux3ModularPipeline"))
     assert entry_of(object()) is None
