@@ -111,7 +111,7 @@ def test_the_page_shows_every_table_and_escapes_names(tmp_path: Path) -> None:
         "R2G: the claim is confirmed.",
         "0.40 [0.10, 0.70]",
         "cosine distance of features: toy",
-        "0.125 [0.100, 0.150]",
+        "0.1250 [0.1000, 0.1500]",
     ):
         assert words in page
     assert "g2r&lt;b&gt;" in page

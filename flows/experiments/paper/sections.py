@@ -283,7 +283,7 @@ def _removals(table: pl.DataFrame, distance: str) -> TableView:
     whole = table.filter(
         pl.col("layer").is_null(), pl.col("head").is_null(), pl.col("region") != "outside", distance=distance
     )
-    digits = 1 if distance == PIXELS else 3
+    digits = 1 if distance == PIXELS else 4
     rows = []
     for rank in dict.fromkeys(whole.filter(pl.col("rank") != "layers", measure="change")["rank"]):
         own = whole.filter(rank=rank)
