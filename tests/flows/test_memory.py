@@ -15,9 +15,10 @@ from diffusers.hooks import group_offloading
 from i2am.flows.capture import memory
 from i2am.flows.capture.load_pipeline import load_pipeline
 from i2am.flows.capture.memory import check_packages, place
-from i2am.flows.config.load_yaml import load_capture, parse_config
+from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.memory import MemoryOptions
 from i2am.flows.config.models import CaptureConfig
+from i2am.storage.configuration.yaml_file import parse_config
 from i2am.storage.errors import CaptureError, ConfigError, InputError, MissingDependency, UnknownName
 from tests.flows import test_sources
 from tests.pipeline import unet_models
