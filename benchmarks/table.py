@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from i2am.analysis.grids.selection import has_reference_map, is_similarity
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.writing.create import create_run
 from i2am.storage.writing.plan import plan
@@ -96,7 +97,7 @@ SYSTEMS: dict[str, tuple[int, list[Group]]] = {
         50,
         [Group(1, (32, 32), (32, 32), 0, 20, 64, False), Group(1, (64, 64), (64, 64), 0, 10, 64, False)],
     ),
-    "IP-Adapter full, SD 1.5, 512²": (50, _unet(*SD, (64, 64), (16, 16), 1)),
+    "IP-Adapter full, Stable Diffusion 1.5, 512²": (50, _unet(*SD, (64, 64), (16, 16), 1)),
     "IP-Adapter, FLUX.1, 1024²": (28, [Group(19, (64, 64), (0, 0), 4, 24, 128, True, True, "bfloat16")]),
     "IP-Adapter, Stable Diffusion 3.5 large, 1024²": (
         28,
@@ -105,7 +106,7 @@ SYSTEMS: dict[str, tuple[int, list[Group]]] = {
     "CatVTON, 1024×768": (50, _joined((5, 5, 5, 1), *SD, (128, 96))),
     "IDM-VTON, 1024×768": (30, _joined((0, 10, 60), (5, 10, 20), (64, 64, 64), (128, 96))),
     "FLUX Fill with ICEdit, 512²": (28, [Group(57, (32, 32), (32, 32), 0, 24, 128, False, True, "bfloat16")]),
-    "FLUX Kontext, 1024²": (28, [Group(57, (64, 64), (64, 64), 0, 24, 128, False, True, "bfloat16")]),
+    "FLUX.1 Kontext, 1024²": (28, [Group(57, (64, 64), (64, 64), 0, 24, 128, False, True, "bfloat16")]),
     "FLUX.2 dev, one reference, 1024²": (
         50,
         [Group(56, (64, 64), (64, 64), 0, 48, 128, False, True, "bfloat16")],
@@ -125,6 +126,13 @@ SYSTEMS: dict[str, tuple[int, list[Group]]] = {
     ),
 }
 """Steps and layers: the conditional rows of one sample."""
+
+ADAPTERS = (
+    "diffusers-unet ldm", "ldm", "stableviton", "pasd", "seesr", "anydoor", "supir", "ip-adapter",
+    "flux-ip-adapter", "sd3-ip-adapter", "catvton", "idm-vton", "flux-canvas", "flux-kontext",
+    "flux2", "flux2", "flux2", "qwen-image-edit", "qwen-image-2.1",
+)  # fmt: skip
+"""Of each system, in their order."""
 
 
 def specs(groups: list[Group], layers: int | None = None) -> list[LayerSpec]:
@@ -194,12 +202,34 @@ def main() -> None:
         predicted, measured = write(steps, specs(groups, args.layers))
         print(f"{args.write}: predicted {predicted:,}, measured {measured:,}: {measured / predicted:.4f}")
         return
-    print("| system | layers | steps | stored | full scores |\n|---|---|---|---|---|")
-    for name, (steps, groups) in SYSTEMS.items():
+    print(table())
+
+
+def table() -> str:
+    """The README's table; a test compares them."""
+    lines = [
+        "| system | adapter | layers | steps | stored | as full scores | R2G | G2R |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (name, (steps, groups)), adapters in zip(SYSTEMS.items(), ADAPTERS, strict=True):
         layers = specs(groups)
         found = plan(layers, list(range(steps, 0, -1)), ["a"], {})
-        stored, full = (f"{n / 1e9:,.2f} GB" for n in (found.sample_bytes, found.score_bytes))
-        print(f"| {name} | {sum(group.count for group in groups)} | {steps} | {stored} | {full} |")
+        sizes = _gigabytes(found.sample_bytes), _gigabytes(found.score_bytes)
+        maps = "contribution" if _pooled(layers) else "map", "map" if has_reference_map(layers[0]) else ""
+        count = sum(group.count for group in groups)
+        cells = (name, ", ".join(f"`{each}`" for each in adapters.split()), count, steps, *sizes, *maps)
+        lines.append("| " + " | ".join(map(str, cells)).rstrip() + " |")
+    return "\n".join(lines)
+
+
+def _pooled(layers: list[LayerSpec]) -> bool:
+    """Whether the reference is one token: R2G is then by default what it adds."""
+    return all(is_similarity(layer) for layer in layers)
+
+
+def _gigabytes(count: int) -> str:
+    number = count / 1e9
+    return f"{number:,.{2 if number < 10 else 1 if number < 100 else 0}f} GB"
 
 
 if __name__ == "__main__":

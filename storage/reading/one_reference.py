@@ -61,6 +61,8 @@ class OneReference(Run):
     def __init__(self, run: Run, reference: str) -> None:
         super().__init__(run._location, run._header, run.samples)
         self._reference = reference
+        every = self._header.layers
+        self._layers = {name: spec for name, spec in every.items() if spec.reference == reference}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the whole run's few facts and the name."""
@@ -70,13 +72,12 @@ class OneReference(Run):
     @property
     def layers(self) -> Mapping[str, LayerSpec]:
         """Those of the reference."""
-        every = self._header.layers
-        return MappingProxyType({n: spec for n, spec in every.items() if spec.reference == self._reference})
+        return MappingProxyType(self._layers)
 
     def spec(self, layer: str | LayerSpec) -> LayerSpec:
         """Return the layer of a name, or raise `UnknownName`."""
         found = super().spec(layer)
-        if found.name not in self.layers:
+        if found.name not in self._layers:
             raise UnknownName("layer", found.name, self.layers)
         return found
 

@@ -16,6 +16,7 @@ from diffusers import (
 )
 from torch import nn
 
+from benchmarks.table import ADAPTERS, table
 from i2am.pipeline.adapters.census import ATTENDED, MECHANISMS, NOT_GIVEN, UNATTENDED, census, entry_of
 from i2am.pipeline.adapters.registry import adapters, find_adapter
 from i2am.storage.errors import CaptureError
@@ -231,3 +232,9 @@ def test_a_subclass_is_answered_as_its_parent_and_modular_pipelines_by_their_blo
     with pytest.raises(CaptureError, match=r"Flux3ModularPipeline.*joint \(tokens.*no adapter reads"):
         find_adapter(pipe_of("Flux3ModularPipeline"))
     assert entry_of(object()) is None
+
+
+def test_the_readmes_table_is_the_programs():
+    shown = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert table() in shown
+    assert {name for names in ADAPTERS for name in names.split()} <= set(adapters())
