@@ -21,7 +21,7 @@ from i2am.analysis.drawing.sheet import sheet
 from i2am.analysis.drawing.units import drawable, units_of
 from i2am.analysis.grids.direction import DIRECTIONS
 from i2am.analysis.maps.attribution import attribution_maps
-from i2am.analysis.maps.shares import REST, reference_shares
+from i2am.analysis.maps.shares import REST, layers_of_reference, reference_shares
 from i2am.analysis.maps.write import BlockwiseMaps, write_maps
 from i2am.analysis.output_directory import (
     MAPS_ATTRIBUTES,
@@ -155,21 +155,30 @@ def _blocks(maps: xr.DataArray, run: AnyRun | None) -> list[Block]:
     return blocks or [block("", panels, together=2 if pairs else 1)]
 
 
-def references_sheet(run: AnyRun, samples: Sequence[str] | str | None = None, **asked: Any) -> RGB:
+def references_sheet(
+    run: AnyRun,
+    samples: Sequence[str] | str | None = None,
+    layers: Sequence[str] | str | None = None,
+    **asked: Any,
+) -> RGB:
     """A block for each sample: each reference's R2G over the image, with its share, and its G2R over itself.
 
-    ``asked``: layers, steps, heads, store, as for `attribution_maps`.
+    ``asked``: steps, heads, store, as for `attribution_maps`.
     """
     panels: dict[str, list[Panel]] = {}
     shares, bar = {}, ""
     with suppress(NoAnswer):  # of softmaxes of their own
-        rows = reference_shares(run, samples, **asked).iter_rows()
+        rows = reference_shares(run, samples, layers, **asked).iter_rows()
         shares = {(sample, name): f", {share:.1%} of attention" for sample, name, share in rows}
     for name in references_of(run):
-        view = one_reference(run, name)
+        view, own_layers = one_reference(run, name), layers_of_reference(run, name, layers)
+        if own_layers == []:
+            continue
         for direction in DIRECTIONS:
             try:
-                maps = attribution_maps(view, direction, samples=samples, method="i2am", **asked).compute()
+                maps = attribution_maps(
+                    view, direction, samples=samples, method="i2am", layers=own_layers, **asked
+                ).compute()
             except NoAnswer:
                 continue
             bar = units_of(maps.attrs).bar

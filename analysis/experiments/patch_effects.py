@@ -73,10 +73,7 @@ def block_masks(grid: Grid, blocks: int = BLOCKS) -> dict[Block, NDArray[np.bool
 def predicted_maps(
     run: Run, sample: str, blocks: Mapping[Block, NDArray[np.bool_]]
 ) -> dict[str, NDArray[np.float64]]:
-    """Maps [block, y, x] on the largest generated grid, by predictor, from one pass over the attention.
-
-    ``of`` names the layers of one of several references.
-    """
+    """Maps [block, y, x] on the largest generated grid, by predictor, from one pass over the attention."""
     layers = select(run, "r2g", on_reference=True).layers
     size = largest_grid(layers, "gen")
     everything = np.ones(next(iter(blocks.values())).shape)

@@ -138,8 +138,9 @@ def prepare(config: CaptureConfig) -> tuple[Any, Call]:
         for name in (*inputs, *config.call, "generator"):
             if name not in parameters:
                 raise UnknownName(f"argument of {type(pipe).__name__}'s call", name, parameters)
+    family = find_adapter(pipe, config.adapter, config.reference_region)
     lists = any(not isinstance(names, str) for names in inputs.values())
-    if config.batch_size > 1 and (lists or find_adapter(pipe, config.adapter).takes_lists(pipe)):
+    if config.batch_size > 1 and (lists or family.takes_lists(pipe)):
         raise ConfigError(
             "batch_size", expected="1: the pipeline takes a list of images for the references of one prompt",
             got=str(config.batch_size), remedy="leave batch_size out",

@@ -37,7 +37,7 @@ def load_pipeline(config: CaptureConfig) -> Any:
         check_packages(source)
         check_device(config.device)
         pipe = _pretrained(source, config.dtype)
-        place(pipe, source.offload, config.device, config.dtype, partial(_denoiser, pipe, config.adapter))
+        place(pipe, source.offload, config.device, config.dtype, partial(_denoiser, pipe, config))
     elif isinstance(source, FactorySource):
         pipe = _factory(source, config.device, config.dtype)
     else:
@@ -100,10 +100,10 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def _denoiser(pipe: Any, adapter: str | None) -> Any:
+def _denoiser(pipe: Any, config: CaptureConfig) -> Any:
     from i2am.pipeline.adapters.registry import find_adapter
 
-    return find_adapter(pipe, adapter).denoiser(pipe)
+    return find_adapter(pipe, config.adapter, config.reference_region).denoiser(pipe)
 
 
 def _pretrained(source: PretrainedSource, dtype: str) -> Any:

@@ -28,7 +28,8 @@ class Canvas(Adapter):
                 f"adapter {self.name!r}: the side of the canvas that is the reference",
                 expected="a region",
                 got="none",
-                remedy="give it: reference_region='left', or {'left': 0.4}",
+                remedy="give it: capture(reference_region='left'), or {'left': 0.4}; elsewhere "
+                "adapter=find_adapter(pipe, region='left')",
             )
         side, share = self.region.side, self.region.share
         unit, size = ("rows", grid[0]) if side in ("top", "bottom") else ("columns", grid[1])

@@ -15,7 +15,10 @@ from i2am.pipeline.adapters.contract import JointSite, Spans, TokenLayout, Token
 from i2am.pipeline.adapters.joint import JointAdapter
 
 _KEPT: WeakKeyDictionary[Any, dict[tuple[int, int], TokenLayout]] = WeakKeyDictionary()
-"""Of a cache of keys: from (sample, tokens kept before) to the layout of a reference."""
+"""Of a cache of keys: from (sample, tokens kept before) to the layout of a reference.
+
+The adapter holds no state: what the pipeline keeps is known as long as the cache itself.
+"""
 
 
 class GlmImage(JointAdapter):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Adapter, JointSite, Spans, TokenLayout, Tokens
-from i2am.pipeline.adapters.unet import level_grid, self_attentions
+from i2am.pipeline.adapters.unet import heads_of, level_grid, self_attentions
 from i2am.pipeline.compilation import original
 from i2am.pipeline.timesteps import read_timestep
 from i2am.storage.errors import CaptureError
@@ -69,7 +69,10 @@ class ReferenceUNet(Adapter):
                     remedy="leave the layer out with layers=, or use an adapter of this model",
                 )
             total = generated.layout.tokens + count
-            found[site.name] = Spans(total, total, generated, (reference,), static_keys=static)
+            found[site.name] = Spans(
+                total, total, generated, (reference,), static_keys=static,
+                before=None, rows=len(arguments["sample"]), heads=heads_of(site),
+            )  # fmt: skip
         return found
 
     def joined(self, pipe: Any, arguments: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:

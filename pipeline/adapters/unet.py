@@ -117,6 +117,12 @@ def self_attentions(unet: nn.Module, part: str = "unet") -> list[JointSite]:
     return sorted(found, key=lambda site: _BLOCKS.index(site.name.split(".")[1]))
 
 
+def heads_of(site: JointSite) -> int:
+    """Heads of a self-attention, whose site may be the block around it."""
+    attention: Any = site.attention
+    return int(attention.heads if hasattr(attention, "heads") else attention.attn1.heads)
+
+
 def level_grid(unet: Any, site: JointSite, latents: Sequence[int]) -> tuple[int, int]:
     """(rows, columns) at a site: each block but the last halves the latents on the way down."""
     kind, number = site.name.split(".")[1:3]

@@ -14,7 +14,7 @@ import torch
 from i2am.pipeline.adapters.canvas import Canvas
 from i2am.pipeline.adapters.contract import JointSite, Spans
 from i2am.pipeline.adapters.region import Region
-from i2am.pipeline.adapters.unet import ATTN1, edit_inputs, has_path, level_grid, self_attentions
+from i2am.pipeline.adapters.unet import ATTN1, edit_inputs, has_path, heads_of, level_grid, self_attentions
 from i2am.pipeline.compilation import original
 
 
@@ -24,7 +24,7 @@ class UNetCanvas(Canvas):
     name = "unet-canvas"
 
     def matches(self, pipe: Any) -> bool:
-        return has_path(getattr(pipe, self.part, None), ATTN1)
+        return has_path(getattr(pipe, self.part, None), ATTN1) and not CatVTON().matches(pipe)
 
     def sites(self, pipe: Any) -> Sequence[JointSite]:
         unet = self.denoiser(pipe)
@@ -45,7 +45,10 @@ class UNetCanvas(Canvas):
             grid = level_grid(unet, site, size)
             generated, reference = self.split(site.name, grid, latents.device)
             tokens = grid[0] * grid[1]
-            found[site.name] = Spans(tokens, tokens, generated, (reference,))
+            found[site.name] = Spans(
+                tokens, tokens, generated, (reference,),
+                before=None, rows=latents.shape[0], heads=heads_of(site),
+            )  # fmt: skip
         return found
 
     def inputs(self, pipe: Any) -> Mapping[str, str]:

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from i2am.pipeline.adapters.contract import Adapter
 from i2am.pipeline.compilation import original
-from i2am.pipeline.recording.step_tracker import StepTracker, as_layout, scheduler_progress
+from i2am.pipeline.recording.step_tracker import StepTracker, as_layout, role_of_label, scheduler_progress
 from i2am.pipeline.taps.call_arguments import call_arguments
 from i2am.pipeline.taps.latent_tiles import TileTracker
 from i2am.pipeline.taps.shared_wrapper import listening
@@ -82,8 +81,9 @@ class CallRoles:
         if not self._schedule:
             self._schedule = self._adapter.schedule(self._pipe, now.value, now.tolerance)
         if self._tiles is not None:
-            latents = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
-            self.tile = self._tiles.last_cut(int(latents.shape[-2]), int(latents.shape[-1]))
+            latents = self._adapter.latents(arguments)
+            if latents is not None:
+                self.tile = self._tiles.last_cut(int(latents.shape[-2]), int(latents.shape[-1]))
         self._rows = self._tracker.begin(now, self._schedule, self.tile, self._label).rows
 
     def _pause_over(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -94,4 +94,4 @@ class CallRoles:
         self._inside, self._label = False, ""
 
     def _set_label(self, name: str, **kwargs: Any) -> None:
-        self._label = name
+        self._label = role_of_label(name)

@@ -12,6 +12,7 @@ from torch import nn
 from i2am.pipeline.adapters.contract import Adapter, AnySite, JointSite, Site
 from i2am.pipeline.compilation import original
 from i2am.pipeline.recording.recording import Recording
+from i2am.pipeline.recording.step_tracker import role_of_label
 from i2am.pipeline.taps.attention_calls import CallTap
 from i2am.pipeline.taps.call_arguments import EncoderCalls, call_arguments
 from i2am.pipeline.taps.guard import make_guard
@@ -195,7 +196,7 @@ class PipelineHooks:
         return self._tiles.last_cut(int(latents.shape[-2]), int(latents.shape[-1]))
 
     def _set_label(self, name: str, **kwargs: Any) -> None:
-        self._label = name.removeprefix("pred_")  # as the guiders of modular pipelines name it
+        self._label = role_of_label(name)
 
 
 def all_sites(adapter: Adapter, pipe: Any, text: bool) -> list[AnySite]:

@@ -155,3 +155,8 @@ def scheduler_progress(pipe: Any) -> Callable[[], int | None]:
         return int(scheduler.step_index or 0)
 
     return progress
+
+
+def role_of_label(label: str) -> str:
+    """The role that a pipeline's own label of a denoiser call says; modular pipelines say ``pred_cond``."""
+    return label.removeprefix("pred_")

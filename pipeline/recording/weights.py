@@ -22,7 +22,8 @@ def attention_fingerprint(pipe: Any, adapter: Adapter, layers: Sequence[str]) ->
     parts = (adapter.denoiser(pipe), *adapter.companions(pipe), *vars(pipe).values())
     roots = {original(part) for part in parts if isinstance(part, nn.Module)}
     groups = offload_groups(module for root in roots for module in root.modules())
-    return {site.name: _digest(site.attention, groups) for site in adapter.sites(pipe) if site.name in layers}
+    sites = (*adapter.sites(pipe), *adapter.text_sites(pipe))
+    return {site.name: _digest(site.attention, groups) for site in sites if site.name in layers}
 
 
 def _digest(attention: nn.Module, groups: Groups) -> str | None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from i2am.pipeline.adapters.contract import AnySpans, JointSite, LateSpans, Spans, TokenLayout, Tokens
 from i2am.pipeline.taps.guard import Guard
-from i2am.pipeline.taps.kernels import SDPA, SOFTMAX, FunctionCalls, sdpa_call
+from i2am.pipeline.taps.kernels import SDPA, SOFTMAX, FunctionCalls, dispatched_call, sdpa_call
 from i2am.pipeline.taps.logsumexp import row_logsumexp
 from i2am.pipeline.taps.projections import QueryKey, Receive
 from i2am.pipeline.taps.shared_wrapper import listening
@@ -120,10 +120,8 @@ class CallTap:
         self._leave_mode()
 
     def _on_dispatch(self, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> None:
-        mask = args[0] if args else kwargs.get("attn_mask")
-        scale = args[3] if len(args) > 3 else kwargs.get("scale")
         if self._running and self._running[-1].dispatches:
-            self._on_call(query, key, value, mask, scale)
+            self._on_call(*dispatched_call(query, key, value, *args, **kwargs))
 
     def _enter(self, sites: Sequence[JointSite]) -> Callable[..., None]:
         dispatches = _dispatching(sites[0]) is not None
@@ -197,7 +195,8 @@ class CallTap:
                 f"layer {site.name!r}: rows of its attention call",
                 expected=f"the {spans.rows} of the latents",
                 got=str(query.shape[0]),
-                remedy="say heads: of the layer if they are among the rows, or leave it out with layers=",
+                remedy="turn attention slicing off; say heads: in a described model that has them among its "
+                "rows; or leave the layer out with layers=",
             )
         if self._detach:
             query, key = query.detach(), key.detach()
@@ -217,6 +216,8 @@ class CallTap:
         owner = self._owner(site, query, spans.generated)
         for part, tokens in self._parts(site, spans):
             reference = key[:, tokens.where]
+            if part == TEXT:
+                _check_words(site, _columns(mask, generated, tokens.where))
             self._receive(
                 QueryKey(
                     site, generated, reference, spans.generated.layout.grid, factor, tokens.layout, lse, part,
@@ -289,8 +290,23 @@ def _unclear(site: JointSite, spans: AnySpans, running: _Running) -> CaptureErro
         f"layer {site.name!r}: its joint attention call",
         expected=f"{which} of {_DISPATCH} or scaled_dot_product_attention with {sizes}",
         got=f"{calls or 'none'} from {kind}",
-        remedy="use a processor that calls one of them, or an adapter that says which call it is",
+        remedy="use a processor that calls one of them, without attention slicing, or an adapter that says "
+        "which call it is",
     )
+
+
+def _check_words(site: JointSite, mask: torch.Tensor | None) -> None:
+    """Refuse words that are masked out: those of a shorter prompt beside a longer one."""
+    if mask is None or not mask.numel():
+        return
+    hidden = ~mask if mask.dtype == torch.bool else mask < -1000  # -inf, or a large number added
+    if bool(hidden.any()):
+        raise CaptureError(
+            f"layer {site.name!r}: keys of words",
+            expected="as many words in every row",
+            got="some that are masked out",
+            remedy="make one sample a call, give prompts of one length, or leave text=True out",
+        )
 
 
 def _columns(

@@ -7,8 +7,9 @@ from types import MappingProxyType
 from typing import Any, overload
 
 from i2am.storage.errors import UnknownName
+from i2am.storage.format.commit_record import CommitRecord
 from i2am.storage.format.layer_spec import TEXT, LayerSpec
-from i2am.storage.reading.run import Array, Run, unpickle_run
+from i2am.storage.reading.run import Array, Run
 from i2am.storage.reading.run_collection import AnyRun, Runs
 
 PICTURES = ("reference", "reference_mask")
@@ -33,7 +34,7 @@ def one_reference(run: AnyRun, reference: str | None) -> AnyRun:
     run : Run or Runs
         Opened.
     reference : str or None
-        "reference", "reference-1", ..., or "text"; None: the run as it is.
+        "reference", "reference-1", ..., or "text"; None: the run as it is, or its first if that is another.
 
     Returns
     -------
@@ -46,8 +47,9 @@ def one_reference(run: AnyRun, reference: str | None) -> AnyRun:
     UnknownName
         If no layer has keys of such a reference.
     """
-    if reference is None:
+    if reference is None and references_of(run)[0] in ("reference", TEXT):
         return run
+    reference = reference or references_of(run)[0]
     if isinstance(run, Runs):
         return Runs([one_reference(member, reference) for member in run.members])
     if reference not in (known := references_of(run)):
@@ -59,15 +61,25 @@ class OneReference(Run):
     """What `one_reference` returns."""
 
     def __init__(self, run: Run, reference: str) -> None:
-        super().__init__(run._location, run._header, run.samples)
-        self._reference = reference
+        self.__dict__.update(run.__dict__)
+        self._whole, self._reference = run, reference
         every = self._header.layers
         self._layers = {name: spec for name, spec in every.items() if spec.reference == reference}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the whole run's few facts and the name."""
-        _, facts = super().__reduce__()
-        return _unpickle, (*facts, self._reference)
+        return OneReference, (self._whole, self._reference)
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """Ids of all samples that the run shall have, which may be labelled."""
+        return self._whole.declared
+
+    def position(self, sample: str) -> int:
+        """Return the index of a declared sample; see `Run.position`."""
+        return self._whole.position(sample)
+
+    def _record(self, sample: str) -> CommitRecord:
+        return self._whole._record(sample)
 
     @property
     def layers(self) -> Mapping[str, LayerSpec]:
@@ -107,7 +119,3 @@ class OneReference(Run):
         """Shown name to stored name."""
         others = {name: name for name in names if name not in PICTURES}
         return others | {name: self._own(name) for name in PICTURES if self._own(name) in names}
-
-
-def _unpickle(location: Any, run_id: str, shown: bytes, reference: str) -> Run:
-    return OneReference(unpickle_run(location, run_id, shown), reference)

@@ -60,7 +60,7 @@ class Run:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the location and a bit for each sample: the other process reads the header itself, once."""
         shown = np.packbits([sample in self._committed for sample in self._header.samples]).tobytes()
-        return unpickle_run, (self._location, self.run_id, shown)
+        return _unpickle, (self._location, self.run_id, shown)
 
     def __repr__(self) -> str:
         return f"<Run {self.path}: {len(self.samples)} of {len(self.declared)} samples>"
@@ -383,7 +383,7 @@ _HEADERS: dict[tuple[str, str], Header] = {}
 MAX_HEADERS = 64
 
 
-def unpickle_run(location: Location, run_id: str, shown: bytes) -> Run:
+def _unpickle(location: Location, run_id: str, shown: bytes) -> Run:
     """Make a run that was pickled by another process."""
     key = location.url, run_id
     header = _HEADERS.get(key) or load_header(location)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from i2am.analysis.study.study import analyze
 from i2am.storage.errors import AlreadyExists, InputError, NoAnswer, UnknownName
 from i2am.storage.format.layer_spec import LayerSpec
 from i2am.storage.reading.one_reference import one_reference, references_of
+from i2am.storage.reading.open import open_any
 
 FIRST = LayerSpec("joint", 2, 8, (4, 4), (4, 4), lse=True, static_key=False, representation="factors")
 SECOND = replace(FIRST, name="joint@reference-1", ref_grid=(2, 6), reference="reference-1", query_of="joint")
@@ -197,3 +199,36 @@ def test_tokens_with_a_place_are_asked_for_by_it(path):
         i2am.attribution_maps(path, "r2g", at="tokens 3")
     with pytest.raises(InputError, match="token 5 of layer.*0 to 4"):
         i2am.attribution_maps(path, "r2g", reference="text", at="tokens 1,5")
+
+
+def test_labels_and_references_go_together(path, tmp_path):
+    other = tmp_path / "other.zarr"
+    shutil.copytree(path, other)
+    runs = open_any([path, other], label=True)
+    maps = i2am.attribution_maps(runs, "g2r", reference="reference-1")
+    assert [str(name) for name in maps["sample"].values] == ["r/a", "r/b", "other/a", "other/b"]
+    np.testing.assert_array_equal(maps[0], maps[2])
+    view = pickle.loads(pickle.dumps(one_reference(runs, "text")))
+    assert view.fingerprint("other/a") == runs.fingerprint("other/a")
+    found = i2am.compare(open_any([path], label=True), open_any([path], label=True))
+    assert found.to_json()["samples"] == ["r/a", "r/b"]
+
+
+def test_a_run_of_a_further_reference_alone_has_that_ones_pictures(path, tmp_path):
+    i2am.prune(path, tmp_path / "one.zarr", layers=["*reference-1"])
+    maps = i2am.attribution_maps(tmp_path / "one.zarr", "r2g", at="reference_mask")
+    whole = i2am.attribution_maps(path, "r2g", at="reference_mask", reference="reference-1")
+    np.testing.assert_array_equal(maps, whole)
+    result = analyze(tmp_path / "one.zarr", tmp_path / "out", StudyOptions(details=1, figures=1))
+    scored = result.tables["unified"].filter(direction="g2r")["imacs"].to_list()
+    mask = i2am.open_run(path).image("reference-1_mask", "a")[..., 0] > 127
+    own = i2am.attribution_maps(path, "g2r", reference="reference-1")
+    np.testing.assert_allclose(scored, i2am.imacs(own, mask), rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["joint", "jo*t", ["joint", "joint@reference-1"]])
+def test_layers_of_every_reference_are_named_by_what_they_share(path, tmp_path, layers):
+    assert i2am.reference_shares(path, layers=layers).equals(i2am.reference_shares(path))
+    save_references(i2am.open_run(path), tmp_path / "all.png", layers=layers)
+    with pytest.raises(UnknownName, match="layer 'other'"):
+        save_references(i2am.open_run(path), tmp_path / "none.png", layers="other")

@@ -167,8 +167,7 @@ def test_a_region_that_is_none_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"reference_region; expected left, right, top, bottom"):
             Region.read(wrong)
     assert find_adapter(pipe).name == "catvton"
-    with pytest.raises(CaptureError, match="exactly one"):
-        find_adapter(pipe, None, "left")  # CatVTON, and any UNet's canvas
+    assert find_adapter(pipe, None, "left").name == "catvton"  # and not that of any UNet's canvas
 
 
 def test_a_run_is_not_continued_with_the_other_side(tmp_path):
@@ -280,3 +279,21 @@ def test_rows_of_visualcloze_are_references(tmp_path, monkeypatch, rows):
             layer = f"transformer.{name}" + f"@reference-{number}" * (number > 0)
             check(run, layer, calls, target, reference, slice(None))
     assert len(run.layers) == 4 * (len(parts) + 2)
+
+
+@pytest.mark.parametrize("slices", [1, 2, 4])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_sliced_attention_is_stored_right_or_refused(tmp_path, slices, guidance):
+    """The processor makes a call for each slice of rows and heads: one slice is no layer."""
+    pipe = CatVTONPipeline()
+    heads = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.heads
+    _, whole = record(lambda: dress(pipe, guidance=guidance), pipe, tmp_path / "whole.zarr")
+    pipe.unet.set_attention_slice(slices)
+    if slices < heads * (2 if guidance > 1 else 1):
+        with pytest.raises(CaptureError, match="slicing"):
+            record(lambda: dress(pipe, guidance=guidance), pipe, tmp_path / "sliced.zarr")
+        return
+    _, run = record(lambda: dress(pipe, guidance=guidance), pipe, tmp_path / "sliced.zarr")
+    for layer, spec in whole.layers.items():
+        assert run.layers[layer].heads == spec.heads
+        np.testing.assert_allclose(run.scores(layer), whole.scores(layer), rtol=1e-4, atol=1e-4)
