@@ -92,10 +92,12 @@ def _put(target: Path, write: Callable[[Path], None], overwrite: bool) -> None:
 def _checked_target(path: str | os.PathLike[str], overwrite: bool, endings: Sequence[str] = ENDINGS) -> Path:
     """The output's path, if it may be written."""
     target = Path(path).absolute()  # workers may have another working directory
+    *first, last = endings
+    listed = f"{', '.join(first)} or {last}" if first else last
     if target.suffix not in endings:
         raise InputError(
             f"output {target}",
-            expected=f"a name that ends in {' or '.join(endings)}",
+            expected=f"a name that ends in {listed}",
             got=repr(target.suffix),
         )
     refuse_inside_run(target)

@@ -216,7 +216,7 @@ class CallTap:
         owner = self._owner(site, query, spans.generated)
         for part, tokens in self._parts(site, spans):
             reference = key[:, tokens.where]
-            if part == TEXT:
+            if part == TEXT and not spans.roles:  # other rows may have their words elsewhere
                 _check_words(site, _columns(mask, generated, tokens.where))
             self._receive(
                 QueryKey(

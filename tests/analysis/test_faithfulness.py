@@ -25,6 +25,7 @@ from i2am.analysis.experiments.patch_effects import (
 from i2am.analysis.experiments.token_ranks import RANKS, Order, token_ranks
 from i2am.analysis.maps.attribution import attribution_maps
 from i2am.storage.errors import InputError, NoAnswer, UnknownName
+from i2am.storage.reading.one_reference import one_reference
 from tests.analysis.builders import build, layer
 
 
@@ -62,26 +63,30 @@ def test_orders_follow_the_maps(run):
     assert all(sorted(tokens) == list(range(6)) for tokens in found.values())
 
 
-def test_orders_and_predictions_of_one_reference_are_made_of_its_layers(run):
-    found = orders_of(run, of=["b"])
+def test_orders_and_predictions_of_one_reference_are_made_of_its_layers(tmp_path):
+    layers = [layer(gen=(4, 3)), layer("b", gen=(8, 6), ref=(3, 2), reference="reference-1")]
+    whole, _ = build(tmp_path / "r.zarr", layers, samples=("one", "two"), images=True)
+    run = one_reference(whole, "reference-1")
+    found = orders_of(run)
     for rank, options in (
         ("g2r", {}),
         ("g2r-painted", {"at": "mask"}),
         ("official", {"protocol": "official"}),
     ):
-        own = attribution_maps(run, "g2r", layers=["b"], **options)
+        own = attribution_maps(whole, "g2r", reference="reference-1", **options)
         expected = own.interp(y=range(3), x=range(2)) if rank == "official" else own
         assert found[rank, None, None, None] == literal_order(expected)
-        assert found[rank, None, None, None] != orders_of(run)[rank, None, None, None]
+        assert found[rank, None, None, None] != orders_of(whole)[rank, None, None, None]
     assert {layer for rank, layer, _, _ in found if rank == "layers"} == {None, "b"}
-    everything = predicted_maps(run, "one", {(0, 0): np.ones((3, 2), bool)}, ["b"])
-    np.testing.assert_allclose(everything["r2g"], attribution_maps(run, "r2g", layers=["b"])[:1], rtol=1e-5)
+    everything = predicted_maps(run, "one", {(0, 0): np.ones((3, 2), bool)})
+    alone = attribution_maps(whole, "r2g", reference="reference-1")[:1]
+    np.testing.assert_allclose(everything["r2g"], alone, rtol=1e-5)
 
 
 def test_the_official_rank_of_one_reference_keeps_to_the_official_layers(tmp_path):
-    layers = [layer(name, ref=(3, 2)) for name in ("down", "mid_block", "down@reference-1")]
-    run, _ = build(tmp_path / "r.zarr", layers)
-    found = orders_of(run, names=["official"], of=["down", "mid_block"])
+    further = layer("down@reference-1", ref=(3, 2), reference="reference-1")
+    run, _ = build(tmp_path / "r.zarr", [layer("down"), layer("mid_block"), further])
+    found = orders_of(run, names=["official"])
     own = attribution_maps(run, "g2r", layers=["down"], protocol="official")
     assert found["official", None, None, None] == literal_order(own)
 
