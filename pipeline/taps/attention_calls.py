@@ -187,17 +187,7 @@ class CallTap:
         if found is None:
             return
         site, spans = found
-        if spans.heads is not None and query.shape[2] == 1 and query.shape[0] % spans.heads == 0:
-            query, key = (_unfolded(x, spans.heads) for x in (query, key))
-            value = None if value is None else _unfolded(value, spans.heads)
-        if spans.rows not in (None, query.shape[0]):
-            raise CaptureError(
-                f"layer {site.name!r}: rows of its attention call",
-                expected=f"the {spans.rows} of the latents",
-                got=str(query.shape[0]),
-                remedy="turn attention slicing off; say heads: in a described model that has them among its "
-                "rows; or leave the layer out with layers=",
-            )
+        query, key, value = _with_heads(site, spans, query, key, value)
         if self._detach:
             query, key = query.detach(), key.detach()
         factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -293,6 +283,24 @@ def _unclear(site: JointSite, spans: AnySpans, running: _Running) -> CaptureErro
         remedy="use a processor that calls one of them, without attention slicing, or an adapter that says "
         "which call it is",
     )
+
+
+def _with_heads(
+    site: JointSite, spans: Spans, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Query, key and value with their heads on an axis of their own; rows of a slice alone are refused."""
+    if spans.heads is not None and query.shape[2] == 1 and query.shape[0] % spans.heads == 0:
+        query, key = (_unfolded(x, spans.heads) for x in (query, key))
+        value = None if value is None else _unfolded(value, spans.heads)
+    if spans.rows not in (None, query.shape[0]):
+        raise CaptureError(
+            f"layer {site.name!r}: rows of its attention call",
+            expected=f"the {spans.rows} of the latents",
+            got=str(query.shape[0]),
+            remedy="turn attention slicing off; say heads: in a described model that has them among its "
+            "rows; or leave the layer out with layers=",
+        )
+    return query, key, value
 
 
 def _check_words(site: JointSite, mask: torch.Tensor | None) -> None:

@@ -54,7 +54,8 @@ def test_from_a_table_to_figures(file: Path, tmp_path: Path, i2am: Callable[...,
     assert own[0]["imacs"] == pytest.approx(scored["imacs"][0])
 
     assert i2am("maps", run.path, "--reference", "all", "--out", tmp_path / "all.png").status == 0
-    assert Image.open(tmp_path / "all.png").size[0] > 1000
+    with Image.open(tmp_path / "all.png") as picture:
+        assert picture.size[0] > 1000
     maps = ["maps", run.path, "--out", tmp_path / "no.png"]
     i2am(*maps, "--reference", "all", "--level", "head").refused(
         "--reference all; .*; got --level; ask for one"

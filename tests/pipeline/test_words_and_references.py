@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from i2am.analysis.drawing.save_maps import save_references
 from i2am.pipeline.capture import capture
 from i2am.storage.errors import CaptureError
 from i2am.storage.reading.open import open_run
@@ -100,6 +102,9 @@ def test_words_beside_two_ip_adapters_share_their_query(tmp_path):
                 np.testing.assert_allclose(run.scores(name)[0, step], own, rtol=1e-5, atol=1e-5)
     witnessed(run, run.layers, 2)
     assert verify(run.path).ok
+    save_references(run, tmp_path / "all.png")  # where both pictures and the words were used, in one figure
+    with Image.open(tmp_path / "all.png") as picture:
+        assert picture.size[0] > 800
 
 
 def test_a_model_without_words_says_so(tmp_path):
