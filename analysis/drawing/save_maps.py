@@ -171,7 +171,7 @@ def references_sheet(
     shares, bar = {}, ""
     with suppress(NoAnswer):  # of softmaxes of their own
         rows = reference_shares(run, samples, layers, **asked).iter_rows()
-        shares = {(sample, name): f", {share:.1%} of attention" for sample, name, share in rows}
+        shares = {(sample, name): f", {share:.1%}" for sample, name, share in rows}
     for name in references_of(run):
         view, own_layers = one_reference(run, name), layers_of_reference(run, name, layers)
         if own_layers == []:
@@ -193,9 +193,10 @@ def references_sheet(
                 begun = panels.setdefault(sample, [Panel("generated", own.images.get("generated"))])
                 begun.append(Panel(words, picture, values.astype(np.float64)))
     blocks = [_block(sample, found, shares) for sample, found in panels.items()]
-    return sheet(blocks, "Every reference, and words", bar, NOTE)
+    note = NOTE + (" In percent: its share of all attention." if shares else "")
+    return sheet(blocks, "Every reference, and words", bar, note)
 
 
 def _block(sample: str, panels: list[Panel], shares: dict[tuple[str, str], str]) -> Block:
     rest = shares.get((sample, REST), "")
-    return block(f"{sample}{rest} elsewhere" if rest else sample, panels)
+    return block(f"{sample}{rest} of attention elsewhere" if rest else sample, panels)
