@@ -12,6 +12,7 @@ import torch
 from diffusers.modular_pipelines.qwenimage import encoders as qwenimage
 
 from i2am.pipeline.capture import capture
+from i2am.pipeline.interventions.ablation import ablation
 from i2am.storage.reading.open import open_run
 from tests.pipeline import edit_models, joint_models, models
 from tests.pipeline.kernel_spy import kernel_witness
@@ -120,6 +121,9 @@ def test_a_modular_pipeline_is_captured_as_its_family(case, tmp_path, monkeypatc
         sample.generated = images[0]
     with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
         np.testing.assert_array_equal(images, generate())
+    if case.calls == 2:  # the guider labels its calls in words of its own
+        with ablation(pipe, np.ones((1, *case.references[0]), bool), "mask"):
+            assert (generate() != images).any()
     run = open_run(tmp_path / "r.zarr")
     assert run.attrs["adapter"] == case.adapter
     assert [round(t) for t in run.timesteps] == [1000, 667, 333]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from i2am.analysis.drawing.save_maps import save_references
+from i2am.pipeline.adapters.registry import find_adapter
 from i2am.pipeline.capture import capture
+from i2am.pipeline.recording.weights import attention_fingerprint
+from i2am.pipeline.taps.kernels import dispatched_call
+from i2am.pipeline.taps.logsumexp import row_logsumexp
 from i2am.storage.errors import CaptureError
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
@@ -110,3 +115,30 @@ def test_words_beside_two_ip_adapters_share_their_query(tmp_path):
 def test_a_model_without_words_says_so(tmp_path):
     with pytest.raises(CaptureError, match="layers that attend to words.*leave text=True out"):
         capture(models.painter(), tmp_path / "r.zarr", ["a"], text=True)
+
+
+def test_text_attention_counts_in_the_fingerprint():
+    pipe = unet_models.with_ip_adapters(unet_models.stable_diffusion(), "base")
+    adapter = find_adapter(pipe)
+    names = [site.name for site in adapter.text_sites(pipe)]
+    before = attention_fingerprint(pipe, adapter, names)
+    assert list(before) == names
+    pipe.unet.get_submodule(names[0].removeprefix("unet.")).to_k.weight.data += 1
+    after = attention_fingerprint(pipe, adapter, names)
+    assert [name for name in names if before[name] != after[name]] == names[:1]
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_masks_and_grouped_heads_of_diffusers_dispatch(scale):
+    """As its native backends take them: a mask of [row, key], fewer heads of keys, causal calls."""
+    draw = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 5, 4, 8, generator=draw), torch.randn(2, 7, 2, 8, generator=draw)
+    mask = torch.rand(2, 7, generator=draw) > 0.3
+    q, k, _, seen, factor = dispatched_call(query, key, key, mask, 0.0, False, scale, True)
+    whole = key.repeat_interleave(2, 2)
+    logits = torch.einsum("rqhd,rkhd->rhqk", query, whole) * (scale or 8**-0.5)
+    logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
+    torch.testing.assert_close(row_logsumexp(q, k, factor, seen), logits.logsumexp(-1))
+    *_, seen, _ = dispatched_call(query, whole, whole, is_causal=True)
+    assert seen is not None
+    assert torch.equal(seen, torch.ones(5, 7, dtype=torch.bool).tril())
