@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from i2am.flows.capture.job import prepare
 from i2am.flows.capture.load_pipeline import call_inputs, load_pipeline
 from i2am.flows.config.load_yaml import load_capture
 from i2am.flows.config.models import CaptureConfig
@@ -187,6 +188,8 @@ def test_a_canvas_goes_from_yaml_to_ablation(tmp_path: Path, i2am: Callable[...,
         "--quiet",
     )
     assert outcome.status == 0, outcome.err
+    (tmp_path / "two.yaml").write_text(json.dumps(settings | {"batch_size": 2}))
+    prepare(load_capture(tmp_path / "two.yaml"))  # the region says which adapter is meant, at every look-up
     (tmp_path / "c.yaml").write_text(json.dumps(settings | {"reference_region": "middle"}))
     outcome = i2am("capture", tmp_path / "c.yaml")
     assert outcome.status == 2
