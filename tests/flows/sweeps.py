@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from i2am.flows.sweep.gpu_lock import FOLDER
 from i2am.storage.reading.open import open_run
 from i2am.storage.tools.verify import verify
@@ -37,6 +39,7 @@ class Sweep:
 
     def __init__(self, file: Path, *words: object, env: dict[str, str] | None = None) -> None:
         self.run = Path(words[words.index("--out") + 1] if "--out" in words else file.parent / "tiny.zarr")
+        self.gpus = (yaml.safe_load(file.read_text()).get("sweep") or {}).get("gpus") or []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "i2am", "sweep", str(file), "--json", *map(str, words)],
             cwd=ROOT,
@@ -93,5 +96,5 @@ def sweeps() -> Iterator[Callable[..., Sweep]]:
             for pipe in (sweep.process.stdout, sweep.process.stderr):
                 assert pipe is not None
                 pipe.close()
-        for lock in FOLDER.glob("i2am-gpu-test-*.lock"):
-            lock.unlink()
+        for gpu in (gpu for sweep in started for gpu in sweep.gpus):  # other tests hold locks of their own
+            (FOLDER / f"i2am-gpu-{gpu}.lock").unlink(missing_ok=True)

@@ -57,9 +57,10 @@ def main(path: str, kills: int, seed: int) -> dict[str, Any]:
     share = (time.perf_counter() - clock) / samples
     dice = random.Random(seed)
     history = []
-    for _ in range(kills):
+    for number in range(kills):
         # Counted from a commit, so that a busy machine neither finishes nor stands still.
-        enough = len(list(run.glob("commits/*.json"))) + dice.choice((0, 0, 1))
+        more = dice.choice((0, 0, 1)) if number < kills - 1 else 1  # the last follows a commit
+        enough = len(list(run.glob("commits/*.json"))) + more
         pid = start(config)
         while len(list(run.glob("commits/*.json"))) < enough:
             time.sleep(0.001)
