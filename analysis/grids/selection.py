@@ -132,14 +132,13 @@ def _asked_layers(run: AnyRun, direction: Direction, names: Sequence[str] | str,
     asked = [layer for name, layer in run.layers.items() if matched & {name, untiled_name(layer)}]
     first = references_of(run)[0]
     others = [layer for layer in asked if layer.reference != first]
-    if (stray := [layer for layer in others if layer.name in wanted] or others) and (
-        len(others) == len(asked) or stray[0].name in wanted
-    ):
+    strays = [layer for layer in others if layer.name in wanted]
+    if strays := strays or (others if len(others) == len(asked) else []):
         raise NoAnswer(
-            f"this question to layer {stray[0].name!r}",
+            f"this question to layer {strays[0].name!r}",
             expected=f"layers of one reference, here {first!r}",
-            got=repr(stray[0].reference),
-            remedy=f"ask with reference={stray[0].reference!r}, or --reference",
+            got=repr(strays[0].reference),
+            remedy=f"ask with reference={strays[0].reference!r}, or --reference",
         )
     asked = [layer for layer in asked if layer not in others]
     unable = [layer for layer in asked if needs_map and not has_reference_map(layer)]

@@ -19,7 +19,7 @@ from torch import nn
 
 from i2am.pipeline.adapters.contract import AnySpans, JointSite, LateSpans, Spans, TokenLayout, Tokens
 from i2am.pipeline.taps.guard import Guard
-from i2am.pipeline.taps.kernels import SDPA, SOFTMAX, FunctionCalls, dispatched_call, sdpa_call
+from i2am.pipeline.taps.kernels import SDPA, SOFTMAX, FunctionCalls, KernelCall, dispatched_call, sdpa_call
 from i2am.pipeline.taps.logsumexp import row_logsumexp
 from i2am.pipeline.taps.projections import QueryKey, Receive
 from i2am.pipeline.taps.shared_wrapper import listening
@@ -121,7 +121,7 @@ class CallTap:
 
     def _on_dispatch(self, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> None:
         if self._running and self._running[-1].dispatches:
-            self._on_call(*dispatched_call(query, key, value, *args, **kwargs))
+            self._on_kernel(dispatched_call(query, key, value, *args, **kwargs))
 
     def _enter(self, sites: Sequence[JointSite]) -> Callable[..., None]:
         dispatches = _dispatching(sites[0]) is not None
@@ -163,7 +163,11 @@ class CallTap:
             products.note(function, args)
             return
         call = sdpa_call(*args, **kwargs) if function is SDPA else products.call(args, kwargs)
-        if call is not None and call.query is not None and call.key is not None:
+        if call is not None:
+            self._on_kernel(call)
+
+    def _on_kernel(self, call: KernelCall) -> None:
+        if call.query is not None and call.key is not None:
             query, key = (x.transpose(1, 2) for x in (call.query, call.key))
             value = None if call.value is None else call.value.transpose(1, 2)
             self._on_call(query, key, value, call.mask, call.scale, call.logits)

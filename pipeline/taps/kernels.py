@@ -176,7 +176,7 @@ def sdpa_call(
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     if is_causal:
-        attn_mask = _causal(query.shape[2], key.shape[2], query.device)
+        attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     return KernelCall("scaled_dot_product_attention", query, key, factor, attn_mask, value=value)
 
@@ -186,25 +186,16 @@ def dispatched_call(
     key: torch.Tensor,
     value: torch.Tensor,
     attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-    *_: Any,
-    **others: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float]:
-    """Query, key, value [row, token, head, dim], mask and scale of a call of diffusers' dispatch."""
+    *args: Any,
+    **kwargs: Any,
+) -> KernelCall:
+    """A call of diffusers' dispatch, whose first arguments are those of torch's, [row, token, head, dim]."""
     if attn_mask is not None and attn_mask.shape == (query.shape[0], key.shape[1]):
         attn_mask = attn_mask[:, None, None]  # its native backends take [row, key]
-    if enable_gqa:
-        key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
-    if is_causal:
-        attn_mask = _causal(query.shape[1], key.shape[1], query.device)
-    return query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else float(scale)
-
-
-def _causal(queries: int, keys: int, device: torch.device) -> torch.Tensor:
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril()
+    names = ("dropout_p", "is_causal", "scale", "enable_gqa")
+    given = dict(zip(names, args, strict=False)) | {name: kwargs[name] for name in names if name in kwargs}
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return sdpa_call(query, key, value, attn_mask, **given)
 
 
 def _token_first(name: str, query: torch.Tensor, key: torch.Tensor, mask: Any, scale: Any) -> KernelCall:

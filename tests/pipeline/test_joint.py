@@ -72,12 +72,25 @@ def small_references(monkeypatch):
 
 def record(pipe, path, count=1, **options):
     images = {name: options.pop(name) for name in ("guidance", "height", "width", "image") if name in options}
+    return stored(pipe, path, lambda: edit(pipe, count, **images), count, **options)
+
+
+def stored(pipe, path, generate, count, **options):
     ids = [f"s{i}" for i in range(count)]
     with capture(pipe, path, samples=ids, **options) as cap, cap.samples(ids) as handles:
-        out = edit(pipe, count, **images)
+        out = generate()
         for handle, image in zip(handles, out, strict=True):
             handle.generated = image
     return out
+
+
+def watched(pipe, path, monkeypatch, generate, count=1, **options):
+    """The run of a generation, whose images are the same with a capture, and its calls at the kernel."""
+    plain = generate()
+    np.testing.assert_array_equal(stored(pipe, path, generate, count, **options), plain)
+    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
+        generate()
+    return open_run(path), seen
 
 
 def check(run, seen, start, references, roles, count):
@@ -142,7 +155,7 @@ def test_images_are_equal_and_scores_are_the_models_own(
 def test_longcat_has_kontexts_layout(tmp_path, monkeypatch, count, guidance, size):
     module = "diffusers.pipelines.longcat_image.pipeline_longcat_image_edit"
     monkeypatch.setattr(f"{module}.calculate_dimensions", lambda area, ratio: size)
-    pipe, path, ids = joint_models.longcat_edit(), tmp_path / "r.zarr", [f"s{i}" for i in range(count)]
+    pipe, path = joint_models.longcat_edit(), tmp_path / "r.zarr"
     roles = ("cond", "uncond") if guidance > 1 else ("cond",)
 
     def call():
@@ -151,15 +164,8 @@ def test_longcat_has_kontexts_layout(tmp_path, monkeypatch, count, guidance, siz
             num_images_per_prompt=count, generator=torch.Generator().manual_seed(0), output_type="np",
         ).images  # fmt: skip
 
-    plain = call()
-    with capture(pipe, path, samples=ids, roles=roles) as cap, cap.samples(ids) as handles:
-        captured = call()
-        for handle, image in zip(handles, captured, strict=True):
-            handle.generated = image
-    np.testing.assert_array_equal(captured, plain)
-    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
-        call()
-    run, grid = open_run(path), (size[1] // 2, size[0] // 2)  # the pipeline's sizes are (width, height)
+    run, seen = watched(pipe, path, monkeypatch, call, count, roles=roles)
+    grid = (size[1] // 2, size[0] // 2)  # the pipeline's sizes are (width, height)
     assert len(run.layers) == 4 * len(roles)
     assert all(spec.gen_grid == spec.ref_grid == grid for spec in run.layers.values())
     assert list(run.timesteps) == [float(t) for t in pipe.scheduler.timesteps]
@@ -189,15 +195,9 @@ def test_several_references_are_layers_of_their_own(tmp_path, monkeypatch, refer
             generator=torch.Generator().manual_seed(0),
         ).images  # fmt: skip
 
-    plain, ids, path = generate(), [f"s{i}" for i in range(count)], tmp_path / "r.zarr"
-    with capture(pipe, path, samples=ids, roles=roles) as cap, cap.samples(ids) as handles:
-        out = generate()
-        for handle, image in zip(handles, out, strict=True):
-            handle.generated = image
-    np.testing.assert_array_equal(out, plain)
-    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
-        generate()
-    run, generated = open_run(path), (size[0] // 4, size[1] // 4)
+    path = tmp_path / "r.zarr"
+    run, seen = watched(pipe, path, monkeypatch, generate, count, roles=roles)
+    generated = (size[0] // 4, size[1] // 4)
     assert len(run.layers) == len(roles) * references * len(seen)
     for name, spec in run.layers.items():
         number = int(name.partition("reference-")[2][:1] or 0)
@@ -262,16 +262,10 @@ def test_flux2_has_several_references_of_grids_of_their_own(
             generator=torch.Generator().manual_seed(0), output_type="np",
         ).images  # fmt: skip
 
-    plain, ids, path = call(), [f"s{i}" for i in range(count)], tmp_path / "r.zarr"
+    path = tmp_path / "r.zarr"
     kept = {"roles": roles, "representation": "factors" if count > 1 else "auto"}
-    with capture(pipe, path, samples=ids, **kept) as cap, cap.samples(ids) as handles:
-        captured = call()
-        for handle, image in zip(handles, captured, strict=True):
-            handle.generated = image
-    np.testing.assert_array_equal(captured, plain)
-    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
-        call()
-    run, grids = open_run(path), [(rows // 8, columns // 8) for rows, columns in sizes]
+    run, seen = watched(pipe, path, monkeypatch, call, count, **kept)
+    grids = [(rows // 8, columns // 8) for rows, columns in sizes]
     assert len(run.layers) == 4 * len(roles) * references
     assert list(run.timesteps) == [float(t) for t in pipe.scheduler.timesteps]
     generated = size[0] // 8, size[1] // 8
@@ -334,15 +328,9 @@ def test_keys_that_flux2_keeps_are_stored_once(tmp_path, monkeypatch, count, ste
             num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0), output_type="np",
         ).images  # fmt: skip
 
-    plain, ids, path = call(), [f"s{i}" for i in range(count)], tmp_path / "r.zarr"
-    with capture(pipe, path, samples=ids, steps=steps) as cap, cap.samples(ids) as handles:
-        captured = call()
-        for handle, image in zip(handles, captured, strict=True):
-            handle.generated = image
-    np.testing.assert_array_equal(captured, plain)
-    with kernel_witness(pipe.transformer, ATTENTION, monkeypatch) as seen:
-        call()
-    run, kept = open_run(path), range(STEPS)[steps or slice(None)]
+    path = tmp_path / "r.zarr"
+    run, seen = watched(pipe, path, monkeypatch, call, count, steps=steps)
+    kept = range(STEPS)[steps or slice(None)]
     assert len(run.layers) == 8
     for name, forwards in seen.items():
         for layer, grid, first in (("", (8, 8), TEXT), ("@reference-1", (12, 8), TEXT + 64)):
@@ -355,8 +343,8 @@ def test_keys_that_flux2_keeps_are_stored_once(tmp_path, monkeypatch, count, ste
             np.testing.assert_allclose(run.scores(spec.name).compute(), own, rtol=1e-5, atol=1e-5)
             lse = np.logaddexp.reduce(logits, -1)
             np.testing.assert_allclose(run.lse(spec.name), lse, rtol=1e-5, atol=1e-5)
-            for sample in ids:
-                agreement = run.record(sample)["witness"][spec.name]
+            for number in range(count):
+                agreement = run.record(f"s{number}")["witness"][spec.name]
                 assert (agreement["steps"], agreement["unwitnessed_steps"]) == (len(kept), 0)
     assert verify(path).ok
 

@@ -134,11 +134,12 @@ def test_masks_and_grouped_heads_of_diffusers_dispatch(scale):
     draw = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 5, 4, 8, generator=draw), torch.randn(2, 7, 2, 8, generator=draw)
     mask = torch.rand(2, 7, generator=draw) > 0.3
-    q, k, _, seen, factor = dispatched_call(query, key, key, mask, 0.0, False, scale, True)
+    call = dispatched_call(query, key, key, mask, 0.0, False, scale, True)
+    q, k = call.query.transpose(1, 2), call.key.transpose(1, 2)
     whole = key.repeat_interleave(2, 2)
     logits = torch.einsum("rqhd,rkhd->rhqk", query, whole) * (scale or 8**-0.5)
     logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
-    torch.testing.assert_close(row_logsumexp(q, k, factor, seen), logits.logsumexp(-1))
-    *_, seen, _ = dispatched_call(query, whole, whole, is_causal=True)
+    torch.testing.assert_close(row_logsumexp(q, k, call.scale, call.mask), logits.logsumexp(-1))
+    seen = dispatched_call(query, whole, whole, is_causal=True).mask
     assert seen is not None
     assert torch.equal(seen, torch.ones(5, 7, dtype=torch.bool).tril())
